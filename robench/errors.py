@@ -1,0 +1,134 @@
+"""Every error that robench raises on purpose, in one tree.
+
+Each message says what is wrong, where, and what to do about it. The command line prints
+exactly that line and exits with ``exit_code``; from Python the same object is raised.
+
+::
+
+    RobenchError
+    ├── UsageError                 a value the user gave makes no sense here
+    │   └── UnknownNameError       a name no registry knows; near misses are listed
+    ├── CardError                  a card.toml that does not follow the schema
+    ├── CheckpointError            weights that cannot be read
+    │   ├── HashMismatchError      the file is not the one the card describes
+    │   ├── KeyMismatchError       parameter names or shapes differ from the architecture
+    │   └── UnsafeCheckpointError  reading the file would execute code
+    ├── DataError                  a data set that is missing, empty or malformed
+    ├── ModelError                 a model whose outputs cannot be evaluated
+    ├── AttackError                an attack that is not defined for this input
+    ├── TrainingError              a training run that diverged or lacks something
+    ├── DeviceError                a device that is not there
+    ├── StoreError                 records that cannot be written or read
+    │   └── CorruptRecordError     a record whose checksum or schema is wrong
+    └── MissingDependencyError     an optional package that is not installed
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "AttackError",
+    "CardError",
+    "CheckpointError",
+    "CorruptRecordError",
+    "DataError",
+    "DeviceError",
+    "HashMismatchError",
+    "KeyMismatchError",
+    "MissingDependencyError",
+    "ModelError",
+    "RobenchError",
+    "StoreError",
+    "TrainingError",
+    "UnknownNameError",
+    "UnsafeCheckpointError",
+    "UsageError",
+]
+
+
+class RobenchError(Exception):
+    """Base class of all intended errors.
+
+    Args:
+        what: what is wrong, in one sentence without a final full stop.
+        where: the file, field, sample or option concerned, if any.
+        hint: what to do about it, if it is known.
+    """
+
+    exit_code = 2
+
+    def __init__(self, what: str, *, where: object = None, hint: str | None = None) -> None:
+        self.what = what
+        self.where = None if where is None else str(where)
+        self.hint = hint
+        message = what if self.where is None else f"{self.where}: {what}"
+        super().__init__(message if hint is None else f"{message}. {hint}")
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # Exceptions cross process borders; the default would pass the message as `what`.
+        return _rebuild, (type(self), self.what, self.where, self.hint)
+
+
+def _rebuild(
+    kind: type[RobenchError], what: str, where: str | None, hint: str | None
+) -> RobenchError:
+    return kind(what, where=where, hint=hint)
+
+
+class UsageError(RobenchError):
+    """A value that the user gave makes no sense here."""
+
+
+class UnknownNameError(UsageError):
+    """A name that no registry knows."""
+
+
+class CardError(RobenchError):
+    """A card that does not follow the schema."""
+
+
+class CheckpointError(RobenchError):
+    """Weights that cannot be read."""
+
+
+class HashMismatchError(CheckpointError):
+    """The file on disk is not the one that the card describes."""
+
+
+class KeyMismatchError(CheckpointError):
+    """Parameter names or shapes that differ between the file and the architecture."""
+
+
+class UnsafeCheckpointError(CheckpointError):
+    """Reading the file would execute code that it carries."""
+
+
+class DataError(RobenchError):
+    """A data set that is missing, empty or malformed."""
+
+
+class ModelError(RobenchError):
+    """A model whose outputs cannot be evaluated."""
+
+
+class AttackError(RobenchError):
+    """An attack that is not defined for this input."""
+
+
+class TrainingError(RobenchError):
+    """A training run that diverged, or lacks something it needs."""
+
+
+class DeviceError(RobenchError):
+    """A device that was asked for and is not there."""
+
+
+class StoreError(RobenchError):
+    """Records that cannot be written or read."""
+
+
+class CorruptRecordError(StoreError):
+    """A record whose checksum, schema or content is wrong."""
+
+
+class MissingDependencyError(RobenchError):
+    """An optional package that is not installed."""

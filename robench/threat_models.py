@@ -1,0 +1,134 @@
+"""What the adversary may do: a norm and an exact radius.
+
+ε is kept as an exact fraction together with the way it was written. ``8/255`` and ``0.031`` are
+different radii, and robench never merges them: they differ in every key, column and folder.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import Any, Literal, get_args
+
+from pydantic import GetCoreSchemaHandler
+from pydantic_core import CoreSchema, core_schema
+
+from robench.errors import UsageError
+
+__all__ = ["NORMS", "Norm", "ThreatModel", "parse_eps", "parse_norm"]
+
+Norm = Literal["Linf", "L2", "L1"]
+NORMS: tuple[Norm, ...] = get_args(Norm)
+
+_EPS = re.compile(r"^\s*(\d+(?:\.\d*)?|\.\d+)(?:\s*/\s*(\d+(?:\.\d*)?))?\s*$")
+
+
+def parse_norm(text: str) -> Norm:
+    """``"Linf"``, ``"linf"``, ``"inf"``, ``"l2"`` … → the canonical name.
+
+    Raises:
+        UsageError: the norm is not one of Linf, L2, L1.
+    """
+    wanted = text.strip().casefold().removeprefix("l")
+    for norm in NORMS:
+        if norm.casefold().removeprefix("l") == wanted:
+            return norm
+    raise UsageError(f"unknown norm {text!r}", hint=f"Use one of {', '.join(NORMS)}")
+
+
+def parse_eps(text: str | float | Fraction) -> tuple[Fraction, str]:
+    """An ε in [0, 1] pixel units → its exact value and the way to write it.
+
+    Raises:
+        UsageError: the text is no non-negative number or fraction.
+    """
+    written = str(text).strip()
+    match = _EPS.match(written)
+    if match is None:
+        raise UsageError(f"eps {text!r} is not a number", hint="Write it as 8/255 or 0.2")
+    numerator, denominator = match.groups()
+    if denominator is not None and Fraction(denominator) == 0:
+        raise UsageError(f"eps {text!r} divides by zero", hint="Write it as 8/255 or 0.2")
+    return Fraction(numerator) / Fraction(denominator or 1), re.sub(r"\s", "", written)
+
+
+@dataclass(frozen=True)
+class ThreatModel:
+    """An Lp ball around each clean input, intersected with the pixel box [0, 1].
+
+    Args:
+        norm: ``"Linf"``, ``"L2"`` or ``"L1"``.
+        eps: the exact radius in [0, 1] pixel units.
+        written: how the radius was written (``"8/255"``), for people and file names. Takes no
+            part in comparisons.
+    """
+
+    norm: Norm
+    eps: Fraction
+    written: str = field(compare=False)
+
+    @classmethod
+    def of(cls, norm: str, eps: str | float | Fraction) -> ThreatModel:
+        """Build and validate.
+
+        Raises:
+            UsageError: unknown norm; ε not a number, not positive, or above the largest radius
+                that can mean anything: 1 for Linf, where the ball then holds the whole box.
+        """
+        value, written = parse_eps(eps)
+        canonical = parse_norm(norm)
+        if value <= 0:
+            raise UsageError(
+                f"eps must be positive, got {written}", hint="Write it as 8/255 or 0.2"
+            )
+        if canonical == "Linf" and value > 1:
+            raise UsageError(
+                f"eps must be at most 1 for Linf, got {written}",
+                hint="Inputs are in [0, 1]: an eps of 8 grey levels is written 8/255",
+            )
+        return cls(canonical, value, written)
+
+    @classmethod
+    def parse(cls, text: str) -> ThreatModel:
+        """``"Linf-8/255"`` or its file-name form ``"Linf-8_255"`` → ThreatModel.
+
+        Raises:
+            UsageError: the text does not have the form NORM-EPS.
+        """
+        norm, dash, eps = text.partition("-")
+        if not dash:
+            raise UsageError(f"{text!r} is not a threat model", hint="Write it as Linf-8/255")
+        return cls.of(norm, eps.replace("_", "/"))
+
+    @property
+    def radius(self) -> float:
+        """ε as a float, in [0, 1] pixel units."""
+        return float(self.eps)
+
+    @property
+    def slug(self) -> str:
+        """A form that is safe in file names: ``"Linf-8_255"``."""
+        return f"{self.norm}-{self.written.replace('/', '_')}"
+
+    @property
+    def identity(self) -> str:
+        """A canonical form for hashing: equal exactly if the threat models are equal."""
+        return f"{self.norm}-{self.eps}"
+
+    def __str__(self) -> str:
+        return f"{self.norm}-{self.written}"
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        def validate(value: Any) -> ThreatModel:
+            if isinstance(value, ThreatModel):
+                return value
+            try:
+                return cls.parse(str(value))
+            except UsageError as error:
+                raise ValueError(str(error)) from error
+
+        return core_schema.no_info_plain_validator_function(
+            validate, serialization=core_schema.plain_serializer_function_ser_schema(str)
+        )

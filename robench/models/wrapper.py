@@ -1,0 +1,197 @@
+"""The one shape in which robench meets a network: inputs in [0, 1] → logits."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from robench.errors import ModelError, UsageError
+from robench.records import AttentionSpec, ForwardSpec, InputSpec, ModelSummary, OutputPath
+from robench.registry import near_misses
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["RobenchModel", "buffer_fingerprint"]
+
+
+class RobenchModel(nn.Module):
+    """A network together with everything that its card says about calling it.
+
+    ``forward`` takes float inputs (N, channels, H, W) in [0, 1] and returns logits
+    (N, num_classes) in whatever dtype the network yields. Range, normalisation and channel order
+    are applied on the way in, and the logits are picked out of whatever the network returns.
+    Where the card asks for none of it, nothing is added to the computation.
+
+    The network is put in evaluation mode and its parameters are frozen; ``train()`` has no
+    effect. It can be moved, copied and compiled like any module.
+
+    Args:
+        network: the bare network.
+        num_classes: number of logits it must return.
+        input_spec: range, mean/std and channel order that it expects.
+        forward_spec: arguments of its ``forward`` and the paths to its outputs.
+        attention: how to look at its attention and features.
+        summary: what records and leaderboards say about it.
+    """
+
+    network: nn.Module
+    _mean: Tensor | None
+    _std: Tensor | None
+
+    def __init__(
+        self,
+        network: nn.Module,
+        *,
+        num_classes: int,
+        summary: ModelSummary,
+        input_spec: InputSpec | None = None,
+        forward_spec: ForwardSpec | None = None,
+        attention: AttentionSpec | None = None,
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.num_classes = num_classes
+        self.summary = summary
+        self.input_spec = input_spec or InputSpec()
+        self.forward_spec = forward_spec or ForwardSpec()
+        self.attention = attention or AttentionSpec()
+        self.output_name: str | None = None
+        # Plain attributes, because torch.compile guards on them more cheaply than on pydantic's.
+        self._arguments: dict[str, Any] = dict(self.forward_spec.arguments)
+        self._path: OutputPath = self.forward_spec.output
+        self._low = self.input_spec.low
+        self._span = self.input_spec.high - self.input_spec.low
+        self._flip = self.input_spec.channel_order == "BGR"
+        # Not persistent: the state dict stays exactly the network's own.
+        self.register_buffer("_mean", _per_channel(self.input_spec.mean, 0.0), persistent=False)
+        self.register_buffer("_std", _per_channel(self.input_spec.std, 1.0), persistent=False)
+        self.requires_grad_(False)
+        self.eval()
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Names of the further outputs that :meth:`with_output` accepts."""
+        return tuple(self.forward_spec.outputs)
+
+    def with_output(self, name: str) -> RobenchModel:
+        """The same network, sharing every parameter, returning another of its outputs.
+
+        Raises:
+            UsageError: the card names no such output.
+        """
+        if name not in self.forward_spec.outputs:
+            close = near_misses(name, list(self.outputs))
+            hint = f"Did you mean {close[0]!r}?" if close else None
+            if not close:
+                hint = f"It has: {', '.join(self.outputs) or 'none but the final logits'}"
+            raise UsageError(f"no output {name!r}", where=self.summary.id, hint=hint)
+        other = RobenchModel(
+            self.network,
+            num_classes=self.num_classes,
+            summary=self.summary,
+            input_spec=self.input_spec,
+            forward_spec=self.forward_spec,
+            attention=self.attention,
+        )
+        # The buffers made above are on the CPU in float32; the network may have moved since.
+        other._mean, other._std = self._mean, self._std
+        other.output_name = name
+        other._path = self.forward_spec.outputs[name]
+        if self.forward_spec.outputs_arguments:
+            other._arguments = dict(self.forward_spec.outputs_arguments)
+        return other
+
+    def train(self, mode: bool = True) -> RobenchModel:
+        """Stays in evaluation mode: batch statistics must never depend on the adversary."""
+        return super().train(False)
+
+    def prepare(self, inputs: Tensor) -> Tensor:
+        """Inputs in [0, 1], RGB → what the network expects, same shape and dtype."""
+        prepared = inputs
+        if self._flip:
+            prepared = prepared.flip(1)
+        if self._span != 1.0:
+            prepared = prepared * self._span
+        if self._low != 0.0:
+            prepared = prepared + self._low
+        if self._mean is not None:
+            prepared = prepared - self._mean.to(inputs.dtype)
+        if self._std is not None:
+            prepared = prepared / self._std.to(inputs.dtype)
+        return prepared
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """(N, channels, H, W) float in [0, 1] → logits (N, num_classes).
+
+        Raises:
+            ModelError: what the network returns has no logits at the card's path, or of another
+                shape.
+        """
+        returned = self.network(self.prepare(inputs), **self._arguments)
+        logits = _follow(returned, self._path, self.summary.id)
+        if not isinstance(logits, Tensor):
+            raise ModelError(
+                f"the network returns {_describe(logits)} where logits should be",
+                where=self.summary.id,
+                hint="Say in the card's forward.output where they are, e.g. output = [0]",
+            )
+        if logits.shape != (inputs.shape[0], self.num_classes):
+            raise ModelError(
+                f"expected logits of shape ({inputs.shape[0]}, {self.num_classes}), "
+                f"got {tuple(logits.shape)}",
+                where=self.summary.id,
+                hint="Check num_classes and forward.output in the card",
+            )
+        return logits
+
+
+def _per_channel(values: Sequence[float] | None, identity: float) -> Tensor | None:
+    """(C,) or (1,) numbers → a (1, C, 1, 1) tensor; None where they would change nothing."""
+    if values is None or all(value == identity for value in values):
+        return None
+    return torch.tensor(values, dtype=torch.float32).view(1, -1, 1, 1)
+
+
+def _follow(returned: Any, path: OutputPath, where: str) -> Any:
+    value = returned
+    for step in path:
+        try:
+            # Hugging Face's outputs answer to string keys, named tuples only to attributes.
+            named = isinstance(step, str) and not hasattr(value, "__getitem__")
+            value = getattr(value, str(step)) if named else value[step]
+        except (KeyError, IndexError, TypeError, AttributeError) as error:
+            raise ModelError(
+                f"nothing at output path {list(path)}: the network returns {_describe(returned)}",
+                where=where,
+                hint="Correct forward.output in the card",
+            ) from error
+    return value
+
+
+def _describe(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"a tensor of shape {tuple(value.shape)}"
+    if isinstance(value, dict):
+        return f"a dict with {', '.join(map(repr, list(value)[:6]))}"
+    if isinstance(value, (tuple, list)):
+        return f"a {type(value).__name__} of {len(value)} ({', '.join(map(_describe, value[:4]))})"
+    return f"a {type(value).__name__}"
+
+
+def buffer_fingerprint(module: nn.Module) -> str:
+    """SHA-256 over all parameters and buffers: names, dtypes, shapes and bytes.
+
+    Two calls agree exactly if nothing was changed in between, on whatever device the module is;
+    buffers that the state dict leaves out count too.
+    """
+    digest = hashlib.sha256()
+    entries = [*module.named_parameters(), *module.named_buffers()]
+    for name, tensor in sorted(entries, key=lambda entry: entry[0]):
+        digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
+        plain = tensor.detach().cpu().contiguous().flatten()
+        digest.update(plain.view(torch.uint8).numpy().data)
+    return digest.hexdigest()

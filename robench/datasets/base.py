@@ -1,0 +1,231 @@
+"""What every data set offers: stable ids, labels, batches by index, masks where known."""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from robench.errors import DataError, UsageError
+from robench.records import DatasetSpec
+
+__all__ = ["Dataset", "Indices", "Subset", "sample_order"]
+
+Indices = Sequence[int] | Tensor
+
+_FINGERPRINT_BATCH = 256
+
+
+def sample_order(sample_ids: Sequence[str], salt: str = "") -> list[int]:
+    """Indices in the order of SHA-256 of ``salt + id``.
+
+    A shuffle that needs no generator: it is the same on every machine and in every version, and
+    a sample keeps its place relative to the others when samples are added or removed.
+    """
+    keys = [hashlib.sha256((salt + name).encode()).digest() for name in sample_ids]
+    return sorted(range(len(keys)), key=keys.__getitem__)
+
+
+class Dataset(ABC):
+    """A finite, ordered set of labelled images.
+
+    Args:
+        name: the data set's name in cards, records and leaderboards.
+        split: which part of it this is (``"test"``).
+        sample_ids: one id a sample; unique, independent of machine and order of reading.
+        labels: int64 (N,), each in ``[0, len(class_names))``.
+        class_names: one name a class, in the order of the labels.
+        input_shape: (C, H, W) of every sample.
+
+    Raises:
+        DataError: no samples, ids that repeat, fewer than two classes, or labels out of range.
+    """
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        split: str,
+        sample_ids: Sequence[str],
+        labels: Tensor,
+        class_names: Sequence[str],
+        input_shape: tuple[int, int, int],
+    ) -> None:
+        where = f"{name} ({split})"
+        if len(sample_ids) == 0:
+            raise DataError("the data set is empty", where=where)
+        if labels.shape != (len(sample_ids),):
+            raise DataError(
+                f"{len(sample_ids)} samples but labels of shape {tuple(labels.shape)}",
+                where=where,
+                hint="Give one class index for each sample",
+            )
+        if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+            raise DataError(
+                f"labels are {labels.dtype}", where=where, hint="Give integer class indices"
+            )
+        if len(set(sample_ids)) != len(sample_ids):
+            raise DataError("sample ids repeat", where=where)
+        if len(class_names) < 2:
+            raise DataError(
+                f"{len(class_names)} class(es); classification needs two or more", where=where
+            )
+        labels = labels.to(torch.int64)
+        outside = (labels < 0) | (labels >= len(class_names))
+        if outside.any():
+            first = int(outside.nonzero()[0])
+            raise DataError(
+                f"label {int(labels[first])} of sample {sample_ids[first]!r} is outside "
+                f"0..{len(class_names) - 1} ({int(outside.sum())} such)",
+                where=where,
+                hint="Labels count from 0; check num_classes",
+            )
+        self.name = name
+        self.split = split
+        self.sample_ids = sample_ids
+        self.labels = labels
+        self.class_names = tuple(class_names)
+        self.input_shape = input_shape
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes, whether or not each has samples here."""
+        return len(self.class_names)
+
+    def __len__(self) -> int:
+        return len(self.sample_ids)
+
+    @abstractmethod
+    def _read(self, indices: list[int]) -> Tensor:
+        """Inputs of valid ``indices``: float32 (len(indices), C, H, W) in [0, 1]."""
+
+    def _read_masks(self, indices: list[int]) -> Tensor | None:
+        return None
+
+    def batch(self, indices: Indices) -> Tensor:
+        """Inputs of the samples at ``indices``, float32 (N, C, H, W) in [0, 1].
+
+        Reads just these samples.
+
+        Raises:
+            UsageError: an index is out of range.
+            DataError: a sample cannot be read, or is not finite and inside [0, 1].
+        """
+        return self._read(self._checked(indices))
+
+    def masks(self, indices: Indices) -> Tensor | None:
+        """Where the labelled object is, bool (N, H, W); None: this data set does not know.
+
+        A sample whose object is unknown in a set that has masks gets an all-False mask.
+
+        Raises:
+            UsageError: an index is out of range.
+            DataError: a mask cannot be read.
+        """
+        return self._read_masks(self._checked(indices))
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 over ids, labels and float32 pixels, in order of ids; reads in batches."""
+        digest = hashlib.sha256()
+        # The header keeps sets of other shapes or classes apart even if their bytes agree.
+        digest.update(f"{self.input_shape} {self.num_classes} {len(self)}\n".encode())
+        order = sorted(range(len(self)), key=self.sample_ids.__getitem__)
+        for start in range(0, len(order), _FINGERPRINT_BATCH):
+            chosen = order[start : start + _FINGERPRINT_BATCH]
+            pixels = self.batch(chosen).numpy().astype(np.dtype("<f4"), copy=False)
+            for row, index in enumerate(chosen):
+                digest.update(f"{self.sample_ids[index]}\0{int(self.labels[index])}\0".encode())
+                digest.update(np.ascontiguousarray(pixels[row]).tobytes())
+        return digest.hexdigest()
+
+    def spec(self) -> DatasetSpec:
+        """What a record says about the samples used."""
+        return DatasetSpec(
+            name=self.name,
+            split=self.split,
+            fingerprint=self.fingerprint,
+            n=len(self),
+            num_classes=self.num_classes,
+            class_names=self.class_names,
+        )
+
+    def subset(self, n: int) -> Dataset:
+        """``n`` samples, the same ones always; a smaller subset lies inside every larger one.
+
+        The samples are chosen by the hash of their ids and keep the order they have here.
+
+        Raises:
+            UsageError: ``n`` is not between 1 and the number of samples.
+        """
+        if not 1 <= n <= len(self):
+            raise UsageError(
+                f"n = {n}, but {self.name} ({self.split}) has {len(self)} samples",
+                hint=f"Choose n from 1 to {len(self)}",
+            )
+        if n == len(self):
+            return self
+        return Subset(self, sorted(sample_order(self.sample_ids)[:n]))
+
+    def select(self, sample_ids: Sequence[str]) -> Dataset:
+        """The samples of a list of ids, in this data set's order.
+
+        Raises:
+            DataError: an id is not in the data set, or the list is empty.
+        """
+        position = {name: index for index, name in enumerate(self.sample_ids)}
+        missing = [name for name in sample_ids if name not in position]
+        if missing:
+            raise DataError(
+                f"{len(missing)} of {len(sample_ids)} listed samples are not in the data set, "
+                f"first {missing[0]!r}",
+                where=f"{self.name} ({self.split})",
+            )
+        return Subset(self, sorted({position[name] for name in sample_ids}))
+
+    def _checked(self, indices: Indices) -> list[int]:
+        values = indices.tolist() if isinstance(indices, Tensor) else [int(i) for i in indices]
+        for value in values:
+            if not 0 <= value < len(self):
+                raise UsageError(
+                    f"sample index {value} is outside 0..{len(self) - 1}",
+                    where=f"{self.name} ({self.split})",
+                )
+        return values
+
+
+class Subset(Dataset):
+    """Some samples of another data set, in the order given; reads through to it.
+
+    Args:
+        parent: the data set that holds the samples.
+        indices: positions in the parent.
+        split: another name for the split, if this part has one.
+
+    Raises:
+        DataError: no indices are given.
+    """
+
+    def __init__(self, parent: Dataset, indices: Sequence[int], *, split: str | None = None):
+        chosen = list(indices)
+        super().__init__(
+            name=parent.name,
+            split=parent.split if split is None else split,
+            sample_ids=[parent.sample_ids[i] for i in chosen],
+            labels=parent.labels[torch.tensor(chosen, dtype=torch.int64)],
+            class_names=parent.class_names,
+            input_shape=parent.input_shape,
+        )
+        self._parent = parent
+        self._indices = chosen
+
+    def _read(self, indices: list[int]) -> Tensor:
+        return self._parent.batch([self._indices[i] for i in indices])
+
+    def _read_masks(self, indices: list[int]) -> Tensor | None:
+        return self._parent.masks([self._indices[i] for i in indices])

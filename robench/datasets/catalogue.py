@@ -1,0 +1,130 @@
+"""Data sets by name, folder or file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from robench.datasets.arrays import ARRAY_SUFFIXES, load_arrays
+from robench.datasets.base import Dataset
+from robench.datasets.folder import FolderDataset
+from robench.datasets.splits import hold_out
+from robench.errors import DataError, UnknownNameError, UsageError
+from robench.registry import Registry, unknown_name
+
+__all__ = ["DATASETS", "load_dataset", "load_training_splits"]
+
+DATASETS: Registry[Callable[..., Dataset]] = Registry("data set")
+"""Name → ``loader(split, *, root, download, **options)``."""
+
+DATASETS.add(
+    "digits", "robench.datasets.digits:load_digits", "1,797 handwritten digits, 8x8, embedded"
+)
+for _name, _summary in (
+    ("cifar10", "60,000 images, 32x32, 10 classes"),
+    ("cifar100", "60,000 images, 32x32, 100 classes"),
+    ("svhn", "house numbers, 32x32, 10 classes"),
+    ("mnist", "70,000 handwritten digits, 28x28"),
+    ("fashion-mnist", "70,000 pieces of clothing, 28x28"),
+    ("imagenet", "ILSVRC 2012, resized to 256, centre crop of 224"),
+):
+    DATASETS.add(
+        _name, f"robench.datasets.torchvision_sets:load_{_name.replace('-', '_')}", _summary
+    )
+
+_VALIDATION_SHARE = 10
+"""One in so many training samples validates where a data set has no validation split."""
+
+_VALIDATION_MOST = 2_000
+
+
+def load_dataset(
+    name: str | Path,
+    *,
+    split: str = "test",
+    root: str | Path | None = None,
+    n: int | None = None,
+    download: bool = False,
+    **options: Any,
+) -> Dataset:
+    """A data set by registered name, or from a folder of images or a file of arrays.
+
+    Args:
+        name: a name of ``DATASETS``; or the path of a folder of class subfolders or of an
+            ``.npz``, ``.npy``, ``.pt`` file, optionally written ``folder:PATH``, ``file:PATH``.
+        split: which part; a folder may have one subfolder for each split.
+        root: where downloaded sets are kept.
+        n: take a fixed subset of so many samples (``Dataset.subset``).
+        download: fetch what is missing, for sets that can be fetched.
+        options: the loader's own, such as ``size`` and ``masks`` for folders.
+
+    Raises:
+        UnknownNameError: neither a known name nor an existing path.
+        DataError: the data is missing, empty or malformed.
+        UsageError: ``n`` does not fit, or an option is not known here.
+    """
+    dataset = _load(str(name), split, root, download, options)
+    return dataset if n is None else dataset.subset(n)
+
+
+def load_training_splits(
+    name: str | Path,
+    *,
+    root: str | Path | None = None,
+    download: bool = False,
+    validation_n: int | None = None,
+    **options: Any,
+) -> tuple[Dataset, Dataset]:
+    """(training, validation) parts; neither holds a test sample.
+
+    A set with its own validation split gives that; from any other, a fixed stratified
+    tenth of the training split, at most 2,000 samples, is held out.
+
+    Raises:
+        as ``load_dataset``.
+    """
+    train = _load(str(name), "train", root, download, options)
+    if validation_n is None:
+        try:
+            validation = _load(str(name), "validation", root, download, options)
+        except UnknownNameError:  # this set has no such split
+            pass
+        else:
+            # A folder or file without splits gives the same samples whatever it is asked for.
+            if set(train.sample_ids).isdisjoint(validation.sample_ids):
+                return train, validation
+    if len(train) < 2:
+        raise DataError("one sample cannot be parted into training and validation", where=name)
+    count = validation_n or max(1, min(len(train) // _VALIDATION_SHARE, _VALIDATION_MOST))
+    return hold_out(train, count)
+
+
+def _load(
+    name: str, split: str, root: str | Path | None, download: bool, options: dict[str, Any]
+) -> Dataset:
+    kind, colon, rest = name.partition(":")
+    explicit = bool(colon) and kind in ("folder", "file")
+    path = Path(rest if explicit else name).expanduser()
+    try:
+        if not explicit and name in DATASETS:
+            where = None if root is None else Path(root)
+            return DATASETS[name](split, root=where, download=download, **options)
+        if explicit and not path.exists():
+            raise DataError("the path does not exist", where=path)
+        if path.is_dir():
+            return FolderDataset.open(path, split=split, **options)
+        if path.suffix in ARRAY_SUFFIXES and (path.exists() or "/" in name):
+            return load_arrays(path, split=split, **options)
+        if path.is_file():
+            raise UsageError(
+                f"{path.suffix or 'a file without suffix'} is no data format known here",
+                where=path,
+                hint=f"Use a folder of images, or one of {', '.join(ARRAY_SUFFIXES)}",
+            )
+    except TypeError as error:
+        if "unexpected keyword argument" in str(error):
+            option = str(error).rpartition("argument ")[2]
+            raise UsageError(f"data set {name!r} has no option {option}") from error
+        raise
+    raise unknown_name("data set", name, list(DATASETS))

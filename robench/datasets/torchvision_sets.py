@@ -1,0 +1,154 @@
+"""The field's data sets, read through torchvision.
+
+Each is kept under ``root`` (default: the environment variable ``ROBENCH_DATA``, else
+``~/.cache/robench/data``) and fetched only when asked to.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from robench.datasets.arrays import ArrayDataset
+from robench.datasets.folder import FolderDataset
+from robench.datasets.preprocessing import Preprocessing
+from robench.errors import DataError
+from robench.registry import unknown_name
+
+__all__ = [
+    "data_root",
+    "load_cifar10",
+    "load_cifar100",
+    "load_fashion_mnist",
+    "load_imagenet",
+    "load_mnist",
+    "load_svhn",
+]
+
+_DIGITS = tuple(str(i) for i in range(10))
+
+
+def data_root(root: Path | None) -> Path:
+    """Where downloaded data sets are."""
+    if root is not None:
+        return root.expanduser()
+    configured = os.environ.get("ROBENCH_DATA")
+    return Path(configured) if configured else Path.home() / ".cache" / "robench" / "data"
+
+
+def load_cifar10(
+    split: str = "test", *, root: Path | None = None, download: bool = False
+) -> ArrayDataset:
+    """CIFAR-10 (Krizhevsky, 2009): 50,000 training and 10,000 test images."""
+    source = _fetch("CIFAR10", "cifar10", split, root, download, by_flag=True)
+    return _from_arrays("cifar10", split, source.data, source.targets, source.classes)
+
+
+def load_cifar100(
+    split: str = "test", *, root: Path | None = None, download: bool = False
+) -> ArrayDataset:
+    """CIFAR-100 (Krizhevsky, 2009): 50,000 training and 10,000 test images."""
+    source = _fetch("CIFAR100", "cifar100", split, root, download, by_flag=True)
+    return _from_arrays("cifar100", split, source.data, source.targets, source.classes)
+
+
+def load_svhn(
+    split: str = "test", *, root: Path | None = None, download: bool = False
+) -> ArrayDataset:
+    """Street View House Numbers (Netzer et al., 2011), cropped digits."""
+    source = _fetch("SVHN", "svhn", split, root, download, by_flag=False)
+    return _from_arrays("svhn", split, source.data, source.labels, _DIGITS)
+
+
+def load_mnist(
+    split: str = "test", *, root: Path | None = None, download: bool = False
+) -> ArrayDataset:
+    """MNIST (LeCun et al., 1998): 60,000 training and 10,000 test images."""
+    source = _fetch("MNIST", "mnist", split, root, download, by_flag=True)
+    return _from_arrays("mnist", split, source.data, source.targets, _DIGITS)
+
+
+def load_fashion_mnist(
+    split: str = "test", *, root: Path | None = None, download: bool = False
+) -> ArrayDataset:
+    """Fashion-MNIST (Xiao et al., 2017): 60,000 training and 10,000 test images."""
+    source = _fetch("FashionMNIST", "fashion-mnist", split, root, download, by_flag=True)
+    return _from_arrays("fashion-mnist", split, source.data, source.targets, source.classes)
+
+
+def load_imagenet(
+    split: str = "test", *, root: Path | None = None, download: bool = False
+) -> FolderDataset:
+    """ILSVRC 2012; ``test`` is its validation part, as everybody evaluates.
+
+    The archives are licensed and cannot be fetched. Unpacked folders ``train/`` and ``val/`` of
+    1,000 class folders below ``root/imagenet`` are read as they are; sorted by WordNet id, they
+    are in the usual label order. Images are resized to 256 and cropped to 224.
+
+    Raises:
+        UnknownNameError: another split than train, test.
+        DataError: the images are not there.
+    """
+    if split not in ("train", "test"):
+        raise unknown_name("split of imagenet", split, ["train", "test"])
+    part = "val" if split == "test" else "train"
+    folder = data_root(root) / "imagenet"
+    if not (folder / part).is_dir():
+        raise DataError(
+            f"imagenet ({split}) is not there",
+            where=folder / part,
+            hint="It cannot be downloaded: put the class folders of the ILSVRC 2012 archive there",
+        )
+    return FolderDataset(
+        folder / part,
+        name="imagenet",
+        split=split,
+        preprocessing=Preprocessing(resize=256, crop=224),
+        id_prefix=f"{part}/",
+    )
+
+
+def _fetch(
+    kind: str, name: str, split: str, root: Path | None, download: bool, *, by_flag: bool
+) -> Any:
+    if split not in ("train", "test"):
+        raise unknown_name(f"split of {name}", split, ["train", "test"])
+    # Seconds to import; the embedded data needs none of it.
+    from torchvision import datasets as sets
+
+    folder = data_root(root)
+    part: dict[str, Any] = {"train": split == "train"} if by_flag else {"split": split}
+    try:
+        return getattr(sets, kind)(str(folder), download=download, **part)
+    except (RuntimeError, OSError) as error:
+        if download:
+            raise DataError(
+                f"{name} could not be fetched: {error}", where=folder, hint="Try again later"
+            ) from error
+        raise DataError(
+            f"{name} is not there, or damaged",
+            where=folder,
+            hint="Fetch it with --download (download=True), or say where it is with --data-root",
+        ) from error
+
+
+def _from_arrays(
+    name: str, split: str, pixels: Any, labels: Any, class_names: Sequence[str]
+) -> ArrayDataset:
+    inputs = torch.as_tensor(pixels)
+    if inputs.ndim == 3:
+        inputs = inputs.unsqueeze(1)
+    elif inputs.shape[-1] == 3:
+        inputs = inputs.permute(0, 3, 1, 2)
+    return ArrayDataset(
+        inputs,
+        torch.as_tensor(labels),
+        name=name,
+        split=split,
+        class_names=class_names,
+        sample_ids=[f"{name}/{split}/{i:05d}" for i in range(len(inputs))],
+    )

@@ -1,0 +1,18 @@
+"""The store: records on disk, written atomically, checked on reading, shared by processes."""
+
+from robench.results.claims import Claim
+from robench.results.progress import Progress
+from robench.results.store import Problem, Scan, Store, StoredRecord
+from robench.results.tables import samples_to_table, table_to_frame, table_to_samples
+
+__all__ = [
+    "Claim",
+    "Problem",
+    "Progress",
+    "Scan",
+    "Store",
+    "StoredRecord",
+    "samples_to_table",
+    "table_to_frame",
+    "table_to_samples",
+]

@@ -1,0 +1,129 @@
+"""The per-sample table: :class:`SampleOutcome` rows ↔ Arrow ↔ Parquet, without loss.
+
+Fixed columns come first, in the order of ``SampleOutcome``'s fields; then one column for each
+metric, sorted by name. A metric that a sample lacks is null and one that is undefined is NaN, so
+that reading gives back exactly what was written. The bytes depend on the content alone.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import ValidationError
+
+from robench.errors import CorruptRecordError, StoreError
+from robench.records import Outcome, SampleOutcome
+
+__all__ = [
+    "FIXED_COLUMNS",
+    "parquet_bytes",
+    "samples_to_table",
+    "table_from_parquet",
+    "table_to_frame",
+    "table_to_samples",
+]
+
+_FIXED: dict[str, Any] = {
+    "sample_id": pa.string(),
+    "label": pa.int64(),
+    "outcome": pa.string(),
+    "clean_prediction": pa.int64(),
+    "clean_margin": pa.float64(),
+    "adv_prediction": pa.int64(),
+    "adv_margin": pa.float64(),
+    "broken_by": pa.string(),
+    "perturbation_size": pa.float64(),
+    "forwards": pa.int64(),
+    "backwards": pa.int64(),
+    "message": pa.string(),
+}
+
+FIXED_COLUMNS: tuple[str, ...] = tuple(_FIXED)
+"""Columns that every table has; all further ones are metrics."""
+
+_INTEGERS = {pa.int64(): pd.Int64Dtype()}
+
+
+def samples_to_table(samples: Sequence[SampleOutcome]) -> Any:
+    """Rows → ``pyarrow.Table``.
+
+    Raises:
+        StoreError: a metric bears the name of a fixed column, a sample id repeats, or a number
+            does not fit its column.
+    """
+    metrics = sorted({name for sample in samples for name in sample.values})
+    if clash := sorted(set(metrics) & set(_FIXED)):
+        raise StoreError(f"metric {clash[0]!r} has the name of a fixed column", where="table")
+    ids = [sample.sample_id for sample in samples]
+    if len(set(ids)) != len(ids):
+        repeated = next(name for name in ids if ids.count(name) > 1)
+        raise StoreError(f"sample id {repeated!r} occurs twice", where="table")
+    arrays = []
+    try:
+        for name, kind in _FIXED.items():
+            values = [getattr(sample, name) for sample in samples]
+            if name == "outcome":
+                values = [value.value for value in values]
+            arrays.append(pa.array(values, type=kind))
+        for name in metrics:
+            arrays.append(pa.array([s.values.get(name) for s in samples], type=pa.float64()))
+    except (OverflowError, pa.ArrowException) as error:
+        raise StoreError(f"column {name!r} cannot hold its values: {error}", where="table") from (
+            error
+        )
+    fields = [pa.field(name, kind) for name, kind in _FIXED.items()]
+    fields += [pa.field(name, pa.float64()) for name in metrics]
+    return pa.Table.from_arrays(arrays, schema=pa.schema(fields))
+
+
+def table_to_samples(table: Any) -> list[SampleOutcome]:
+    """``pyarrow.Table`` → rows.
+
+    Raises:
+        CorruptRecordError: a fixed column is missing or a value makes no sense.
+    """
+    if missing := [name for name in _FIXED if name not in table.column_names]:
+        raise CorruptRecordError(f"the table lacks column {missing[0]!r}")
+    samples = []
+    for number, row in enumerate(table.to_pylist()):
+        fixed = {name: row.pop(name) for name in _FIXED}
+        values = {name: value for name, value in row.items() if value is not None}
+        try:
+            fixed["outcome"] = Outcome(fixed["outcome"])
+            samples.append(SampleOutcome(**fixed, values=values))
+        except (ValueError, ValidationError) as error:
+            raise CorruptRecordError(f"row {number} of the table is invalid: {error}") from error
+    return samples
+
+
+def table_to_frame(table: Any) -> pd.DataFrame:
+    """``pyarrow.Table`` → DataFrame: whole numbers stay whole (``Int64``), absent ones are NA.
+
+    Metric columns are ``float64``; absent and undefined are both NaN there.
+    """
+    frame: pd.DataFrame = table.to_pandas(types_mapper=_INTEGERS.get)
+    return frame
+
+
+def parquet_bytes(table: Any) -> bytes:
+    """``pyarrow.Table`` → Parquet file content."""
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, compression="zstd", version="2.6")
+    return buffer.getvalue()
+
+
+def table_from_parquet(content: bytes) -> Any:
+    """Parquet file content → ``pyarrow.Table``.
+
+    Raises:
+        CorruptRecordError: the bytes are no Parquet file.
+    """
+    try:
+        return pq.read_table(io.BytesIO(content))
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise CorruptRecordError(f"the table is no readable Parquet file: {error}") from error

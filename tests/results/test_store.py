@@ -1,0 +1,567 @@
+from __future__ import annotations
+
+import json
+import math
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from record_factory import make_record, make_samples
+
+from robench.errors import CorruptRecordError, StoreError, UsageError
+from robench.records import MetricSummary, Outcome, SampleOutcome
+from robench.results import Store, samples_to_table, table_to_samples
+from robench.results import atomic as atomic_module
+from robench.results.migrations import migrate
+from robench.results.tables import parquet_bytes, table_from_parquet
+
+KEY = "ab" * 32
+INT64 = st.integers(-(2**63), 2**63 - 1)
+REALS = st.floats(allow_nan=True, allow_infinity=True)
+TEXT = st.text(st.characters(codec="utf-8"), max_size=12)
+SAMPLES = st.lists(
+    st.builds(
+        SampleOutcome,
+        sample_id=TEXT,
+        label=INT64,
+        outcome=st.sampled_from(Outcome),
+        clean_prediction=st.none() | INT64,
+        clean_margin=st.none() | REALS,
+        adv_prediction=st.none() | INT64,
+        adv_margin=st.none() | REALS,
+        broken_by=st.none() | TEXT,
+        perturbation_size=st.none() | REALS,
+        forwards=INT64,
+        backwards=INT64,
+        message=st.none() | TEXT,
+        values=st.dictionaries(TEXT.map("metric_{}".format), REALS, max_size=4),
+    ),
+    max_size=8,
+    unique_by=lambda s: s.sample_id,
+)
+
+
+def plain(samples: list[SampleOutcome]) -> list[str]:
+    """A form in which NaN equals NaN and -0.0 differs from 0.0."""
+    return [repr({**s.model_dump(), "values": sorted(s.values.items())}) for s in samples]
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "results")
+
+
+def write(store: Store, letters: str = "CBSE", **kwargs: object) -> str:
+    samples = make_samples(letters)
+    record = make_record(samples, **kwargs)  # type: ignore[arg-type]
+    store.write(record, samples)
+    return record.key
+
+
+# --- round trip ----------------------------------------------------------------------------
+
+
+@given(SAMPLES)
+def test_any_samples_come_back_from_parquet_as_they_were(samples: list[SampleOutcome]) -> None:
+    table = table_from_parquet(parquet_bytes(samples_to_table(samples)))
+    assert plain(table_to_samples(table)) == plain(samples)
+
+
+@settings(max_examples=25, deadline=None)
+@given(SAMPLES.filter(bool))
+def test_any_record_comes_back_from_disk_as_it_was(samples: list[SampleOutcome]) -> None:
+    record = make_record(samples)
+    with tempfile.TemporaryDirectory() as folder:
+        Store(folder).write(record, samples)
+        read = Store(folder).read(record.key)
+    assert read.record == record
+    assert plain(read.samples) == plain(samples)
+
+
+def test_same_content_gives_same_bytes(tmp_path: Path) -> None:
+    samples = make_samples("CBSE", values={"attention_shift": [0.1, math.nan, 0.3, 0.4]})
+    arrays = {"maps": np.arange(8.0).reshape(2, 4), "adversarial": np.ones((4, 1, 2, 2))}
+    folders = [tmp_path / "one", tmp_path / "two"]
+    for folder in folders:
+        Store(folder).write(make_record(samples), samples, arrays=arrays)
+        time.sleep(0.01)
+    one, two = (
+        {p.relative_to(f): p.read_bytes() for p in sorted(f.rglob("*")) if p.is_file()}
+        for f in folders
+    )
+    assert len(one) == 3
+    assert one == two
+
+
+def test_arrays_come_back(store: Store) -> None:
+    samples = make_samples("BS")
+    record = make_record(samples)
+    adversarial = np.random.default_rng(0).random((2, 1, 3, 3), dtype=np.float32)
+    store.write(record, samples, adversarial=adversarial, arrays={"maps": np.eye(2)})
+    np.testing.assert_array_equal(store.read_adversarial(record.key), adversarial)
+    np.testing.assert_array_equal(store.read_arrays(record.key)["maps"], np.eye(2))
+    assert store.read(record.key).arrays_path is not None
+
+
+def test_no_arrays_is_said(store: Store) -> None:
+    key = write(store)
+    assert store.read_arrays(key) == {}
+    with pytest.raises(StoreError, match="--save-adversarial"):
+        store.read_adversarial(key)
+
+
+def test_undefined_figures_become_none(store: Store) -> None:
+    samples = make_samples("BS")
+    record = make_record(samples, metrics={"alignment": MetricSummary(mean=math.nan, n=0)})
+    record = record.model_copy(update={"class_robust_acc": {"0": 50.0, "1": math.nan}})
+    store.write(record, samples)
+    read = store.read(record.key).record
+    assert read.metrics["alignment"].mean is None
+    assert read.class_robust_acc == {"0": 50.0}
+    assert "NaN" not in store.path_of(record.key).read_text()
+
+
+def test_frame_keeps_whole_numbers_and_gaps(store: Store) -> None:
+    frame = store.read(write(store, "CBSE")).table
+    assert list(frame["outcome"]) == ["clean_error", "broken", "survived", "errored"]
+    assert str(frame["adv_prediction"].dtype) == "Int64"
+    assert list(frame["adv_prediction"].isna()) == [True, False, False, True]
+    assert math.isnan(frame["adv_margin"].iloc[0])
+
+
+def test_rewriting_replaces(store: Store) -> None:
+    samples = make_samples("BB")
+    record = make_record(samples)
+    store.write(record, samples)
+    better = make_samples("BS")
+    store.write(
+        record.model_copy(update={"counts": {Outcome.BROKEN: 1, Outcome.SURVIVED: 1}}), better
+    )
+    assert store.read(record.key).samples == better
+    assert len(store.prune(older_than=0)) == 1
+    assert store.read(record.key).samples == better
+
+
+def test_contradictions_are_refused(store: Store) -> None:
+    samples = make_samples("BS")
+    with pytest.raises(StoreError, match="counts"):
+        store.write(make_record(samples), make_samples("BB"))
+    with pytest.raises(StoreError, match="3 adversarial inputs for 2 samples"):
+        store.write(make_record(samples), samples, adversarial=np.zeros((3, 1, 2, 2)))
+    twice = [samples[0], samples[0]]
+    with pytest.raises(StoreError, match="occurs twice"):
+        store.write(make_record(twice), twice)
+    clash = [samples[0].model_copy(update={"values": {"label": 1.0}})]
+    with pytest.raises(StoreError, match="fixed column"):
+        store.write(make_record(clash), clash)
+    large = [samples[0].model_copy(update={"label": 2**64})]
+    with pytest.raises(StoreError, match="label"):
+        store.write(make_record(large), large)
+    assert not store.folder.exists()
+
+
+def test_records_are_listed_in_order(store: Store) -> None:
+    keys = sorted(write(store, model=name) for name in "abcdef")
+    assert store.keys() == keys
+    assert [stored.record.key for stored in store.records()] == keys
+
+
+@pytest.mark.parametrize("key", ["", "abc", "../" * 20 + "ab", "AB" * 32])
+def test_strange_keys_are_refused(store: Store, key: str) -> None:
+    with pytest.raises(UsageError, match="not a record key"):
+        store.has(key)
+
+
+def test_absent_record_is_said(store: Store) -> None:
+    assert not store.has(KEY)
+    assert store.keys() == []
+    with pytest.raises(StoreError, match="no such record"):
+        store.read(KEY)
+
+
+# --- damage --------------------------------------------------------------------------------
+
+
+def files_of(store: Store) -> list[Path]:
+    return sorted(p for p in (store.folder / "records").rglob("*") if p.is_file())
+
+
+def test_every_flipped_bit_and_truncation_is_noticed(store: Store) -> None:
+    samples = make_samples("CBSE")
+    record = make_record(samples)
+    store.write(record, samples, adversarial=np.linspace(0, 1, 16).reshape(4, 1, 2, 2))
+    before = store.read(record.key)
+    images = store.read_adversarial(record.key)
+    rng = np.random.default_rng(1)
+    for path in files_of(store):
+        good = path.read_bytes()
+        for _ in range(60):
+            bad = bytearray(good)
+            bad[rng.integers(len(bad))] ^= 1 << int(rng.integers(8))
+            path.write_bytes(bytes(bad))
+            try:
+                same = store.read(record.key).record == before.record
+                np.testing.assert_array_equal(store.read_adversarial(record.key), images)
+            except CorruptRecordError:
+                continue
+            # Layout between JSON's tokens may change without changing what it says.
+            assert same
+            assert path.suffix == ".json"
+            assert json.loads(bytes(bad)) == json.loads(good)
+        for length in (0, 1, len(good) // 2, len(good) - 2):
+            path.write_bytes(good[:length])
+            with pytest.raises(CorruptRecordError):
+                (store.read(record.key), store.read_adversarial(record.key))
+        path.unlink()
+        with pytest.raises(StoreError):
+            (store.read(record.key), store.read_adversarial(record.key))
+        path.write_bytes(good)
+
+
+def test_damaged_record_is_set_aside_whole_and_never_deleted(
+    store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    key, sound = write(store, model="a"), write(store, model="b")
+    path = store.path_of(key)
+    path.write_bytes(path.read_bytes()[:-20])
+    scan = store.scan()
+    assert [s.record.key for s in scan.records] == [sound]
+    assert [p.key for p in scan.problems] == [key]
+    assert [s.record.key for s in store.records()] == [sound]
+    assert "left out" in caplog.text
+    for round_number in (1, 2):
+        folder = store.set_aside(key, "checksum is wrong")
+        assert folder is not None
+        assert folder.name.endswith(f"-{round_number}")
+        assert len(list(folder.iterdir())) == 3
+        assert "checksum" in (folder / "reason.txt").read_text()
+        assert not store.has(key)
+        assert files_of(store) == files_of(Store(store.folder))
+        assert store.set_aside(key, "again") is None
+        write(store, model="a")
+
+
+def test_record_under_a_foreign_name_is_refused(store: Store) -> None:
+    key = write(store)
+    other = store.path_of(KEY)
+    other.parent.mkdir(parents=True, exist_ok=True)
+    store.path_of(key).rename(other)
+    with pytest.raises(CorruptRecordError, match="file's name"):
+        store.read(KEY)
+
+
+def rewrite_version(store: Store, key: str, version: object) -> None:
+    from robench.records import canonical_hash
+
+    path = store.path_of(key)
+    document = json.loads(path.read_text())
+    document["record"]["schema_version"] = version
+    del document["checksum"]
+    path.write_text(json.dumps({**document, "checksum": canonical_hash(document)}))
+
+
+@pytest.mark.parametrize("version, words", [(99, "schema version 99"), (0, "schema version 0")])
+def test_unknown_version_is_named_and_refused_but_not_called_corrupt(
+    store: Store, version: int, words: str
+) -> None:
+    key = write(store)
+    rewrite_version(store, key, version)
+    with pytest.raises(StoreError, match=words) as caught:
+        store.read(key)
+    assert not isinstance(caught.value, CorruptRecordError)
+    assert str(store.path_of(key)) in str(caught.value)
+
+
+def test_a_version_that_is_no_number_is_corrupt(store: Store) -> None:
+    key = write(store)
+    rewrite_version(store, key, "one")
+    with pytest.raises(CorruptRecordError, match="schema_version"):
+        store.read(key)
+
+
+def test_migrations_run_one_after_the_other() -> None:
+    steps = {1: lambda r: {**r, "b": r["a"] + 1}, 2: lambda r: {"c": r["a"] + r["b"]}}
+    assert migrate({"schema_version": 1, "a": 1}, target=3, migrations=steps) == {
+        "schema_version": 3,
+        "c": 3,
+    }
+    with pytest.raises(StoreError, match="no migration to 4"):
+        migrate({"schema_version": 1, "a": 1}, target=4, migrations=steps)
+
+
+# --- a disk that refuses -------------------------------------------------------------------
+
+
+def test_full_disk_leaves_nothing_half_written(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    samples = make_samples("CBSE")
+    first = make_record(samples, model="a")
+    store.write(first, samples)
+    before = {p: p.read_bytes() for p in files_of(store)}
+    record = make_record(samples, model="b")
+    images = np.zeros((4, 1, 2, 2))
+    flush = os.fsync
+    for allowed in range(6):
+        calls = 0
+
+        def failing(descriptor: int, allowed: int = allowed) -> None:
+            nonlocal calls
+            calls += 1
+            if calls > allowed:
+                raise OSError(28, "No space left on device")
+            flush(descriptor)
+
+        monkeypatch.setattr(atomic_module.os, "fsync", failing)
+        with pytest.raises(StoreError, match=r"No space left on device.*Free some space"):
+            store.write(record, samples, adversarial=images)
+        monkeypatch.setattr(atomic_module.os, "fsync", flush)
+        # The last flush is that of the folder after the JSON's rename: the record is there.
+        if allowed < 5:
+            assert {p: p.read_bytes() for p in files_of(store)} == before
+    store.write(record, samples, adversarial=images)
+    assert store.read(record.key).record == record
+
+
+def test_real_full_disk(store: Store) -> None:
+    """A limit on the file size makes the kernel itself refuse the write."""
+    script = """
+import resource, signal, sys
+import numpy as np
+sys.path.insert(0, sys.argv[2])
+from record_factory import make_record, make_samples
+from robench.errors import StoreError
+from robench.results import Store
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+samples = make_samples("BS" * 8)
+noise = np.random.default_rng(0).random((16, 3, 32, 32))
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+try:
+    Store(sys.argv[1]).write(make_record(samples), samples, adversarial=noise)
+except StoreError as error:
+    print(error)
+"""
+    support = Path(__file__).parents[1] / "support"
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(store.folder), str(support)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "cannot write: File too large" in done.stdout
+    assert files_of(store) == []
+
+
+def test_file_in_place_of_the_folder(tmp_path: Path) -> None:
+    blocker = tmp_path / "results"
+    blocker.write_text("not a folder")
+    with pytest.raises(StoreError, match="choose another results folder"):
+        write(Store(blocker))
+    with pytest.raises(StoreError, match="choose another results folder"):
+        Store(blocker).try_claim(KEY)
+    assert blocker.read_text() == "not a folder"
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root writes everywhere")
+def test_read_only_folder(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    try:
+        with pytest.raises(StoreError, match="permissions"):
+            write(Store(tmp_path / "results"))
+    finally:
+        tmp_path.chmod(0o700)
+
+
+# --- progress ------------------------------------------------------------------------------
+
+
+def test_progress_is_kept_replaced_and_cleared(store: Store) -> None:
+    progress = store.progress(KEY)
+    assert progress.load() is None
+    for content in (b"", b"first", os.urandom(5000)):
+        progress.save(content)
+        assert store.progress(KEY).load() == content
+    progress.clear()
+    progress.clear()
+    assert progress.load() is None
+
+
+@given(st.binary(max_size=40), st.data())
+@settings(max_examples=40, deadline=None)
+def test_damaged_progress_starts_over_and_is_set_aside(content: bytes, data: st.DataObject) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        store = Store(folder)
+        progress = store.progress(KEY)
+        progress.save(content)
+        stored = bytearray(progress.path.read_bytes())
+        stored[data.draw(st.integers(0, len(stored) - 1))] ^= 1 << data.draw(st.integers(0, 7))
+        progress.path.write_bytes(bytes(stored))
+        assert progress.load() is None
+        assert not progress.path.exists()
+        assert len(list((store.folder / "quarantine").glob("*/*.bin"))) == 1
+
+
+def test_prune_removes_what_crashes_leave_and_nothing_else(store: Store) -> None:
+    key = write(store)
+    kept = files_of(store)
+    folder = store.path_of(key).parent
+    leftovers = [
+        folder / f".{key}.json.123.abcd.tmp",
+        folder / f"{key}.0123456789ab.parquet",
+        folder / f"{'cd' * 32}.0123456789ab.parquet",
+    ]
+    for path in leftovers:
+        path.write_bytes(b"x")
+    store.progress(key).save(b"done")
+    store.progress(KEY).save(b"going on")
+    assert store.prune() == [store.progress(key).path]
+    assert sorted(store.prune(older_than=-1)) == sorted(leftovers)
+    assert files_of(store) == kept
+    assert store.progress(KEY).load() == b"going on"
+    store.remove(key)
+    assert files_of(store) == []
+
+
+# --- several processes ---------------------------------------------------------------------
+
+
+def test_claim_excludes_and_releases(store: Store) -> None:
+    with store.claim(KEY) as claim:
+        assert claim.held
+        assert store.try_claim(KEY) is None
+        with pytest.raises(StoreError, match=f"process {os.getpid()} on"):
+            store.claim(KEY, wait=0.05)
+    assert not claim.held
+    assert list((store.folder / "claims").iterdir()) == []
+    with store.claim(KEY):
+        pass
+
+
+def hold(folder: str, ready: multiprocessing.synchronize.Event) -> None:
+    claim = Store(folder).claim(KEY)
+    ready.set()
+    time.sleep(60)
+    claim.release()
+
+
+def test_claim_expires_with_its_process(store: Store) -> None:
+    context = multiprocessing.get_context("spawn")
+    ready = context.Event()
+    process = context.Process(target=hold, args=(str(store.folder), ready))
+    process.start()
+    assert ready.wait(30)
+    assert store.try_claim(KEY) is None
+    assert process.pid is not None
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    with store.claim(KEY, wait=5):
+        pass
+
+
+def work(folder: str, log: str) -> None:
+    """Does every job that nobody else does, and notes each one it did."""
+    store = Store(folder)
+    for number in range(12):
+        samples = make_samples("BSC", forwards=number + 2)
+        record = make_record(samples, model=f"m{number}")
+        with store.claim(record.key, wait=30):
+            if store.has(record.key):
+                assert store.read(record.key).record == record
+                continue
+            with Path(log).open("a") as stream:
+                stream.write(f"{record.key}\n")
+            store.write(record, samples, adversarial=np.full((3, 1, 8, 8), float(number)))
+
+
+def test_four_processes_on_one_folder_do_each_job_once(store: Store, tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    log = tmp_path / "log"
+    workers = [context.Process(target=work, args=(str(store.folder), str(log))) for _ in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert [w.exitcode for w in workers] == [0] * 4
+    done = log.read_text().split()
+    assert len(done) == len(set(done)) == 12
+    scan = store.scan()
+    assert len(scan.records) == 12
+    assert scan.problems == ()
+    assert len(files_of(store)) == 36
+
+
+def overwrite(folder: str, seconds: float) -> None:
+    store = Store(folder)
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        for letters in ("BBS", "BSS"):
+            samples = make_samples(letters)
+            store.write(make_record(samples), samples)
+        store.prune(older_than=0)
+
+
+def test_reading_while_writing_sees_one_or_the_other(store: Store) -> None:
+    write(store, "BBS")
+    key = store.keys()[0]
+    process = multiprocessing.get_context("spawn").Process(
+        target=overwrite, args=(str(store.folder), 1.0)
+    )
+    process.start()
+    seen = set()
+    while process.is_alive():
+        stored = store.read(key)
+        letters = "".join(s.outcome.value[0] for s in stored.samples)
+        assert stored.record.count(Outcome.SURVIVED) == letters.count("s")
+        seen.add(letters)
+    process.join()
+    assert process.exitcode == 0
+    assert seen == {"bbs", "bss"}
+
+
+def test_killed_writer_leaves_all_or_nothing(store: Store) -> None:
+    script = """
+import sys
+sys.path.insert(0, sys.argv[2])
+from record_factory import make_record, make_samples
+from robench.results import Store
+import numpy as np
+print("ready", flush=True)
+number = 0
+while True:
+    samples = make_samples("BSC")
+    record = make_record(samples, model=f"m{number}")
+    Store(sys.argv[1]).write(record, samples, adversarial=np.zeros((3, 3, 32, 32)))
+    number += 1
+"""
+    support = Path(__file__).parents[1] / "support"
+    rng = np.random.default_rng(0)
+    for _ in range(4):
+        process = subprocess.Popen(
+            [sys.executable, "-c", script, str(store.folder), str(support)],
+            stdout=subprocess.PIPE,
+        )
+        assert process.stdout is not None
+        process.stdout.readline()
+        time.sleep(float(rng.uniform(0.02, 0.15)))
+        process.kill()
+        process.wait()
+        process.stdout.close()
+    scan = store.scan()
+    assert scan.records
+    assert scan.problems == ()
+    store.prune(older_than=-1)
+    assert len(files_of(store)) == 3 * len(scan.records)
+
+
+def test_the_store_does_not_import_torch() -> None:
+    code = "import sys, robench.results; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,0 +1,139 @@
+"""Records with chosen outcomes, for the tests of rooms that only read records."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from robench.records import (
+    AttackSpec,
+    Cost,
+    DatasetSpec,
+    Environment,
+    EvaluationRecord,
+    Flag,
+    MetricSummary,
+    ModelSummary,
+    Outcome,
+    SampleOutcome,
+    canonical_hash,
+    job_key,
+)
+from robench.results import StoredRecord
+from robench.threat_models import ThreatModel
+
+LETTERS = {
+    "C": Outcome.CLEAN_ERROR,
+    "B": Outcome.BROKEN,
+    "S": Outcome.SURVIVED,
+    "E": Outcome.ERRORED,
+}
+
+
+def make_samples(
+    letters: str,
+    *,
+    classes: int = 2,
+    values: Mapping[str, Sequence[float]] | None = None,
+    forwards: int = 3,
+) -> list[SampleOutcome]:
+    """One sample a letter: C clean error, B broken, S survived, E errored."""
+    samples = []
+    for number, letter in enumerate(letters):
+        label = number % classes
+        outcome = LETTERS[letter]
+        wrong = (label + 1) % classes
+        clean = {"C": wrong, "E": None}.get(letter, label)
+        samples.append(
+            SampleOutcome(
+                sample_id=f"toy/{number:05d}",
+                label=label,
+                outcome=outcome,
+                clean_prediction=clean,
+                clean_margin=None if clean is None else 1.5 if clean == label else -0.5,
+                adv_prediction={"B": wrong, "S": label}.get(letter),
+                adv_margin={"B": -0.25, "S": 0.75}.get(letter),
+                broken_by="toy" if letter == "B" else None,
+                perturbation_size=0.1 if letter in "BS" else None,
+                forwards=forwards,
+                backwards=forwards - 1,
+                message="logits are not finite" if letter == "E" else None,
+                values={k: float(v[number]) for k, v in (values or {}).items()},
+            )
+        )
+    return samples
+
+
+def make_record(
+    samples: Sequence[SampleOutcome],
+    *,
+    model: str = "toy",
+    attack: str = "pgd-20",
+    dataset: str = "digits",
+    data: str = "a",
+    threat: str = "Linf-0.2",
+    seed: int = 0,
+    classes: int = 2,
+    defense: str = "standard",
+    flags: Sequence[Flag] = (),
+    metrics: Mapping[str, MetricSummary] | None = None,
+    seconds: float = 1.25,
+    params: Mapping[str, Any] | None = None,
+) -> EvaluationRecord:
+    """A record whose counts, key and cost follow from the samples."""
+    threat_model = ThreatModel.parse(threat)
+    fingerprint = canonical_hash(["model", model])
+    data_fingerprint = canonical_hash(["data", dataset, data, len(samples)])
+    spec = AttackSpec(
+        name=attack, attack="pgd", params={"steps": 20, **(params or {}), "id": attack}
+    )
+    counts = Counter(sample.outcome for sample in samples)
+    return EvaluationRecord(
+        key=job_key(fingerprint, data_fingerprint, threat_model, spec, seed),
+        model=ModelSummary(
+            id=f"{dataset}/{threat_model.slug}/{model}",
+            name=model,
+            dataset=dataset,
+            defense=defense,
+            architecture="digits-resnet",
+            parameters=20_000,
+            threat_model=threat_model,
+            weights_sha256=canonical_hash(["weights", model]),
+            fingerprint=fingerprint,
+        ),
+        dataset=DatasetSpec(
+            name=dataset,
+            split="test",
+            fingerprint=data_fingerprint,
+            n=len(samples),
+            num_classes=classes,
+            class_names=tuple(f"class {k}" for k in range(classes)),
+        ),
+        threat_model=threat_model,
+        attack=spec,
+        seed=seed,
+        counts=dict(counts),
+        flags=tuple(flags),
+        metrics=dict(metrics or {}),
+        cost=Cost(
+            forwards=sum(s.forwards for s in samples),
+            backwards=sum(s.backwards for s in samples),
+            seconds=seconds,
+        ),
+        environment=Environment(
+            device="cpu", device_name="toy", precision="float32", batch_size=64
+        ),
+        created="2026-01-02T03:04:05Z",
+    )
+
+
+def make_stored(
+    letters: str, *, values: Any = None, classes: int = 2, **kwargs: Any
+) -> StoredRecord:
+    """A record in memory from one letter a sample."""
+    samples = make_samples(letters, classes=classes, values=values)
+    return StoredRecord.of(make_record(samples, classes=classes, **kwargs), samples)
+
+
+__all__ = ["make_record", "make_samples", "make_stored"]

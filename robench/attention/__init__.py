@@ -1,0 +1,1 @@
+"""What a network looks at: maps, and how an attack changes them."""

@@ -1,0 +1,284 @@
+"""How far attention moved and how it is spread: pure functions on maps.
+
+All take maps (N, h, w), floating point, 0 or larger, at the layer's own resolution, on any
+device, and return one value a sample, (N,). A map that is all zero or not finite has no centre,
+no top cells and no distribution: its value is NaN, never 0 (see :func:`robench.attention.is_empty`).
+No function depends on the maps' scale. Definitions after Wu et al., arXiv 1811.09831, whose two
+observations are that attacks make attention deviate and scatter.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from robench.attention.masks import checked_maps, is_empty, largest_cells, top_mask
+from robench.errors import UsageError
+
+__all__ = [
+    "attention_coverage",
+    "attention_deviation",
+    "attention_divergence",
+    "attention_entropy",
+    "attention_fragments",
+    "attention_scatter",
+    "attention_shift",
+    "connected_parts",
+]
+
+
+def attention_deviation(maps: Tensor, adv_maps: Tensor) -> Tensor:
+    """1 - IoU(M(A), M(A')): how little the top eighths of two maps overlap.
+
+    Args:
+        maps: (N, h, w), clean.
+        adv_maps: (N, h, w), adversarial.
+
+    Returns:
+        (N,) in [0, 1]: 0 the same top cells, 1 disjoint; lower is better. NaN where a map is empty.
+
+    Raises:
+        UsageError: malformed maps, or two shapes.
+
+    >>> maps = torch.arange(16.0).view(1, 4, 4)
+    >>> attention_deviation(maps, maps), attention_deviation(maps, maps.flip(1))
+    (tensor([0.]), tensor([1.]))
+    """
+    maps, adv_maps = _pair(maps, adv_maps)
+    top, adv_top = top_mask(maps).flatten(1), top_mask(adv_maps).flatten(1)
+    shared = (top & adv_top).sum(dim=1).to(maps.dtype)
+    united = (top | adv_top).sum(dim=1)
+    return _undefined(1 - shared / united, is_empty(maps) | is_empty(adv_maps))
+
+
+def attention_shift(maps: Tensor, adv_maps: Tensor) -> Tensor:
+    """Distance of the two centroids of mass ÷ the diagonal between opposite corner cells.
+
+    Args:
+        maps: (N, h, w), clean.
+        adv_maps: (N, h, w), adversarial.
+
+    Returns:
+        (N,) in [0, 1]: 0 unmoved, 1 from corner to corner; lower is better. NaN where a map is
+        empty or has a single cell.
+
+    Raises:
+        UsageError: malformed maps, or two shapes.
+
+    >>> maps = torch.zeros(1, 4, 5)
+    >>> maps[0, 0, 0] = 1
+    >>> attention_shift(maps, maps.roll((3, 4), dims=(1, 2)))
+    tensor([1.])
+    """
+    maps, adv_maps = _pair(maps, adv_maps)
+    height, width = maps.shape[1:]
+    moved = _centroid(_distribution(adv_maps)) - _centroid(_distribution(maps))
+    diagonal = math.hypot(height - 1, width - 1)
+    distance = torch.linalg.vector_norm(moved, dim=1)
+    return (distance / diagonal).clamp_max(1) if diagonal else torch.full_like(distance, torch.nan)
+
+
+def attention_divergence(maps: Tensor, adv_maps: Tensor) -> Tensor:
+    """Jensen-Shannon divergence, base 2, of the maps' distributions p and q.
+
+    JSD = (KL(p, m) + KL(q, m)) / 2 with m = (p + q) / 2 (Lin 1991).
+
+    Args:
+        maps: (N, h, w), clean.
+        adv_maps: (N, h, w), adversarial.
+
+    Returns:
+        (N,) in [0, 1] bits: 0 the same, 1 no cell in common; lower is better. NaN where a map is
+        empty.
+
+    Raises:
+        UsageError: malformed maps, or two shapes.
+
+    >>> attention_divergence(torch.tensor([[[1.0, 0.0]]]), torch.tensor([[[0.0, 3.0]]]))
+    tensor([1.])
+    """
+    maps, adv_maps = _pair(maps, adv_maps)
+    p, q = _distribution(maps).flatten(1), _distribution(adv_maps).flatten(1)
+    both = p + q
+    # Cells empty in both maps add nothing; elsewhere the ratio is between 0 and 2.
+    safe = torch.where(both == 0, torch.ones_like(both), both)
+    terms = torch.special.xlogy(p, 2 * p / safe) + torch.special.xlogy(q, 2 * q / safe)
+    bits: Tensor = terms.sum(dim=1) / (2 * math.log(2))
+    return bits.clamp(0, 1)
+
+
+def attention_scatter(maps: Tensor) -> Tensor:
+    """RMS distance of the mass to its centroid ÷ that of a uniform map, sqrt((h² + w² - 2) / 12).
+
+    Args:
+        maps: (N, h, w).
+
+    Returns:
+        (N,), 0 or larger: 0 one cell, 1 uniform, above 1 where the mass sits at the border; an
+        increase under attack is worse. NaN where a map is empty or has a single cell.
+
+    Raises:
+        UsageError: malformed maps.
+
+    >>> one_cell = torch.zeros(4, 4)
+    >>> one_cell[1, 2] = 5
+    >>> attention_scatter(torch.stack([one_cell, torch.ones(4, 4)]))
+    tensor([0., 1.])
+    """
+    shares = _distribution(checked_maps(maps))
+    rows, columns = _coordinates(shares)
+    centre = _centroid(shares)[:, :, None, None]
+    squares = (rows - centre[:, 0]) ** 2 + (columns - centre[:, 1]) ** 2
+    spread = (shares * squares).sum(dim=(1, 2)).sqrt()
+    height, width = shares.shape[1:]
+    uniform = math.sqrt((height**2 + width**2 - 2) / 12)
+    return spread / uniform if uniform else torch.full_like(spread, torch.nan)
+
+
+def attention_entropy(maps: Tensor) -> Tensor:
+    """Shannon entropy of the map's distribution ÷ log(h·w).
+
+    Args:
+        maps: (N, h, w).
+
+    Returns:
+        (N,) in [0, 1]: 0 one cell, 1 uniform; an increase under attack is worse. NaN where a map
+        is empty or has a single cell.
+
+    Raises:
+        UsageError: malformed maps.
+
+    >>> attention_entropy(torch.tensor([[[1.0, 0.0], [0.0, 1.0]], [[2.0, 2.0], [2.0, 2.0]]]))
+    tensor([0.5000, 1.0000])
+    """
+    shares = _distribution(checked_maps(maps)).flatten(1)
+    entropy: Tensor = torch.special.entr(shares).sum(dim=1)
+    if shares.shape[1] == 1:
+        return torch.full_like(entropy, torch.nan)
+    return (entropy / math.log(shares.shape[1])).clamp(0, 1)
+
+
+def attention_fragments(maps: Tensor) -> Tensor:
+    """Number of 8-connected parts of M(A), the top eighth of the map.
+
+    Args:
+        maps: (N, h, w).
+
+    Returns:
+        (N,) whole numbers as floats, 1 or larger: 1 one region; an increase under attack is
+        worse. NaN where a map is empty.
+
+    Raises:
+        UsageError: malformed maps.
+
+    >>> maps = torch.zeros(1, 4, 4)
+    >>> maps[0, 0, 0], maps[0, 3, 3] = 1, 1
+    >>> attention_fragments(maps)
+    tensor([2.])
+    """
+    maps = checked_maps(maps)
+    return _undefined(connected_parts(top_mask(maps)).to(maps.dtype), is_empty(maps))
+
+
+def attention_coverage(maps: Tensor, masks: Tensor) -> Tensor:
+    """|M_g(A) ∩ G| ÷ |G|: how much of the object is among the |G| largest cells.
+
+    Args:
+        maps: (N, h, w).
+        masks: (N, h, w) bool, the object's cells G (see :func:`robench.attention.downsample_masks`).
+
+    Returns:
+        (N,) in [0, 1]: 1 complete; higher is better. NaN where a map or the object is empty.
+
+    Raises:
+        UsageError: malformed maps, or masks of another shape or type.
+
+    Source: completeness in Wu et al., arXiv 1811.09831.
+
+    >>> maps = torch.tensor([[[4.0, 3.0], [2.0, 1.0]]])
+    >>> attention_coverage(maps, torch.tensor([[[True, False], [True, False]]]))
+    tensor([0.5000])
+    """
+    maps = checked_maps(maps)
+    if masks.shape != maps.shape or masks.dtype != torch.bool:
+        raise UsageError(
+            f"masks have shape {tuple(masks.shape)} and type {masks.dtype}, "
+            f"the maps have shape {tuple(maps.shape)}",
+            hint="Bring boolean masks onto the maps' grid with downsample_masks",
+        )
+    masks = masks.to(maps.device)
+    area = masks.flatten(1).sum(dim=1)
+    found = (largest_cells(maps, area) & masks).flatten(1).sum(dim=1)
+    return _undefined(found.to(maps.dtype) / area, is_empty(maps) | (area == 0))
+
+
+def connected_parts(masks: Tensor) -> Tensor:
+    """Number of 8-connected parts of each mask.
+
+    Every cell takes the largest label around it until nothing changes, all masks at once; labels
+    also follow themselves (pointer jumping), so that long winding parts settle in few rounds.
+
+    Args:
+        masks: (N, h, w) bool.
+
+    Returns:
+        (N,) int64; 0 for a mask that is nowhere true.
+
+    >>> connected_parts(torch.tensor([[[True, False, False], [False, True, False]]]))
+    tensor([1])
+    """
+    n, height, width = masks.shape
+    cells = height * width
+    inside = masks.flatten(1)
+    own = torch.arange(1, cells + 1, device=masks.device).expand(n, cells)
+    labels = torch.where(inside, own, 0)
+    while True:
+        # Pooling needs floats; double holds every label exactly where single would not.
+        grid = labels.view(n, 1, height, width)
+        grid = grid.to(torch.float64 if cells >= 2**24 else torch.float32)
+        around = F.max_pool2d(grid, 3, stride=1, padding=1).flatten(1).to(labels.dtype)
+        # A label is the place of a cell of the same part, which may know a larger one.
+        further = around.gather(1, (around - 1).clamp_min(0))
+        settled = torch.where(inside, torch.maximum(around, further), 0)
+        if torch.equal(settled, labels):
+            break
+        labels = settled
+    return (inside & (labels == own)).sum(dim=1)
+
+
+def _pair(maps: Tensor, adv_maps: Tensor) -> tuple[Tensor, Tensor]:
+    if maps.shape != adv_maps.shape:
+        raise UsageError(
+            f"clean maps have shape {tuple(maps.shape)}, adversarial ones {tuple(adv_maps.shape)}",
+            hint="Compare maps of the same samples at the same layer",
+        )
+    return checked_maps(maps), checked_maps(adv_maps)
+
+
+def _undefined(values: Tensor, where: Tensor) -> Tensor:
+    return values.masked_fill(where, torch.nan)
+
+
+def _distribution(maps: Tensor) -> Tensor:
+    """Maps that sum to 1; NaN throughout where a map is empty."""
+    # Dividing by the maximum first keeps the sum finite whatever the scale.
+    scaled = maps / maps.amax(dim=(1, 2), keepdim=True)
+    shares = scaled / scaled.sum(dim=(1, 2), keepdim=True)
+    return shares.masked_fill(is_empty(maps)[:, None, None], torch.nan)
+
+
+def _coordinates(shares: Tensor) -> tuple[Tensor, Tensor]:
+    """Row (h, 1) and column (1, w) numbers of the cells."""
+    height, width = shares.shape[1:]
+    rows = torch.arange(height, device=shares.device, dtype=shares.dtype)
+    columns = torch.arange(width, device=shares.device, dtype=shares.dtype)
+    return rows[:, None], columns[None, :]
+
+
+def _centroid(shares: Tensor) -> Tensor:
+    """(N, 2): row and column of the centre of mass."""
+    rows, columns = _coordinates(shares)
+    return torch.stack([(shares * rows).sum(dim=(1, 2)), (shares * columns).sum(dim=(1, 2))], dim=1)

@@ -1,0 +1,154 @@
+"""Look inside a forward pass and leave no trace.
+
+What attention maps and features have in common: finding a layer by name, hooking modules for the
+length of one pass, and leaving parameters, buffers and training flags as they were.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+
+from robench.errors import ModelError, UsageError
+from robench.registry import unknown_name
+
+__all__ = [
+    "checked_inputs",
+    "checked_logits",
+    "forward_hooks",
+    "layer_names",
+    "resolve_layer",
+    "undisturbed",
+]
+
+_WRAPPED = "network"
+"""Attribute under which a wrapper keeps the network whose layer names people know."""
+
+
+def layer_names(model: nn.Module) -> dict[str, nn.Module]:
+    """Submodules of ``model`` by the names that records use.
+
+    Names are relative to the wrapped network where ``model`` is a wrapper (has a submodule
+    ``network``), unless that would make two layers share a name. A module that is reachable in
+    several ways appears once.
+    """
+    outer = dict(model.named_modules())
+    names: dict[str, nn.Module] = {}
+    for full, module in outer.items():
+        if full in ("", _WRAPPED):
+            continue
+        inner = full.removeprefix(f"{_WRAPPED}.")
+        names[full if inner != full and inner in outer else inner] = module
+    return names
+
+
+def resolve_layer(model: nn.Module, name: str) -> tuple[str, nn.Module]:
+    """The submodule called ``name`` and the name that records use for it.
+
+    ``name`` is looked up in ``model`` first, then in the network that it wraps.
+
+    Raises:
+        UnknownNameError: no such layer; near misses are listed.
+    """
+    wrapped = getattr(model, _WRAPPED, None)
+    if name:
+        for root in (model, wrapped):
+            if not isinstance(root, nn.Module):
+                continue
+            try:
+                module = root.get_submodule(name)
+            except AttributeError:
+                continue
+            reported = next((n for n, m in layer_names(model).items() if m is module), name)
+            return reported, module
+    raise unknown_name("layer", name, list(layer_names(model)))
+
+
+@contextmanager
+def undisturbed(model: nn.Module) -> Iterator[None]:
+    """Restore training flags and buffers of ``model`` on leaving, also after an error.
+
+    Passes inside work on copies of the buffers. The originals are put back rather than
+    overwritten, so that a graph built inside stays valid for a later backward pass.
+    """
+    modules = list(model.modules())
+    flags = [module.training for module in modules]
+    buffers = [
+        (module, name, buffer)
+        for module in modules
+        for name, buffer in module.named_buffers(recurse=False)
+    ]
+    copies: dict[int, Tensor] = {}
+    try:
+        for module, name, buffer in buffers:
+            # A buffer that two modules share must stay shared during the pass.
+            copy = copies.setdefault(id(buffer), buffer.clone())
+            setattr(module, name, copy)
+        yield
+    finally:
+        for module, name, buffer in buffers:
+            setattr(module, name, buffer)
+        for module, training in zip(modules, flags, strict=True):
+            module.training = training
+
+
+@contextmanager
+def forward_hooks(
+    modules: list[nn.Module],
+    *,
+    before: Callable[..., Any] | None = None,
+    after: Callable[..., Any] | None = None,
+) -> Iterator[None]:
+    """Forward hooks on ``modules`` that are gone on leaving, also after an error.
+
+    Args:
+        modules: modules to hook.
+        before: forward pre-hook ``(module, args, kwargs)``.
+        after: forward hook ``(module, args, output)``; a value it returns replaces the output.
+    """
+    with ExitStack() as stack:
+        for module in modules:
+            if before is not None:
+                handle = module.register_forward_pre_hook(before, with_kwargs=True)
+                stack.callback(handle.remove)
+            if after is not None:
+                stack.callback(module.register_forward_hook(after).remove)
+        yield
+
+
+def checked_inputs(inputs: Tensor) -> Tensor:
+    """``inputs`` if they are a floating-point NCHW batch.
+
+    Tensors made in inference mode are copied: autograd refuses to work with them.
+
+    Raises:
+        UsageError: another shape or type.
+    """
+    if inputs.ndim != 4 or not inputs.is_floating_point():
+        raise UsageError(
+            f"inputs have shape {tuple(inputs.shape)} and type {inputs.dtype}",
+            hint="Give a floating-point batch (N, C, H, W) in [0, 1]",
+        )
+    return inputs.clone() if inputs.is_inference() else inputs
+
+
+def checked_logits(logits: object, n: int) -> Tensor:
+    """``logits`` if they are a tensor (N, C) with ``n`` rows.
+
+    Raises:
+        ModelError: anything else.
+    """
+    if not isinstance(logits, Tensor):
+        raise ModelError(
+            f"the model returned {type(logits).__name__}, not logits",
+            hint="Name the output's place in the card (forward.output)",
+        )
+    if logits.ndim != 2 or logits.shape[0] != n or logits.shape[1] < 1:
+        raise ModelError(
+            f"the model returned shape {tuple(logits.shape)} for {n} inputs",
+            hint="Logits have shape (N, C)",
+        )
+    return logits

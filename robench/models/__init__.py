@@ -11,19 +11,37 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from robench.models.architectures import ARCHITECTURES
+    from robench.models.cards import read_card, write_card
     from robench.models.wrapper import RobenchModel, buffer_fingerprint
+    from robench.models.zoo import LocatedCard, find_card, list_cards, zoo_folders
+
+__all__ = [
+    "ARCHITECTURES",
+    "LocatedCard",
+    "RobenchModel",
+    "buffer_fingerprint",
+    "find_card",
+    "list_cards",
+    "read_card",
+    "write_card",
+    "zoo_folders",
+]
 
 _HOMES = {
-    "ARCHITECTURES": "robench.models.architectures",
-    "RobenchModel": "robench.models.wrapper",
-    "buffer_fingerprint": "robench.models.wrapper",
+    "ARCHITECTURES": "architectures",
+    "LocatedCard": "zoo",
+    "RobenchModel": "wrapper",
+    "buffer_fingerprint": "wrapper",
+    "find_card": "zoo",
+    "list_cards": "zoo",
+    "read_card": "cards",
+    "write_card": "cards",
+    "zoo_folders": "zoo",
 }
-
-__all__ = ["ARCHITECTURES", "RobenchModel", "buffer_fingerprint"]
 
 
 def __getattr__(name: str) -> Any:
     # torch takes seconds to import; `robench zoo list` must answer at once.
     if name in _HOMES:
-        return getattr(import_module(_HOMES[name]), name)
+        return getattr(import_module(f"robench.models.{_HOMES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

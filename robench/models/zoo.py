@@ -1,0 +1,207 @@
+"""Finding cards: the packaged zoo and the user's own folders. Imports no torch."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import robench
+from robench.errors import CardError, UsageError
+from robench.models.cards import CARD_NAME, read_card
+from robench.records import ModelCard
+from robench.registry import unknown_name
+from robench.threat_models import ThreatModel
+
+__all__ = ["ZOO_VARIABLE", "LocatedCard", "find_card", "list_cards", "zoo_folders"]
+
+ZOO_VARIABLE = "ROBENCH_ZOO"
+"""Environment variable with further zoo folders, separated as in PATH."""
+
+
+@dataclass(frozen=True)
+class LocatedCard:
+    """A card and where it was found.
+
+    Args:
+        card: the validated card.
+        folder: the card's folder; relative weights start here.
+        path: the card's file.
+        in_zoo: it lies in one of the zoo folders, which are the user's own or came with robench;
+            only such a card may name code to run.
+    """
+
+    card: ModelCard
+    folder: Path
+    path: Path
+    in_zoo: bool = True
+
+    @property
+    def id(self) -> str:
+        """``dataset/threat/name``."""
+        return self.card.id
+
+
+def _packaged_zoo() -> Path:
+    package = Path(robench.__file__).parent
+    # A wheel carries the zoo inside the package; a checkout has it beside the package.
+    inside = package / "_model_zoo"
+    return inside if inside.is_dir() else package.parent / "model_zoo"
+
+
+def zoo_folders() -> tuple[Path, ...]:
+    """Existing zoo folders, most specific first: ``ROBENCH_ZOO``, ``./model_zoo``, the packaged.
+
+    Raises:
+        UsageError: ``ROBENCH_ZOO`` names a folder that does not exist.
+    """
+    named = [Path(p).expanduser() for p in os.environ.get(ZOO_VARIABLE, "").split(os.pathsep) if p]
+    for folder in named:
+        if not folder.is_dir():
+            raise UsageError(
+                "there is no such folder", where=folder, hint=f"Correct or unset {ZOO_VARIABLE}"
+            )
+    found: dict[Path, None] = {}
+    for folder in (*named, Path.cwd() / "model_zoo", _packaged_zoo()):
+        if folder.is_dir():
+            found[folder.resolve()] = None
+    return tuple(found)
+
+
+def list_cards(
+    dataset: str | None = None, *, problems: list[CardError] | None = None
+) -> list[LocatedCard]:
+    """All cards of the zoo, sorted by id. An earlier folder's card hides a later one's.
+
+    Args:
+        dataset: only cards of this data set.
+        problems: where given, unreadable cards are collected here instead of raised, so that
+            one broken card does not hide the others.
+
+    Raises:
+        CardError: a card breaks the schema, or lies in a folder other than its id says.
+    """
+    located: dict[str, LocatedCard] = {}
+    for zoo in zoo_folders():
+        for path in sorted(zoo.glob(f"*/*/*/{CARD_NAME}")):
+            try:
+                card = read_card(path)
+                _check_place(card, path, zoo)
+            except CardError as error:
+                if problems is None:
+                    raise
+                problems.append(error)
+                continue
+            if dataset is None or card.dataset == dataset:
+                located.setdefault(card.id, LocatedCard(card, path.parent, path))
+    return [located[identifier] for identifier in sorted(located)]
+
+
+def _check_place(card: ModelCard, path: Path, zoo: Path) -> None:
+    place = path.parent.relative_to(zoo).as_posix()
+    if place != card.id:
+        raise CardError(
+            f"the card's id is {card.id!r} but its folder is {place!r}",
+            where=path,
+            hint="Move it, or correct dataset, threat_model or name",
+        )
+
+
+def find_card(
+    name: str | os.PathLike[str],
+    dataset: str | None = None,
+    threat_model: ThreatModel | str | None = None,
+) -> LocatedCard:
+    """One card by its id, by a shorter name that fits only one, or by path.
+
+    Args:
+        name: ``digits/Linf-0.2/pgd-at``, ``Linf-0.2/pgd-at``, ``pgd-at``, or the path of a
+            ``card.toml`` or of its folder.
+        dataset: narrows a short name.
+        threat_model: narrows a short name.
+
+    Raises:
+        UnknownNameError: no card has this name; near misses are listed.
+        UsageError: the name fits several cards; they are listed.
+        CardError: a path to a card that is missing or breaks the schema.
+    """
+    text = os.fspath(name)
+    if isinstance(name, str):
+        problems: list[CardError] = []
+        cards = list_cards(problems=problems)
+        found = _matching(cards, text, dataset, threat_model)
+        if len(found) == 1:
+            return found[0]
+        if found:
+            raise UsageError(
+                f"model {text!r} is ambiguous",
+                hint=f"Say which: {', '.join(card.id for card in found)}",
+            )
+        if not _looks_like_path(text):
+            for problem in problems:
+                if problem.where is not None and Path(problem.where).parent.name == text:
+                    raise problem
+            raise _unknown(text, cards, dataset, threat_model)
+    return _read_located(Path(text).expanduser())
+
+
+def _looks_like_path(text: str) -> bool:
+    return (text.endswith(".toml") or text.startswith((".", "~")) or os.path.isabs(text)) or Path(
+        text, CARD_NAME
+    ).is_file()
+
+
+def _read_located(path: Path) -> LocatedCard:
+    if path.is_dir():
+        path = path / CARD_NAME
+    card = read_card(path)
+    path = path.resolve()
+    in_zoo = any(path.is_relative_to(folder) for folder in zoo_folders())
+    return LocatedCard(card, path.parent, path, in_zoo)
+
+
+def _matching(
+    cards: list[LocatedCard],
+    text: str,
+    dataset: str | None,
+    threat_model: ThreatModel | str | None,
+) -> list[LocatedCard]:
+    # A threat model may be written with its fraction, which has a slash too.
+    wanted = text.casefold().strip("/")
+    threat = None if threat_model is None else _threat(threat_model)
+    return [
+        located
+        for located in cards
+        if any(
+            form == wanted or form.endswith(f"/{wanted}")
+            for form in (
+                located.id.casefold(),
+                f"{located.card.dataset}/{located.card.threat_model}/{located.card.name}".casefold(),
+            )
+        )
+        and dataset in (None, located.card.dataset)
+        and threat in (None, located.card.threat_model)
+    ]
+
+
+def _threat(threat_model: ThreatModel | str) -> ThreatModel:
+    return ThreatModel.parse(threat_model) if isinstance(threat_model, str) else threat_model
+
+
+def _unknown(
+    text: str,
+    cards: list[LocatedCard],
+    dataset: str | None,
+    threat_model: ThreatModel | str | None,
+) -> UsageError:
+    elsewhere = _matching(cards, text, None, None)
+    if elsewhere:
+        limits = [str(limit) for limit in (dataset, threat_model) if limit is not None]
+        return UsageError(
+            f"no model {text!r} for {' and '.join(limits)}",
+            hint=f"There is {', '.join(card.id for card in elsewhere)}",
+        )
+    known = [card.id for card in cards]
+    if "/" not in text:
+        known = sorted({card.card.name for card in cards})
+    return unknown_name("model", text, known)

@@ -1,0 +1,49 @@
+"""Intervals, paired tests, effect sizes and power. Plain numbers in, plain numbers out."""
+
+from robench.statistics.effects import GroupDifference, auc_interval, mann_whitney
+from robench.statistics.intervals import (
+    Interval,
+    clopper_pearson,
+    missed_share_upper,
+    wilson,
+    zero_hit_upper_bound,
+)
+from robench.statistics.paired import (
+    PairedCounts,
+    bootstrap_mean,
+    bootstrap_statistic,
+    holm,
+    mcnemar,
+    newcombe_interval,
+    noninferiority_p,
+    tango_interval,
+)
+from robench.statistics.power import (
+    mcnemar_power,
+    n_for_difference,
+    n_for_noninferiority,
+    smallest_difference,
+)
+
+__all__ = [
+    "GroupDifference",
+    "Interval",
+    "PairedCounts",
+    "auc_interval",
+    "bootstrap_mean",
+    "bootstrap_statistic",
+    "clopper_pearson",
+    "holm",
+    "mann_whitney",
+    "mcnemar",
+    "mcnemar_power",
+    "missed_share_upper",
+    "n_for_difference",
+    "n_for_noninferiority",
+    "newcombe_interval",
+    "noninferiority_p",
+    "smallest_difference",
+    "tango_interval",
+    "wilson",
+    "zero_hit_upper_bound",
+]

@@ -1,0 +1,154 @@
+"""Confidence intervals for a share of samples, such as an accuracy.
+
+The default is Wilson's score interval. Clopper–Pearson never covers less than it promises and
+pays for it: it covers more than was asked nearly everywhere, and is wider (3 % at 375 of 500,
+more towards 0 and 1). Wilson's covers what was asked on average over p, stays inside [0, 1], has
+a width at 0 and n hits too, and is the single-sample form of the score test that paired
+comparisons here use (Brown, Cai and DasGupta 2001 recommend it). Where a guarantee matters more than width, as for what an audit may have missed,
+the exact bound is used.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from scipy import stats
+
+from robench.errors import UsageError
+
+__all__ = [
+    "Interval",
+    "check_level",
+    "clopper_pearson",
+    "missed_share_upper",
+    "wilson",
+    "zero_hit_upper_bound",
+]
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An estimate with its confidence limits, all NaN where nothing was observed.
+
+    Args:
+        estimate: the point estimate, in the unit of the quantity (shares in [0, 1]).
+        low, high: the limits, same unit.
+        level: the confidence level of the two limits together, in (0, 1).
+    """
+
+    estimate: float
+    low: float
+    high: float
+    level: float = 0.95
+
+    @property
+    def defined(self) -> bool:
+        """Whether anything was observed."""
+        return not math.isnan(self.estimate)
+
+    def scaled(self, factor: float) -> Interval:
+        """The same in another unit; 100 turns shares into percent. ``factor`` > 0."""
+        return Interval(self.estimate * factor, self.low * factor, self.high * factor, self.level)
+
+    def overlaps(self, other: Interval) -> bool:
+        """Whether the two have a value in common."""
+        return self.low <= other.high and other.low <= self.high
+
+
+def check_level(level: float) -> float:
+    """``level`` itself.
+
+    Raises:
+        UsageError: it is not strictly between 0 and 1.
+    """
+    if not 0 < level < 1:
+        raise UsageError(f"confidence level {level} is not between 0 and 1", hint="Write 0.95")
+    return level
+
+
+def wilson(hits: int, n: int, level: float = 0.95) -> Interval:
+    """Wilson's score interval (1927), without continuity correction.
+
+    Args:
+        hits: successes, 0 … n.
+        n: trials; 0 gives an undefined interval.
+        level: two-sided confidence level.
+
+    Raises:
+        UsageError: ``hits`` is not in 0 … n, or the level makes no sense.
+    """
+    return _proportion(hits, n, level, "wilson")
+
+
+def clopper_pearson(hits: int, n: int, level: float = 0.95) -> Interval:
+    """The exact interval of Clopper and Pearson (1934); arguments as for :func:`wilson`."""
+    return _proportion(hits, n, level, "exact")
+
+
+def zero_hit_upper_bound(n: int, level: float = 0.95) -> float:
+    """Upper bound on a share of which ``n`` random trials showed nothing: 1 − (1 − level)^(1/n).
+
+    The "rule of three": about 3/n at 95 %. NaN for n = 0.
+
+    Raises:
+        UsageError: ``n`` is negative, or the level makes no sense.
+    """
+    return missed_share_upper(0, n, level=level)
+
+
+def missed_share_upper(
+    hits: int, audited: int, *, population: int | None = None, level: float = 0.95
+) -> float:
+    """Exact one-sided upper bound on the share of hits, given an audit of random samples.
+
+    Args:
+        hits: how many of the audited samples were hits.
+        audited: how many were drawn, without replacement.
+        population: how many there were to draw from. Known, the bound is the hypergeometric
+            one: the largest number of hits in the population that would still show ``hits`` or
+            fewer with probability above 1 − level, and 0 once everything was audited without a
+            hit. Unknown, it is the binomial (Clopper–Pearson) one, which is never smaller.
+        level: one-sided confidence level.
+
+    Returns:
+        A share in [0, 1]; NaN if nothing was audited.
+
+    Raises:
+        UsageError: the counts contradict each other, or the level makes no sense.
+    """
+    _check_counts(hits, audited)
+    alpha = 1 - check_level(level)
+    if audited == 0:
+        return math.nan
+    if population is None:
+        # (1 − level)^(1/n) and its relatives are quantiles of the Beta distribution.
+        return 1.0 if hits == audited else float(stats.beta.ppf(level, hits + 1, audited - hits))
+    if population < audited:
+        raise UsageError(f"{audited} samples audited out of only {population}")
+    # The chance of so few hits falls as the population's hits grow: bisection over whole numbers.
+    low, high = hits, population - (audited - hits)
+    while low < high:
+        middle = (low + high + 1) // 2
+        if stats.hypergeom.cdf(hits, population, middle, audited) > alpha:
+            low = middle
+        else:
+            high = middle - 1
+    return low / population
+
+
+def _proportion(hits: int, n: int, level: float, method: Literal["wilson", "exact"]) -> Interval:
+    _check_counts(hits, n)
+    check_level(level)
+    if n == 0:
+        return Interval(math.nan, math.nan, math.nan, level)
+    limits = stats.binomtest(int(hits), int(n)).proportion_ci(level, method=method)
+    low, high = np.clip([limits.low, limits.high], 0.0, 1.0)
+    return Interval(hits / n, float(low), float(high), level)
+
+
+def _check_counts(hits: int, n: int) -> None:
+    if n < 0 or not 0 <= hits <= n:
+        raise UsageError(f"{hits} hits in {n} trials is impossible")

@@ -1,0 +1,282 @@
+"""Two models on the same samples: is one better, and by how much?
+
+Both saw the same images, so only the images on which they disagree say anything about a
+difference. Shares are in [0, 1]; a difference is always *first minus second*.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+from scipy import optimize, stats
+
+from robench.errors import UsageError
+from robench.statistics.intervals import Interval, check_level, wilson
+
+__all__ = [
+    "Alternative",
+    "PairedCounts",
+    "bootstrap_mean",
+    "bootstrap_statistic",
+    "holm",
+    "mcnemar",
+    "newcombe_interval",
+    "noninferiority_p",
+    "tango_interval",
+]
+
+Alternative = Literal["two-sided", "greater", "less"]
+
+_NUDGE = 1e-9
+
+
+@dataclass(frozen=True)
+class PairedCounts:
+    """How often the first and the second model were right, on the same samples."""
+
+    both: int
+    only_first: int
+    only_second: int
+    neither: int
+
+    def __post_init__(self) -> None:
+        if min(self.both, self.only_first, self.only_second, self.neither) < 0:
+            raise UsageError(f"negative count in {self}")
+
+    @classmethod
+    def of(cls, first: npt.ArrayLike, second: npt.ArrayLike) -> PairedCounts:
+        """Count from two boolean arrays of shape (n,), aligned by sample.
+
+        Raises:
+            UsageError: the shapes differ.
+        """
+        a, b = np.asarray(first, dtype=bool), np.asarray(second, dtype=bool)
+        if a.shape != b.shape or a.ndim != 1:
+            raise UsageError(f"paired outcomes have shapes {a.shape} and {b.shape}")
+        return cls(
+            both=int(np.sum(a & b)),
+            only_first=int(np.sum(a & ~b)),
+            only_second=int(np.sum(~a & b)),
+            neither=int(np.sum(~a & ~b)),
+        )
+
+    @property
+    def n(self) -> int:
+        """Samples."""
+        return self.both + self.only_first + self.only_second + self.neither
+
+    @property
+    def discordant(self) -> int:
+        """Samples that exactly one of the two gets right."""
+        return self.only_first + self.only_second
+
+    @property
+    def difference(self) -> float:
+        """Accuracy of the first minus that of the second; NaN without samples."""
+        return (self.only_first - self.only_second) / self.n if self.n else math.nan
+
+
+def mcnemar(counts: PairedCounts, alternative: Alternative = "two-sided") -> float:
+    """p-value of the exact McNemar test: are the discordant samples split evenly?
+
+    ``"greater"``: the alternative is that the first model is better. Without discordant samples
+    there is no evidence of anything: p = 1.
+    """
+    if counts.discordant == 0:
+        return 1.0
+    test = stats.binomtest(counts.only_first, counts.discordant, 0.5, alternative=alternative)
+    return float(test.pvalue)
+
+
+def tango_interval(counts: PairedCounts, level: float = 0.95) -> Interval:
+    """Tango's score interval (1998) of the paired difference, in [−1, 1].
+
+    The set of differences that the score test does not reject; it stays sensible where the
+    textbook interval collapses, as with no discordant sample. Undefined for n = 0.
+
+    Raises:
+        UsageError: the level makes no sense.
+    """
+    z = float(stats.norm.isf((1 - check_level(level)) / 2))
+    if counts.n == 0:
+        return Interval(math.nan, math.nan, math.nan, level)
+    estimate = counts.difference
+
+    def excess(delta: float) -> float:
+        # Positive where the score test rejects `delta`; no division, so defined at ±1 too.
+        distance = counts.n * (estimate - delta)
+        return distance**2 - z**2 * counts.n * _score_variance(counts, delta)
+
+    limits = []
+    for end in (-1.0, 1.0):
+        # The variance may vanish at the estimate itself, which is then a root but no limit.
+        start = estimate + math.copysign(_NUDGE, end)
+        inside = abs(start) < 1 and excess(end) > 0
+        limits.append(float(optimize.brentq(excess, start, end)) if inside else end)
+    return Interval(estimate, limits[0], limits[1], level)
+
+
+def noninferiority_p(counts: PairedCounts, margin: float) -> float:
+    """p-value for "the first is worse than the second by ``margin`` or more" (Tango's score test).
+
+    Small: the first is *not inferior*: p < α exactly where the lower limit of the interval of
+    level 1 − 2α lies above −margin. NaN for n = 0. A margin of 0 asks for superiority.
+
+    Args:
+        counts: the candidate first, the baseline second.
+        margin: the loss one would put up with, as a share in [0, 1).
+
+    Raises:
+        UsageError: the margin is not in [0, 1).
+    """
+    if not 0 <= margin < 1:
+        raise UsageError(f"margin {margin} is not in [0, 1)")
+    if counts.n == 0:
+        return math.nan
+    distance = counts.n * (counts.difference + margin)
+    variance = counts.n * _score_variance(counts, -margin)
+    if variance <= 0:
+        return 1.0 if distance <= 0 else 0.0
+    return float(stats.norm.sf(distance / math.sqrt(variance)))
+
+
+def newcombe_interval(counts: PairedCounts, level: float = 0.95) -> Interval:
+    """Newcombe's hybrid score interval (1998, method 10) of the paired difference.
+
+    From the two Wilson intervals and the correlation φ of the outcomes; close to
+    :func:`tango_interval`, and its check.
+    """
+    check_level(level)
+    n = counts.n
+    if n == 0:
+        return Interval(math.nan, math.nan, math.nan, level)
+    first = wilson(counts.both + counts.only_first, n, level)
+    second = wilson(counts.both + counts.only_second, n, level)
+    phi = _corrected_phi(counts)
+    down, up = first.estimate - first.low, first.high - first.estimate
+    other_down, other_up = second.estimate - second.low, second.high - second.estimate
+    below = math.sqrt(max(0.0, down**2 - 2 * phi * down * other_up + other_up**2))
+    above = math.sqrt(max(0.0, up**2 - 2 * phi * up * other_down + other_down**2))
+    delta = counts.difference
+    return Interval(delta, max(-1.0, delta - below), min(1.0, delta + above), level)
+
+
+def bootstrap_mean(
+    differences: npt.ArrayLike, level: float = 0.95, *, resamples: int = 9999, seed: int = 0
+) -> Interval:
+    """BCa bootstrap interval of the mean of per-sample differences, shape (n,).
+
+    NaN entries (undefined for one of the models) are left out. Undefined for fewer than two
+    samples; a point if all differences are equal, as for a model against itself. The same seed
+    gives the same interval.
+    """
+    check_level(level)
+    values = np.asarray(differences, dtype=np.float64)
+    values = values[~np.isnan(values)]
+    if len(values) < 2:
+        return Interval(math.nan, math.nan, math.nan, level)
+    mean = float(values.mean())
+    if np.ptp(values) == 0:
+        return Interval(mean, mean, mean, level)
+    result = stats.bootstrap(
+        (values,),
+        np.mean,
+        confidence_level=level,
+        n_resamples=resamples,
+        batch=_batch(len(values)),
+        vectorized=True,
+        method="BCa",
+        rng=np.random.default_rng(seed),
+    )
+    limits = result.confidence_interval
+    return Interval(mean, float(limits.low), float(limits.high), level)
+
+
+def bootstrap_statistic(
+    statistic: Callable[[npt.NDArray[np.intp]], float],
+    strata: npt.ArrayLike,
+    level: float = 0.95,
+    *,
+    resamples: int = 1999,
+    seed: int = 0,
+) -> Interval:
+    """Percentile bootstrap interval of any statistic of sample indices, resampled by stratum.
+
+    For what has no formula, such as the difference of two worst classes, each the smallest of
+    several accuracies. Resampling inside each class keeps the class sizes as they are.
+
+    Args:
+        statistic: takes indices (n,) into the samples, returns a number.
+        strata: the class of each sample, shape (n,).
+
+    Returns:
+        Undefined if the statistic of the samples themselves is NaN.
+    """
+    check_level(level)
+    groups = np.asarray(strata)
+    everything = np.arange(len(groups), dtype=np.intp)
+    estimate = statistic(everything) if len(groups) else math.nan
+    if math.isnan(estimate):
+        return Interval(math.nan, math.nan, math.nan, level)
+    rng = np.random.default_rng(seed)
+    members = [np.flatnonzero(groups == value) for value in np.unique(groups)]
+    draws = np.empty(resamples)
+    for number in range(resamples):
+        drawn = [group[rng.integers(len(group), size=len(group))] for group in members]
+        draws[number] = statistic(np.concatenate(drawn))
+    tail = (1 - level) / 2
+    low, high = np.nanquantile(draws, [tail, 1 - tail])
+    return Interval(estimate, float(low), float(high), level)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's (1979) step-down adjustment: reject where the adjusted p is below α, and the chance
+    of any false rejection stays below α.
+
+    NaN stands for a test that was not made: it stays NaN and does not count.
+
+    Raises:
+        UsageError: a p-value is outside [0, 1].
+    """
+    values = np.asarray(p_values, dtype=np.float64)
+    made = np.flatnonzero(~np.isnan(values))
+    if np.any((values[made] < 0) | (values[made] > 1)):
+        raise UsageError(f"p-values must be in [0, 1]: {list(p_values)}")
+    adjusted = np.full(len(values), math.nan)
+    order = made[np.argsort(values[made], kind="stable")]
+    factors = np.arange(len(order), 0, -1)
+    adjusted[order] = np.minimum(1.0, np.maximum.accumulate(values[order] * factors))
+    return [float(value) for value in adjusted]
+
+
+def _score_variance(counts: PairedCounts, delta: float) -> float:
+    """Variance of one pair's difference under the hypothesis ``delta``, with the nuisance
+    parameter at its restricted maximum-likelihood value (Tango 1998, equation 6)."""
+    n, plus, minus = counts.n, counts.only_first, counts.only_second
+    a = 2.0 * n
+    b = -plus - minus + (2 * n - plus + minus) * delta
+    c = -minus * delta * (1 - delta)
+    share_minus = (math.sqrt(max(0.0, b * b - 4 * a * c)) - b) / (2 * a)
+    return max(0.0, 2 * share_minus + delta * (1 - delta))
+
+
+def _corrected_phi(counts: PairedCounts) -> float:
+    a, b, c, d = counts.both, counts.only_first, counts.only_second, counts.neither
+    product = (a + b) * (c + d) * (a + c) * (b + d)
+    if product == 0:
+        return 0.0
+    excess: float = a * d - b * c
+    if excess > 0:
+        # Newcombe's continuity correction of a positive correlation.
+        excess = max(excess - counts.n / 2, 0)
+    return float(excess / math.sqrt(product))
+
+
+def _batch(n: int) -> int:
+    # A resample matrix of at most 2 million numbers, 16 MB.
+    return max(1, 2_000_000 // n)

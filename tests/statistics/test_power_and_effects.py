@@ -1,0 +1,147 @@
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from robench.errors import UsageError
+from robench.statistics import (
+    PairedCounts,
+    auc_interval,
+    mann_whitney,
+    mcnemar,
+    mcnemar_power,
+    n_for_difference,
+    n_for_noninferiority,
+    noninferiority_p,
+    smallest_difference,
+)
+
+
+def test_exact_power_is_the_sum_over_all_outcomes() -> None:
+    n, plus, minus, alpha = 24, 0.4, 0.1, 0.05
+    total = 0.0
+    for b, c in itertools.product(range(n + 1), repeat=2):
+        if b + c <= n and mcnemar(PairedCounts(n - b - c, b, c, 0)) <= alpha:
+            total += stats.multinomial.pmf([b, c, n - b - c], n, [plus, minus, 1 - plus - minus])
+    assert mcnemar_power(n, plus - minus, plus + minus, alpha=alpha) == pytest.approx(total)
+
+
+@pytest.mark.parametrize("n, discordant", [(50, 0.3), (200, 0.1), (500, 0.06)])
+def test_exact_test_never_exceeds_its_level(n: int, discordant: float) -> None:
+    assert 0 < mcnemar_power(n, 0.0, discordant) <= 0.05
+
+
+def test_n_for_a_difference_gives_about_the_power_asked() -> None:
+    n = n_for_difference(0.04, 0.1)
+    assert n is not None
+    # The exact test is a little conservative, so a little less than 80 %.
+    assert 0.74 < mcnemar_power(n, 0.04, 0.1) < 0.82
+
+
+@given(st.floats(0.02, 0.6), st.floats(0.1, 0.99))
+def test_smallest_difference_inverts_n(discordant: float, part: float) -> None:
+    delta = discordant * part
+    n = n_for_difference(delta, discordant)
+    assert n is not None
+    shown = smallest_difference(n, discordant)
+    if shown is not None:
+        assert shown <= delta + 1e-9
+        if n > 1:
+            before = smallest_difference(n - 1, discordant)
+            assert before is None or before >= delta - 1e-9
+
+
+def test_no_n_shows_no_difference() -> None:
+    assert n_for_difference(0.0, 0.1) is None
+    assert smallest_difference(20, 0.05) is None
+    assert smallest_difference(20, 0.0) is None
+    assert mcnemar_power(100, 0.0, 0.0) == 0
+    assert n_for_noninferiority(0.01, 0.05, difference=-0.02) is None
+
+
+def test_n_for_noninferiority_gives_about_the_power_asked() -> None:
+    margin, discordant = 0.02, 0.06
+    n = n_for_noninferiority(margin, discordant)
+    assert n is not None
+    rng = np.random.default_rng(0)
+    draws = rng.multinomial(n, [discordant / 2, discordant / 2, 1 - discordant], size=3000)
+    passes = [noninferiority_p(PairedCounts(r, b, c, 0), margin) < 0.05 for b, c, r in draws]
+    assert np.mean(passes) == pytest.approx(0.8, abs=0.03)
+
+
+def test_n_for_models_that_never_disagreed() -> None:
+    n = n_for_noninferiority(0.01, 0.0)
+    assert n is not None
+    assert noninferiority_p(PairedCounts(n, 0, 0, 0), 0.01) <= 0.05
+    assert noninferiority_p(PairedCounts(n - 2, 0, 0, 0), 0.01) > 0.05
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: n_for_difference(0.2, 0.1),
+        lambda: n_for_difference(0.1, 1.2),
+        lambda: smallest_difference(0, 0.1),
+        lambda: n_for_noninferiority(0.0, 0.1),
+        lambda: n_for_difference(0.1, 0.2, power=1.0),
+        lambda: mcnemar_power(10, 0.3, 0.2),
+    ],
+)
+def test_impossible_requests_are_refused(call: object) -> None:
+    with pytest.raises(UsageError):
+        call()  # type: ignore[operator]
+
+
+VALUES = st.lists(st.integers(0, 6).map(float), min_size=1, max_size=30)
+
+
+@given(VALUES, VALUES)
+def test_effect_size_counts_pairs(first: list[float], second: list[float]) -> None:
+    found = mann_whitney(first, second)
+    pairs = [(x > y) + 0.5 * (x == y) for x in first for y in second]
+    assert found.auc.estimate == pytest.approx(np.mean(pairs))
+    assert found.rank_biserial == pytest.approx(2 * np.mean(pairs) - 1)
+    assert found.u == pytest.approx(np.sum(pairs))
+    back = mann_whitney(second, first)
+    assert back.p_value == pytest.approx(found.p_value)
+    assert back.auc.low == pytest.approx(1 - found.auc.high, abs=1e-7)
+    assert found.auc.low - 1e-12 <= found.auc.estimate <= found.auc.high + 1e-12
+
+
+def test_p_value_is_scipys() -> None:
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(0.3, 1, 80), rng.normal(0, 1, 60)
+    expected = stats.mannwhitneyu(a, b).pvalue
+    assert mann_whitney(np.append(a, math.nan), b).p_value == pytest.approx(expected)
+
+
+def test_empty_group_and_constant_values() -> None:
+    empty = mann_whitney([], [1.0, 2.0])
+    assert math.isnan(empty.p_value)
+    assert math.isnan(empty.rank_biserial)
+    same = mann_whitney([2.0] * 4, [2.0] * 5)
+    assert same.p_value == 1
+    assert same.rank_biserial == 0
+
+
+def test_separated_groups_have_an_interval_with_width() -> None:
+    found = mann_whitney(np.arange(20.0) + 100, np.arange(20.0))
+    assert found.auc.estimate == found.auc.high == 1
+    assert 0.8 < found.auc.low < 0.95
+
+
+def test_auc_interval_covers() -> None:
+    rng = np.random.default_rng(1)
+    truth = stats.norm.cdf(0.5 / math.sqrt(2))
+    covered = 0
+    for _ in range(400):
+        a, b = rng.normal(0.5, 1, (1, 40)), rng.normal(0, 1, (30, 1))
+        interval = auc_interval(float((a > b).mean()), 40, 30)
+        covered += interval.low <= truth <= interval.high
+    assert 0.925 < covered / 400 < 0.985

@@ -109,7 +109,7 @@ def missed_share_upper(
         audited: how many were drawn, without replacement.
         population: how many there were to draw from. Known, the bound is the hypergeometric
             one: the largest number of hits in the population that would still show ``hits`` or
-            fewer with probability above 1 − level, and 0 once everything was audited without a
+            fewer with probability 1 − level or more, and 0 once everything was audited without a
             hit. Unknown, it is the binomial (Clopper–Pearson) one, which is never smaller.
         level: one-sided confidence level.
 
@@ -129,10 +129,12 @@ def missed_share_upper(
     if population < audited:
         raise UsageError(f"{audited} samples audited out of only {population}")
     # The chance of so few hits falls as the population's hits grow: bisection over whole numbers.
+    # A chance that equals 1 − level up to rounding is not rejected: the bound errs upwards.
+    rejected = alpha * (1 - 1e-9)
     low, high = hits, population - (audited - hits)
     while low < high:
         middle = (low + high + 1) // 2
-        if stats.hypergeom.cdf(hits, population, middle, audited) > alpha:
+        if stats.hypergeom.cdf(hits, population, middle, audited) > rejected:
             low = middle
         else:
             high = middle - 1

@@ -1,0 +1,23 @@
+"""Recipes by name, listed without importing torch."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from robench.registry import Registry
+
+if TYPE_CHECKING:
+    from robench.defenses.recipe import Recipe
+
+__all__ = ["RECIPES"]
+
+RECIPES: Registry[type[Recipe]] = Registry("recipe")
+
+_HERE = "robench.defenses"
+
+for _name, _target, _summary in (
+    ("standard", "standard:Standard", "cross-entropy on clean inputs: no defense"),
+    ("pgd-at", "pgd_at:PgdAt", "cross-entropy on PGD inputs (Madry et al. 2018)"),
+    ("trades", "trades:Trades", "clean cross-entropy + 6 KL (Zhang et al. 2019)"),
+):
+    RECIPES.add(_name, f"{_HERE}.{_target}", _summary)

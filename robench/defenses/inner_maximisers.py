@@ -1,0 +1,115 @@
+"""The inner problem of adversarial training: raise an objective inside the ball.
+
+These maximisers are not the attacks that judge a model. They run a fixed number of steps on a
+batch, take any objective, and report nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from robench import geometry, seeding
+from robench.threat_models import ThreatModel
+
+__all__ = ["ascend", "gaussian_start", "in_eval_mode", "kl_divergence", "pgd", "uniform_start"]
+
+Objective = Callable[[Tensor], Tensor]
+"""adv_inputs (N, C, H, W) → loss of each sample (N,), to be raised."""
+
+_GAUSSIAN_SCALE = 0.001
+
+_START = seeding.tag("inner start")
+
+
+@contextmanager
+def in_eval_mode(network: nn.Module) -> Iterator[nn.Module]:
+    """``network`` in evaluation mode: attacking it must not move batch statistics.
+
+    Every submodule's own flag is restored, also after an error.
+    """
+    flags = [(module, module.training) for module in network.modules()]
+    network.eval()
+    try:
+        yield network
+    finally:
+        for module, training in flags:
+            module.training = training
+
+
+def uniform_start(inputs: Tensor, threat_model: ThreatModel, keys: Tensor) -> Tensor:
+    """A random point of the ball (Madry et al. 2018)."""
+    keys = seeding.derive(keys, _START)
+    return geometry.random_point(inputs, threat_model.norm, threat_model.radius, keys)
+
+
+def gaussian_start(inputs: Tensor, keys: Tensor) -> Tensor:
+    """Next to the clean input: 0.001·N(0, 1) away, as TRADES starts; not clipped."""
+    noise = seeding.normal(seeding.derive(keys, _START), inputs.shape[1:])
+    return inputs + _GAUSSIAN_SCALE * noise
+
+
+def ascend(
+    objective: Objective,
+    inputs: Tensor,
+    start: Tensor,
+    threat_model: ThreatModel,
+    *,
+    steps: int,
+    step_size: float,
+) -> Tensor:
+    """Projected steepest ascent from ``start``.
+
+    Args:
+        objective: what to raise, sample by sample.
+        inputs: clean inputs (N, C, H, W) in [0, 1], the centre of the ball.
+        start: first iterate, same shape.
+        threat_model: ball.
+        steps: number of steps.
+        step_size: length of a step as a share of ε.
+
+    Returns:
+        The last iterate, detached, in the ball and the box.
+    """
+    norm, eps = threat_model.norm, threat_model.radius
+    adv_inputs = start.detach()
+    for _ in range(steps):
+        adv_inputs.requires_grad_(True)
+        with torch.enable_grad():
+            (gradient,) = torch.autograd.grad(objective(adv_inputs).sum(), adv_inputs)
+        moved = adv_inputs.detach() + step_size * eps * geometry.steepest(gradient, norm)
+        adv_inputs = geometry.project(moved, inputs, norm, eps)
+    return adv_inputs.detach()
+
+
+def pgd(
+    network: nn.Module,
+    inputs: Tensor,
+    labels: Tensor,
+    threat_model: ThreatModel,
+    keys: Tensor,
+    *,
+    steps: int,
+    step_size: float,
+) -> Tensor:
+    """PGD on the cross-entropy from a uniform start (Madry et al. 2018), in evaluation mode."""
+    with in_eval_mode(network):
+        return ascend(
+            lambda adv_inputs: F.cross_entropy(network(adv_inputs), labels, reduction="none"),
+            inputs,
+            uniform_start(inputs, threat_model, keys),
+            threat_model,
+            steps=steps,
+            step_size=step_size,
+        )
+
+
+def kl_divergence(clean_logits: Tensor, adv_logits: Tensor) -> Tensor:
+    """KL(p_clean ‖ p_adv) of each sample: (N, C), (N, C) → (N,)."""
+    log_clean = F.log_softmax(clean_logits, dim=1)
+    log_adv = F.log_softmax(adv_logits, dim=1)
+    return (log_clean.exp() * (log_clean - log_adv)).sum(dim=1)

@@ -1,0 +1,136 @@
+"""What a recipe is: a loss, its parameters, and what it needs."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from robench.errors import ModelError
+from robench.records import ForwardSpec
+from robench.threat_models import ThreatModel
+
+if TYPE_CHECKING:
+    from robench.defenses.training_data import TrainingData
+
+__all__ = ["AdversarialRecipe", "Batch", "Context", "Recipe", "features_of"]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One step's samples.
+
+    Args:
+        inputs: float32 (N, C, H, W) in [0, 1], augmented.
+        labels: int64 (N,).
+        keys: int64 (N,), the samples' random keys for this epoch (:mod:`robench.seeding`).
+    """
+
+    inputs: Tensor
+    labels: Tensor
+    keys: Tensor
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a loss may use besides the batch.
+
+    Args:
+        network: the network in training, in train mode.
+        threat_model: what it is to withstand.
+        num_classes: number of logits.
+        data: all training samples, to draw others from.
+        teacher: a fixed network in evaluation mode, where the recipe has one.
+    """
+
+    network: nn.Module
+    threat_model: ThreatModel
+    num_classes: int
+    data: TrainingData
+    teacher: nn.Module | None = None
+
+
+class Recipe(BaseModel, ABC):
+    """A training loss with its parameters.
+
+    A subclass declares its parameters as fields; their defaults are the paper's.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: ClassVar[str]
+    paper: ClassVar[str | None] = None
+    link: ClassVar[str | None] = None
+    venue: ClassVar[str | None] = None
+    year: ClassVar[int | None] = None
+    selection: ClassVar[Literal["robust_acc", "clean_acc"]] = "robust_acc"
+    """The validation figure that chooses the checkpoint."""
+    suggested: ClassVar[Mapping[str, Any]] = {}
+    """Values of the training settings that the recipe prefers."""
+    needs_teacher: ClassVar[bool] = False
+    notes: ClassVar[str | None] = None
+    """What a reader of the card must know before trusting the number."""
+
+    @abstractmethod
+    def terms(self, context: Context, batch: Batch) -> dict[str, Tensor]:
+        """The loss's weighted terms, scalars that sum to the loss."""
+
+    def check(self, network: nn.Module, inputs: Tensor, num_classes: int) -> None:
+        """Raise if ``network`` or the data lack what the loss needs.
+
+        Args:
+            network: the network to be trained.
+            inputs: a few samples, float32 (N, C, H, W) in [0, 1].
+            num_classes: number of classes.
+
+        Raises:
+            ModelError: the architecture lacks something.
+            TrainingError: the data does.
+        """
+
+    def forward_spec(self, network: nn.Module) -> ForwardSpec:
+        """How the finished network's card says to call it."""
+        return ForwardSpec()
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """The parameters as plain data, for the card."""
+        return self.model_dump(mode="json")
+
+
+class AdversarialRecipe(Recipe, ABC):
+    """A recipe with an inner maximiser; the radius is the threat model's.
+
+    Step sizes are shares of ε, so that one default serves every threat model.
+    """
+
+    attack_steps: int = Field(10, ge=1)
+    """Steps of the inner attack."""
+    attack_step_size: float = Field(0.25, gt=0)
+    """Step size as a share of ε; 0.25 is the usual 2/255 at ε 8/255."""
+
+
+def features_of(network: nn.Module, inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Last feature map (N, C, h, w), pooled features (N, D) and logits (N, num_classes).
+
+    Raises:
+        ModelError: the architecture does not offer its features.
+    """
+    forward_features = getattr(network, "forward_features", None)
+    forward_head = getattr(network, "forward_head", None)
+    if not (callable(forward_features) and callable(forward_head)):
+        raise ModelError(
+            f"{type(network).__name__} does not offer its features",
+            hint="Use an architecture with forward_features and forward_head",
+        )
+    maps = forward_features(inputs)
+    if not (isinstance(maps, Tensor) and maps.ndim == 4):
+        raise ModelError(
+            f"{type(network).__name__} has no feature map (N, C, h, w)",
+            hint="Use a convolutional architecture",
+        )
+    return maps, forward_head(maps, pre_logits=True), forward_head(maps)

@@ -1,0 +1,61 @@
+"""How a network is trained, whatever the loss."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+__all__ = ["TrainingSettings"]
+
+
+class TrainingSettings(BaseModel):
+    """Optimiser, schedule, augmentation and validation of one training run."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    epochs: int = Field(30, ge=1)
+    batch_size: int = Field(128, ge=2)
+    """Samples a step, over all devices together. An incomplete last batch is left out."""
+    optimiser: Literal["sgd", "adam"] = "sgd"
+    """SGD with Nesterov momentum, or Adam with decoupled weight decay."""
+    lr: float = Field(0.1, gt=0)
+    """Largest learning rate of the schedule."""
+    momentum: float = Field(0.9, ge=0, lt=1)
+    weight_decay: float = Field(5e-4, ge=0)
+    schedule: Literal["one-cycle", "cosine", "steps", "constant"] = "one-cycle"
+    """``one-cycle``: up linearly, down along a cosine; ``steps``: divide by 10 at ``milestones``."""
+    warmup: float = Field(0.2, ge=0, lt=1)
+    """Share of the run in which ``one-cycle`` goes up."""
+    milestones: tuple[float, ...] = (0.5, 0.75)
+    """Shares of the run after which ``steps`` divides."""
+    ema: float = Field(0.0, ge=0, lt=1)
+    """Decay a step of an exponential moving average of the weights; 0: none."""
+    clip: float = Field(0.0, ge=0)
+    """Largest L2 norm of the gradient; 0: unlimited."""
+    shift: int = Field(0, ge=0)
+    """Augmentation: random shift by up to so many pixels, zeros coming in."""
+    flip: bool = False
+    """Augmentation: random horizontal flip."""
+    validation_steps: int = Field(10, ge=1)
+    """Steps of the PGD attack that chooses the checkpoint."""
+    validate_every: int = Field(1, ge=1)
+    """Epochs between validations; the last epoch is always validated."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """``auto``: bfloat16 autocast where a CUDA device has it, fp32 elsewhere."""
+
+    def lr_at(self, progress: float) -> float:
+        """Learning rate after the share ``progress`` in [0, 1] of all steps."""
+        return self.lr * self._factor(progress)
+
+    def _factor(self, progress: float) -> float:
+        if self.schedule == "constant":
+            return 1.0
+        if self.schedule == "steps":
+            return 10.0 ** -sum(progress >= milestone for milestone in self.milestones)
+        start = self.warmup if self.schedule == "one-cycle" else 0.0
+        if progress < start:
+            # Not from 0: the first step would be lost.
+            return 0.04 + 0.96 * progress / start
+        return 0.5 * (1 + math.cos(math.pi * (progress - start) / (1 - start)))

@@ -1,0 +1,23 @@
+"""Standard training: no defense, the leaderboard's floor."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from robench.defenses.recipe import Batch, Context, Recipe
+
+__all__ = ["Standard"]
+
+
+class Standard(Recipe):
+    """CE(x, y)."""
+
+    name: ClassVar[str] = "standard"
+    selection: ClassVar[Literal["robust_acc", "clean_acc"]] = "clean_acc"
+
+    def terms(self, context: Context, batch: Batch) -> dict[str, Tensor]:
+        """``clean``: cross-entropy on the clean inputs."""
+        return {"clean": F.cross_entropy(context.network(batch.inputs), batch.labels)}

@@ -1,0 +1,388 @@
+"""``train``: from a recipe's name to a model's folder."""
+
+from __future__ import annotations
+
+import platform
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+from pydantic import BaseModel, ValidationError
+from torch import nn
+
+from robench import seeding
+from robench.datasets import Dataset, load_training_splits
+from robench.defenses.catalogue import RECIPES
+from robench.defenses.defaults import defaults_for
+from robench.defenses.engine import Engine, chosen_precision, launch, resolve_device
+from robench.defenses.export import export_model
+from robench.defenses.progress import TrainingProgress
+from robench.defenses.recipe import Recipe
+from robench.defenses.settings import TrainingSettings
+from robench.defenses.trainer import Trainer
+from robench.defenses.training_state import STATE_FILE, TrainingState
+from robench.errors import TrainingError, UsageError
+from robench.models.architectures.build import build_architecture
+from robench.records import ArchitectureSpec, InputSpec, ModelCard, Provenance, WeightsSpec
+from robench.registry import unknown_name
+from robench.threat_models import ThreatModel
+
+if TYPE_CHECKING:
+    from robench.models.wrapper import RobenchModel
+
+__all__ = ["train"]
+
+_Model = TypeVar("_Model", bound=BaseModel)
+
+_PACKAGES = ("robench", "torch", "numpy", "scikit-learn")
+_PROBE = 4
+"""Samples on which a recipe checks that it can work with a network."""
+
+
+def train(
+    recipe: str | Recipe,
+    *,
+    dataset: str | Path | Dataset,
+    validation: Dataset | None = None,
+    architecture: str | ArchitectureSpec | None = None,
+    threat_model: str | ThreatModel | None = None,
+    out_folder: str | Path | None = None,
+    name: str | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    devices: int = 1,
+    teacher: str | Path | None = None,
+    data_root: str | Path | None = None,
+    download: bool = False,
+    data_options: Mapping[str, Any] | None = None,
+    overwrite: bool = False,
+    progress: bool = True,
+    **overrides: Any,
+) -> Path:
+    """Train a network and write its card and weights.
+
+    The same arguments and seed give the same weights, bit for bit, on the same machine. A run
+    that was interrupted, however abruptly, goes on after its last finished epoch when it is
+    called again with the same arguments, and ends with the same weights.
+
+    Args:
+        recipe: a name of ``RECIPES``, or a recipe with its parameters set.
+        dataset: a name, folder or file for :func:`~robench.datasets.load_training_splits`, or a
+            data set (then ``validation`` is needed too). The test split is never read.
+        validation: samples that choose the checkpoint, with ``dataset`` as an object.
+        architecture: name or specification; default: the data set's in ``DEFAULTS``.
+        threat_model: ``"Linf-8/255"``; default: the data set's.
+        out_folder: the model's folder; default ``model_zoo/<dataset>/<threat>/<name>``.
+        name: the model's name; default: the recipe's.
+        seed: keys every random choice.
+        device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
+        devices: how many of them; several need Lightning Fabric.
+        teacher: a model's id or card, for recipes that learn from one.
+        data_root, download, data_options: for ``load_training_splits``.
+        overwrite: replace a finished or interrupted run in the folder.
+        progress: show a progress bar on stderr.
+        overrides: fields of :class:`TrainingSettings` (``epochs``, ``lr``, …) and of the recipe.
+
+    Returns:
+        The path of ``card.toml``.
+
+    Raises:
+        UnknownNameError: an unknown recipe, architecture, data set or override.
+        UsageError: a bad value; a folder that is finished, or interrupted with other settings.
+        TrainingError: a teacher is missing, the data is too small, or the loss diverged.
+        ModelError: the architecture lacks what the recipe needs.
+        DeviceError: the device is not there.
+    """
+    chosen = resolve_device(device)
+    if devices < 1:
+        raise UsageError(f"devices must be at least 1, got {devices}")
+    by_name = None if isinstance(dataset, Dataset) else str(dataset)
+    options = dict(data_options or {})
+    train_data, validation_data = _splits(dataset, validation, data_root, download, options)
+    defaults = defaults_for(train_data.name)
+    loss, settings = _configure(recipe, defaults.settings, overrides)
+    threat = _threat(threat_model or defaults.threat_model)
+    spec = _architecture(architecture or defaults.architecture, train_data.name)
+    model_name = name or loss.name
+    folder = Path(
+        out_folder or Path("model_zoo", train_data.name, threat.slug, model_name)
+    ).expanduser()
+    _prepare(folder, overwrite)
+    guide = _teacher(loss, teacher, train_data.name, threat, spec)
+
+    channels = train_data.input_shape[0]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seeding.tag(f"initial weights {seed}"))
+        network = build_architecture(spec, train_data.num_classes, channels)
+    probe = train_data.batch(range(min(_PROBE, len(train_data))))
+    loss.check(network, probe, train_data.num_classes)
+    if guide is not None:
+        _start_from(network, guide.network)
+
+    command = None
+    if by_name is not None and isinstance(recipe, str):
+        command = _command(recipe, by_name, spec, threat, seed, name, teacher, settings, loss)
+    recorded: dict[str, Any] = {
+        **settings.model_dump(mode="json"),
+        **loss.parameters,
+        "precision": chosen_precision(chosen, settings.precision),
+        "threads": torch.get_num_threads(),
+        "devices": devices,
+        "device": chosen.type,
+    }
+    if guide is not None:
+        recorded["teacher"] = guide.summary.id
+        recorded["teacher_sha256"] = guide.summary.weights_sha256
+    card = ModelCard(
+        name=model_name,
+        dataset=train_data.name,
+        num_classes=train_data.num_classes,
+        threat_model=threat,
+        defense=loss.name,
+        architecture=spec,
+        # The hash is known once the weights are.
+        weights=WeightsSpec(path="weights.safetensors", sha256="0" * 64),
+        input=InputSpec(channels=channels),
+        forward=loss.forward_spec(network),
+        provenance=Provenance(
+            paper=loss.paper,
+            link=loss.link,
+            venue=loss.venue,
+            year=loss.year,
+            command=command,
+            training_data=_describe(train_data, validation_data),
+            seed=seed,
+            epochs=settings.epochs,
+            recipe=recorded,
+            versions=_versions(),
+            notes=loss.notes,
+        ),
+    )
+    # Whatever may change the weights; a resumed run must have been started with the same.
+    identity = {k: str(v) for k, v in recorded.items() if k != "threads"} | {
+        "recipe": loss.name,
+        "seed": str(seed),
+        "threat_model": threat.identity,
+        "architecture": f"{spec.name} {sorted(spec.arguments.items())}",
+        "train_data": train_data.fingerprint,
+        "validation_data": validation_data.fingerprint,
+    }
+    trainer = Trainer(
+        recipe=loss,
+        settings=settings,
+        threat_model=threat,
+        network=network,
+        train_data=train_data,
+        validation_data=validation_data,
+        seed=seed,
+        folder=folder,
+        identity=identity,
+        teacher=guide,
+    )
+    shown = progress and devices == 1
+    work = partial(_work, trainer, card, f"{loss.name} on {train_data.name}", shown)
+    launch(work, chosen, devices)
+    return folder / "card.toml"
+
+
+def _work(trainer: Trainer, card: ModelCard, title: str, shown: bool, engine: Engine) -> None:
+    """One process's part. Module-level, so that it can be sent to a spawned process."""
+    try:
+        if shown:
+            with TrainingProgress(title) as bar:
+                trainer.progress = bar
+                best = trainer.fit(engine)
+        else:
+            best = trainer.fit(engine)
+    except TrainingError as error:
+        state = TrainingState.load(trainer.folder, trainer.identity)
+        if engine.rank == 0 and state is not None and state.best is not None:
+            # The last good weights stay usable, and their card says what happened.
+            export_model(card, state.best, trainer.folder, note=f"Training stopped: {error.what}.")
+        raise
+    if engine.rank == 0:
+        export_model(card, best, trainer.folder)
+        TrainingState.clear(trainer.folder)
+
+
+def _configure(
+    recipe: str | Recipe, defaults: Mapping[str, Any], overrides: Mapping[str, Any]
+) -> tuple[Recipe, TrainingSettings]:
+    kind: type[Recipe] = RECIPES[recipe] if isinstance(recipe, str) else type(recipe)
+    own, common = set(kind.model_fields), set(TrainingSettings.model_fields)
+    for key in overrides:
+        if key not in own | common:
+            raise unknown_name(f"training setting of {kind.name}", key, sorted(own | common))
+    mine = {k: v for k, v in overrides.items() if k in own}
+    if isinstance(recipe, Recipe):
+        mine = {**recipe.model_dump(), **mine}
+    shared = {k: v for k, v in overrides.items() if k in common}
+    merged = {**defaults, **kind.suggested, **shared}
+    return _validated(kind, mine), _validated(TrainingSettings, merged)
+
+
+def _validated(kind: type[_Model], values: Mapping[str, Any]) -> _Model:
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(map(str, first["loc"]))
+        raise UsageError(f"{field} = {first['input']!r}: {first['msg']}") from error
+
+
+def _splits(
+    dataset: str | Path | Dataset,
+    validation: Dataset | None,
+    root: str | Path | None,
+    download: bool,
+    options: dict[str, Any],
+) -> tuple[Dataset, Dataset]:
+    if not isinstance(dataset, Dataset):
+        if validation is not None:
+            raise UsageError(
+                "validation goes with a data set object", hint="Give both, or a name alone"
+            )
+        return load_training_splits(dataset, root=root, download=download, **options)
+    if validation is None:
+        raise UsageError(
+            "a validation set is needed to choose the checkpoint",
+            hint="Part the training data with robench.datasets.hold_out",
+        )
+    if set(dataset.sample_ids) & set(validation.sample_ids):
+        raise UsageError("training and validation data share samples")
+    if (dataset.num_classes, dataset.input_shape) != (
+        validation.num_classes,
+        validation.input_shape,
+    ):
+        raise UsageError("training and validation data differ in classes or input shape")
+    return dataset, validation
+
+
+def _threat(value: str | ThreatModel) -> ThreatModel:
+    return value if isinstance(value, ThreatModel) else ThreatModel.parse(value)
+
+
+def _architecture(value: str | ArchitectureSpec | None, dataset: str) -> ArchitectureSpec:
+    if value is None:
+        raise UsageError(
+            f"no architecture is the default for {dataset!r}", hint="Choose one with --arch"
+        )
+    return value if isinstance(value, ArchitectureSpec) else ArchitectureSpec(name=value)
+
+
+def _prepare(folder: Path, overwrite: bool) -> None:
+    card = folder / "card.toml"
+    if overwrite:
+        # The card first: without it the folder is no model.
+        card.unlink(missing_ok=True)
+        TrainingState.clear(folder)
+    elif card.exists() and not (folder / STATE_FILE).exists():
+        raise UsageError(
+            "the folder holds a finished model",
+            where=folder,
+            hint="Choose another folder with --out, or replace it with --overwrite",
+        )
+
+
+def _teacher(
+    recipe: Recipe,
+    teacher: str | Path | None,
+    dataset: str,
+    threat: ThreatModel,
+    spec: ArchitectureSpec,
+) -> RobenchModel | None:
+    if not recipe.needs_teacher:
+        if teacher is not None:
+            raise UsageError(f"recipe {recipe.name!r} takes no teacher")
+        return None
+    if teacher is None:
+        raise TrainingError(
+            f"recipe {recipe.name!r} learns from a teacher and none is given",
+            hint=f"Make one: robench train standard --dataset {dataset} --arch {spec.name} "
+            f"--threat-model {threat}; then add --teacher {dataset}/{threat.slug}/standard",
+        )
+    # Only such recipes read a finished model.
+    from robench.models import load_model
+
+    model: RobenchModel = load_model(teacher)
+    return model
+
+
+def _start_from(network: nn.Module, teacher: nn.Module) -> None:
+    """Give the student the teacher's weights, as the recipes with a teacher do."""
+    try:
+        network.load_state_dict(teacher.state_dict())
+    except RuntimeError as error:
+        raise TrainingError(
+            f"the teacher is a {type(teacher).__name__} of other shape than the student",
+            hint="Train a teacher of the same architecture",
+        ) from error
+
+
+@dataclass(frozen=True)
+class _Part:
+    flag: str
+    value: object
+
+
+def _command(
+    recipe: str,
+    dataset: str,
+    spec: ArchitectureSpec,
+    threat: ThreatModel,
+    seed: int,
+    name: str | None,
+    teacher: str | Path | None,
+    settings: TrainingSettings,
+    loss: Recipe,
+) -> str:
+    """The command line that trains this again, every value away from its default spelled out."""
+    parts = [_Part("--dataset", dataset), _Part("--arch", spec.name)]
+    parts += [_Part("--arch-arg", f"{key}={value}") for key, value in spec.arguments.items()]
+    parts += [
+        _Part("--threat-model", threat),
+        _Part("--epochs", settings.epochs),
+        _Part("--seed", seed),
+    ]
+    if name is not None:
+        parts.append(_Part("--name", name))
+    if teacher is not None:
+        parts.append(_Part("--teacher", teacher))
+    for model in (settings, loss):
+        for key, info in type(model).model_fields.items():
+            value = getattr(model, key)
+            if key != "epochs" and value != info.default:
+                parts.append(_Part("--set", f"{key}={_spelled(value)}"))
+    words = ["robench", "train", recipe]
+    for part in parts:
+        words += [part.flag, str(part.value)]
+    return shlex.join(words)
+
+
+def _spelled(value: object) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def _describe(train_data: Dataset, validation_data: Dataset) -> str:
+    return "; ".join(
+        f"{part.name} {part.split}, n = {len(part)}, sha256 {part.fingerprint}"
+        for part in (train_data, validation_data)
+    )
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version(), "machine": platform.machine()}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            # Run from a source tree that is not installed.
+            continue
+    return found

@@ -1,0 +1,126 @@
+"""Training samples as steps need them: shuffled, augmented, and drawn by class."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from robench import seeding
+from robench.datasets import Dataset
+from robench.defenses.recipe import Batch
+from robench.defenses.settings import TrainingSettings
+from robench.errors import TrainingError
+
+__all__ = ["TrainingData", "shift_and_flip"]
+
+_RESIDENT_BYTES = 4 << 30
+"""A set up to this size is kept on the device, as float32; a larger one is read as it goes."""
+
+_ORDER, _SHIFT, _DRAW = (seeding.tag(name) for name in ("order", "shift", "draw"))
+
+
+class TrainingData:
+    """A data set's samples on a device, with every random choice keyed by (seed, sample, epoch).
+
+    Args:
+        dataset: the samples.
+        settings: batch size and augmentation.
+        seed: the run's seed.
+        device: where batches are wanted.
+
+    Raises:
+        TrainingError: fewer samples than one batch takes.
+    """
+
+    def __init__(
+        self, dataset: Dataset, settings: TrainingSettings, *, seed: int, device: torch.device
+    ) -> None:
+        if len(dataset) < settings.batch_size:
+            raise TrainingError(
+                f"{len(dataset)} training samples do not fill a batch of {settings.batch_size}",
+                where=f"{dataset.name} ({dataset.split})",
+                hint=f"Choose a batch size up to {len(dataset)}",
+            )
+        self.dataset = dataset
+        self._settings = settings
+        self._device = device
+        self._keys = seeding.sample_keys(seed, dataset.sample_ids)
+        size = 4 * len(dataset) * math.prod(dataset.input_shape)
+        everything = range(len(dataset))
+        self._resident = dataset.batch(everything).to(device) if size <= _RESIDENT_BYTES else None
+        self._members = [
+            (dataset.labels == label).nonzero().flatten() for label in range(dataset.num_classes)
+        ]
+
+    @property
+    def steps(self) -> int:
+        """Batches in an epoch."""
+        return len(self.dataset) // self._settings.batch_size
+
+    def batches(self, epoch: int, rank: int = 0, world_size: int = 1) -> Iterator[Batch]:
+        """The batches of one epoch; with several processes, each one's share of every batch."""
+        keys = seeding.derive(self._keys, epoch)
+        order = seeding.derive(keys, _ORDER).argsort(stable=True)
+        size = self._settings.batch_size
+        for step in range(self.steps):
+            chosen = order[step * size : (step + 1) * size][rank::world_size]
+            yield Batch(
+                inputs=self._augmented(chosen, keys[chosen]),
+                labels=self.dataset.labels[chosen].to(self._device),
+                keys=keys[chosen].to(self._device),
+            )
+
+    def draw(self, classes: Tensor, keys: Tensor) -> Tensor:
+        """For each wanted class one random training sample: (N,), (N,) → (N, C, H, W).
+
+        Raises:
+            TrainingError: a wanted class has no training samples.
+        """
+        numbers = seeding.uniform(seeding.derive(keys, _DRAW), (1,)).flatten().cpu().tolist()
+        chosen: list[int] = []
+        for label, number in zip(classes.cpu().tolist(), numbers, strict=True):
+            members = self._members[label]
+            if len(members) == 0:
+                raise TrainingError(
+                    f"class {self.dataset.class_names[label]!r} has no training samples",
+                    where=f"{self.dataset.name} ({self.dataset.split})",
+                )
+            chosen.append(int(members[int(number * len(members))]))
+        indices = torch.tensor(chosen, dtype=torch.int64)
+        return self._augmented(indices, seeding.derive(keys, _DRAW, 1).cpu())
+
+    def _augmented(self, indices: Tensor, keys: Tensor) -> Tensor:
+        if self._resident is None:
+            inputs = self.dataset.batch(indices).to(self._device, non_blocking=True)
+        else:
+            inputs = self._resident[indices.to(self._device)]
+        return shift_and_flip(
+            inputs, keys.to(self._device), shift=self._settings.shift, flip=self._settings.flip
+        )
+
+
+def shift_and_flip(inputs: Tensor, keys: Tensor, *, shift: int, flip: bool) -> Tensor:
+    """Move each image by up to ``shift`` pixels both ways, zeros coming in, and mirror half.
+
+    Args:
+        inputs: (N, C, H, W).
+        keys: int64 (N,).
+        shift: largest shift in pixels; 0: none.
+        flip: whether to mirror left and right at random.
+    """
+    if shift:
+        n, _, height, width = inputs.shape
+        moves = seeding.integers(seeding.derive(keys, _SHIFT), 2 * shift + 1, (2,))
+        padded = torch.nn.functional.pad(inputs, (shift, shift, shift, shift))
+        rows = moves[:, :1] + torch.arange(height, device=inputs.device)
+        columns = moves[:, 1:] + torch.arange(width, device=inputs.device)
+        sample = torch.arange(n, device=inputs.device)[:, None, None]
+        inputs = padded.permute(0, 2, 3, 1)[sample, rows[:, :, None], columns[:, None, :]]
+        inputs = inputs.permute(0, 3, 1, 2).contiguous()
+    if flip:
+        mirrored = seeding.signs(seeding.derive(keys, _SHIFT, 1), (1,)).view(-1, 1, 1, 1) > 0
+        inputs = torch.where(mirrored, inputs.flip(3), inputs)
+    return inputs

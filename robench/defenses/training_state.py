@@ -1,0 +1,136 @@
+"""What an interrupted run needs to go on with the same result."""
+
+from __future__ import annotations
+
+import io
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from robench.errors import CheckpointError, StoreError, UsageError
+
+__all__ = ["STATE_FILE", "Best", "TrainingState", "write_atomically"]
+
+STATE_FILE = ".training-state.pt"
+_VERSION = 1
+
+Weights = dict[str, Tensor]
+
+
+@dataclass
+class Best:
+    """The best weights so far and the validation figures that made them so."""
+
+    epoch: int
+    weights: Weights
+    figures: dict[str, float]
+
+
+@dataclass
+class TrainingState:
+    """Everything after a finished epoch. Random draws are keyed by epoch and need no state.
+
+    Args:
+        identity: the run's settings as text by name; a resumed run must have the same.
+        epoch: epochs finished.
+        network, average, optimiser: state dicts; ``average`` is None without a moving average.
+        best: the best checkpoint so far.
+        history: one row an epoch.
+    """
+
+    identity: dict[str, str]
+    epoch: int
+    network: Weights
+    optimiser: dict[str, Any]
+    average: Weights | None = None
+    best: Best | None = None
+    history: list[dict[str, float]] = field(default_factory=list)
+
+    def save(self, folder: Path) -> None:
+        """Write atomically into ``folder``.
+
+        Raises:
+            StoreError: the folder cannot be written.
+        """
+        best = self.best
+        content = {
+            "version": _VERSION,
+            "identity": self.identity,
+            "epoch": self.epoch,
+            "network": self.network,
+            "optimiser": self.optimiser,
+            "average": self.average,
+            "best": None if best is None else vars(best),
+            "history": self.history,
+        }
+        stream = io.BytesIO()
+        torch.save(content, stream)
+        write_atomically(folder / STATE_FILE, stream.getvalue())
+
+    @classmethod
+    def load(cls, folder: Path, identity: dict[str, str]) -> TrainingState | None:
+        """The state in ``folder``, or None where there is none.
+
+        Raises:
+            UsageError: it belongs to a run with other settings.
+            CheckpointError: it cannot be read.
+        """
+        path = folder / STATE_FILE
+        if not path.exists():
+            return None
+        try:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+            if content.pop("version") != _VERSION:
+                raise ValueError("another version")
+            best = content.pop("best")
+            state = cls(best=None if best is None else Best(**best), **content)
+        except Exception as error:  # torch raises many kinds for a damaged file
+            raise CheckpointError(
+                f"the interrupted run's state cannot be read: {error}",
+                where=path,
+                hint="Start again with --overwrite",
+            ) from error
+        names = sorted(set(identity) | set(state.identity))
+        other = [name for name in names if state.identity.get(name) != identity.get(name)]
+        if other:
+            shown = ", ".join(f"{n} was {state.identity.get(n, 'not set')}" for n in other[:4])
+            raise UsageError(
+                f"the folder holds an interrupted run with other settings ({shown})",
+                where=folder,
+                hint="Use those settings, another folder, or --overwrite",
+            )
+        return state
+
+    @staticmethod
+    def clear(folder: Path) -> None:
+        """Remove the state in ``folder``, if any."""
+        (folder / STATE_FILE).unlink(missing_ok=True)
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """All of ``content`` at ``path``, or what was there before.
+
+    Raises:
+        StoreError: the disk is full, the folder cannot be written, or similar.
+    """
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with temporary.open("wb") as stream:
+                stream.write(content)
+                stream.flush()
+                os.fsync(stream.fileno())
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise StoreError(
+            f"cannot be written: {error.strerror or error}",
+            where=path,
+            hint="Check the folder's permissions and the free space",
+        ) from error

@@ -1,0 +1,174 @@
+"""The feature map of one layer: which layer, and how to catch it during a forward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from robench.errors import ModelError, UsageError
+from robench.probes import forward_hooks, layer_names, resolve_layer, undisturbed
+
+__all__ = ["FeatureTap", "channels_first", "checked_targets", "find_spatial_layer", "tapped"]
+
+
+def find_spatial_layer(model: nn.Module, inputs: Tensor) -> str:
+    """The last module to finish whose output is a feature map with more than one cell.
+
+    Found by one forward pass of the first input, in evaluation mode.
+
+    Args:
+        model: any network that takes ``inputs``.
+        inputs: (N, C, H, W), N ≥ 1.
+
+    Returns:
+        The layer's dotted name, relative to the wrapped network where ``model`` is a wrapper.
+
+    Raises:
+        ModelError: no module puts out a 4-D tensor with more than one cell.
+    """
+    names = layer_names(model)
+    found: list[nn.Module] = []
+
+    def remember(module: nn.Module, _args: Any, output: Any) -> None:
+        feature_map = _feature_map(output)
+        if feature_map is None:
+            return
+        height, width = channels_first(feature_map, inputs).shape[2:]
+        if height * width > 1:
+            found.append(module)
+
+    with undisturbed(model), torch.no_grad():
+        model.eval()
+        with forward_hooks(list(names.values()), after=remember):
+            model(inputs[:1])
+    if not found:
+        raise ModelError(
+            "no layer puts out a spatial feature map (N, C, h, w)",
+            hint="Use rollout for a transformer, or method = 'none' in the card's attention",
+        )
+    return next(name for name, module in names.items() if module is found[-1])
+
+
+def channels_first(feature_map: Tensor, inputs: Tensor) -> Tensor:
+    """``feature_map`` as (N, C, h, w).
+
+    Hierarchical transformers keep theirs as (N, h, w, C). A map is read so only if that reading
+    has the inputs' aspect, within a cell's rounding, and the usual one has not.
+    """
+    height, width = inputs.shape[2:]
+
+    def fits(rows: int, columns: int) -> bool:
+        return abs(rows * width - columns * height) <= max(height, width)
+
+    first, second, third = feature_map.shape[1:]
+    if fits(first, second) and not fits(second, third):
+        return feature_map.permute(0, 3, 1, 2)
+    return feature_map
+
+
+class FeatureTap:
+    """Catches the output of a layer's last call.
+
+    Args:
+        layer: the layer's name, for errors.
+        leaf: cut the graph at the feature map, which becomes a leaf: nothing before the layer
+            is then recorded, and whoever runs the pass starts it with gradients off.
+    """
+
+    def __init__(self, layer: str, *, leaf: bool) -> None:
+        self._layer = layer
+        self._leaf = leaf
+        self._caught: Tensor | None = None
+
+    @property
+    def feature_map(self) -> Tensor:
+        """The 4-D tensor as the layer put it out (see :func:`channels_first`).
+
+        Raises:
+            ModelError: the layer did not run, or put out no 4-D tensor.
+        """
+        if self._caught is None:
+            raise ModelError(
+                "the layer did not put out a feature map (N, C, h, w) in this pass",
+                where=self._layer,
+                hint="Choose a layer whose output is spatial, or none to find one automatically",
+            )
+        return self._caught
+
+    def __call__(self, _module: nn.Module, _args: Any, output: Any) -> Any:
+        """The forward hook: remembers the map and hands on a copy of it."""
+        feature_map = _feature_map(output)
+        if feature_map is None:
+            return None
+        if self._leaf:
+            torch.set_grad_enabled(True)
+            feature_map = feature_map.detach().requires_grad_()
+        self._caught = feature_map
+        # A copy, because what follows (a ReLU in place, say) may overwrite its input.
+        return _replace_feature_map(output, feature_map.clone())
+
+
+@contextmanager
+def tapped(model: nn.Module, layer: str, *, leaf: bool = False) -> Iterator[FeatureTap]:
+    """Catch the feature map of ``layer`` in the passes inside; ``model`` stays as it was.
+
+    Raises:
+        UnknownNameError: no such layer; near misses are listed.
+    """
+    name, module = resolve_layer(model, layer)
+    tap = FeatureTap(name, leaf=leaf)
+    with undisturbed(model), forward_hooks([module], after=tap):
+        yield tap
+
+
+def checked_targets(targets: Tensor, logits: Tensor) -> Tensor:
+    """``targets`` as int64 (N,) beside ``logits``.
+
+    Raises:
+        UsageError: another shape or type, or a class that the logits do not have.
+    """
+    n, classes = logits.shape
+    if targets.shape != (n,) or targets.is_floating_point() or targets.dtype == torch.bool:
+        raise UsageError(
+            f"targets have shape {tuple(targets.shape)} and type {targets.dtype}",
+            hint=f"Give one class number for each of the {n} inputs",
+        )
+    targets = targets.to(logits.device, torch.int64)
+    if n and (int(targets.min()) < 0 or int(targets.max()) >= classes):
+        raise UsageError(
+            f"targets from {int(targets.min())} to {int(targets.max())}, "
+            f"but the model has {classes} classes"
+        )
+    # A tensor made in inference mode cannot take part in a backward pass.
+    return targets.clone() if targets.is_inference() else targets
+
+
+def _feature_map(output: Any) -> Tensor | None:
+    """The first 4-D tensor in what a layer returned."""
+    if isinstance(output, Tensor):
+        return output if output.ndim == 4 and output.is_floating_point() else None
+    parts = output.values() if isinstance(output, dict) else output
+    if not isinstance(output, (tuple, list, dict)):
+        return None
+    return next((part for part in parts if _is_map(part)), None)
+
+
+def _is_map(part: Any) -> bool:
+    return isinstance(part, Tensor) and _feature_map(part) is not None
+
+
+def _replace_feature_map(output: Any, new: Tensor) -> Any:
+    """What the layer returned, with ``new`` in the place of its first 4-D tensor."""
+    if isinstance(output, Tensor):
+        return new
+    if isinstance(output, dict):
+        key = next(k for k, part in output.items() if _is_map(part))
+        return type(output)({**output, key: new})
+    place = next(i for i, part in enumerate(output) if _is_map(part))
+    parts = [*output[:place], new, *output[place + 1 :]]
+    # Named tuples take their fields one by one.
+    return type(output)(*parts) if hasattr(output, "_fields") else type(output)(parts)

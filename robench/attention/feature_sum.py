@@ -1,0 +1,77 @@
+"""Feature-sum maps: the attention that AGKD-BML distils.
+
+Wang et al., "Agkd-bml: Defense against adversarial attack by attention guided knowledge
+distillation and bi-directional metric learning", ICCV 2021.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from robench.attention.feature_maps import channels_first, find_spatial_layer, tapped
+from robench.errors import UsageError
+from robench.probes import checked_inputs
+
+__all__ = ["feature_sum", "feature_sum_map"]
+
+
+def feature_sum_map(features: Tensor) -> Tensor:
+    """Sum over channels, then min-max to [0, 1] for each sample; differentiable.
+
+    Args:
+        features: (N, C, h, w).
+
+    Returns:
+        (N, h, w) in [0, 1]; all zero where every cell has the same sum, for then no cell stands
+        out.
+
+    Raises:
+        UsageError: not four axes.
+
+    >>> feature_sum_map(torch.tensor([[[[1.0, 2.0]], [[0.0, 3.0]]]]))
+    tensor([[[0., 1.]]])
+    """
+    if features.ndim != 4:
+        raise UsageError(
+            f"a feature map has shape {tuple(features.shape)}", hint="Give (N, C, h, w)"
+        )
+    sums = features.sum(dim=1)
+    low = sums.amin(dim=(1, 2), keepdim=True)
+    span = sums.amax(dim=(1, 2), keepdim=True) - low
+    return (sums - low) / torch.where(span == 0, torch.ones_like(span), span)
+
+
+def feature_sum(
+    model: nn.Module,
+    inputs: Tensor,
+    targets: Tensor | None = None,
+    *,
+    layer: str | None = None,
+    create_graph: bool = False,
+) -> Tensor:
+    """Feature-sum maps at a layer; one forward pass, no backward one.
+
+    Args:
+        model: any network that takes ``inputs``.
+        inputs: (N, C, H, W) in [0, 1].
+        targets: not used, for these maps are the same for every class.
+        layer: dotted name of a submodule; None takes the last spatial one.
+        create_graph: keep the maps differentiable in parameters and inputs.
+
+    Returns:
+        (N, h, w) in [0, 1], see :func:`feature_sum_map`. At least float32.
+
+    Raises:
+        UnknownNameError: no such layer; near misses are listed.
+        ModelError: no spatial layer, or one without a 4-D output.
+        UsageError: malformed inputs.
+    """
+    with torch.inference_mode(False):
+        inputs = checked_inputs(inputs)
+        chosen = find_spatial_layer(model, inputs) if layer is None else layer
+        with tapped(model, chosen) as tap, torch.set_grad_enabled(create_graph):
+            model(inputs)
+            features = channels_first(tap.feature_map, inputs)
+            half = features.dtype in (torch.float16, torch.bfloat16)
+            return feature_sum_map(features.float() if half else features)

@@ -1,0 +1,182 @@
+"""Attention rollout: what a transformer's output tokens drew from each patch.
+
+Abnar & Zuidema, "Quantifying Attention Flow in Transformers", ACL 2020 (arXiv 2005.00928): the
+softmax weights of every layer, averaged over heads and mixed with the residual connection, are
+multiplied through the layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from robench.attention.softmax_weights import recorded_weights
+from robench.errors import ModelError, UsageError
+from robench.probes import checked_inputs, undisturbed
+
+__all__ = ["Readout", "rollout", "rollout_tokens", "token_grid"]
+
+T = TypeVar("T")
+
+Readout = Literal["auto", "class", "mean"]
+
+_MOST_PREFIX_TOKENS = 5
+"""A class token and four registers; a larger remainder means that the grid was guessed wrong."""
+
+
+def rollout(
+    model: nn.Module,
+    inputs: Tensor,
+    targets: Tensor | None = None,
+    *,
+    layer: str | None = None,
+    create_graph: bool = False,
+    readout: Readout = "auto",
+    prefix_tokens: int | None = None,
+) -> Tensor:
+    """Rollout maps on the patch grid; one forward pass, no backward one.
+
+    Weights come from every global self-attention of the pass (see
+    :func:`robench.attention.softmax_weights.recorded_weights`): ``nn.MultiheadAttention``,
+    anything that calls ``scaled_dot_product_attention`` (torchvision, timm, Hugging Face), and
+    modules that expose them. A last attention pooling with one query is the readout itself.
+
+    Args:
+        model: a transformer that maps inputs to logits; wrappers are fine.
+        inputs: (N, C, H, W) in [0, 1].
+        targets: not used, for rollout is the same for every class.
+        layer: must be None, for rollout runs through all layers.
+        create_graph: keep the maps differentiable in parameters and inputs.
+        readout: row of the class token (the first one), or mean over patch tokens; ``auto`` takes
+            the class token where there is one.
+        prefix_tokens: tokens before the patches; None asks the network (``num_prefix_tokens``)
+            and else infers them from the number of tokens and the inputs' aspect.
+
+    Returns:
+        (N, h, w), 0 or larger, one cell a patch; sums to at most 1. At least float32.
+
+    Raises:
+        ModelError: no attention weights, not global ones, or tokens that form no grid.
+        UsageError: a layer, malformed inputs, or a class readout without a class token.
+    """
+    if layer is not None:
+        raise UsageError("rollout runs through all layers", where=layer, hint="Leave out the layer")
+    with torch.inference_mode(False):
+        inputs = checked_inputs(inputs)
+        with undisturbed(model), torch.set_grad_enabled(create_graph):
+            with recorded_weights(model) as recorded:
+                model(inputs)
+            weights, pooling = _global(recorded, inputs.shape[0])
+            tokens = int(weights[0].shape[-1])
+            size = (int(inputs.shape[2]), int(inputs.shape[3]))
+            if prefix_tokens is None:
+                prefix_tokens = _declared(model, "num_prefix_tokens", int)
+            prefix, grid = token_grid(tokens, size, prefix_tokens)
+            start = pooling
+            if start is None:
+                start = _start(model, weights[0], prefix, readout)
+            reached = rollout_tokens(weights, start)
+    return reached[:, prefix:].reshape(-1, *grid)
+
+
+def rollout_tokens(weights: Sequence[Tensor], start: Tensor, *, residual: float = 0.5) -> Tensor:
+    """start · Â_L · … · Â_1 with Â = (1 - r)·A + r·I and A the mean over heads.
+
+    Only the rows that are asked for are multiplied through, a vector by a matrix a layer.
+
+    Args:
+        weights: softmax weights of each layer, first layer first, (N, T, T) or with heads
+            (N, heads, T, T); rows sum to 1.
+        start: (N, T), the share of each output token in the readout.
+        residual: r, the weight of the skip connection; the paper's 0.5.
+
+    Returns:
+        (N, T): the share of each input token; sums to 1 where ``start`` does.
+
+    >>> first = torch.tensor([[[0.0, 1.0], [1.0, 0.0]]])
+    >>> rollout_tokens([first, first], torch.tensor([[1.0, 0.0]]))
+    tensor([[0.5000, 0.5000]])
+    """
+    row = start[:, None, :]
+    for layer in reversed(weights):
+        mean = layer.mean(dim=1) if layer.ndim == 4 else layer
+        row = (1 - residual) * (row @ mean) + residual * row
+    return row[:, 0]
+
+
+def token_grid(
+    tokens: int, size: tuple[int, int], prefix: int | None = None
+) -> tuple[int, tuple[int, int]]:
+    """Prefix tokens and (rows, columns) of patches, given square patches that tile the image.
+
+    Args:
+        tokens: T, patches and prefix.
+        size: (H, W) of the inputs.
+        prefix: tokens before the patches if known; None: as few as fit.
+
+    Raises:
+        ModelError: no square patch explains the number of tokens.
+
+    >>> token_grid(197, (224, 224)), token_grid(32, (32, 64))
+    ((1, (14, 14)), (0, (4, 8)))
+    """
+    height, width = size
+    for patch in range(1, min(size) + 1):
+        rows, columns = height // patch, width // patch
+        spare = tokens - rows * columns
+        fits = spare == prefix if prefix is not None else 0 <= spare <= _MOST_PREFIX_TOKENS
+        if fits:
+            return spare, (rows, columns)
+    known = "" if prefix is None else f", {prefix} of them before the patches"
+    raise ModelError(
+        f"{tokens} tokens{known} do not form a grid of square patches on {height} x {width} inputs",
+        hint="Rollout needs one token for each patch; use Grad-CAM otherwise",
+    )
+
+
+def _global(recorded: list[Tensor], n: int) -> tuple[list[Tensor], Tensor | None]:
+    """Weights (N, T, T) of each layer, and the row of a last pooling attention if there is one."""
+    if not recorded:
+        raise ModelError(
+            "no attention weights were seen in the forward pass",
+            hint="Use Grad-CAM for a convolutional network; a module with its own attention can "
+            "set exposes_attention = True and define attention_weights(x)",
+        )
+    *before, last = recorded
+    pooling = None
+    if before and last.ndim == 3 and last.shape[1] == 1 != last.shape[2]:
+        recorded, pooling = before, last[:, 0]
+    tokens = recorded[0].shape[-1]
+    if any(weights.shape != (n, tokens, tokens) for weights in recorded) or (
+        pooling is not None and pooling.shape != (n, tokens)
+    ):
+        shapes = sorted({tuple(weights.shape) for weights in recorded})
+        raise ModelError(
+            f"attention is not global: weights of shapes {', '.join(map(str, shapes))}",
+            hint="Rollout is defined where every layer attends over the same tokens; "
+            "use Grad-CAM for windowed or hierarchical transformers",
+        )
+    return recorded, pooling
+
+
+def _start(model: nn.Module, weights: Tensor, prefix: int, readout: Readout) -> Tensor:
+    """(N, T): the output tokens that are read."""
+    n, tokens = int(weights.shape[0]), int(weights.shape[-1])
+    has_class_token = prefix > 0 and _declared(model, "has_class_token", bool) is not False
+    if readout == "class" and not has_class_token:
+        raise UsageError("the network has no class token", hint="Use readout = 'mean'")
+    start = weights.new_zeros(n, tokens)
+    if has_class_token and readout != "mean":
+        start[:, 0] = 1
+    else:
+        start[:, prefix:] = 1 / (tokens - prefix)
+    return start
+
+
+def _declared(model: nn.Module, attribute: str, kind: type[T]) -> T | None:
+    """What the network says of itself, as timm's transformers do."""
+    values = (getattr(module, attribute, None) for module in model.modules())
+    return next((value for value in values if isinstance(value, kind)), None)

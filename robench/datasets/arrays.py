@@ -320,7 +320,8 @@ def _materialised(
 
 def _read_npz(path: Path) -> Any:
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        # NumPy leaves a file of its own open when the archive is damaged.
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
             return {key: archive[key] for key in archive.files}
     except (OSError, ValueError, EOFError, KeyError) as error:
         raise DataError(f"cannot be read: {error}", where=path) from error
@@ -330,7 +331,9 @@ def _read_npz(path: Path) -> Any:
 
 def _read_npy(path: Path) -> Any:
     try:
-        return np.load(path, allow_pickle=False)
+        # Not `np.load`, which would also open an archive under this name.
+        with path.open("rb") as stream:
+            return np.lib.format.read_array(stream, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise DataError(f"cannot be read: {error}", where=path) from error
 

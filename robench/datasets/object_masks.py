@@ -149,7 +149,7 @@ def open_masks(path: Path) -> MaskSource:
 
 def _voc_box(node: Any) -> Box:
     left, top, right, bottom = (
-        float(node.find(tag).text) for tag in ("xmin", "ymin", "xmax", "ymax")
+        float(node.findtext(tag)) for tag in ("xmin", "ymin", "xmax", "ymax")
     )
     # VOC counts pixels from 1 and includes the last one.
     return left - 1, top - 1, right, bottom

@@ -111,7 +111,7 @@ def test_malformed_data_is_refused(changes: dict[str, object], message: str) -> 
 
 
 def test_an_index_out_of_range_is_refused() -> None:
-    with pytest.raises(UsageError, match="outside 0..39"):
+    with pytest.raises(UsageError, match=r"outside 0\.\.39"):
         made().batch([40])
     with pytest.raises(UsageError, match="index -1"):
         made().masks([-1])

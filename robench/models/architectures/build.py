@@ -1,0 +1,164 @@
+"""From an architecture's name and arguments to a module without trained weights."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Final
+
+from torch import nn
+
+from robench.errors import CardError, MissingDependencyError, ModelError, UnknownNameError
+from robench.models.architectures import ARCHITECTURES
+from robench.records import ArchitectureSpec
+from robench.registry import import_target, near_misses, unknown_name
+
+__all__ = ["build_architecture", "runs_foreign_code"]
+
+_LIBRARIES: Final = ("torchvision", "timm")
+
+# These make a library fetch or unpickle files by itself, past the hash check of the card.
+_FORBIDDEN: Final = {
+    "torchvision": {"weights", "weights_backbone"},
+    "timm": {"pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path"},
+}
+
+
+def runs_foreign_code(spec: ArchitectureSpec) -> bool:
+    """Whether building it imports a module that the card chose (``package.module:callable``)."""
+    library, colon, _ = spec.name.partition(":")
+    return bool(colon) and library not in _LIBRARIES
+
+
+def build_architecture(spec: ArchitectureSpec, num_classes: int, in_channels: int) -> nn.Module:
+    """Build the network that ``spec`` names, with fresh random weights.
+
+    Args:
+        spec: a registered name, ``torchvision:NAME``, ``timm:NAME`` or
+            ``package.module:callable``, with arguments. The two sizes below are passed to a
+            foreign callable only where it has parameters of that name.
+        num_classes: number of logits.
+        in_channels: channels of the input.
+
+    Raises:
+        UnknownNameError: no such architecture; near misses are listed.
+        UsageError: a ``package.module:callable`` that cannot be imported.
+        CardError: arguments that the architecture does not take.
+        MissingDependencyError: the library that holds it is not installed.
+        ModelError: the callable fails or does not return an ``nn.Module``.
+    """
+    library, colon, name = spec.name.partition(":")
+    if not colon:
+        sizes = {"num_classes": num_classes, "in_channels": in_channels}
+        return _call(ARCHITECTURES[spec.name], spec, sizes, strict=True)
+    if library in _LIBRARIES:
+        forbidden = _FORBIDDEN[library] & set(spec.arguments)
+        if forbidden:
+            raise CardError(
+                f"{' and '.join(sorted(forbidden))} would load other weights than the card's",
+                where=f"architecture.arguments of {spec.name}",
+                hint="Leave it out and name the file under weights",
+            )
+        if library == "timm":
+            return _build_timm(spec, name, num_classes, in_channels)
+        return _build_torchvision(spec, name, num_classes, in_channels)
+    sizes = {"num_classes": num_classes, "in_channels": in_channels}
+    target = import_target(spec.name)
+    if not callable(target):
+        raise ModelError("is not callable", where=spec.name)
+    return _call(target, spec, sizes, strict=False)
+
+
+def _build_torchvision(
+    spec: ArchitectureSpec, name: str, num_classes: int, in_channels: int
+) -> nn.Module:
+    try:
+        # Imported here because it takes a second and only such cards need it.
+        from torchvision import models
+    except (ImportError, RuntimeError) as error:
+        # A torchvision that does not match torch fails with a RuntimeError about its operators.
+        raise _missing("torchvision", spec.name, error) from error
+    known = models.list_models(module=models)
+    if name not in known:
+        raise unknown_name("torchvision architecture", name, known)
+    if in_channels != 3:
+        raise CardError(
+            f"torchvision's networks take 3 channels, not {in_channels}",
+            where=spec.name,
+            hint="Use timm:NAME or an own package.module:callable",
+        )
+    builder = models.get_model_builder(name)
+    return _call(builder, spec, {"weights": None, "num_classes": num_classes}, strict=False)
+
+
+def _build_timm(spec: ArchitectureSpec, name: str, num_classes: int, in_channels: int) -> nn.Module:
+    try:
+        # Optional, and slow to import.
+        import timm
+    except ImportError as error:
+        raise _missing("timm", spec.name, error) from error
+    # Membership in the list also refuses "hf-hub:..." names, which would download.
+    if not timm.is_model(name):
+        raise unknown_name("timm architecture", name, timm.list_models())
+    sizes: dict[str, Any] = {
+        "pretrained": False,
+        "num_classes": num_classes,
+        "in_chans": in_channels,
+    }
+    return _run(lambda: timm.create_model(name, **sizes, **spec.arguments), spec)
+
+
+def _missing(package: str, where: str, error: Exception) -> MissingDependencyError:
+    return MissingDependencyError(
+        f"{package} cannot be imported: {error}", where=where, hint=f"pip install {package}"
+    )
+
+
+def _call(
+    builder: Callable[..., Any], spec: ArchitectureSpec, sizes: dict[str, Any], *, strict: bool
+) -> nn.Module:
+    """Call ``builder`` with the card's arguments and those of ``sizes`` that it can take."""
+    parameters: Mapping[str, inspect.Parameter]
+    try:
+        parameters = inspect.signature(builder).parameters
+    except (TypeError, ValueError):  # Some C callables have no signature.
+        parameters = {}
+    takes_any = not parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    unknown = [a for a in spec.arguments if not takes_any and a not in parameters]
+    if unknown:
+        raise _unknown_argument(unknown[0], spec, parameters)
+    clash = [size for size in sizes if strict and size in spec.arguments]
+    if clash:
+        raise CardError(
+            f"{clash[0]} belongs to the card itself, not to the architecture's arguments",
+            where=spec.name,
+        )
+    accepted = {k: v for k, v in sizes.items() if takes_any or k in parameters}
+    return _run(lambda: builder(**{**accepted, **spec.arguments}), spec)
+
+
+def _unknown_argument(name: str, spec: ArchitectureSpec, known: Iterable[str]) -> CardError:
+    names = [k for k in known if k not in ("self", "num_classes", "in_channels")]
+    close = near_misses(name, names)
+    hint = f"Did you mean {close[0]!r}?" if close else f"It takes: {', '.join(names) or 'none'}"
+    return CardError(f"takes no argument {name!r}", where=spec.name, hint=hint)
+
+
+def _run(build: Callable[[], Any], spec: ArchitectureSpec) -> nn.Module:
+    try:
+        network = build()
+    except UnknownNameError:
+        raise
+    except Exception as error:  # Foreign code may raise anything.
+        raise ModelError(
+            f"cannot be built: {type(error).__name__}: {_one_line(error)}",
+            where=spec.name,
+            hint="Check architecture.arguments",
+        ) from error
+    if not isinstance(network, nn.Module):
+        raise ModelError(f"returns {type(network).__name__}, not an nn.Module", where=spec.name)
+    return network
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or "no message"

@@ -1,0 +1,333 @@
+"""Weights files → tensors, without executing anything that a file carries.
+
+The hash is compared before any parser sees the file. Then ``safetensors``, or
+``torch.load(weights_only=True)``, which rebuilds tensors and containers and nothing else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import os
+import pickle
+import warnings
+import zipfile
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, BinaryIO, Final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from robench.errors import (
+    CheckpointError,
+    HashMismatchError,
+    MissingDependencyError,
+    UnsafeCheckpointError,
+)
+from robench.models.pickle_scan import scan_checkpoint
+
+__all__ = [
+    "CheckpointFormat",
+    "checkpoint_sha256",
+    "detect_format",
+    "read_checkpoint",
+    "resolve_weights",
+    "verify_sha256",
+]
+
+_CHUNK: Final = 2**20
+_MAX_EXPANSION: Final = 20
+"""A zip that unpacks to more than this many times its size is a bomb; torch does not compress."""
+
+_FOREIGN: Final = (
+    (b"\x89HDF", "is an HDF5 file (Keras)", "Convert it to safetensors first"),
+    (b"version https://git-lfs", "is a git-lfs pointer, not the weights", "Run `git lfs pull`"),
+    (b"\x1f\x8b", "is gzip-compressed", "Unpack it first"),
+    (b"TFL3", "is a TensorFlow Lite model", "Convert it to safetensors first"),
+    (b"\x08\x07\x12\x07pytorch", "is an ONNX model", "Convert it to safetensors first"),
+)
+_HTML: Final = (b"<!doctype", b"<html", b"<head", b"<?xml")
+
+# Training scripts often store an accuracy as a NumPy number beside the weights. These build
+# numbers from bytes and nothing else; NumPy 2 moved the function, so both names are known.
+_SCALAR: Final = np.float64(0).__reduce__()[0]
+_NUMBERS: Final[list[Any]] = [
+    np.dtype,
+    *(type(np.dtype(code)) for code in ("f2", "f4", "f8", "i4", "i8", "?")),
+    (_SCALAR, "numpy.core.multiarray.scalar"),
+    (_SCALAR, "numpy._core.multiarray.scalar"),
+]
+
+
+class CheckpointFormat(StrEnum):
+    """Layouts that robench tells apart by content, never by a file's name."""
+
+    SAFETENSORS = "safetensors"
+    SHARDS = "safetensors shards"
+    TORCH_ZIP = "torch"
+    TORCH_LEGACY = "torch, legacy layout"
+    TORCHSCRIPT = "TorchScript"
+    EXPORTED = "torch.export"
+
+
+def resolve_weights(path: str, folder: Path | None = None) -> Path:
+    """A card's ``weights.path`` → the file.
+
+    Args:
+        path: ``package:NAME/inside/it`` (a file of an installed package), absolute, or relative
+            to ``folder``.
+        folder: the card's folder; None: the current one.
+
+    Raises:
+        MissingDependencyError: the package is not installed.
+        CheckpointError: there is no such file.
+    """
+    if path.startswith("package:"):
+        name, _, inside = path.removeprefix("package:").partition("/")
+        found = importlib.util.find_spec(name) if name.isidentifier() else None
+        if found is None or not found.submodule_search_locations:
+            raise MissingDependencyError(
+                f"the weights are in the package {name!r}, which is not installed",
+                where=path,
+                hint=f"pip install {name}",
+            )
+        root = Path(found.submodule_search_locations[0]).resolve()
+        resolved = (root / inside).resolve()
+        if not resolved.is_relative_to(root):
+            raise CheckpointError(f"leads out of the package {name!r}", where=path)
+    else:
+        resolved = (folder or Path()) / Path(path).expanduser()
+    if not resolved.exists():
+        raise CheckpointError(
+            "there is no such file", where=resolved, hint="Check weights.path in the card"
+        )
+    return resolved
+
+
+def checkpoint_sha256(path: str | os.PathLike[str]) -> str:
+    """SHA-256 of a checkpoint, read in pieces.
+
+    For a safetensors shard index it covers the index and, by name, every shard.
+
+    Raises:
+        CheckpointError: the file cannot be read.
+    """
+    path = Path(path)
+    with _open(path) as stream:
+        own = _digest(stream)
+        if _starts_like_json(stream):
+            shards = _shard_names(path, stream)
+        else:
+            return own
+    digest = hashlib.sha256(own.encode())
+    for name in shards:
+        with _open(path.parent / name) as stream:
+            digest.update(f"{name}:{_digest(stream)}".encode())
+    return digest.hexdigest()
+
+
+def verify_sha256(path: str | os.PathLike[str], expected: str) -> None:
+    """Compare the checkpoint with its card's hash.
+
+    Raises:
+        HashMismatchError: they differ; nothing was parsed.
+        CheckpointError: the file cannot be read.
+    """
+    actual = checkpoint_sha256(path)
+    if actual != expected:
+        raise HashMismatchError(
+            f"sha256 is {actual}, the card says {expected}",
+            where=path,
+            hint="The file was changed or cut short; fetch it again, or correct the card",
+        )
+
+
+def detect_format(path: str | os.PathLike[str]) -> CheckpointFormat:
+    """Tell the layout by the file's first bytes and, for archives, by their entries.
+
+    Raises:
+        CheckpointError: it is no checkpoint; says what it is where that is known.
+    """
+    path = Path(path)
+    with _open(path) as stream:
+        return _detect(stream, path)
+
+
+def read_checkpoint(
+    path: str | os.PathLike[str], *, sha256: str | None = None, trust_pickle: bool = False
+) -> Any:
+    """What a weights file holds: usually a dict of tensors, maybe nested, on the CPU.
+
+    Args:
+        path: the file, or the ``*.index.json`` of safetensors shards.
+        sha256: the expected hash, compared before the file is parsed.
+        trust_pickle: execute the code that a pickle carries. Only for files whose maker you trust
+            as much as a program you run.
+
+    Raises:
+        HashMismatchError: the hash differs.
+        UnsafeCheckpointError: reading would execute code; says which calls.
+        CheckpointError: empty, truncated, corrupt, or no checkpoint at all.
+    """
+    path = Path(path)
+    if sha256 is not None:
+        verify_sha256(path, sha256)
+    with _open(path) as stream:
+        layout = _detect(stream, path)
+        if layout is CheckpointFormat.SAFETENSORS:
+            return _read_safetensors(path)
+        if layout is CheckpointFormat.SHARDS:
+            names = _shard_names(path, stream)
+            merged: dict[str, Tensor] = {}
+            for name in names:
+                merged.update(_read_safetensors(path.parent / name))
+            return merged
+        if layout in (CheckpointFormat.TORCHSCRIPT, CheckpointFormat.EXPORTED):
+            raise UnsafeCheckpointError(
+                f"is a {layout} file: a program, not only weights",
+                where=path,
+                hint="Load it with --arch program and --trust-pickle if you trust its maker",
+            )
+        return _read_pickle(stream, path, trust_pickle)
+
+
+def _open(path: Path) -> BinaryIO:
+    try:
+        return path.open("rb")
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise CheckpointError(f"cannot be read: {reason}", where=path) from error
+
+
+def _digest(stream: BinaryIO) -> str:
+    digest = hashlib.sha256()
+    while piece := stream.read(_CHUNK):
+        digest.update(piece)
+    stream.seek(0)
+    return digest.hexdigest()
+
+
+def _starts_like_json(stream: BinaryIO) -> bool:
+    stream.seek(0)
+    head = stream.read(64).lstrip()
+    stream.seek(0)
+    return head.startswith(b"{")
+
+
+def _detect(stream: BinaryIO, path: Path) -> CheckpointFormat:
+    head = stream.read(512)
+    stream.seek(0)
+    if not head:
+        raise CheckpointError("is empty", where=path, hint="Fetch it again")
+    for magic, what, hint in _FOREIGN:
+        if head.startswith(magic):
+            raise CheckpointError(what, where=path, hint=hint)
+    if head.lstrip().lower().startswith(_HTML):
+        raise CheckpointError(
+            "is a web page, not weights", where=path, hint="Fetch it again by its direct link"
+        )
+    if head.startswith(b"PK"):
+        return _detect_zip(stream, path)
+    if len(head) > 8 and head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 2**32:
+        return CheckpointFormat.SAFETENSORS
+    if _starts_like_json(stream):
+        _shard_names(path, stream)
+        return CheckpointFormat.SHARDS
+    if head[:1] == b"\x80":
+        return CheckpointFormat.TORCH_LEGACY
+    raise CheckpointError(
+        "is not a checkpoint", where=path, hint="robench reads safetensors and torch.save files"
+    )
+
+
+def _detect_zip(stream: BinaryIO, path: Path) -> CheckpointFormat:
+    try:
+        with zipfile.ZipFile(stream) as archive:
+            entries = archive.infolist()
+    except Exception as error:  # zipfile raises more than BadZipFile on mutated archives.
+        raise CheckpointError(
+            "is a truncated or corrupt archive", where=path, hint="Fetch it again"
+        ) from error
+    finally:
+        stream.seek(0)
+    unpacked = sum(entry.file_size for entry in entries)
+    if unpacked > _MAX_EXPANSION * max(path.stat().st_size, _CHUNK):
+        raise CheckpointError(f"unpacks to {unpacked:,} bytes, far above its size", where=path)
+    # Every torch format keeps its entries below one folder named after the file.
+    inner = {name.partition("/")[2] for name in (entry.filename for entry in entries)}
+    if any(name.startswith("code/") for name in inner) and "constants.pkl" in inner:
+        return CheckpointFormat.TORCHSCRIPT
+    if "archive_format" in inner or any(
+        n.endswith("serialized_exported_program.json")
+        for n in (*inner, *(e.filename for e in entries))
+    ):
+        return CheckpointFormat.EXPORTED
+    if "data.pkl" in inner:
+        return CheckpointFormat.TORCH_ZIP
+    raise CheckpointError(
+        "is an archive without weights", where=path, hint="Unpack it and name the file inside"
+    )
+
+
+def _shard_names(path: Path, stream: BinaryIO) -> list[str]:
+    try:
+        stream.seek(0)
+        index = json.loads(stream.read(256 * _CHUNK))
+        names = sorted(set(index["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise CheckpointError("is JSON, but no index of safetensors shards", where=path) from error
+    finally:
+        stream.seek(0)
+    for name in names:
+        # A shard lies beside its index: no folders, no way out.
+        if not isinstance(name, str) or Path(name).name != name or name in ("", ".", ".."):
+            raise CheckpointError(f"names the shard {name!r}, outside its folder", where=path)
+    return names
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    # Imported here: only such files need it.
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    if not path.is_file():
+        raise CheckpointError("the shard is missing", where=path)
+    try:
+        tensors: dict[str, Tensor] = load_file(path)
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        raise _corrupt(path, error) from error
+    return tensors
+
+
+def _read_pickle(stream: BinaryIO, path: Path, trust_pickle: bool) -> Any:
+    stream.seek(0)
+    try:
+        with warnings.catch_warnings(), torch.serialization.safe_globals(_NUMBERS):
+            # Old storages warn about TypedStorage; nobody who evaluates can change that.
+            warnings.simplefilter("ignore")
+            # torch's own documentation: weights_only executes no code of the file.
+            return torch.load(stream, map_location="cpu", weights_only=not trust_pickle)
+    except MemoryError as error:
+        raise CheckpointError("asks for more memory than there is", where=path) from error
+    except Exception as error:  # A damaged file makes the parser raise almost anything.
+        calls = scan_checkpoint(stream)
+        if isinstance(error, pickle.UnpicklingError) and calls and not trust_pickle:
+            shown = ", ".join(map(str, calls[:3])) + (", …" if len(calls) > 3 else "")
+            raise UnsafeCheckpointError(
+                f"reading it would execute code: {shown}",
+                where=path,
+                hint="Save it as a state dict or safetensors; or --trust-pickle if you trust it",
+            ) from error
+        raise _corrupt(path, error) from error
+
+
+def _corrupt(path: Path, error: BaseException) -> CheckpointError:
+    reason = " ".join(str(error).split()) or type(error).__name__
+    # torch appends paragraphs of advice about disabling its check; ours is in the hint.
+    reason = reason.partition(" (1) ")[0][:160]
+    return CheckpointError(
+        f"is truncated, corrupt or no checkpoint ({reason})", where=path, hint="Fetch it again"
+    )

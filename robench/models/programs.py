@@ -1,0 +1,73 @@
+"""Files that bring their network along: TorchScript and ``torch.export``."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from robench.errors import CheckpointError, UnsafeCheckpointError
+from robench.models.checkpoints import CheckpointFormat, detect_format
+
+__all__ = ["PROGRAM", "load_program"]
+
+PROGRAM = "program"
+"""The architecture's name in the card of a file that brings its network."""
+
+
+class _Exported(nn.Module):
+    """An exported graph, whose mode was fixed at export: it refuses ``train`` and ``eval``."""
+
+    def __init__(self, graph: nn.Module) -> None:
+        super().__init__()
+        self.graph = graph
+
+    def train(self, mode: bool = True) -> _Exported:
+        self.training = mode
+        return self
+
+    def forward(self, *inputs: Tensor, **arguments: Any) -> Any:
+        return self.graph(*inputs, **arguments)
+
+
+def load_program(path: str | os.PathLike[str], *, trust_pickle: bool = False) -> nn.Module:
+    """Load a TorchScript or ``torch.export`` file on the CPU.
+
+    Such a file is a program. It can call any of torch's operators, those that write files
+    among them, so it loads only on the user's word. Export with a dynamic batch dimension:
+    evaluation uses batches of several sizes.
+
+    Raises:
+        UnsafeCheckpointError: ``trust_pickle`` is not set.
+        CheckpointError: the file is damaged, or is no program.
+    """
+    path = Path(path)
+    layout = detect_format(path)
+    if layout not in (CheckpointFormat.TORCHSCRIPT, CheckpointFormat.EXPORTED):
+        raise CheckpointError(
+            f"is a {layout} file: weights without a network",
+            where=path,
+            hint="Name the architecture",
+        )
+    if not trust_pickle:
+        raise UnsafeCheckpointError(
+            f"is a {layout} file: a program that would run",
+            where=path,
+            hint="Say --trust-pickle if you trust its maker",
+        )
+    try:
+        with warnings.catch_warnings():
+            # torch deprecates TorchScript, but the files are there.
+            warnings.simplefilter("ignore")
+            if layout is CheckpointFormat.TORCHSCRIPT:
+                load: Callable[..., nn.Module] = torch.jit.load
+                return load(path, map_location="cpu")
+            return _Exported(torch.export.load(path).module())
+    except Exception as error:  # Damaged files make both loaders raise almost anything.
+        reason = " ".join(str(error).split())[:160] or type(error).__name__
+        raise CheckpointError(f"cannot be loaded: {reason}", where=path) from error

@@ -110,12 +110,13 @@ def rollout_tokens(weights: Sequence[Tensor], start: Tensor, *, residual: float 
 def token_grid(
     tokens: int, size: tuple[int, int], prefix: int | None = None
 ) -> tuple[int, tuple[int, int]]:
-    """Prefix tokens and (rows, columns) of patches, given square patches that tile the image.
+    """Prefix tokens and (rows, columns) of patches, given square patches.
 
     Args:
         tokens: T, patches and prefix.
         size: (H, W) of the inputs.
-        prefix: tokens before the patches if known; None: as few as fit.
+        prefix: tokens before the patches if known; None: as few as fit, where patches tile the
+            image exactly.
 
     Raises:
         ModelError: no square patch explains the number of tokens.
@@ -127,8 +128,9 @@ def token_grid(
     for patch in range(1, min(size) + 1):
         rows, columns = height // patch, width // patch
         spare = tokens - rows * columns
-        fits = spare == prefix if prefix is not None else 0 <= spare <= _MOST_PREFIX_TOKENS
-        if fits:
+        whole = height % patch == 0 and width % patch == 0
+        guessed = whole and 0 <= spare <= _MOST_PREFIX_TOKENS
+        if spare == prefix or (prefix is None and guessed):
             return spare, (rows, columns)
     known = "" if prefix is None else f", {prefix} of them before the patches"
     raise ModelError(

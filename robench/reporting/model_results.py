@@ -1,0 +1,263 @@
+"""All records of one model under one threat model, seen sample by sample.
+
+Everything that ranks or compares goes through here, so that "robust" means one thing: correct on
+the clean input and survived **every** attack. A sample that errored anywhere is not robust.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from robench.errors import StoreError
+from robench.records import DatasetSpec, ModelSummary, Outcome, Suite
+from robench.results import StoredRecord
+from robench.statistics import Interval, wilson
+from robench.threat_models import ThreatModel, parse_eps, parse_norm
+
+__all__ = ["GroupKey", "ModelResult", "class_name", "collect"]
+
+Bools = npt.NDArray[np.bool_]
+
+ATTENTION_ATTACK = "pgd-20"
+"""The attack whose adversarial inputs attention and representation are reported for. It is the
+one that every suite has; a model without it is reported for its first attack with metrics."""
+
+
+@dataclass(frozen=True, order=True)
+class GroupKey:
+    """What must agree for two results to be comparable."""
+
+    dataset: str
+    norm: str
+    eps: float
+    threat: str
+    """The exact threat model: 8/255 and 0.0314 are two."""
+    n: int
+    fingerprint: str
+    seed: int
+    written: str = field(default="", compare=False)
+    """The threat model as people write it."""
+
+    def __str__(self) -> str:
+        return (
+            f"{self.dataset} {self.written}, n = {self.n}, seed {self.seed}, "
+            f"data {self.fingerprint[:8]}"
+        )
+
+
+@dataclass(frozen=True)
+class ModelResult:
+    """One model's records, one an attack, on the same samples.
+
+    Args:
+        group: data, threat model, n and seed.
+        attacks: the records by the attack's column name, in order of that name. Where a model
+            has several records under one name, the newest.
+    """
+
+    group: GroupKey
+    attacks: Mapping[str, StoredRecord]
+
+    @property
+    def model(self) -> ModelSummary:
+        """The model's summary, from its first record."""
+        return self._any.record.model
+
+    @property
+    def dataset(self) -> DatasetSpec:
+        """The samples' specification."""
+        return self._any.record.dataset
+
+    @property
+    def threat_model(self) -> ThreatModel:
+        """What the attacks were allowed to do."""
+        return self._any.record.threat_model
+
+    @property
+    def n(self) -> int:
+        """Number of samples."""
+        return len(self.sample_ids)
+
+    @functools.cached_property
+    def sample_ids(self) -> npt.NDArray[np.object_]:
+        """Ids, sorted; every other per-sample array follows their order."""
+        return np.sort(self._any.table["sample_id"].to_numpy(dtype=object))
+
+    @functools.cached_property
+    def labels(self) -> npt.NDArray[np.int64]:
+        """True classes, shape (n,)."""
+        return self.column(next(iter(self.attacks)), "label").astype(np.int64)
+
+    @functools.cached_property
+    def clean_correct(self) -> Bools:
+        """Correct without an attack, in every record that knows. Shape (n,)."""
+        correct = np.ones(self.n, dtype=bool)
+        known = np.zeros(self.n, dtype=bool)
+        for name in self.attacks:
+            predicted = self.column(name, "clean_prediction")
+            there = ~np.isnan(predicted)
+            known |= there
+            correct &= ~there | (predicted == self.labels)
+        return correct & known
+
+    @functools.cached_property
+    def robust(self) -> Bools:
+        """Survived every attack. Shape (n,)."""
+        survived = np.ones(self.n, dtype=bool)
+        for name in self.attacks:
+            survived &= self.outcome_is(name, Outcome.SURVIVED)
+        return survived
+
+    @functools.cached_property
+    def errored(self) -> Bools:
+        """Errored under any attack. Shape (n,)."""
+        errored = np.zeros(self.n, dtype=bool)
+        for name in self.attacks:
+            errored |= self.outcome_is(name, Outcome.ERRORED)
+        return errored
+
+    @property
+    def robust_acc(self) -> Interval:
+        """Worst-case robust accuracy with its 95 % Wilson interval, in percent."""
+        return wilson(int(self.robust.sum()), self.n).scaled(100)
+
+    @property
+    def clean_acc(self) -> Interval:
+        """Clean accuracy with its 95 % Wilson interval, in percent."""
+        return wilson(int(self.clean_correct.sum()), self.n).scaled(100)
+
+    def attack_acc(self, attack: str) -> Interval:
+        """Robust accuracy under one attack with its 95 % Wilson interval, in percent."""
+        hits = int(self.outcome_is(attack, Outcome.SURVIVED).sum())
+        return wilson(hits, self.n).scaled(100)
+
+    @functools.cached_property
+    def class_robust_acc(self) -> dict[int, float]:
+        """Worst-case robust accuracy in percent by class; classes without samples are absent."""
+        return {
+            int(label): 100 * float(self.robust[self.labels == label].mean())
+            for label in np.unique(self.labels)
+        }
+
+    @property
+    def worst_class(self) -> int:
+        """The class with the lowest worst-case robust accuracy; the lowest label among equals."""
+        return min(self.class_robust_acc, key=lambda label: (self.class_robust_acc[label], label))
+
+    @property
+    def attention_attack(self) -> str | None:
+        """The attack for which metrics are reported; None if no record has any."""
+        with_metrics = [name for name, stored in self.attacks.items() if stored.record.metrics]
+        if ATTENTION_ATTACK in with_metrics:
+            return ATTENTION_ATTACK
+        return with_metrics[0] if with_metrics else None
+
+    def outcome_is(self, attack: str, outcome: Outcome) -> Bools:
+        """Where the verdict under ``attack`` is ``outcome``. Shape (n,)."""
+        table = self._aligned(attack)
+        return np.asarray(table["outcome"].to_numpy(dtype=object) == outcome.value)
+
+    def column(self, attack: str, name: str) -> npt.NDArray[np.float64]:
+        """A numeric column of the attack's table, NaN where undefined or absent. Shape (n,)."""
+        table = self._aligned(attack)
+        if name not in table.columns:
+            return np.full(self.n, np.nan)
+        return np.asarray(table[name].to_numpy(dtype=np.float64, na_value=np.nan))
+
+    @property
+    def _any(self) -> StoredRecord:
+        return next(iter(self.attacks.values()))
+
+    def _aligned(self, attack: str) -> Any:
+        return self._tables[attack]
+
+    @functools.cached_property
+    def _tables(self) -> dict[str, Any]:
+        tables = {}
+        for name, stored in self.attacks.items():
+            table = stored.table.sort_values("sample_id", kind="stable")
+            if not np.array_equal(table["sample_id"].to_numpy(dtype=object), self.sample_ids):
+                raise StoreError(
+                    f"record {name!r} of {self.model.id} has other samples than its data set says",
+                    where=stored.path,
+                    hint="Set it aside and run the attack again",
+                )
+            tables[name] = table
+        return tables
+
+
+def collect(
+    records: Iterable[StoredRecord],
+    *,
+    dataset: str | None = None,
+    norm: str | None = None,
+    eps: str | None = None,
+    n: int | None = None,
+    seed: int | None = None,
+    suite: Suite | None = None,
+) -> list[ModelResult]:
+    """Sort records by model and group, keeping those that the filters let through.
+
+    Args:
+        dataset, norm, eps, n, seed: keep only records with these; ``eps`` as text ("8/255").
+        suite: keep only attacks that are this suite's, with its very parameters.
+
+    Returns:
+        In order of group, then model id, then weights.
+
+    Raises:
+        UsageError: norm or ε make no sense.
+    """
+    wanted_norm = None if norm is None else parse_norm(norm)
+    wanted_eps = None if eps is None else parse_eps(eps)[0]
+    found: dict[tuple[GroupKey, str, str], dict[str, StoredRecord]] = {}
+    for stored in records:
+        record = stored.record
+        threat = record.threat_model
+        if (
+            (dataset is not None and record.dataset.name != dataset)
+            or (wanted_norm is not None and threat.norm != wanted_norm)
+            or (wanted_eps is not None and threat.eps != wanted_eps)
+            or (n is not None and record.n != n)
+            or (seed is not None and record.seed != seed)
+        ):
+            continue
+        if suite is not None:
+            identities = {s.name: s.identity for s in suite.for_norm(threat.norm)}
+            if identities.get(record.attack.name) != record.attack.identity:
+                continue
+        group = GroupKey(
+            dataset=record.dataset.name,
+            norm=threat.norm,
+            eps=threat.radius,
+            threat=threat.identity,
+            n=record.n,
+            fingerprint=record.dataset.fingerprint,
+            seed=record.seed,
+            written=str(threat),
+        )
+        attacks = found.setdefault((group, record.model.id, record.model.fingerprint), {})
+        rival = attacks.get(record.attack.name)
+        if rival is None or _age(rival) < _age(stored):
+            attacks[record.attack.name] = stored
+    return [
+        ModelResult(key[0], dict(sorted(attacks.items())))
+        for key, attacks in sorted(found.items(), key=lambda item: item[0])
+    ]
+
+
+def class_name(dataset: DatasetSpec, label: int) -> str:
+    """A class's name, or its number where the data set has no names."""
+    names = dataset.class_names
+    return names[label] if 0 <= label < len(names) else str(label)
+
+
+def _age(stored: StoredRecord) -> tuple[str, str]:
+    # ISO 8601 in UTC sorts by time; the key makes the choice the same on every machine.
+    return stored.record.created, stored.record.key

@@ -1,0 +1,276 @@
+from __future__ import annotations
+
+import itertools
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pandas.testing import assert_frame_equal
+from record_factory import make_record, make_samples, make_stored
+
+from robench.errors import StoreError, UsageError
+from robench.records import AttackSpec, Flag, MetricSummary, Suite
+from robench.reporting.leaderboard import (
+    NO_FLAG,
+    attack_column,
+    build_leaderboard,
+    leaderboard_csv,
+    read_leaderboard,
+    write_leaderboard,
+)
+from robench.reporting.model_results import collect
+from robench.results import Store, StoredRecord
+from robench.statistics import wilson
+
+STRONG = "S" * 80 + "B" * 15 + "C" * 5
+WEAK = "S" * 10 + "B" * 88 + "C" * 2
+
+
+def test_robust_means_survived_every_attack() -> None:
+    row = build_leaderboard(
+        [make_stored("CSSBS", attack="fgsm"), make_stored("CSBSS", attack="pgd-20")]
+    ).iloc[0]
+    assert row["robust_acc"] == 40
+    assert row["fgsm_acc"] == row["pgd_20_acc"] == 60
+    assert row["clean_acc"] == 80
+    interval = wilson(2, 5).scaled(100)
+    assert (row["robust_acc_low"], row["robust_acc_high"]) == (
+        round(interval.low, 2),
+        round(interval.high, 2),
+    )
+    assert row["validity"] == NO_FLAG
+
+
+@settings(max_examples=50)
+@given(
+    st.integers(1, 12).flatmap(
+        lambda n: st.lists(st.text("BSE", min_size=n, max_size=n), min_size=1, max_size=4)
+    ),
+    st.randoms(),
+)
+def test_worst_case_equals_counting_by_hand(tables: list[str], random: object) -> None:
+    records = []
+    for number, letters in enumerate(tables):
+        samples = make_samples(letters)
+        record = make_record(samples, attack=f"a{number}")
+        random.shuffle(samples)  # type: ignore[attr-defined]
+        records.append(StoredRecord.of(record, samples))
+    row = build_leaderboard(records).iloc[0]
+    survived = [all(c == "S" for c in column) for column in zip(*tables, strict=True)]
+    assert row["robust_acc"] == round(100 * np.mean(survived), 2)
+    assert pd.isna(row["rank"]) == any("E" in t for t in tables)
+
+
+def test_errored_is_not_robust_and_blocks_the_rank() -> None:
+    frame = build_leaderboard(
+        [make_stored("SSSE", model="a"), make_stored("SBBB", model="b")]
+    ).set_index("model")
+    assert pd.isna(frame.loc["a", "rank"])
+    assert frame.loc["a", "robust_acc"] == 75
+    assert frame.loc["a", "validity"] == "errored:1"
+    assert frame.loc["b", "rank"] == 1
+
+
+def test_ranks_tie_where_intervals_overlap() -> None:
+    near = "S" * 78 + "B" * 17 + "C" * 5
+    frame = build_leaderboard(
+        [make_stored(t, model=m) for m, t in (("weak", WEAK), ("strong", STRONG), ("near", near))]
+    )
+    assert list(frame["model"]) == ["strong", "near", "weak"]
+    assert list(frame["rank"]) == [1, 1, 3]
+
+
+@given(st.lists(st.integers(0, 60), min_size=1, max_size=6))
+def test_ranks_follow_from_the_columns(survivors: list[int]) -> None:
+    records = [
+        make_stored("S" * k + "B" * (60 - k), model=f"m{i}") for i, k in enumerate(survivors)
+    ]
+    frame = build_leaderboard(records)
+    for _, row in frame.iterrows():
+        above = sum(frame["robust_acc_low"] > row["robust_acc_high"])
+        assert row["rank"] == 1 + above
+    assert list(frame["robust_acc"]) == sorted(frame["robust_acc"], reverse=True)
+
+
+def test_groups_are_ranked_apart_unless_asked() -> None:
+    records = [
+        make_stored(WEAK, model="a", threat="Linf-8/255"),
+        make_stored(STRONG, model="a", threat="Linf-0.031"),
+        make_stored(WEAK, model="b", threat="Linf-0.031"),
+        make_stored(STRONG[:50], model="c", threat="Linf-0.031"),
+        make_stored(STRONG, model="d", threat="Linf-0.031", seed=1),
+        make_stored(STRONG, model="e", threat="Linf-0.031", data="b"),
+    ]
+    frame = build_leaderboard(records).set_index("model")
+    assert list(frame.loc["a", "eps"]) == ["0.031", "8/255"]
+    assert list(frame.loc["a", "rank"]) == [1, 1]
+    assert [frame.loc[m, "rank"] for m in "bcde"] == [2, 1, 1, 1]
+    together = build_leaderboard(records, together=True)
+    assert list(together["rank"]) == [1, 2, 2, 2, 5, 5]
+    filtered = build_leaderboard(records, eps="8/255", norm="linf", dataset="digits", n=100, seed=0)
+    assert list(filtered["robust_acc"]) == [10]
+
+
+def test_same_radius_written_twice_is_one_group() -> None:
+    frame = build_leaderboard(
+        [
+            make_stored(STRONG, model="a", threat="Linf-0.2"),
+            make_stored(WEAK, model="b", threat="Linf-1/5"),
+        ]
+    )
+    assert list(frame["rank"]) == [1, 2]
+    assert list(frame["eps"]) == ["0.2", "1/5"]
+
+
+def test_lacking_an_attack_blocks_the_rank() -> None:
+    records = [
+        make_stored(WEAK, model="a", attack="pgd-20"),
+        make_stored(WEAK, model="a", attack="autoattack"),
+        make_stored(STRONG, model="b", attack="pgd-20"),
+    ]
+    frame = build_leaderboard(records).set_index("model")
+    assert frame.loc["b", "validity"] == "missing:autoattack"
+    assert pd.isna(frame.loc["b", "rank"])
+    assert pd.isna(frame.loc["b", "autoattack_acc"])
+    assert frame.loc["a", "rank"] == 1
+    suite = Suite(name="s", attacks=(records[0].record.attack,))
+    assert list(build_leaderboard(records, suite=suite)["rank"]) == [1, 2]
+    wider = Suite(name="s", attacks=(records[0].record.attack, AttackSpec(name="cw", attack="cw")))
+    assert list(build_leaderboard(records, suite=wider)["validity"]) == ["missing:cw"] * 2
+
+
+def test_newest_of_two_records_counts_and_other_parameters_are_said() -> None:
+    old = make_stored(STRONG, model="a", params={"steps": 10})
+    newer = make_stored(WEAK, model="a")
+    newer = StoredRecord(
+        newer.record.model_copy(update={"created": "2026-02-01T00:00:00Z"}), newer.arrow
+    )
+    for order in itertools.permutations(
+        [old, newer, make_stored(WEAK, model="b", params={"steps": 10})]
+    ):
+        frame = build_leaderboard(order).set_index("model")
+        assert frame.loc["a", "robust_acc"] == 10
+        assert frame.loc["b", "validity"] == "differs:pgd-20"
+
+
+def test_flags_and_unstable_predictions_are_listed() -> None:
+    flag = Flag(name="zero_gradients", severity="severe", evidence="12 of 100", count=12)
+    frame = build_leaderboard(
+        [make_stored("CSS", attack="a", flags=[flag]), make_stored("SCS", attack="b", flags=[flag])]
+    )
+    assert frame.loc[0, "validity"] == "unstable_clean:2;zero_gradients(severe)"
+    assert frame.loc[0, "robust_acc"] == round(100 / 3, 2)
+    assert frame.loc[0, "clean_acc"] == round(100 / 3, 2)
+
+
+def test_worst_class_is_named() -> None:
+    # Labels alternate 0 1 0 1 …: class 1 loses two of three.
+    row = build_leaderboard([make_stored("SBSBSS")]).iloc[0]
+    assert row["worst_class"] == "class 1"
+    assert row["worst_class_robust_acc"] == round(100 / 3, 2)
+
+
+def test_metrics_come_from_the_declared_attack_and_gaps_stay_empty() -> None:
+    def metrics(mean: float | None) -> dict[str, MetricSummary]:
+        return {"attention_deviation": MetricSummary(mean=mean, mean_broken=0.123456, n=3)}
+
+    frame = build_leaderboard(
+        [
+            make_stored("SB", model="a", attack="aa", metrics=metrics(0.9)),
+            make_stored("SB", model="a", attack="pgd-20", metrics=metrics(0.25)),
+            make_stored("BB", model="b", attack="aa", metrics=metrics(None)),
+            make_stored("BB", model="b", attack="pgd-20"),
+        ]
+    ).set_index("model")
+    assert list(frame["attention_attack"]) == ["pgd-20", "aa"]
+    assert frame.loc["a", "attention_deviation"] == 0.25
+    assert frame.loc["a", "attention_deviation_broken"] == 0.1235
+    assert pd.isna(frame.loc["b", "attention_deviation"])
+    assert "attention_deviation_survived" not in frame
+    cells = leaderboard_csv(frame.reset_index()).decode().splitlines()[2].split(",")
+    header = list(frame.reset_index().columns)
+    assert cells[header.index("attention_deviation")] == ""
+
+
+def test_cost_is_the_sum_over_attacks() -> None:
+    row = build_leaderboard([make_stored("SB", attack=a, seconds=1.26) for a in "ab"]).iloc[0]
+    assert (row["forwards"], row["backwards"], row["seconds"]) == (12, 8, 2.5)
+
+
+def test_csv_bytes_depend_on_the_records_only(tmp_path: Path) -> None:
+    store = Store(tmp_path / "results")
+    metrics = {"alignment": MetricSummary(mean=0.5, n=2)}
+    for model, attack in itertools.product(["NA", "b", "c"], ["fgsm", "pgd-20"]):
+        samples = make_samples(STRONG)
+        store.write(make_record(samples, model=model, attack=attack, metrics=metrics), samples)
+    frame = build_leaderboard(store)
+    path = write_leaderboard(frame, tmp_path / "leaderboard.csv")
+    reverse = build_leaderboard(reversed(list(store.records())))
+    assert path.read_bytes() == leaderboard_csv(reverse)
+    again = read_leaderboard(path)
+    assert_frame_equal(again, frame, check_dtype=False)
+    assert leaderboard_csv(again) == path.read_bytes()
+    assert (
+        b"robust_acc,robust_acc_low,robust_acc_high,clean_acc,fgsm_acc,pgd_20_acc"
+        in path.read_bytes()
+    )
+
+
+def test_damaged_record_is_left_out_and_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = Store(tmp_path)
+    samples = make_samples("SB")
+    for model in "ab":
+        store.write(make_record(samples, model=model), samples)
+    store.path_of(store.keys()[0]).write_text("{")
+    assert len(build_leaderboard(store)) == 1
+    assert "left out" in caplog.text
+
+
+def test_nothing_gives_an_empty_table() -> None:
+    frame = build_leaderboard([])
+    assert len(frame) == 0
+    assert leaderboard_csv(frame).startswith(b"rank,model,defense")
+
+
+def test_bad_filters_and_names_are_refused() -> None:
+    with pytest.raises(UsageError, match="norm"):
+        build_leaderboard([], norm="L7")
+    with pytest.raises(UsageError, match="eps"):
+        build_leaderboard([], eps="big")
+    with pytest.raises(UsageError, match="share the column"):
+        build_leaderboard([make_stored("SB", attack=a) for a in ("pgd-20", "pgd_20")])
+    assert attack_column("clean") == "attack_clean_acc"
+
+
+def test_records_on_other_samples_are_refused() -> None:
+    one = make_stored("SB", attack="a")
+    samples = [
+        s.model_copy(update={"sample_id": f"other/{i}"}) for i, s in enumerate(make_samples("SB"))
+    ]
+    two = StoredRecord.of(make_record(samples, attack="b"), samples)
+    with pytest.raises(StoreError, match="other samples"):
+        build_leaderboard([one, two])
+
+
+def test_intervals_are_those_of_the_outcomes() -> None:
+    (result,) = collect([make_stored(STRONG)])
+    assert result.robust_acc == wilson(80, 100).scaled(100)
+    assert result.clean_acc == wilson(95, 100).scaled(100)
+    assert result.attack_acc("pgd-20") == result.robust_acc
+    assert result.attention_attack is None
+    assert np.isnan(result.column("pgd-20", "attention_shift")).all()
+
+
+def test_reporting_does_not_import_torch_or_matplotlib() -> None:
+    code = (
+        "import sys, robench.reporting.leaderboard;"
+        "sys.exit(any(m in sys.modules for m in ('torch', 'matplotlib')))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

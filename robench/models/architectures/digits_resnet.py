@@ -6,23 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from robench.errors import UsageError
+from robench.models.architectures.resnet import BasicBlock
 
 __all__ = ["DigitsResNet"]
-
-
-class _Block(nn.Module):
-    """Two 3×3 convolutions with an identity skip (He et al. 2016), stride 1."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(width, width, 3, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(width)
-        self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
-        self.bn2 = nn.BatchNorm2d(width)
-
-    def forward(self, maps: Tensor) -> Tensor:
-        out = torch.relu(self.bn1(self.conv1(maps)))
-        return torch.relu(self.bn2(self.conv2(out)) + maps)
 
 
 class DigitsResNet(nn.Module):
@@ -49,7 +35,7 @@ class DigitsResNet(nn.Module):
             raise UsageError("num_classes, in_channels, width and blocks must be at least 1")
         self.conv1 = nn.Conv2d(in_channels, width, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
-        self.blocks = nn.Sequential(*(_Block(width) for _ in range(blocks)))
+        self.blocks = nn.Sequential(*(BasicBlock(width, width) for _ in range(blocks)))
         self.fc = nn.Linear(width, num_classes)
 
     def forward_features(self, inputs: Tensor) -> Tensor:

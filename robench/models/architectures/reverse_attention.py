@@ -1,0 +1,262 @@
+"""ANCRA's networks with reverse attention (Zhou et al., arXiv 2310.03358).
+
+In the last blocks the feature map z is pooled and classified by the network's own final layer;
+z is then multiplied, channel by channel, by that layer's weight row of one class: the label's in
+training, the predicted class's in evaluation. The choice is an argmax, so no gradient flows
+through it.
+
+All networks here share the calling convention of the authors: ``forward(inputs, y=None,
+_eval=None)``. ``_eval=False`` masks by ``y``; anything else masks by the prediction. ``None``
+returns the final logits alone, otherwise (final logits, [auxiliary logits, one per masked block]).
+Unlike the authors', these networks do not switch themselves between training and evaluation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Final
+
+import torch
+from torch import Tensor, nn
+
+from robench.errors import UsageError
+from robench.models.architectures.resnet import BasicBlock, check_stages, stage
+from robench.models.architectures.wide_resnet import (
+    WideBlock,
+    blocks_per_stage,
+    initialise,
+    wide_stage,
+    widths,
+)
+
+__all__ = ["DigitsResNetRA", "ResNetRA", "WideResNetRA", "reverse_attention"]
+
+RALogits = Tensor | tuple[Tensor, list[Tensor]]
+
+
+def reverse_attention(maps: Tensor, fc: nn.Linear, labels: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Mask a feature map by the classifier's weights of one class.
+
+    Args:
+        maps: feature map (N, C, h, w).
+        fc: the final layer, weight (num_classes, C).
+        labels: classes whose rows mask, (N,) int64; None: the predicted ones.
+
+    Returns:
+        The masked map, and the auxiliary logits (N, num_classes) of the unmasked one.
+    """
+    logits: Tensor = fc(maps.mean(dim=(2, 3)))
+    rows = fc.weight[logits.argmax(dim=1) if labels is None else labels]
+    return maps * rows[:, :, None, None], logits
+
+
+class _ReverseAttention(nn.Module):
+    """What the networks below share: the masked last stage and the calling convention."""
+
+    fc: nn.Linear
+
+    def _trunk(self, inputs: Tensor) -> Tensor:
+        """Everything before the masked blocks."""
+        raise NotImplementedError
+
+    def _masked_blocks(self) -> Sequence[Callable[[Tensor], Tensor]]:
+        """The blocks whose (non-negative) output is masked."""
+        raise NotImplementedError
+
+    def forward_masked(
+        self, inputs: Tensor, labels: Tensor | None = None
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Inputs → (last map after its mask, auxiliary logits of every masked block)."""
+        maps = self._trunk(inputs)
+        auxiliary = []
+        for block in self._masked_blocks():
+            maps, logits = reverse_attention(block(maps), self.fc, labels)
+            auxiliary.append(logits)
+        return maps, auxiliary
+
+    def forward_features(self, inputs: Tensor) -> Tensor:
+        """(N, in_channels, H, W) → last map (N, C, h, w), masked by the prediction; any sign."""
+        return self.forward_masked(inputs)[0]
+
+    def forward_head(self, maps: Tensor, pre_logits: bool = False) -> Tensor:
+        """Last (masked) map → final logits (N, num_classes), or the pooled features (N, C)."""
+        pooled = maps.mean(dim=(2, 3))
+        if pre_logits:
+            return pooled
+        logits: Tensor = self.fc(pooled)
+        return logits
+
+    def forward(
+        self, inputs: Tensor, y: Tensor | None = None, _eval: bool | None = None
+    ) -> RALogits:
+        """(N, in_channels, H, W) float → final logits, or (final logits, auxiliary logits).
+
+        Args:
+            inputs: images.
+            y: labels (N,), needed for ``_eval=False`` only.
+            _eval: False masks by ``y``; None returns the final logits alone.
+
+        Raises:
+            UsageError: ``_eval=False`` without labels.
+        """
+        by_label = _eval is not None and not _eval
+        if by_label and y is None:
+            raise UsageError(
+                "reverse attention needs labels in training", hint="Call it with y and _eval=False"
+            )
+        maps, auxiliary = self.forward_masked(inputs, y if by_label else None)
+        logits = self.forward_head(maps)
+        return logits if _eval is None else (logits, auxiliary)
+
+
+class ResNetRA(_ReverseAttention):
+    """ResNet-18 with reverse attention in every block of ``layer4``; names as ANCRA's.
+
+    Args:
+        num_classes: number of logits.
+        in_channels: channels of the input.
+        width: channels of the first stage; the stages have 1, 2, 4 and 8 times as many.
+        stages: blocks in each of the four stages.
+
+    Raises:
+        UsageError: sizes below 1, or not four stages.
+    """
+
+    def __init__(
+        self,
+        num_classes: int = 10,
+        in_channels: int = 3,
+        width: int = 64,
+        stages: Sequence[int] = (2, 2, 2, 2),
+    ) -> None:
+        super().__init__()
+        check_stages(num_classes, in_channels, width, stages)
+        self.conv1 = nn.Conv2d(in_channels, width, 3, 1, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.layer1 = nn.Sequential(*stage(BasicBlock, width, width, stages[0], 1))
+        self.layer2 = nn.Sequential(*stage(BasicBlock, width, 2 * width, stages[1], 2))
+        self.layer3 = nn.Sequential(*stage(BasicBlock, 2 * width, 4 * width, stages[2], 2))
+        self.layer4 = nn.ModuleList(stage(BasicBlock, 4 * width, 8 * width, stages[3], 2))
+        self.fc = nn.Linear(8 * width, num_classes)
+
+    def _trunk(self, inputs: Tensor) -> Tensor:
+        maps: Tensor = torch.relu(self.bn1(self.conv1(inputs)))
+        for layer in (self.layer1, self.layer2, self.layer3):
+            maps = layer(maps)
+        return maps
+
+    def _masked_blocks(self) -> Sequence[Callable[[Tensor], Tensor]]:
+        return list(self.layer4)
+
+
+_MASKED_WIDE_BLOCKS: Final = 2
+
+
+class _MaskedStage(nn.Module):
+    """The authors' ``layer`` level, as a list: the network itself walks through it."""
+
+    def __init__(self, layers: list[nn.Module]) -> None:
+        super().__init__()
+        self.layer = nn.ModuleList(layers)
+
+
+class WideResNetRA(_ReverseAttention):
+    """WideResNet with reverse attention in the last two blocks of ``block3``; names as ANCRA's.
+
+    The final ``bn1`` and ReLU are applied in each of the two, before the auxiliary pooling.
+
+    Args:
+        num_classes: number of logits.
+        in_channels: channels of the input.
+        depth: 6n + 4, at least 16; 34 in the paper.
+        widen_factor: 10 in the paper.
+        dropout: rate between a block's convolutions, in training.
+        stem: channels of the first convolution.
+        sub_block: keep the unused ``sub_block1`` that the authors' files contain.
+
+    Raises:
+        UsageError: a depth other than 6n + 4 or below 16, or sizes below 1.
+    """
+
+    def __init__(
+        self,
+        num_classes: int = 10,
+        in_channels: int = 3,
+        depth: int = 34,
+        widen_factor: int = 10,
+        dropout: float = 0.0,
+        stem: int = 16,
+        sub_block: bool = True,
+    ) -> None:
+        super().__init__()
+        count = blocks_per_stage(depth)
+        if count < _MASKED_WIDE_BLOCKS:
+            raise UsageError(f"reverse attention masks two blocks: depth 16 or more, not {depth}")
+        w0, w1, w2, w3 = widths(widen_factor, stem)
+        self.conv1 = nn.Conv2d(in_channels, w0, 3, 1, 1, bias=False)
+        self.block1 = wide_stage(count, w0, w1, 1, dropout)
+        if sub_block:
+            self.sub_block1 = wide_stage(count, w0, w1, 1, dropout)
+        self.block2 = wide_stage(count, w1, w2, 2, dropout)
+        last = [
+            WideBlock(w2 if i == 0 else w3, w3, 2 if i == 0 else 1, dropout) for i in range(count)
+        ]
+        self.block3 = _MaskedStage([*last])
+        self.bn1 = nn.BatchNorm2d(w3)
+        self.fc = nn.Linear(w3, num_classes)
+        initialise(self)
+
+    def _trunk(self, inputs: Tensor) -> Tensor:
+        maps: Tensor = self.block2(self.block1(self.conv1(inputs)))
+        for block in list(self.block3.layer)[:-_MASKED_WIDE_BLOCKS]:
+            maps = block(maps)
+        return maps
+
+    def _masked_blocks(self) -> Sequence[Callable[[Tensor], Tensor]]:
+        return [self._finished(b) for b in list(self.block3.layer)[-_MASKED_WIDE_BLOCKS:]]
+
+    def _finished(self, block: nn.Module) -> Callable[[Tensor], Tensor]:
+        return lambda maps: torch.relu(self.bn1(block(maps)))
+
+
+class DigitsResNetRA(_ReverseAttention):
+    """The digits network with reverse attention in its last blocks: no down-sampling.
+
+    Args:
+        num_classes: number of logits.
+        in_channels: channels of the input.
+        width: channels of every feature map.
+        blocks: number of residual blocks.
+        masked: how many of them, from the end, are masked.
+
+    Raises:
+        UsageError: sizes below 1, or more masked blocks than there are.
+    """
+
+    def __init__(
+        self,
+        num_classes: int = 10,
+        in_channels: int = 1,
+        width: int = 32,
+        blocks: int = 1,
+        masked: int = 1,
+    ) -> None:
+        super().__init__()
+        if min(num_classes, in_channels, width, blocks, masked) < 1:
+            raise UsageError("num_classes, in_channels, width, blocks, masked must be at least 1")
+        if masked > blocks:
+            raise UsageError(f"cannot mask {masked} of {blocks} blocks")
+        self.masked = masked
+        self.conv1 = nn.Conv2d(in_channels, width, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.blocks = nn.ModuleList(BasicBlock(width, width) for _ in range(blocks))
+        self.fc = nn.Linear(width, num_classes)
+
+    def _trunk(self, inputs: Tensor) -> Tensor:
+        maps: Tensor = torch.relu(self.bn1(self.conv1(inputs)))
+        for block in list(self.blocks)[: -self.masked]:
+            maps = block(maps)
+        return maps
+
+    def _masked_blocks(self) -> Sequence[Callable[[Tensor], Tensor]]:
+        return list(self.blocks)[-self.masked :]

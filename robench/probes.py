@@ -6,7 +6,7 @@ length of one pass, and leaving parameters, buffers and training flags as they w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -97,7 +97,7 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def forward_hooks(
-    modules: list[nn.Module],
+    modules: Sequence[nn.Module],
     *,
     before: Callable[..., Any] | None = None,
     after: Callable[..., Any] | None = None,

@@ -91,7 +91,9 @@ def captum_maps(model: nn.Module, layer: str, inputs: Tensor, targets: Tensor) -
 
 
 NETWORKS = [
+    (Plain, "features.1"),  # overwritten by the activation that follows
     (Plain, "features.3"),
+    (Plain, "features.4"),
     (Plain, "features.5"),
     (Residual, "stem"),
     (Branches, "mix"),

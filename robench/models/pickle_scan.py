@@ -11,6 +11,7 @@ import io
 import pickletools
 import re
 import zipfile
+from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from dataclasses import dataclass
 from typing import Any, BinaryIO, Final
 
@@ -198,16 +199,16 @@ class _Machine:
         self.stack.append(tuple([self._pop() for _ in range(size)][::-1]))
 
     def _op_global(self, argument: str) -> None:
-        self._refer(argument.replace(" ", ".", 1))
+        self._refer(_modern_name(*argument.split(" ", 1)))
 
     def _op_stack_global(self, _: Any) -> None:
         attribute, module = self._pop(), self._pop()
         known = isinstance(attribute, str) and isinstance(module, str)
-        self._refer(f"{module}.{attribute}" if known else "a name that is computed")
+        self._refer(_modern_name(module, attribute) if known else "a name that is computed")
 
     def _op_inst(self, argument: str) -> None:
         arguments = tuple(self._pop_mark())
-        self._call(_Global(argument.replace(" ", ".", 1)), arguments)
+        self._call(_Global(_modern_name(*argument.split(" ", 1))), arguments)
 
     def _op_obj(self, _: Any) -> None:
         items = self._pop_mark()
@@ -228,6 +229,14 @@ class _Machine:
         self._refer(f"copyreg extension {argument}")
 
     _op_ext1 = _op_ext2 = _op_ext4 = _extension
+
+
+def _modern_name(module: str, attribute: str = "") -> str:
+    """``module.attribute`` as Python 3 imports it; old protocols write Python 2's names."""
+    renamed = NAME_MAPPING.get((module, attribute))
+    if renamed is None:
+        renamed = (IMPORT_MAPPING.get(module, module), attribute)
+    return ".".join(renamed)
 
 
 def _literal(arguments: Any, depth: int = 0) -> str:

@@ -19,5 +19,9 @@ for _name, _target, _summary in (
     ("standard", "standard:Standard", "cross-entropy on clean inputs: no defense"),
     ("pgd-at", "pgd_at:PgdAt", "cross-entropy on PGD inputs (Madry et al. 2018)"),
     ("trades", "trades:Trades", "clean cross-entropy + 6 KL (Zhang et al. 2019)"),
+    ("mart", "mart:Mart", "boosted CE + KL weighted by misclassification (Wang et al. 2020)"),
+    ("aerp", "aerp:Aerp", "attention rectification and preservation (Wu et al. 2022)"),
+    ("agkd-bml", "agkd_bml:AgkdBml", "attention distillation + metric learning (Wang et al. 2021)"),
+    ("ancra", "ancra:Ancra", "negative contrast + reverse attention (Zhou et al. 2023)"),
 ):
     RECIPES.add(_name, f"{_HERE}.{_target}", _summary)

@@ -92,8 +92,8 @@ class Recipe(BaseModel, ABC):
             TrainingError: the data does.
         """
 
-    def forward_spec(self, network: nn.Module) -> ForwardSpec:
-        """How the finished network's card says to call it."""
+    def forward_spec(self, network: nn.Module, inputs: Tensor) -> ForwardSpec:
+        """How the finished network's card says to call it, seen on a few ``inputs``."""
         return ForwardSpec()
 
     @property

@@ -148,7 +148,7 @@ def train(
         # The hash is known once the weights are.
         weights=WeightsSpec(path="weights.safetensors", sha256="0" * 64),
         input=InputSpec(channels=channels),
-        forward=loss.forward_spec(network),
+        forward=loss.forward_spec(network, probe),
         provenance=Provenance(
             paper=loss.paper,
             link=loss.link,

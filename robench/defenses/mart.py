@@ -1,0 +1,70 @@
+"""MART (Wang et al., ICLR 2020, openreview rklOg6EFwS; reference: YisenWang/MART)."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.nn import functional as F
+
+from robench.defenses.inner_maximisers import ascend, gaussian_start, in_eval_mode, kl_divergence
+from robench.defenses.recipe import AdversarialRecipe, Batch, Context
+from robench.defenses.trades import PAPER_STEP
+
+__all__ = ["Mart", "boosted_margin", "weighted_kl"]
+
+_FLOOR = 1e-4
+"""Added inside the margin's logarithm, as the reference does: a certain error stays finite."""
+
+
+class Mart(AdversarialRecipe):
+    """BCE(x', y) + 6·mean KL(p(x) ‖ p(x'))·(1 − p_y(x)), x' from PGD on CE (their equation 11).
+
+    BCE is the boosted cross-entropy: −log p_y(x') − log(1 − max over k ≠ y of p_k(x')).
+    """
+
+    name: ClassVar[str] = "mart"
+    paper: ClassVar[str | None] = (
+        "Improving Adversarial Robustness Requires Revisiting Misclassified Examples (Wang et al.)"
+    )
+    link: ClassVar[str | None] = "https://openreview.net/forum?id=rklOg6EFwS"
+    venue: ClassVar[str | None] = "ICLR"
+    year: ClassVar[int | None] = 2020
+
+    beta: float = Field(6.0, ge=0)
+    """Weight of the divergence (λ in the paper); 6 in the reference code."""
+    attack_step_size: float = Field(PAPER_STEP, gt=0)
+
+    def terms(self, context: Context, batch: Batch) -> dict[str, Tensor]:
+        """``adversarial`` and ``margin``: the two halves of BCE; ``kl``: β times the divergence."""
+        network, labels = context.network, batch.labels
+        with in_eval_mode(network):
+            adv_inputs = ascend(
+                lambda points: F.cross_entropy(network(points), labels, reduction="none"),
+                batch.inputs,
+                gaussian_start(batch.inputs, batch.keys),
+                context.threat_model,
+                steps=self.attack_steps,
+                step_size=self.attack_step_size,
+            )
+        clean_logits, adv_logits = network(batch.inputs), network(adv_inputs)
+        return {
+            "adversarial": F.cross_entropy(adv_logits, labels),
+            "margin": boosted_margin(adv_logits, labels).mean(),
+            "kl": self.beta * weighted_kl(clean_logits, adv_logits, labels).mean(),
+        }
+
+
+def boosted_margin(logits: Tensor, labels: Tensor) -> Tensor:
+    """−log(1 − the largest wrong probability) of each sample: (N, C), (N,) → (N,)."""
+    probabilities = logits.float().softmax(dim=1)
+    wrong = probabilities.scatter(1, labels[:, None], -1.0).amax(dim=1)
+    return -torch.log(1 + _FLOOR - wrong)
+
+
+def weighted_kl(clean_logits: Tensor, adv_logits: Tensor, labels: Tensor) -> Tensor:
+    """KL(p(x) ‖ p(x'))·(1 − p_y(x)) of each sample; the gradient flows through the weight too."""
+    true = clean_logits.softmax(dim=1).gather(1, labels[:, None]).squeeze(1)
+    return kl_divergence(clean_logits, adv_logits) * (1 - true)

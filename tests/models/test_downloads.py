@@ -1,0 +1,159 @@
+from __future__ import annotations
+
+import hashlib
+import io
+import urllib.error
+import urllib.request
+from email.message import Message
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from robench.errors import CheckpointError, HashMismatchError
+from robench.models import downloads, load_model
+from robench.models.architectures.digits_resnet import DigitsResNet
+from robench.models.downloads import cache_folder, fetch_weights
+from robench.records import ModelCard
+
+URL = "https://example.org/files/a%20b.pt?download=1"
+
+
+class Answer(io.BytesIO):
+    def __init__(self, body: bytes, length: int | None = None, kind: str = "") -> None:
+        super().__init__(body)
+        self.headers = Message()
+        if length is not None:
+            self.headers["Content-Length"] = str(length)
+        self.headers["Content-Type"] = kind or "application/octet-stream"
+
+
+def serving(answer: Any, seen: list[str] | None = None) -> Any:
+    def open_url(url: str) -> Any:
+        if seen is not None:
+            seen.append(url)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    return open_url
+
+
+def sha(body: bytes) -> str:
+    return hashlib.sha256(body).hexdigest()
+
+
+def test_a_file_is_fetched_once(tmp_path: Path) -> None:
+    seen: list[str] = []
+    opener = serving(Answer(b"weights", 7), seen)
+    path = fetch_weights(URL, sha(b"weights"), folder=tmp_path, open_url=opener)
+    assert path.read_bytes() == b"weights"
+    assert path.name == "a_b.pt"
+    assert fetch_weights(URL, sha(b"weights"), folder=tmp_path, open_url=opener) == path
+    assert seen == [URL]
+
+
+@pytest.mark.parametrize(
+    "answer, error, words",
+    [
+        (Answer(b"other"), HashMismatchError, "the server sent a file with sha256"),
+        (Answer(b"weights", kind="text/html; charset=utf-8"), CheckpointError, "a web page"),
+        (Answer(b"weigh", 7), CheckpointError, "broke off after 5 of 7 bytes"),
+        (Answer(b"w" * 101), CheckpointError, "larger than 100 bytes"),
+        (Answer(b"weights", 101), CheckpointError, "larger than 100 bytes"),
+        (urllib.error.URLError("no route"), CheckpointError, "cannot be fetched.*no route"),
+        (TimeoutError("timed out"), CheckpointError, "cannot be fetched: timed out"),
+    ],
+)
+def test_bad_answers_leave_nothing(
+    tmp_path: Path, answer: Any, error: type[Exception], words: str
+) -> None:
+    with pytest.raises(error, match=words):
+        fetch_weights(
+            URL, sha(b"weights"), folder=tmp_path, max_bytes=100, open_url=serving(answer)
+        )
+    assert [p for p in tmp_path.rglob("*") if p.is_file()] == []
+
+
+def test_an_interrupted_download_leaves_nothing(tmp_path: Path) -> None:
+    class Interrupted(Answer):
+        def read(self, size: int | None = -1) -> bytes:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fetch_weights(URL, sha(b""), folder=tmp_path, open_url=serving(Interrupted(b"")))
+    assert [p for p in tmp_path.rglob("*") if p.is_file()] == []
+
+
+@pytest.mark.parametrize("url", ["http://example.org/a", "file:///etc/passwd", "ftp://e.org/a"])
+def test_only_https(tmp_path: Path, url: str) -> None:
+    with pytest.raises(CheckpointError, match="over https only"):
+        fetch_weights(url, sha(b""), folder=tmp_path, open_url=serving(Answer(b"")))
+
+
+def test_redirects_stay_encrypted() -> None:
+    request = urllib.request.Request("https://example.org/a")
+    handler = downloads._HttpsOnly()
+    with pytest.raises(CheckpointError, match="over https only"):
+        handler.redirect_request(request, None, 302, "", Message(), "http://example.org/b")
+    followed = handler.redirect_request(
+        request, None, 302, "", Message(), "https://mirror.example.org/b"
+    )
+    assert followed is not None
+    assert followed.full_url == "https://mirror.example.org/b"
+
+
+@pytest.mark.parametrize(
+    "url, name",
+    [
+        ("https://e.org/..%2F..%2Fevil", "evil"),
+        ("https://e.org/", "weights"),
+        ("https://e.org/..", "weights"),
+        ("https://e.org/a/.hidden", "hidden"),
+    ],
+)
+def test_file_names_stay_in_the_cache(tmp_path: Path, url: str, name: str) -> None:
+    path = fetch_weights(url, sha(b"x"), folder=tmp_path, open_url=serving(Answer(b"x")))
+    assert path == tmp_path / "weights" / sha(b"x") / name
+
+
+def test_the_cache_follows_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(downloads.CACHE_VARIABLE, str(tmp_path / "mine"))
+    assert cache_folder() == tmp_path / "mine"
+    monkeypatch.delenv(downloads.CACHE_VARIABLE)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert cache_folder() == tmp_path / "robench"
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    with pytest.raises(CheckpointError, match=r"the cache cannot be written.*ROBENCH_CACHE"):
+        fetch_weights(URL, sha(b""), folder=blocked, open_url=serving(Answer(b"")))
+
+
+def test_a_card_may_name_an_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    network = DigitsResNet(width=2).eval()
+    buffer = io.BytesIO()
+    torch.save(network.state_dict(), buffer)
+    body = buffer.getvalue()
+    monkeypatch.setenv(downloads.CACHE_VARIABLE, str(tmp_path))
+    home = tmp_path / "weights" / sha(body)
+    home.mkdir(parents=True)
+    (home / "a_b.pt").write_bytes(body)
+    card = ModelCard.model_validate(
+        {
+            "name": "far",
+            "dataset": "digits",
+            "num_classes": 10,
+            "threat_model": "Linf-0.2",
+            "defense": "standard",
+            "architecture": {"name": "digits_resnet", "arguments": {"width": 2}},
+            "input": {"channels": 1},
+            "weights": {"path": URL, "sha256": sha(body)},
+        }
+    )
+    inputs = torch.rand(1, 1, 8, 8)
+    torch.testing.assert_close(load_model(card)(inputs), network(inputs))
+    # What lies in the cache is hashed again: it may have been changed since.
+    (home / "a_b.pt").write_bytes(body + b"\0")
+    with pytest.raises(HashMismatchError):
+        load_model(card)

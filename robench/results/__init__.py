@@ -1,6 +1,7 @@
 """The store: records on disk, written atomically, checked on reading, shared by processes."""
 
 from robench.results.claims import Claim
+from robench.results.panels import SamplePanel
 from robench.results.progress import Progress
 from robench.results.store import Problem, Scan, Store, StoredRecord
 from robench.results.tables import samples_to_table, table_to_frame, table_to_samples
@@ -9,6 +10,7 @@ __all__ = [
     "Claim",
     "Problem",
     "Progress",
+    "SamplePanel",
     "Scan",
     "Store",
     "StoredRecord",

@@ -1,0 +1,131 @@
+"""What attention has to do with being broken: the two observations of AERP, tested.
+
+Wu, Sang et al. (arXiv 1811.09831) observed that (1) images whose clean attention is incomplete
+are broken more often, and (2) successful attacks make attention deviate and scatter. Each is put
+as a question about two groups of correctly classified samples, broken and survived, and answered
+with an effect size, its interval and a p-value, corrected (Holm) over the models asked. An
+observation that does not hold is reported like one that does.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from robench.records import Outcome
+from robench.reporting.model_results import ModelResult
+from robench.statistics import GroupDifference, holm, mann_whitney
+
+__all__ = ["QUESTIONS", "Question", "attention_findings", "broken_and_survived"]
+
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Question:
+    """One observation, as data."""
+
+    name: str
+    metric: str
+    """The per-sample column that it is about."""
+    expected: Literal["broken_lower", "broken_higher"]
+    claim: str
+
+
+QUESTIONS: tuple[Question, ...] = (
+    Question(
+        "incomplete_attention",
+        "attention_coverage_clean",
+        "broken_lower",
+        "clean attention of broken samples covers less of the object",
+    ),
+    Question(
+        "deviation",
+        "attention_deviation",
+        "broken_higher",
+        "attention of broken samples deviates more",
+    ),
+    Question(
+        "scatter",
+        "attention_scatter_increase",
+        "broken_higher",
+        "attention of broken samples scatters more",
+    ),
+)
+
+
+def broken_and_survived(result: ModelResult, attack: str, metric: str) -> tuple[Floats, Floats]:
+    """A metric's defined values among broken and among surviving samples."""
+    values = result.column(attack, metric)
+    groups = []
+    for outcome in (Outcome.BROKEN, Outcome.SURVIVED):
+        chosen = values[result.outcome_is(attack, outcome)]
+        groups.append(chosen[~np.isnan(chosen)])
+    return groups[0], groups[1]
+
+
+def attention_findings(results: Sequence[ModelResult], *, level: float = 0.95) -> pd.DataFrame:
+    """One row a model and question.
+
+    Returns:
+        Columns ``model``, ``attack``, ``finding``, ``metric``, ``n_broken``, ``n_survived``,
+        ``median_broken``, ``median_survived``, ``auc`` (chance that a broken sample's value is
+        the larger), ``auc_low``, ``auc_high``, ``rank_biserial``, ``p``, ``p_holm`` (over the
+        models, for each question) and ``verdict``: ``holds``, ``reversed``, ``not shown`` or
+        ``undefined`` where a group is empty. Models without metrics have no rows.
+    """
+    rows: list[dict[str, Any]] = []
+    for question in QUESTIONS:
+        block: list[tuple[dict[str, Any], GroupDifference]] = []
+        for result in results:
+            attack = result.attention_attack
+            if attack is None:
+                continue
+            broken, survived = broken_and_survived(result, attack, question.metric)
+            found = mann_whitney(broken, survived, level)
+            row = {
+                "model": result.model.name,
+                "attack": attack,
+                "finding": question.name,
+                "metric": question.metric,
+                "n_broken": found.n_first,
+                "n_survived": found.n_second,
+                "median_broken": _median(broken),
+                "median_survived": _median(survived),
+                "auc": found.auc.estimate,
+                "auc_low": found.auc.low,
+                "auc_high": found.auc.high,
+                "rank_biserial": found.rank_biserial,
+                "p": found.p_value,
+            }
+            block.append((row, found))
+        adjusted = holm([found.p_value for _, found in block])
+        for (row, found), p in zip(block, adjusted, strict=True):
+            row["p_holm"] = p
+            row["verdict"] = _verdict(question, found, p, 1 - level)
+            rows.append(row)
+    columns = [
+        *("model", "attack", "finding", "metric", "n_broken", "n_survived", "median_broken"),
+        *("median_survived", "auc", "auc_low", "auc_high", "rank_biserial", "p", "p_holm"),
+        "verdict",
+    ]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def _median(values: Floats) -> float:
+    return float(np.median(values)) if len(values) else math.nan
+
+
+def _verdict(question: Question, found: GroupDifference, p: float, alpha: float) -> str:
+    if math.isnan(p):
+        return "undefined"
+    if p >= alpha:
+        return "not shown"
+    higher = found.auc.estimate > 0.5
+    return "holds" if higher == (question.expected == "broken_higher") else "reversed"

@@ -1,0 +1,26 @@
+"""Figures, one file each, as PNG and SVG. Importing this loads matplotlib, nothing else does."""
+
+from robench.reporting.plots.accuracy_by_attack import accuracy_by_attack
+from robench.reporting.plots.confusion import confusion, confusion_under_attack
+from robench.reporting.plots.distributions import attention_distributions
+from robench.reporting.plots.feature_distances import feature_distances
+from robench.reporting.plots.model_scatter import clean_against_robust, robust_against_deviation
+from robench.reporting.plots.render import group_slug, render_plots
+from robench.reporting.plots.sample_panel import sample_panel
+from robench.reporting.plots.security_curves import security_curves
+from robench.reporting.plots.style import save
+
+__all__ = [
+    "accuracy_by_attack",
+    "attention_distributions",
+    "clean_against_robust",
+    "confusion",
+    "confusion_under_attack",
+    "feature_distances",
+    "group_slug",
+    "render_plots",
+    "robust_against_deviation",
+    "sample_panel",
+    "save",
+    "security_curves",
+]

@@ -1,0 +1,168 @@
+"""All figures that a set of records supports."""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+import matplotlib
+from matplotlib.figure import Figure
+
+import robench
+from robench.records import canonical_hash
+from robench.reporting.model_results import GroupKey, ModelResult
+from robench.reporting.plots.accuracy_by_attack import accuracy_by_attack
+from robench.reporting.plots.confusion import confusion_under_attack
+from robench.reporting.plots.distributions import attention_distributions
+from robench.reporting.plots.feature_distances import feature_distances
+from robench.reporting.plots.model_scatter import clean_against_robust, robust_against_deviation
+from robench.reporting.plots.sample_panel import sample_panel
+from robench.reporting.plots.security_curves import security_curves
+from robench.reporting.plots.style import save
+from robench.results import SamplePanel, Store
+from robench.results.atomic import atomic_write
+
+__all__ = ["GROUP_PLOTS", "group_slug", "render_plots"]
+
+GROUP_PLOTS: dict[str, Callable[[Sequence[ModelResult]], Figure | None]] = {
+    "accuracy_by_attack": accuracy_by_attack,
+    "clean_against_robust": clean_against_robust,
+    "robust_against_deviation": robust_against_deviation,
+    "attention_distributions": attention_distributions,
+    "feature_distances": feature_distances,
+}
+"""Figures that show all models of a group, by file name."""
+
+
+def group_slug(group: GroupKey) -> str:
+    """A folder's name for a group: ``digits-Linf-0.2-n500-seed0``."""
+    written = (group.written or group.threat).replace("/", "_")
+    return f"{_safe(group.dataset)}-{written}-n{group.n}-seed{group.seed}"
+
+
+def render_plots(
+    results: Iterable[ModelResult], folder: str | Path, *, store: Store | None = None
+) -> list[Path]:
+    """Draw everything that the results support, a folder for each group.
+
+    Args:
+        results: from :func:`robench.reporting.model_results.collect`.
+        folder: where to; figures whose records changed since they were drawn are replaced.
+        store: where sample panels are read from; None: no panels.
+
+    Returns:
+        The files, PNG and SVG.
+
+    Raises:
+        StoreError: a file cannot be written or an array not be read.
+    """
+    gallery = _Gallery(Path(folder))
+    groups: dict[GroupKey, list[ModelResult]] = {}
+    for result in results:
+        groups.setdefault(result.group, []).append(result)
+    used: set[str] = set()
+    for group, members in groups.items():
+        slug = group_slug(group)
+        if slug in used:
+            # Other samples under the same name and number.
+            slug = f"{slug}-{group.fingerprint[:8]}"
+        used.add(slug)
+        best_first = sorted(members, key=lambda r: (-r.robust_acc.estimate, r.model.id))
+        for name, draw in GROUP_PLOTS.items():
+            gallery.keep(f"{slug}/{name}", best_first, functools.partial(draw, best_first))
+        for result in best_first:
+            attack = result.attention_attack or next(iter(result.attacks))
+            model = _safe(result.model.name)
+            gallery.keep(
+                f"{slug}/confusion_{model}",
+                [result],
+                functools.partial(confusion_under_attack, result, attack),
+            )
+            if store is not None:
+                gallery.keep(
+                    f"{slug}/samples_{model}",
+                    [result],
+                    functools.partial(_panel, result, attack, store),
+                )
+    for (dataset, norm), members in _by_norm(groups).items():
+        for attack in sorted({name for result in members for name in result.attacks}):
+            gallery.keep(
+                f"security_curves_{_safe(dataset)}_{norm}_{_safe(attack)}",
+                members,
+                functools.partial(security_curves, members, attack),
+            )
+    gallery.close()
+    return gallery.files
+
+
+class _Gallery:
+    """A folder of figures that knows what each was drawn from, and draws none twice.
+
+    Drawing takes a second a figure; a leaderboard that is rebuilt from stored records should not
+    wait for figures that would come out the same.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.files: list[Path] = []
+        self._folder = folder
+        self._manifest = folder / "manifest.json"
+        try:
+            self._drawn: dict[str, str] = dict(json.loads(self._manifest.read_text()))
+        except (OSError, ValueError, TypeError):
+            # Not there, or not ours: everything is drawn anew.
+            self._drawn = {}
+        self._kept: dict[str, str] = {}
+
+    def keep(
+        self, stem: str, sources: Sequence[ModelResult], draw: Callable[[], Figure | None]
+    ) -> None:
+        digest = canonical_hash(
+            {
+                "matplotlib": matplotlib.__version__,
+                "robench": robench.__version__,
+                "records": [
+                    stored.record.model_dump(mode="json")
+                    for result in sources
+                    for stored in result.attacks.values()
+                ],
+            }
+        )
+        path = self._folder / stem
+        files = [path.with_name(path.name + suffix) for suffix in (".png", ".svg")]
+        if self._drawn.get(stem) != digest or not all(file.is_file() for file in files):
+            figure = draw()
+            if figure is None:
+                return
+            save(figure, path)
+        self.files += files
+        self._kept[stem] = digest
+
+    def close(self) -> None:
+        content = json.dumps(self._kept, indent=1, sort_keys=True) + "\n"
+        atomic_write(self._manifest, content.encode())
+
+
+def _panel(result: ModelResult, attack: str, store: Store) -> Figure | None:
+    stored = result.attacks[attack]
+    if stored.arrays_path is None:
+        return None
+    panel = SamplePanel.from_arrays(store.read_arrays(stored.record.key))
+    return None if panel is None else sample_panel(panel, stored.record)
+
+
+def _by_norm(
+    groups: dict[GroupKey, list[ModelResult]],
+) -> dict[tuple[str, str], list[ModelResult]]:
+    # Only radii of the same samples and seed make a curve: those of the largest such set.
+    families: dict[tuple[str, str], dict[tuple[str, int], list[ModelResult]]] = {}
+    for group, members in groups.items():
+        family = families.setdefault((group.dataset, group.norm), {})
+        family.setdefault((group.fingerprint, group.seed), []).extend(members)
+    return {key: max(family.values(), key=len) for key, family in families.items()}
+
+
+def _safe(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._+-]+", "_", name)

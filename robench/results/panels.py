@@ -1,0 +1,88 @@
+"""A few samples kept whole, to be shown: images and attention maps, clean and adversarial."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from robench.errors import StoreError
+
+__all__ = ["SamplePanel"]
+
+_PREFIX = "panel_"
+
+Floats = npt.NDArray[np.floating[Any]]
+Integers = npt.NDArray[np.integer[Any]]
+
+
+@dataclass(frozen=True, eq=False)
+class SamplePanel:
+    """k samples with everything that a picture of them needs.
+
+    Args:
+        sample_ids: k names.
+        clean, adversarial: images (k, H, W, C) in [0, 1], C 1 or 3.
+        clean_maps, adv_maps: attention maps (k, h, w) ≥ 0 for the true class, NaN where there
+            is none.
+        labels, clean_predictions, adv_predictions: classes (k,); −1 where unknown.
+    """
+
+    sample_ids: tuple[str, ...]
+    clean: Floats
+    adversarial: Floats
+    clean_maps: Floats
+    adv_maps: Floats
+    labels: Integers
+    clean_predictions: Integers
+    adv_predictions: Integers
+
+    def __post_init__(self) -> None:
+        k = len(self.sample_ids)
+        for name, array in self._numeric().items():
+            rank = 4 if name in ("clean", "adversarial") else 3 if name.endswith("maps") else 1
+            if array.ndim != rank or len(array) != k:
+                raise StoreError(
+                    f"panel array {name!r} has shape {array.shape} for {k} samples",
+                    hint=f"It must have {rank} axes, the first of length {k}",
+                )
+        if self.clean.shape != self.adversarial.shape or self.clean.shape[-1] not in (1, 3):
+            raise StoreError(
+                f"panel images have shapes {self.clean.shape} and {self.adversarial.shape}",
+                hint="Both must be (k, H, W, C) with 1 or 3 channels",
+            )
+
+    def __len__(self) -> int:
+        return len(self.sample_ids)
+
+    def to_arrays(self) -> dict[str, npt.NDArray[Any]]:
+        """Named arrays for :meth:`robench.results.Store.write`."""
+        arrays = {f"{_PREFIX}{name}": array for name, array in self._numeric().items()}
+        return {**arrays, f"{_PREFIX}sample_ids": np.array(self.sample_ids, dtype=np.str_)}
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, npt.NDArray[Any]]) -> SamplePanel | None:
+        """The panel among a record's arrays; None if it has none.
+
+        Raises:
+            StoreError: parts of it are missing or of the wrong shape.
+        """
+        if not any(name.startswith(_PREFIX) for name in arrays):
+            return None
+        found: dict[str, Any] = {}
+        for item in fields(cls):
+            if (name := f"{_PREFIX}{item.name}") not in arrays:
+                raise StoreError(f"the record's panel lacks {name!r}")
+            found[item.name] = arrays[name]
+        found["sample_ids"] = tuple(str(name) for name in found["sample_ids"])
+        return cls(**found)
+
+    def _numeric(self) -> dict[str, npt.NDArray[Any]]:
+        return {
+            item.name: getattr(self, item.name)
+            for item in fields(self)
+            if item.name != "sample_ids"
+        }

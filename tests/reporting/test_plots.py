@@ -1,0 +1,268 @@
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+from panel_factory import make_panel
+from record_factory import make_record, make_samples, make_stored
+
+from robench.records import MetricSummary
+from robench.reporting.findings import attention_findings
+from robench.reporting.model_results import ModelResult, collect
+from robench.reporting.plots import (
+    accuracy_by_attack,
+    attention_distributions,
+    clean_against_robust,
+    confusion,
+    confusion_under_attack,
+    feature_distances,
+    group_slug,
+    render_plots,
+    robust_against_deviation,
+    sample_panel,
+    save,
+    security_curves,
+)
+from robench.reporting.plots.style import look
+from robench.results import Store, StoredRecord
+
+NAMES = [
+    *("standard", "pgd-at", "trades", "mart", "aerp", "agkd-bml", "small", "vit-pgd-at"),
+    *("ancra-resnet18-reverse-attention", "Wang2023Better_WRN-70-16"),
+]
+
+
+def results_for(names: list[str], n: int = 60, threat: str = "Linf-0.2") -> list[ModelResult]:
+    records = []
+    rng = np.random.default_rng(0)
+    for number, name in enumerate(names):
+        kept = round(n * (number + 1) / (len(names) + 1))
+        letters = "S" * kept + "B" * (n - kept - 2) + "CC"
+        broken = np.array([letter == "B" for letter in letters])
+        values = {
+            "attention_deviation": np.clip(0.3 + 0.3 * broken + rng.normal(0, 0.1, n), 0, 1),
+            "attention_scatter_increase": rng.normal(0, 0.1, n),
+            "alignment": rng.beta(2, 20, n),
+            "exclusion": rng.beta(8, 6, n),
+        }
+        metrics = {k: MetricSummary(mean=float(v.mean()), n=n) for k, v in values.items()}
+        for attack in ("autoattack", "cw", "fgsm", "pgd-20"):
+            records.append(
+                make_stored(
+                    letters,
+                    model=name,
+                    attack=attack,
+                    classes=10,
+                    threat=threat,
+                    values=values if attack == "pgd-20" else None,
+                    metrics=metrics if attack == "pgd-20" else None,
+                )
+            )
+    return collect(records)
+
+
+def overlapping(figure: Figure) -> list[tuple[str, str]]:
+    """Pairs of visible texts that share more than a hair's breadth."""
+    figure.canvas.draw()
+    # Ticks outside an axis' view are objects with a place too, but nobody sees them.
+    unseen = {
+        id(tick.label1)
+        for axes in figure.axes
+        for axis in (axes.xaxis, axes.yaxis)
+        for tick in axis.get_major_ticks()
+        if not min(axis.get_view_interval()) <= tick.get_loc() <= max(axis.get_view_interval())
+    }
+    texts = [t for t in figure.findobj(Text) if isinstance(t, Text) and id(t) not in unseen]
+    boxes = [
+        (t.get_text(), t.get_window_extent().shrunk(0.9, 0.9))
+        for t in texts
+        if t.get_visible() and t.get_text().strip()
+    ]
+    return [(one, two) for (one, a), (two, b) in itertools.combinations(boxes, 2) if a.overlaps(b)]
+
+
+FIGURES = {
+    "accuracy_by_attack": accuracy_by_attack,
+    "clean_against_robust": clean_against_robust,
+    "robust_against_deviation": robust_against_deviation,
+    "attention_distributions": attention_distributions,
+    "feature_distances": feature_distances,
+}
+
+
+@pytest.mark.parametrize("name", FIGURES)
+@pytest.mark.parametrize("models", [1, 10])
+def test_no_two_labels_overlap_and_conditions_are_named(name: str, models: int) -> None:
+    results = results_for(NAMES[-models:])
+    figure = FIGURES[name](results)
+    assert figure is not None
+    assert overlapping(figure) == []
+    title = figure.get_suptitle()
+    for word in ("digits", "L∞", "0.2", "n = 60"):
+        assert word in title
+    shown = {t.get_text() for t in figure.findobj(Text)}
+    assert {r.model.name for r in results} <= shown
+    assert all(figure.bbox.padded(1).contains(*t.get_window_extent().max) for t in figure.texts)
+
+
+@pytest.mark.parametrize("draw", FIGURES.values())
+def test_nothing_to_draw_is_none(draw: object) -> None:
+    assert draw([]) is None  # type: ignore[operator]
+
+
+def test_bars_are_as_long_as_the_accuracies() -> None:
+    (result,) = collect([make_stored("CSSBS", attack="a"), make_stored("CSBSS", attack="b")])
+    figure = accuracy_by_attack([result])
+    assert figure is not None
+    assert [bar.get_width() for bar in figure.axes[0].patches] == [80, 60, 60, 40]
+
+
+def test_points_sit_where_the_accuracies_are() -> None:
+    (result,) = collect([make_stored("CSSBS")])
+    figure = clean_against_robust([result])
+    assert figure is not None
+    (container,) = figure.axes[0].containers
+    np.testing.assert_allclose(container[0].get_xydata(), [[80, 60]])
+
+
+def test_undefined_metrics_are_left_out_not_zero() -> None:
+    gap = {"attention_deviation": [np.nan] * 4}
+    metrics = {"attention_deviation": MetricSummary(mean=None)}
+    results = collect([make_stored("SSBB", values=gap, metrics=metrics)])
+    assert robust_against_deviation(results) is None
+    assert feature_distances(results) is None
+    figure = attention_distributions(results)
+    assert figure is not None
+    assert {"-", "undefined"} <= {t.get_text() for t in figure.findobj(Text)}
+
+
+def test_ten_looks_differ_also_in_greyscale() -> None:
+    looks = [look(i) for i in range(10)]
+    assert len({(k.colour, k.hatch) for k in looks}) == 10
+    assert len({k.marker for k in looks}) == 10
+
+
+def test_confusion_counts_the_correctly_classified() -> None:
+    samples = make_samples("SBSBCE", classes=3)
+    (result,) = collect([StoredRecord.of(make_record(samples, classes=3), samples)])
+    expected = np.zeros((3, 3), dtype=int)
+    for sample in samples[:4]:
+        expected[sample.label, sample.adv_prediction or 0] += 1
+    np.testing.assert_array_equal(confusion(result, "pgd-20"), expected)
+    figure = confusion_under_attack(result, "pgd-20")
+    assert figure is not None
+    assert overlapping(figure) == []
+    (all_wrong,) = collect([make_stored("CC")])
+    assert confusion_under_attack(all_wrong, "pgd-20") is None
+
+
+def test_security_curves_go_from_clean_through_the_radii() -> None:
+    results = [
+        *results_for(["a"], threat="Linf-0.2"),
+        *results_for(["a"], n=60, threat="Linf-0.1"),
+    ]
+    figure = security_curves(results, "pgd-20")
+    assert figure is not None
+    x, y = figure.axes[0].lines[0].get_data()
+    np.testing.assert_allclose(x, [0, 0.1, 0.2])
+    assert y[0] == pytest.approx(results[0].clean_acc.estimate)
+    assert overlapping(figure) == []
+    assert security_curves(results[:1], "pgd-20") is None
+    assert security_curves(results, "no-such-attack") is None
+
+
+@pytest.mark.parametrize("channels, grid", [(1, 8), (3, 4)])
+def test_sample_panel_shows_all_rows(channels: int, grid: int) -> None:
+    panel = make_panel(4, size=16, channels=channels, grid=grid)
+    figure = sample_panel(panel, make_record(make_samples("SB"), classes=10))
+    assert figure is not None
+    assert overlapping(figure) == []
+    texts = [t.get_text() for t in figure.findobj(Text)]
+    assert texts.count("empty") == 1
+    assert sum(t.startswith("✗") for t in texts) == 2
+    perturbation = figure.axes[2].images[0].get_array()
+    expected = np.clip(0.5 + (panel.adversarial[0] - panel.clean[0]) / 0.4, 0, 1)
+    np.testing.assert_allclose(np.squeeze(perturbation), np.squeeze(expected), atol=1e-6)
+    assert sample_panel(make_panel(0), make_record(make_samples("SB"))) is None
+
+
+def test_drawing_leaves_matplotlib_as_it_was_and_bytes_repeat(tmp_path: Path) -> None:
+    before = dict(matplotlib.rcParams)
+    written = []
+    for name in ("one", "two"):
+        figure = clean_against_robust(results_for(NAMES[:3]))
+        assert figure is not None
+        written.append([path.read_bytes() for path in save(figure, tmp_path / name)])
+    assert written[0] == written[1]
+    assert dict(matplotlib.rcParams) == before
+    assert b"<dc:date>" not in written[0][1]
+
+
+def test_gallery_draws_what_changed_and_only_that(tmp_path: Path) -> None:
+    store = Store(tmp_path / "store")
+
+    def put(letters: str, **kwargs: object) -> None:
+        samples = make_samples(letters)
+        arrays = make_panel(2).to_arrays()
+        store.write(make_record(samples, **kwargs), samples, arrays=arrays)  # type: ignore[arg-type]
+
+    put("SSBC", model="a")
+    put("SBBC", model="b/odd name")
+    folder = tmp_path / "plots"
+    files = render_plots(collect(store.records()), folder, store=store)
+    names = sorted(f.stem for f in files if f.suffix == ".png")
+    assert names == sorted(
+        [
+            *("accuracy_by_attack", "clean_against_robust"),
+            *("confusion_a", "confusion_b_odd_name", "samples_a", "samples_b_odd_name"),
+        ]
+    )
+    assert {f.parent.name for f in files} == {"digits-Linf-0.2-n4-seed0"}
+    stamps = {f: f.stat().st_mtime_ns for f in files}
+    assert render_plots(collect(store.records()), folder, store=store) == files
+    assert {f: f.stat().st_mtime_ns for f in files} == stamps
+    put("SSSC", model="a")
+    files[0].with_name("samples_b_odd_name.png").unlink()
+    assert render_plots(collect(store.records()), folder, store=store) == files
+    redrawn = {f.stem for f in files if f.stat().st_mtime_ns != stamps[f]}
+    assert redrawn == set(names) - {"confusion_b_odd_name"}
+
+
+def test_group_slug_is_a_file_name() -> None:
+    (result,) = collect([make_stored("SB", threat="Linf-8/255", seed=3)])
+    assert group_slug(result.group) == "digits-Linf-8_255-n2-seed3"
+
+
+def test_findings_say_what_holds_and_what_does_not() -> None:
+    n = 60
+    letters = "B" * 30 + "S" * 28 + "CC"
+    broken = np.array([letter == "B" for letter in letters], dtype=float)
+    noise = np.tile([0.01, -0.01], n // 2)
+    metrics = {"attention_deviation": MetricSummary(mean=0.5)}
+
+    def record(model: str, effect: float, coverage: bool = False) -> StoredRecord:
+        values = {"attention_deviation": effect * broken + noise}
+        if coverage:
+            values["attention_coverage_clean"] = 0.5 - 0.3 * broken + noise
+        return make_stored(letters, model=model, values=values, metrics=metrics)
+
+    results = collect(
+        [
+            record("holds", 0.3, True),
+            record("nothing", 0.0),
+            record("reversed", -0.3),
+            make_stored(letters, model="without"),
+        ]
+    )
+    table = attention_findings(results).set_index(["finding", "model"])
+    assert list(table.loc["deviation", "verdict"]) == ["holds", "not shown", "reversed"]
+    assert list(table.loc["incomplete_attention", "verdict"]) == ["holds", "undefined", "undefined"]
+    row = table.loc[("deviation", "holds")]
+    assert (row["n_broken"], row["n_survived"], row["auc"]) == (30, 28, 1.0)
+    assert row["p_holm"] == pytest.approx(3 * row["p"])
+    assert "without" not in table.index.get_level_values("model")

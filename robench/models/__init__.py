@@ -14,8 +14,10 @@ if TYPE_CHECKING:
     from robench.models.architectures.build import build_architecture
     from robench.models.cards import read_card, write_card
     from robench.models.checkpoints import checkpoint_sha256, read_checkpoint
+    from robench.models.drafting import draft_card
     from robench.models.inspection import CheckpointInspection, inspect_checkpoint
-    from robench.models.loading import draft_card, load_checkpoint, load_model, wrap_module
+    from robench.models.loading import load_checkpoint, load_model
+    from robench.models.own_modules import wrap_module
     from robench.models.wrapper import RobenchModel, buffer_fingerprint
     from robench.models.zoo import LocatedCard, find_card, list_cards, zoo_folders
 
@@ -48,7 +50,7 @@ _HOMES = {
     "buffer_fingerprint": "wrapper",
     "build_architecture": "architectures.build",
     "checkpoint_sha256": "checkpoints",
-    "draft_card": "loading",
+    "draft_card": "drafting",
     "find_card": "zoo",
     "inspect_checkpoint": "inspection",
     "list_cards": "zoo",
@@ -56,7 +58,7 @@ _HOMES = {
     "load_model": "loading",
     "read_card": "cards",
     "read_checkpoint": "checkpoints",
-    "wrap_module": "loading",
+    "wrap_module": "own_modules",
     "write_card": "cards",
     "zoo_folders": "zoo",
 }

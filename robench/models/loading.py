@@ -2,47 +2,26 @@
 
 from __future__ import annotations
 
-import copy
-import hashlib
-import inspect
 import os
-import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from robench.errors import (
-    CardError,
-    CheckpointError,
-    DeviceError,
-    UnsafeCheckpointError,
-    UsageError,
-)
+from robench.errors import DeviceError, UnsafeCheckpointError, UsageError
 from robench.models.architectures.build import build_architecture, runs_foreign_code
 from robench.models.checkpoints import read_checkpoint, resolve_weights, verify_sha256
-from robench.models.inspection import CheckpointInspection, inspect_checkpoint, matching_prefix
+from robench.models.drafting import draft_card
 from robench.models.programs import PROGRAM, load_program
+from robench.models.sources import SOURCES
 from robench.models.state_dicts import extract_state_dict, load_strictly, strip_prefix
-from robench.models.wrapper import RobenchModel, buffer_fingerprint
+from robench.models.wrapper import RobenchModel
 from robench.models.zoo import LocatedCard, find_card
-from robench.records import (
-    ArchitectureSpec,
-    AttentionSpec,
-    ForwardSpec,
-    InputSpec,
-    ModelCard,
-    ModelSummary,
-    WeightsSpec,
-    canonical_hash,
-)
+from robench.records import ArchitectureSpec, ModelCard, ModelSummary, WeightsSpec
 from robench.threat_models import ThreatModel
 
-__all__ = ["draft_card", "load_checkpoint", "load_model", "wrap_module"]
-
-_DEFAULT_THREAT = "Linf-8/255"
+__all__ = ["load_checkpoint", "load_model"]
 
 
 def load_model(
@@ -57,8 +36,9 @@ def load_model(
     """Load a model by id, short name, path of a card, or card.
 
     Args:
-        model: see :func:`robench.models.find_card`. A bare card's relative weights are looked
-            for in the current folder.
+        model: see :func:`robench.models.find_card`; or an address in another collection,
+            ``hf:OWNER/NAME`` or ``robustbench:DATASET/THREAT/NAME``. A bare card's relative
+            weights are looked for in the current folder.
         dataset: narrows a short name.
         threat_model: narrows a short name.
         device: where to put it.
@@ -73,6 +53,13 @@ def load_model(
         CheckpointError: the weights are missing or damaged.
         DeviceError: there is no such device.
     """
+    if isinstance(model, str):
+        source, colon, address = model.partition(":")
+        if colon and source in SOURCES:
+            found = SOURCES[source](address)
+            if isinstance(found, RobenchModel):
+                return _to_device(found, device)
+            model = found
     located = _locate(model, dataset, threat_model)
     card = located.card
     if runs_foreign_code(card.architecture) and not (located.in_zoo or trust_code):
@@ -159,100 +146,6 @@ def _to_device(model: RobenchModel, device: str | torch.device) -> RobenchModel:
         ) from error
 
 
-def draft_card(
-    path: str | os.PathLike[str],
-    architecture: str | ArchitectureSpec,
-    *,
-    num_classes: int,
-    dataset: str = "custom",
-    threat_model: ThreatModel | str = _DEFAULT_THREAT,
-    name: str | None = None,
-    defense: str = "unknown",
-    input: InputSpec | None = None,
-    forward: ForwardSpec | None = None,
-    attention: AttentionSpec | None = None,
-    key: str | None = None,
-    prefix: str | None = None,
-    trust_pickle: bool = False,
-) -> ModelCard:
-    """A card for a weights file that has none, with the state dict's place and prefix guessed.
-
-    Args:
-        path: the weights file.
-        architecture: as in a card, or ``program`` for TorchScript and ``torch.export`` files.
-        num_classes: number of logits.
-        dataset: name of the data set that it classifies.
-        threat_model: what it is evaluated under unless told otherwise.
-        name: the card's name; None: the file's.
-        defense: recipe's name.
-        input: range and normalisation; None: [0, 1] as it is.
-        forward: arguments and output path.
-        attention: how to look at its attention.
-        key: place of the state dict; None: guessed.
-        prefix: prefix to strip; None: guessed, with the architecture's own names as the judge.
-        trust_pickle: execute the code that the file carries.
-
-    Raises:
-        CardError: a field has a wrong value.
-        CheckpointError: the file cannot be read or holds no state dict.
-    """
-    path = Path(path)
-    spec = ArchitectureSpec(name=architecture) if isinstance(architecture, str) else architecture
-    seen = inspect_checkpoint(path, trust_pickle=trust_pickle)
-    if not (seen.is_program or spec.name == PROGRAM):
-        key, prefix = _place(seen, spec, num_classes, (input or InputSpec()).channels, key, prefix)
-    threat = ThreatModel.parse(threat_model) if isinstance(threat_model, str) else threat_model
-    try:
-        return ModelCard(
-            name=name or _name_from(path.stem),
-            dataset=dataset,
-            num_classes=num_classes,
-            threat_model=threat,
-            defense=defense,
-            architecture=ArchitectureSpec(name=PROGRAM) if seen.is_program else spec,
-            weights=WeightsSpec(
-                path=str(path.resolve()), sha256=seen.sha256, key=key, strip_prefix=prefix or ""
-            ),
-            input=input or InputSpec(),
-            forward=forward or ForwardSpec(),
-            attention=attention or AttentionSpec(),
-        )
-    except ValueError as error:
-        raise CardError(" ".join(str(error).split()), where=path) from error
-
-
-def _place(
-    seen: CheckpointInspection,
-    spec: ArchitectureSpec,
-    num_classes: int,
-    in_channels: int,
-    key: str | None,
-    prefix: str | None,
-) -> tuple[str | None, str]:
-    candidates = [c for c in seen.candidates if key in (None, c.key)]
-    if not candidates:
-        if key is None:
-            return seen.best.key, ""  # raises, and says what the file holds instead
-        raise CheckpointError(
-            f"has no state dict at key {key!r}",
-            where=seen.path,
-            hint=f"It has one at: {', '.join(repr(c.key or '') for c in seen.candidates)}",
-        )
-    if prefix is not None:
-        return candidates[0].key, prefix
-    network = build_architecture(spec, num_classes, in_channels)
-    for candidate in candidates:
-        fitting = matching_prefix(network, candidate.tensors)
-        if fitting is not None:
-            return candidate.key, fitting
-    # Nothing fits: the likeliest guess makes the most telling list of differences.
-    return candidates[0].key, candidates[0].prefix
-
-
-def _name_from(stem: str) -> str:
-    return re.sub(r"[^A-Za-z0-9._+-]+", "-", stem).strip("-._+")[:100] or "model"
-
-
 def load_checkpoint(
     path: str | os.PathLike[str],
     architecture: str | ArchitectureSpec,
@@ -279,107 +172,3 @@ def load_checkpoint(
         path, architecture, num_classes=num_classes, trust_pickle=trust_pickle, **card_fields
     )
     return load_model(card, device=device, trust_pickle=trust_pickle)
-
-
-def wrap_module(
-    module: nn.Module,
-    *,
-    num_classes: int,
-    input: InputSpec | Mapping[str, Any] | None = None,
-    forward: ForwardSpec | Mapping[str, Any] | None = None,
-    attention: AttentionSpec | Mapping[str, Any] | None = None,
-    name: str = "model",
-    dataset: str = "custom",
-    threat_model: ThreatModel | str = _DEFAULT_THREAT,
-    defense: str = "unknown",
-    share: bool = False,
-) -> RobenchModel:
-    """Evaluate a module of one's own, without a card.
-
-    The module is copied, so that evaluating between two epochs neither freezes the parameters
-    of the network in training nor sees the next step's.
-
-    Args:
-        module: takes (N, C, H, W) float inputs; its device is kept.
-        num_classes: number of logits.
-        input: range and normalisation that it expects; None: [0, 1] as it is.
-        forward: arguments and output path, if ``forward`` does not simply return logits.
-        attention: how to look at its attention.
-        name: the leaderboard's name for it.
-        dataset: name of the data set that it classifies.
-        threat_model: what it was trained for.
-        defense: recipe's name.
-        share: use the module itself, which is then frozen and put in evaluation mode.
-
-    Raises:
-        CardError: a specification has a wrong field.
-        UsageError: the module cannot be copied.
-    """
-    try:
-        input_spec = InputSpec.model_validate(input or {})
-        forward_spec = ForwardSpec.model_validate(forward or {})
-        attention_spec = AttentionSpec.model_validate(attention or {})
-    except ValueError as error:
-        raise CardError(" ".join(str(error).split()), where=name) from error
-    threat = ThreatModel.parse(threat_model) if isinstance(threat_model, str) else threat_model
-    if not share:
-        try:
-            module = copy.deepcopy(module)
-        except (RuntimeError, TypeError) as error:
-            raise UsageError(
-                f"the module cannot be copied: {error}", where=name, hint="Pass share=True"
-            ) from error
-    weights = buffer_fingerprint(module)
-    fingerprint = canonical_hash(
-        {
-            "weights": weights,
-            "code": _code_fingerprint(module),
-            "num_classes": num_classes,
-            "input": input_spec.model_dump(mode="json"),
-            "forward": forward_spec.model_dump(mode="json"),
-            "attention": attention_spec.model_dump(mode="json"),
-        }
-    )
-    summary = ModelSummary(
-        id=f"{dataset}/{threat.slug}/{name}",
-        name=name,
-        dataset=dataset,
-        defense=defense,
-        architecture=type(module).__name__,
-        parameters=sum(p.numel() for p in module.parameters()),
-        threat_model=threat,
-        weights_sha256=weights,
-        fingerprint=fingerprint,
-    )
-    return RobenchModel(
-        module,
-        num_classes=num_classes,
-        summary=summary,
-        input_spec=input_spec,
-        forward_spec=forward_spec,
-        attention=attention_spec,
-    )
-
-
-def _code_fingerprint(module: nn.Module) -> str:
-    """Hash of what the module computes with its parameters, as far as it can be seen.
-
-    Stored results must not be reused after ``forward`` was edited or a plain setting changed, so
-    the sources of all classes outside torch count, and every attribute that is plain data.
-    """
-    digest = hashlib.sha256()
-    for name, part in module.named_modules():
-        kind = type(part)
-        digest.update(f"{name}:{kind.__module__}.{kind.__qualname__}:{part.extra_repr()}".encode())
-        settings = {
-            k: v for k, v in vars(part).items() if isinstance(v, (bool, int, float, str, tuple))
-        }
-        settings.pop("training", None)
-        digest.update(repr(sorted(settings.items(), key=lambda item: item[0])).encode())
-    for kind in sorted({type(part) for part in module.modules()}, key=lambda k: k.__qualname__):
-        if not kind.__module__.startswith("torch."):
-            try:
-                digest.update(inspect.getsource(kind).encode())
-            except (OSError, TypeError):  # Defined in a console: its name has to do.
-                continue
-    return digest.hexdigest()

@@ -209,3 +209,15 @@ def test_fingerprint_sees_every_bit_and_every_buffer() -> None:
     assert after != before
     network.register_buffer("hidden", torch.zeros(1), persistent=False)
     assert buffer_fingerprint(network) != after
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpu_computes_the_same_and_the_fingerprint_follows() -> None:
+    spec = InputSpec(mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.4))
+    model = wrap(DigitsResNet(3, 3, width=4), input_spec=spec)
+    inputs = torch.rand(2, 3, 8, 8)
+    logits, before = model(inputs), buffer_fingerprint(model)
+    moved = model.to("cuda")
+    torch.testing.assert_close(moved(inputs.cuda()).cpu(), logits, rtol=1e-3, atol=1e-4)
+    assert buffer_fingerprint(moved) == before

@@ -13,6 +13,7 @@ Unlike the authors', these networks do not switch themselves between training an
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Final
 
@@ -50,18 +51,18 @@ def reverse_attention(maps: Tensor, fc: nn.Linear, labels: Tensor | None) -> tup
     return maps * rows[:, :, None, None], logits
 
 
-class _ReverseAttention(nn.Module):
+class _ReverseAttention(nn.Module, ABC):
     """What the networks below share: the masked last stage and the calling convention."""
 
     fc: nn.Linear
 
+    @abstractmethod
     def _trunk(self, inputs: Tensor) -> Tensor:
         """Everything before the masked blocks."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _masked_blocks(self) -> Sequence[Callable[[Tensor], Tensor]]:
         """The blocks whose (non-negative) output is masked."""
-        raise NotImplementedError
 
     def forward_masked(
         self, inputs: Tensor, labels: Tensor | None = None

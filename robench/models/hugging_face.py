@@ -1,0 +1,161 @@
+"""Checkpoints from the Hugging Face Hub, with a card drafted from timm's ``config.json``."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from robench.errors import CheckpointError, MissingDependencyError, UsageError
+from robench.models.drafting import draft_card
+from robench.records import ArchitectureSpec, InputSpec, ModelCard
+
+__all__ = ["fetch_hub_file", "fetch_hub_weights", "hub_card"]
+
+_WEIGHTS: Final = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+)
+_ADDRESS = re.compile(r"^(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?$")
+
+
+def _split(address: str) -> tuple[str, str | None]:
+    match = _ADDRESS.match(address)
+    if match is None:
+        raise UsageError(
+            f"{address!r} is not a repository of the Hub", hint="Write it as hf:OWNER/NAME@REVISION"
+        )
+    return match["repo"], match["revision"]
+
+
+def fetch_hub_file(address: str, name: str) -> Path | None:
+    """Download one file of a repository into the Hub's own cache.
+
+    Args:
+        address: ``OWNER/NAME`` or ``OWNER/NAME@REVISION``.
+        name: the file's path in the repository.
+
+    Returns:
+        The local file, or None if the repository has no such file.
+
+    Raises:
+        MissingDependencyError: ``huggingface_hub`` is not installed.
+        UsageError: the address has another form.
+        CheckpointError: no such repository, no access, or no connection.
+    """
+    repo, revision = _split(address)
+    try:
+        # Optional package, needed for this source only.
+        from huggingface_hub import hf_hub_download
+        from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+    except ImportError as error:
+        raise MissingDependencyError(
+            "huggingface_hub is not installed",
+            where=f"hf:{address}",
+            hint="pip install robench[hub]",
+        ) from error
+    try:
+        return Path(hf_hub_download(repo, name, revision=revision))
+    except LocalEntryNotFoundError as error:  # A subclass of the next: there is no connection.
+        raise _unreachable(address, error) from error
+    except EntryNotFoundError:
+        return None
+    except Exception as error:  # The Hub's client raises errors of several HTTP libraries.
+        raise _unreachable(address, error) from error
+
+
+def _unreachable(address: str, error: Exception) -> CheckpointError:
+    reason = " ".join(str(error).split())[:200] or type(error).__name__
+    return CheckpointError(
+        f"cannot be fetched: {reason}", where=f"hf:{address}", hint="Check the name and the network"
+    )
+
+
+def fetch_hub_weights(address: str) -> Path:
+    """The weights of a repository: safetensors if it has them, shards included.
+
+    Raises:
+        CheckpointError: the repository has no weights under a usual name, or cannot be reached.
+        MissingDependencyError, UsageError: as :func:`fetch_hub_file`.
+    """
+    for name in _WEIGHTS:
+        path = fetch_hub_file(address, name)
+        if path is not None:
+            if name.endswith(".index.json"):
+                _fetch_shards(address, path)
+            return path
+    raise CheckpointError(
+        f"has none of {', '.join(_WEIGHTS)}",
+        where=f"hf:{address}",
+        hint="Download the file yourself and use it with --arch",
+    )
+
+
+def _fetch_shards(address: str, index: Path) -> None:
+    # The reader checks the index again, and every name in it, before it opens a shard.
+    mapping = _read_json(index, address).get("weight_map")
+    names = set(mapping.values()) if isinstance(mapping, Mapping) else set()
+    for name in sorted(n for n in names if isinstance(n, str)):
+        if Path(name).name != name or fetch_hub_file(address, name) is None:
+            raise CheckpointError(f"names a shard {name!r} that it lacks", where=f"hf:{address}")
+
+
+def _read_json(path: Path, address: str) -> Mapping[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path.name} is damaged: {error}", where=f"hf:{address}") from error
+    if not isinstance(content, Mapping):
+        raise CheckpointError(f"{path.name} is no JSON object", where=f"hf:{address}")
+    return content
+
+
+def hub_card(address: str) -> ModelCard:
+    """Download a model that timm published or can read, and describe it.
+
+    Architecture, classes, input size and normalisation come from the repository's
+    ``config.json``. The hash in the card is the downloaded file's own: name a revision to pin it.
+
+    Raises:
+        CheckpointError: the repository is not timm's kind, or cannot be reached.
+        MissingDependencyError, UsageError: as :func:`fetch_hub_file`.
+    """
+    repo, _ = _split(address)
+    path = fetch_hub_file(address, "config.json")
+    config = {} if path is None else _read_json(path, address)
+    details = config.get("pretrained_cfg")
+    name = config.get("architecture")
+    if not (isinstance(name, str) and isinstance(details, Mapping)):
+        raise CheckpointError(
+            "its config.json does not describe a timm model",
+            where=f"hf:{address}",
+            hint="Download the weights yourself and use them with --arch",
+        )
+    weights = fetch_hub_weights(address)
+    try:
+        channels, height, width = details.get("input_size", (3, 224, 224))
+        spec = InputSpec(
+            channels=channels,
+            size=(height, width),
+            mean=details.get("mean"),
+            std=details.get("std"),
+        )
+        architecture = ArchitectureSpec(
+            name=f"timm:{name}", arguments=config.get("model_args") or {}
+        )
+        num_classes = int(config.get("num_classes", details.get("num_classes", 1000)))
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"config.json: {' '.join(str(error).split())}", where=f"hf:{address}"
+        ) from error
+    return draft_card(
+        weights,
+        architecture,
+        num_classes=num_classes,
+        dataset="imagenet" if num_classes == 1000 else "custom",
+        name=repo.replace("/", "_"),
+        input=spec,
+    )

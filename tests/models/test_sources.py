@@ -1,0 +1,202 @@
+"""Other collections, through fakes of their packages' download calls."""
+
+from __future__ import annotations
+
+import json
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from robench.errors import (
+    CheckpointError,
+    MissingDependencyError,
+    UnsafeCheckpointError,
+    UsageError,
+)
+from robench.models import load_model
+from robench.models.hugging_face import fetch_hub_weights
+
+INPUTS = torch.rand(1, 3, 160, 160, generator=torch.Generator().manual_seed(0))
+ADDRESS = "hf:someone/tiny_vit"
+CONFIG = {
+    "architecture": "test_vit",
+    "num_classes": 5,
+    "pretrained_cfg": {
+        "input_size": [3, 160, 160],
+        "mean": [0.5, 0.4, 0.3],
+        "std": [0.2, 0.3, 0.4],
+    },
+}
+
+
+class NotInRepositoryError(Exception):
+    pass
+
+
+class NotReachableError(NotInRepositoryError):
+    pass
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder that plays the repository ``someone/tiny_vit``."""
+    root = tmp_path / "someone" / "tiny_vit"
+    root.mkdir(parents=True)
+
+    def hf_hub_download(repo_id: str, filename: str, revision: str | None = None) -> str:
+        if revision == "offline":
+            raise NotReachableError("no connection")
+        if not (tmp_path / repo_id).is_dir():
+            raise OSError("401 no such\nrepository")
+        if not (tmp_path / repo_id / filename).is_file():
+            raise NotInRepositoryError(filename)
+        return str(tmp_path / repo_id / filename)
+
+    package, errors = (
+        types.ModuleType("huggingface_hub"),
+        types.ModuleType("huggingface_hub.errors"),
+    )
+    package.hf_hub_download = hf_hub_download  # type: ignore[attr-defined]
+    errors.EntryNotFoundError = NotInRepositoryError  # type: ignore[attr-defined]
+    errors.LocalEntryNotFoundError = NotReachableError  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "huggingface_hub", package)
+    monkeypatch.setitem(sys.modules, "huggingface_hub.errors", errors)
+    return root
+
+
+@pytest.fixture(scope="module")
+def network() -> nn.Module:
+    from timm import create_model
+
+    torch.manual_seed(0)
+    built: nn.Module = create_model("test_vit", num_classes=5)
+    return built.eval()
+
+
+def by_hand(network: nn.Module) -> torch.Tensor:
+    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in ([0.5, 0.4, 0.3], [0.2, 0.3, 0.4]))
+    logits: torch.Tensor = network((INPUTS - mean) / std)
+    return logits
+
+
+def test_a_timm_model_of_the_hub_needs_no_card(hub: Path, network: nn.Module) -> None:
+    (hub / "config.json").write_text(json.dumps(CONFIG))
+    save_file(network.state_dict(), hub / "model.safetensors")
+    model = load_model(ADDRESS)
+    torch.testing.assert_close(model(INPUTS), by_hand(network))
+    assert model.summary.id == "custom/Linf-8_255/someone_tiny_vit"
+    assert model.summary.architecture == "timm:test_vit"
+    torch.testing.assert_close(load_model(f"{ADDRESS}@main")(INPUTS), model(INPUTS))
+
+
+def test_shards_of_the_hub_are_fetched(hub: Path, network: nn.Module) -> None:
+    (hub / "config.json").write_text(json.dumps(CONFIG))
+    state = list(network.state_dict().items())
+    parts = {"a.safetensors": dict(state[:10]), "b.safetensors": dict(state[10:])}
+    for name, part in parts.items():
+        save_file(part, hub / name)
+    mapping = {key: name for name, part in parts.items() for key in part}
+    index = hub / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": mapping}))
+    torch.testing.assert_close(load_model(ADDRESS)(INPUTS), by_hand(network))
+    (hub / "b.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"names a shard 'b\.safetensors' that it lacks"):
+        load_model(ADDRESS)
+    index.write_text(json.dumps({"weight_map": {"w": "../../secret"}}))
+    with pytest.raises(CheckpointError, match="secret"):
+        load_model(ADDRESS)
+
+
+def test_pickles_of_the_hub_are_refused_like_any_other(hub: Path, network: nn.Module) -> None:
+    (hub / "config.json").write_text(json.dumps(CONFIG))
+    torch.save(network, hub / "pytorch_model.bin")
+    with pytest.raises(UnsafeCheckpointError, match="would execute code"):
+        load_model(ADDRESS)
+    torch.save(network.state_dict(), hub / "pytorch_model.bin")
+    assert fetch_hub_weights("someone/tiny_vit") == hub / "pytorch_model.bin"
+    torch.testing.assert_close(load_model(ADDRESS)(INPUTS), by_hand(network))
+
+
+@pytest.mark.parametrize(
+    "config, words",
+    [
+        (None, "does not describe a timm model"),
+        ({"architectures": ["ViTForImageClassification"]}, "does not describe a timm model"),
+        ("{", "config.json is damaged"),
+        ([], "config.json is no JSON object"),
+        ({**CONFIG, "pretrained_cfg": {"input_size": 3}}, "config.json: "),
+        ({**CONFIG, "num_classes": "many"}, "config.json: "),
+    ],
+)
+def test_other_repositories_are_explained(
+    hub: Path, network: nn.Module, config: Any, words: str
+) -> None:
+    save_file(network.state_dict(), hub / "model.safetensors")
+    if config is not None:
+        text = config if isinstance(config, str) else json.dumps(config)
+        (hub / "config.json").write_text(text)
+    with pytest.raises(CheckpointError, match=words) as raised:
+        load_model(ADDRESS)
+    assert "\n" not in str(raised.value)
+
+
+def test_unreachable_and_malformed_addresses(hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(CheckpointError, match="cannot be fetched: 401 no such repository"):
+        load_model("hf:someone/else")
+    with pytest.raises(CheckpointError, match="cannot be fetched: no connection"):
+        load_model(f"{ADDRESS}@offline")
+    (hub / "config.json").write_text(json.dumps(CONFIG))
+    with pytest.raises(CheckpointError, match=r"has none of model\.safetensors"):
+        load_model(ADDRESS)
+    for address in ("hf:vit", "hf:a/b/c", "hf:../../etc"):
+        with pytest.raises(UsageError, match="is not a repository of the Hub"):
+            load_model(address)
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(MissingDependencyError, match=r"pip install robench\[hub\]"):
+        load_model(ADDRESS)
+
+
+# --- RobustBench -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def robustbench(monkeypatch: pytest.MonkeyPatch) -> nn.Module:
+    network = nn.Sequential(nn.Flatten(), nn.Linear(3 * 4 * 4, 10))
+
+    def load_model(model_name: str, dataset: str, threat_model: str) -> nn.Module:
+        if model_name != "Known2023_WRN":
+            raise KeyError(model_name)
+        assert (dataset, threat_model) == ("cifar10", "L2")
+        return network
+
+    package, utils = types.ModuleType("robustbench"), types.ModuleType("robustbench.utils")
+    utils.load_model = load_model  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "robustbench", package)
+    monkeypatch.setitem(sys.modules, "robustbench.utils", utils)
+    return network
+
+
+def test_a_robustbench_model_by_its_name(robustbench: nn.Module) -> None:
+    model = load_model("robustbench:cifar10/L2/Known2023_WRN")
+    inputs = torch.rand(2, 3, 4, 4)
+    torch.testing.assert_close(model(inputs), robustbench(inputs))
+    assert model.summary.id == "cifar10/L2-0.5/Known2023_WRN"
+
+
+def test_robustbench_errors(robustbench: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(CheckpointError, match="cannot be loaded: KeyError"):
+        load_model("robustbench:cifar10/L2/Unknown")
+    with pytest.raises(UsageError, match="Use cifar10/Linf"):
+        load_model("robustbench:cifar10/linf/Known2023_WRN")
+    for address in ("cifar10/L2", "Known2023_WRN", "cifar10/L2/a/b"):
+        with pytest.raises(UsageError, match="not a RobustBench address"):
+            load_model(f"robustbench:{address}")
+    monkeypatch.setitem(sys.modules, "robustbench.utils", None)
+    with pytest.raises(MissingDependencyError, match="robustbench is not installed"):
+        load_model("robustbench:cifar10/L2/Known2023_WRN")

@@ -6,6 +6,7 @@ import copy
 import hashlib
 import inspect
 from collections.abc import Mapping
+from types import FunctionType
 from typing import Any
 
 from torch import nn
@@ -102,21 +103,30 @@ def _code_fingerprint(module: nn.Module) -> str:
     """Hash of what the module computes with its parameters, as far as it can be seen.
 
     Stored results must not be reused after ``forward`` was edited or a plain setting changed, so
-    the sources of all classes outside torch count, and every attribute that is plain data.
+    the sources of all classes outside torch count, and every attribute that is plain data or a
+    function.
     """
     digest = hashlib.sha256()
+    internal = set(vars(nn.Module()))
     for name, part in module.named_modules():
         kind = type(part)
         digest.update(f"{name}:{kind.__module__}.{kind.__qualname__}:{part.extra_repr()}".encode())
-        settings = {
-            k: v for k, v in vars(part).items() if isinstance(v, (bool, int, float, str, tuple))
-        }
-        settings.pop("training", None)
-        digest.update(repr(sorted(settings.items(), key=lambda item: item[0])).encode())
-    for kind in sorted({type(part) for part in module.modules()}, key=lambda k: k.__qualname__):
-        if not kind.__module__.startswith("torch."):
-            try:
-                digest.update(inspect.getsource(kind).encode())
-            except (OSError, TypeError):  # Defined in a console: its name has to do.
+        for key, value in sorted(vars(part).items()):
+            if key in internal:
                 continue
+            if isinstance(value, (bool, int, float, str, tuple)):
+                digest.update(f"{key}={value!r};".encode())
+            elif isinstance(value, FunctionType):
+                digest.update(f"{key}={_source(value)};".encode())
+    kinds = {type(part) for part in module.modules()}
+    for kind in sorted(kinds, key=lambda k: f"{k.__module__}.{k.__qualname__}"):
+        if not kind.__module__.startswith("torch."):
+            digest.update(_source(kind).encode())
     return digest.hexdigest()
+
+
+def _source(thing: type | FunctionType) -> str:
+    try:
+        return inspect.getsource(thing)
+    except (OSError, TypeError):  # Defined in a console: its name has to do.
+        return f"{thing.__module__}.{thing.__qualname__}"

@@ -392,6 +392,16 @@ def test_a_wrapped_modules_fingerprint_follows_what_it_computes() -> None:
     assert fingerprint(module, input={"mean": [0.5]}) != base
     module.scale = 2.0
     assert fingerprint(module) != base
+    module.scale = 1.0
+    assert fingerprint(module) == base
+    seen: list[Any] = []
+    handle = module.register_full_backward_hook(lambda *_: seen.append(1))
+    handle.remove()
+    assert fingerprint(module) == base
+    module.transform = lambda logits: logits  # type: ignore[assignment]
+    one = fingerprint(module)
+    module.transform = lambda logits: -logits  # type: ignore[assignment]
+    assert len({one, base, fingerprint(module)}) == 3
 
 
 def test_wrong_specifications_of_a_wrapped_module() -> None:

@@ -1,0 +1,72 @@
+"""Attacks: what they are called, and how an entry of a suite becomes one.
+
+Listing names imports no torch.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import TYPE_CHECKING, Any
+
+from robench.errors import AttackError, UsageError
+from robench.records import AttackSpec
+from robench.registry import Registry, near_misses
+from robench.threat_models import ThreatModel
+
+if TYPE_CHECKING:
+    from robench.attacks.base import Attack, BatchAttack
+
+__all__ = ["ADAPTERS", "ATTACKS", "build_attack"]
+
+ATTACKS: Registry[Any] = Registry("attack")
+ATTACKS.add("pgd", "robench.attacks.pgd:PGD", "fixed-step gradient ascent; FGSM and CW-Linf too")
+ATTACKS.add("apgd", "robench.attacks.apgd:APGD", "Auto-PGD on CE, DLR or targeted DLR")
+ATTACKS.add("fab", "robench.attacks.fab:FAB", "fast adaptive boundary, targeted or not")
+ATTACKS.add("square", "robench.attacks.square:Square", "random search with forward passes only")
+ATTACKS.add(
+    "cw-l2",
+    "robench.attacks.carlini_wagner:CarliniWagnerL2",
+    "Carlini & Wagner's minimum-norm L2 attack",
+)
+
+ADAPTERS: Registry[Any] = Registry("attack adapter")
+ADAPTERS.add(
+    "pyautoattack",
+    "robench.attacks.adapters.pyautoattack:PyAutoAttack",
+    "the reference AutoAttack, pyautoattack:standard",
+)
+ADAPTERS.add(
+    "art",
+    "robench.attacks.adapters.art:ARTAttack",
+    "any evasion attack of the Adversarial Robustness Toolbox, art:CLASS",
+)
+
+
+def build_attack(spec: AttackSpec, threat_model: ThreatModel) -> Attack[Any] | BatchAttack:
+    """The attack that an entry describes, under a threat model.
+
+    Raises:
+        UnknownNameError: no such attack or adapter.
+        UsageError: a parameter that the attack does not have.
+        AttackError: a parameter that makes no sense, or a norm that the attack cannot do.
+    """
+    adapter, colon, foreign = spec.attack.partition(":")
+    factory = ADAPTERS[adapter] if colon else ATTACKS[spec.attack]
+    arguments: dict[str, Any] = {"name": spec.name, **spec.params}
+    if colon:
+        arguments["foreign_name"] = foreign
+    known = inspect.signature(factory).parameters
+    if not any(p.kind is p.VAR_KEYWORD for p in known.values()):
+        names = [n for n in known if n not in ("threat_model", "name", "foreign_name")]
+        for unknown in sorted(set(spec.params) - set(names)):
+            close = near_misses(unknown, names)
+            raise UsageError(
+                f"attack {spec.attack!r} has no parameter {unknown!r}",
+                where=spec.name,
+                hint=f"Did you mean {close[0]!r}?" if close else f"It has: {', '.join(names)}",
+            )
+    try:
+        built: Attack[Any] | BatchAttack = factory(threat_model, **arguments)
+    except TypeError as error:
+        raise AttackError(f"wrong parameters: {error}", where=spec.name) from error
+    return built

@@ -1,0 +1,1 @@
+"""Attacks of other packages behind robench's contract: they propose, robench decides."""

@@ -1,0 +1,110 @@
+"""Evasion attacks of the Adversarial Robustness Toolbox, by class name."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from robench.errors import AttackError, MissingDependencyError
+from robench.registry import unknown_name
+from robench.threat_models import ThreatModel
+
+__all__ = ["ARTAttack", "art_attacks"]
+
+_ART_NORMS: dict[str, Any] = {"Linf": np.inf, "L2": 2, "L1": 1}
+
+
+def art_attacks() -> dict[str, type[Any]]:
+    """ART's evasion attacks by class name.
+
+    Raises:
+        MissingDependencyError: ART is not installed.
+    """
+    try:  # ART takes seconds to import
+        from art.attacks import evasion
+        from art.attacks.attack import EvasionAttack
+    except ImportError as error:
+        raise MissingDependencyError(
+            "adversarial-robustness-toolbox is not installed",
+            hint="pip install adversarial-robustness-toolbox",
+        ) from error
+    return {
+        name: kind
+        for name, kind in vars(evasion).items()
+        if inspect.isclass(kind) and issubclass(kind, EvasionAttack)
+    }
+
+
+class ARTAttack:
+    """One of ART's evasion attacks.
+
+    ``eps`` and ``norm`` are filled in from the threat model where the attack has them; all other
+    parameters are passed on as they are.
+
+    Args:
+        threat_model: the ball.
+        foreign_name: ART's class, such as ``CarliniL2Method``.
+        params: the class's own parameters.
+
+    Raises:
+        UnknownNameError: ART has no such evasion attack.
+    """
+
+    def __init__(
+        self,
+        threat_model: ThreatModel,
+        *,
+        foreign_name: str,
+        name: str = "art",
+        **params: Any,
+    ) -> None:
+        known = art_attacks()
+        if foreign_name not in known:
+            raise unknown_name("ART evasion attack", foreign_name, sorted(known))
+        self.name = name
+        self.threat_model = threat_model
+        self.kind = known[foreign_name]
+        self.params = params
+
+    def propose(self, model: nn.Module, inputs: Tensor, labels: Tensor, seed: int) -> Tensor:
+        """Run ART's attack with the true labels on inputs (N, C, H, W) in [0, 1].
+
+        Raises:
+            AttackError: ART refuses the parameters, or the model.
+        """
+        # Imported here for the same reason as above.
+        from art.estimators.classification import PyTorchClassifier
+
+        np.random.seed(seed % 2**32)
+        torch.manual_seed(seed)
+        with torch.no_grad():
+            num_classes = model(inputs[:1]).shape[1]
+        device = "gpu" if inputs.device.type == "cuda" else "cpu"
+        try:
+            classifier = PyTorchClassifier(
+                model=model,
+                loss=nn.CrossEntropyLoss(),
+                input_shape=tuple(inputs.shape[1:]),
+                nb_classes=num_classes,
+                clip_values=(0.0, 1.0),
+                device_type=device,
+            )
+            attack = self.kind(classifier, **self._parameters())
+            adv_inputs = attack.generate(x=inputs.cpu().numpy(), y=labels.cpu().numpy())
+        except (TypeError, ValueError) as error:
+            raise AttackError(f"ART's {self.kind.__name__}: {error}", where=self.name) from error
+        return torch.as_tensor(adv_inputs, dtype=inputs.dtype, device=inputs.device)
+
+    def _parameters(self) -> dict[str, Any]:
+        accepted = inspect.signature(self.kind).parameters
+        from_threat_model = {
+            "eps": self.threat_model.radius,
+            "norm": _ART_NORMS[self.threat_model.norm],
+            "verbose": False,
+        }
+        filled = {name: value for name, value in from_threat_model.items() if name in accepted}
+        return {**filled, **self.params}

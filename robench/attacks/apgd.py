@@ -1,0 +1,356 @@
+"""Auto-PGD: gradient ascent with momentum and a step size that halves itself.
+
+Croce & Hein, "Reliable evaluation of adversarial robustness with an ensemble of diverse
+parameter-free attacks", ICML 2020, algorithm 1; for L1 Croce & Hein, "Mind the box", ICML 2021.
+Schedules and constants are those of fra31/auto-attack (``autopgd_base.py``), so that from the
+same start the iterates are the reference's.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from robench import seeding
+from robench.attacks.base import Gradient, Query, Slots, State, evaluate, nth_best_class
+from robench.attacks.losses import LOSSES, Loss, margin, require_classes
+from robench.errors import AttackError
+from robench.geometry import expand, norm_of, project, unit
+from robench.threat_models import Norm, ThreatModel
+
+__all__ = ["APGD", "APGDState"]
+
+_RHO = 0.75  # share of steps that must raise the loss for the step size to stay
+_MOMENTUM = 0.75  # weight of the new step against the last one
+
+
+@dataclass
+class APGDState(State):
+    """APGD's slots."""
+
+    point: Tensor
+    previous: Tensor
+    gradient: Tensor
+    best: Tensor
+    best_gradient: Tensor
+    best_loss: Tensor
+    last_loss: Tensor
+    step_size: Tensor
+    """(B,), in [0, 1] pixel units"""
+    increases: Tensor
+    """(B,): steps since the last checkpoint that raised the loss"""
+    checked_loss: Tensor
+    """(B,): the best loss at the last checkpoint"""
+    reduced: Tensor
+    """bool (B,): the step size was halved at the last checkpoint"""
+    sparsity: Tensor
+    """(B,): L1 only, the share of coordinates that a step changes"""
+    nonzeros: Tensor
+    """(B,): L1 only, changed coordinates of the best point at the last checkpoint"""
+
+
+class APGD:
+    """Auto-PGD for Linf, L2 and L1.
+
+    Args:
+        threat_model: the ball.
+        steps: gradient steps.
+        restarts: independent searches for each target.
+        loss: ``ce``, ``dlr``, or ``dlr-targeted``.
+        targets: for a targeted loss, how many of the classes next to the label are aimed at,
+            from the most to the least likely on the clean input.
+        eot: passes averaged into one gradient, for randomised models.
+        shrinking_eps: L1 only: 30 % of the steps at 3ε, 30 % at 2ε, the rest at ε.
+
+    Raises:
+        AttackError: a parameter that makes no sense.
+    """
+
+    runs_to_the_end = False
+
+    def __init__(
+        self,
+        threat_model: ThreatModel,
+        *,
+        name: str = "apgd",
+        steps: int = 100,
+        restarts: int = 1,
+        loss: Literal["ce", "dlr", "dlr-targeted"] = "ce",
+        targets: int = 9,
+        eot: int = 1,
+        shrinking_eps: bool = False,
+    ) -> None:
+        if min(steps, restarts, targets, eot) < 1:
+            raise AttackError(f"{name}: steps, restarts, targets and eot must be at least 1")
+        if shrinking_eps and threat_model.norm != "L1":
+            raise AttackError(f"{name}: shrinking_eps is defined for L1 only")
+        self.name = name
+        self.threat_model = threat_model
+        self.norm = threat_model.norm
+        self.num_steps = steps
+        self.restarts = restarts
+        self.loss = loss
+        self.targeted = loss == "dlr-targeted"
+        self.targets = targets if self.targeted else 1
+        self.eot = eot
+        self.schedule = _Schedule.of(steps, threat_model, shrinking_eps)
+        self.scale = 1.0 if self.norm == "L1" else 2.0  # first step size, as a share of ε
+
+    def ranks(self, num_classes: int) -> int:
+        """One search for each target and restart; no more targets than wrong classes."""
+        require_classes(self.loss, num_classes)
+        return min(self.targets, num_classes - 1) * self.restarts
+
+    def steps(self) -> int:
+        """Gradient steps."""
+        return self.num_steps
+
+    def start(self, query: Query, slots: Slots) -> APGDState:
+        """Place the searches at random points of the ball and take the first gradients."""
+        targets = slots.labels
+        if self.targeted:
+            targets = nth_best_class(slots.clean_logits, 1 + slots.ranks // self.restarts)
+        zeros = slots.inputs.new_zeros(len(slots.labels))
+        state = APGDState(
+            inputs=slots.inputs,
+            labels=slots.labels,
+            targets=targets,
+            keys=slots.keys,
+            step=zeros.long(),
+            candidate=slots.inputs,
+            margin=zeros + torch.inf,
+            point=slots.inputs,
+            previous=slots.inputs,
+            gradient=slots.inputs,
+            best=slots.inputs,
+            best_gradient=slots.inputs,
+            best_loss=zeros,
+            last_loss=zeros,
+            step_size=zeros,
+            increases=zeros,
+            checked_loss=zeros,
+            reduced=zeros.bool(),
+            sparsity=zeros,
+            nonzeros=zeros,
+        )
+        everything = torch.arange(len(zeros), device=zeros.device)
+        return self._enter_phase(query, state, everything, self._random_start(slots))
+
+    def _random_start(self, slots: Slots) -> Tensor:
+        shape = tuple(slots.inputs.shape[1:])
+        eps = self.schedule.first_eps
+        if self.norm == "Linf":
+            noise = 2 * seeding.uniform(slots.keys, shape) - 1
+        else:
+            noise = seeding.normal(slots.keys, shape)
+        if self.norm == "L1":
+            return project(slots.inputs + noise, slots.inputs, "L1", eps)
+        # The reference starts on the ball's surface: the largest coordinate moves by ε exactly.
+        return (slots.inputs + eps * unit(noise, self.norm)).clamp(0, 1)
+
+    def _enter_phase(
+        self, query: Query, state: APGDState, rows: Tensor, points: Tensor
+    ) -> APGDState:
+        """Begin a run for the slots in ``rows`` at ``points`` (B′, C, H, W)."""
+        inputs, labels, targets = state.inputs[rows], state.labels[rows], state.targets[rows]
+        eps = self.schedule.at(state.step[rows]).eps
+        loss = Loss(LOSSES[self.loss], labels, targets)
+        seen = self._gradient(query, points, loss, torch.ones_like(labels, dtype=torch.bool), rows)
+        zeros = torch.zeros_like(seen.losses)
+        dimensions = points[0].numel()
+        changed = _count_changed(points, inputs)
+        if self.schedule.phases == 1:  # nothing is known yet of how sparse the best point is
+            sparsity, nonzeros = zeros + 0.2, zeros + dimensions
+        else:
+            sparsity, nonzeros = changed / dimensions / 1.5, changed
+        begun = {
+            "point": points,
+            "previous": points,
+            "gradient": seen.gradient,
+            "best": points,
+            "best_gradient": seen.gradient,
+            "best_loss": seen.losses,
+            # The reference compares the first loss of a run with zero.
+            "last_loss": zeros,
+            "step_size": self.scale * eps,
+            "increases": zeros,
+            "checked_loss": seen.losses,
+            "reduced": zeros == 0,
+            "sparsity": sparsity,
+            "nonzeros": nonzeros,
+            "candidate": points,
+            "margin": torch.where(self._proposes(eps), margin(seen.logits, labels), torch.inf),
+        }
+        return replace(
+            state,
+            **{n: getattr(state, n).index_copy(0, rows, value) for n, value in begun.items()},
+        )
+
+    def _proposes(self, eps: Tensor) -> Tensor:
+        # The early phases of L1 search a larger ball than the threat model's.
+        return eps <= self.threat_model.radius * (1 + 1e-6)
+
+    def _gradient(
+        self, query: Query, points: Tensor, loss: Loss, needed: Tensor, rows: Tensor | None = None
+    ) -> Gradient:
+        seen = evaluate(query, points, loss, needed, rows)
+        total = seen.gradient
+        for _ in range(self.eot - 1):
+            seen = evaluate(query, points, loss, needed, rows)
+            total = total + seen.gradient
+        return seen if self.eot == 1 else seen._replace(gradient=total / self.eot)
+
+    def step(self, query: Query, state: APGDState) -> APGDState:
+        """Move, evaluate, remember the best, and adapt the step size at checkpoints."""
+        now = self.schedule.at(state.step)
+        if self.schedule.phases > 1 and bool((entering := now.begins & (state.step > 0)).any()):
+            rows = entering.nonzero().squeeze(1)
+            smaller = project(state.best[rows], state.inputs[rows], self.norm, now.eps[rows])
+            state = self._enter_phase(query, state, rows, smaller)
+        point = self._move(state, now.eps)
+        loss = Loss(LOSSES[self.loss], state.labels, state.targets)
+        # The gradient after a run's last step leads nowhere.
+        seen = self._gradient(query, point, loss, ~now.ends)
+        better = seen.losses > state.best_loss
+        wide = expand(better, point)
+        after = replace(
+            state,
+            step=state.step + 1,
+            point=point,
+            previous=state.point,
+            gradient=seen.gradient,
+            best=torch.where(wide, point, state.best),
+            best_gradient=torch.where(wide, seen.gradient, state.best_gradient),
+            best_loss=torch.where(better, seen.losses, state.best_loss),
+            last_loss=seen.losses,
+            increases=state.increases + (seen.losses > state.last_loss),
+            candidate=point,
+            margin=torch.where(
+                self._proposes(now.eps), margin(seen.logits, state.labels), torch.inf
+            ),
+        )
+        if not bool((now.interval > 0).any()):
+            return after
+        if self.norm == "L1":
+            return self._adapt_sparsity(after, now.interval > 0, now.eps)
+        return _halve_where_stuck(after, now.interval > 0, now.interval)
+
+    def _move(self, state: APGDState, eps: Tensor) -> Tensor:
+        x, point, gradient = state.inputs, state.point, state.gradient
+        size = expand(state.step_size, point)
+        if self.norm == "L1":
+            return project(point + size * _sparse_step(gradient, state.sparsity), x, "L1", eps)
+        direction = gradient.sign() if self.norm == "Linf" else unit(gradient, "L2")
+        ahead = project(point + size * direction, x, self.norm, eps)
+        weight = expand(torch.where(state.step > 0, _MOMENTUM, 1.0), point)
+        blended = point + (ahead - point) * weight + (point - state.previous) * (1 - weight)
+        return project(blended, x, self.norm, eps)
+
+    def _adapt_sparsity(self, state: APGDState, due: Tensor, eps: Tensor) -> APGDState:
+        """L1: fewer coordinates a step as the best point gets sparser, else a shorter step."""
+        changed = _count_changed(state.best, state.inputs)
+        sparser = changed / state.nonzeros < 0.95
+        full = self.scale * eps
+        size = torch.where(sparser, full, (state.step_size / 1.5).clamp(full / 10, full))
+        restart = expand(due & sparser, state.point)
+        return replace(
+            state,
+            sparsity=torch.where(due, changed / state.best[0].numel() / 1.5, state.sparsity),
+            step_size=torch.where(due, size, state.step_size),
+            nonzeros=torch.where(due, changed, state.nonzeros),
+            point=torch.where(restart, state.best, state.point),
+            gradient=torch.where(restart, state.best_gradient, state.gradient),
+        )
+
+    def finished(self, state: APGDState) -> Tensor:
+        """All steps taken."""
+        return state.step >= self.num_steps
+
+
+class _Moment(NamedTuple):
+    """What the schedule says of a step, for each slot."""
+
+    eps: Tensor
+    interval: Tensor
+    """Steps that the checkpoint after this step closes; 0: no checkpoint"""
+    begins: Tensor
+    ends: Tensor
+
+
+@dataclass(frozen=True)
+class _Schedule:
+    """Radius, checkpoints and phase borders by step; only L1 has more than one phase."""
+
+    table: Tensor
+    """float32 (steps, 4): the columns of :class:`_Moment`"""
+    phases: int
+    first_eps: float
+
+    @classmethod
+    def of(cls, steps: int, threat_model: ThreatModel, shrinking_eps: bool) -> _Schedule:
+        early = math.ceil(0.3 * steps)
+        shares = [(early, 3.0), (early, 2.0), (steps - 2 * early, 1.0)]
+        if not shrinking_eps:
+            shares = [(steps, 1.0)]
+        parts = []
+        for count, factor in shares:
+            part = torch.zeros(count, 4)
+            part[:, 0] = factor * threat_model.radius
+            part[:, 1] = _checkpoints(count, threat_model.norm)
+            part[0, 2] = part[-1, 3] = 1
+            parts.append(part)
+        return cls(torch.cat(parts), len(parts), shares[0][1] * threat_model.radius)
+
+    def at(self, step: Tensor) -> _Moment:
+        rows = self.table.to(step.device)[step.clamp(max=len(self.table) - 1)]
+        return _Moment(rows[:, 0], rows[:, 1], rows[:, 2] > 0, rows[:, 3] > 0)
+
+
+def _checkpoints(steps: int, norm: Norm) -> Tensor:
+    """For each step, the length of the interval that a checkpoint after it closes; 0: none."""
+    intervals = torch.zeros(steps)
+    interval = max(int((0.04 if norm == "L1" else 0.22) * steps), 1)
+    shortest, decrease = max(int(0.06 * steps), 1), max(int(0.03 * steps), 1)
+    at = interval - 1
+    while at < steps:
+        intervals[at] = interval
+        if norm != "L1":
+            interval = max(interval - decrease, shortest)
+        at += interval
+    return intervals
+
+
+def _count_changed(points: Tensor, inputs: Tensor) -> Tensor:
+    return (points != inputs).flatten(1).sum(dim=1).to(points.dtype)
+
+
+def _halve_where_stuck(state: APGDState, due: Tensor, intervals: Tensor) -> APGDState:
+    """Conditions 1 and 2 of the paper: halve the step and return to the best point."""
+    oscillates = state.increases <= intervals * _RHO
+    stagnates = ~state.reduced & (state.checked_loss >= state.best_loss)
+    stuck = oscillates | stagnates
+    halve = due & stuck
+    wide = expand(halve, state.point)
+    return replace(
+        state,
+        step_size=torch.where(halve, state.step_size / 2, state.step_size),
+        point=torch.where(wide, state.best, state.point),
+        gradient=torch.where(wide, state.best_gradient, state.gradient),
+        reduced=torch.where(due, stuck, state.reduced),
+        checked_loss=torch.where(due, state.best_loss, state.checked_loss),
+        increases=torch.where(due, 0.0, state.increases),
+    )
+
+
+def _sparse_step(gradient: Tensor, sparsity: Tensor) -> Tensor:
+    """L1: signs of the largest coordinates, scaled to norm 1; ``sparsity`` (B,) is their share."""
+    flat = gradient.flatten(1).abs()
+    dimensions = flat.shape[1]
+    first = ((1 - sparsity) * dimensions).clamp(0, dimensions - 1).long()
+    threshold = flat.sort(dim=1).values.gather(1, first[:, None])
+    signs = gradient.sign() * (gradient.abs() >= expand(threshold.squeeze(1), gradient))
+    return signs / (expand(norm_of(signs, "L1"), signs) + 1e-10)

@@ -1,0 +1,199 @@
+"""What an attack is: a state machine over slots, driven by an engine it knows nothing of.
+
+A *slot* holds one search: one (sample, rank), where the rank counts targets and restarts. Every
+tensor of a state has the slot as its first axis, so that an engine can drop finished slots and
+fill in new ones between any two steps. An attack asks for passes through a :class:`Query`, moves
+its points, and *proposes* a candidate with the margin it saw; it never decides anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, NamedTuple, Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+from robench import seeding
+from robench.attacks.losses import Loss
+from robench.threat_models import ThreatModel
+
+__all__ = [
+    "Attack",
+    "BatchAttack",
+    "Gradient",
+    "Query",
+    "Slots",
+    "State",
+    "evaluate",
+    "join",
+    "nth_best_class",
+    "slot_keys",
+    "take",
+]
+
+
+class Gradient(NamedTuple):
+    """What one forward and one backward pass tell of each point."""
+
+    logits: Tensor
+    """float32 (B, K)"""
+    losses: Tensor
+    """float32 (B,)"""
+    gradient: Tensor
+    """float32, the points' shape: d loss / d point"""
+
+
+class Query(Protocol):
+    """The engine's side: passes through the model, counted for each slot.
+
+    ``rows`` names the slots that the given points belong to, int64 (B,); None: all, in order.
+    """
+
+    def logits(self, points: Tensor, rows: Tensor | None = None) -> Tensor:
+        """One forward pass: (B, C, H, W) → float32 (B, K)."""
+        ...
+
+    def gradient(self, points: Tensor, loss: Loss, rows: Tensor | None = None) -> Gradient:
+        """One forward and one backward pass."""
+        ...
+
+    def jacobian(self, points: Tensor, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """One forward and K backward passes: logits (B, K) and gradients (B, K, C, H, W)."""
+        ...
+
+
+@dataclass
+class Slots:
+    """What an attack starts from. The first axis of every tensor is the slot."""
+
+    inputs: Tensor
+    """float32 (B, C, H, W) in [0, 1]"""
+    labels: Tensor
+    """int64 (B,)"""
+    clean_logits: Tensor
+    """float32 (B, K), of the output under attack"""
+    keys: Tensor
+    """int64 (B,), one for each (seed, sample, attack, rank)"""
+    ranks: Tensor
+    """int64 (B,), 0 … ``Attack.ranks(K)`` − 1"""
+
+
+@dataclass
+class State:
+    """What every attack keeps for each slot; attacks add their own tensors."""
+
+    inputs: Tensor
+    labels: Tensor
+    targets: Tensor
+    """int64 (B,): the class to aim at, or the label where there is none"""
+    keys: Tensor
+    step: Tensor
+    """int64 (B,): steps taken"""
+    candidate: Tensor
+    """(B, C, H, W): the last point seen that lies in the ball"""
+    margin: Tensor
+    """(B,): its margin as the search saw it; +inf where there is nothing to propose"""
+
+
+StateT = TypeVar("StateT", bound=State)
+
+
+class Attack(Protocol[StateT]):
+    """A search for an input in the threat model's ball that the model gets wrong."""
+
+    name: str
+    threat_model: ThreatModel
+    runs_to_the_end: bool
+    """True for minimum-norm attacks, which go on after the first find to make it smaller."""
+
+    def ranks(self, num_classes: int) -> int:
+        """How many searches a sample gets: targets × restarts."""
+        ...
+
+    def steps(self) -> int:
+        """An upper bound on the steps of one search, for progress bars."""
+        ...
+
+    def start(self, query: Query, slots: Slots) -> StateT:
+        """Place the searches at their first points."""
+        ...
+
+    def step(self, query: Query, state: StateT) -> StateT:
+        """Advance every search by one step."""
+        ...
+
+    def finished(self, state: StateT) -> Tensor:
+        """bool (B,): searches that have used up their budget, or whose rest is known."""
+        ...
+
+
+class BatchAttack(Protocol):
+    """A foreign attack behind an adapter: it takes whole batches and has its own loop."""
+
+    name: str
+    threat_model: ThreatModel
+
+    def propose(self, model: torch.nn.Module, inputs: Tensor, labels: Tensor, seed: int) -> Tensor:
+        """(N, C, H, W) in [0, 1], labels (N,) → adversarial proposals of the same shape."""
+        ...
+
+
+def take(state: StateT, rows: Tensor) -> StateT:
+    """The state of the given slots, int64 (B′,) or bool (B,)."""
+    if rows.dtype == torch.bool:
+        rows = rows.nonzero().squeeze(1)
+    kept = {f.name: getattr(state, f.name).index_select(0, rows) for f in _tensors(state)}
+    return replace(state, **kept)
+
+
+def join(states: Sequence[StateT]) -> StateT:
+    """Put states one after the other along the slot axis."""
+    if len(states) == 1:
+        return states[0]
+    first = states[0]
+    joined = {
+        f.name: torch.cat([getattr(state, f.name) for state in states]) for f in _tensors(first)
+    }
+    return replace(first, **joined)
+
+
+def _tensors(state: Any) -> list[Any]:
+    return [f for f in fields(state) if isinstance(getattr(state, f.name), Tensor)]
+
+
+def nth_best_class(logits: Tensor, n: Tensor) -> Tensor:
+    """The class with the ``n``-th largest logit, 0 the largest: (B, K), int64 (B,) → (B,)."""
+    return logits.argsort(dim=1, descending=True).gather(1, n[:, None]).squeeze(1)
+
+
+def evaluate(
+    query: Query, points: Tensor, loss: Loss, needed: Tensor, rows: Tensor | None = None
+) -> Gradient:
+    """Losses at all points, gradients only where they will be used.
+
+    Args:
+        query: the engine's query.
+        points: (B, C, H, W).
+        loss: bound to the slots of the points.
+        needed: bool (B,); elsewhere the gradient is zero and costs no backward pass.
+        rows: the slots that the points belong to, int64 (B,); None: all.
+    """
+    if bool(needed.all()):
+        return query.gradient(points, loss, rows)
+    if not bool(needed.any()):
+        logits = query.logits(points, rows)
+        return Gradient(logits, loss(logits)[0], torch.zeros_like(points))
+    yes, no = needed.nonzero().squeeze(1), (~needed).nonzero().squeeze(1)
+    seen = query.gradient(points[yes], loss.at(yes), yes if rows is None else rows[yes])
+    rest = query.logits(points[no], no if rows is None else rows[no])
+    logits = rest.new_empty(len(points), rest.shape[1]).index_copy_(0, yes, seen.logits)
+    logits.index_copy_(0, no, rest)
+    gradient = torch.zeros_like(points).index_copy_(0, yes, seen.gradient)
+    return Gradient(logits, loss(logits)[0], gradient)
+
+
+def slot_keys(sample_keys: Tensor, attack: str, ranks: Tensor) -> Tensor:
+    """Keys of (sample, attack, rank): int64 (B,) each."""
+    return seeding.derive(sample_keys, seeding.tag(attack), ranks)

@@ -1,0 +1,180 @@
+"""The minimum-norm L2 attack of Carlini & Wagner, "Towards evaluating the robustness of neural
+networks", IEEE S&P 2017, section VI-A.
+
+It minimises ‖x′ − x‖² + c·max(z_y − max_{j≠y} z_j + κ, 0) over w with x′ = (tanh w + 1)/2, by Adam,
+and finds c by binary search. The smallest adversarial perturbation seen is the result, whether or
+not it is inside the ball: ``found_size`` keeps its norm.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from robench.attacks.base import Query, Slots, State
+from robench.attacks.losses import LOSSES, Loss
+from robench.errors import AttackError
+from robench.geometry import expand, norm_of, project
+from robench.threat_models import ThreatModel
+
+__all__ = ["CarliniWagnerL2", "CarliniWagnerState"]
+
+_BETA_1, _BETA_2, _ADAM_EPS = 0.9, 0.999, 1e-8
+_INSIDE = 1 - 1e-6  # keeps atanh finite at the borders of the box
+
+
+@dataclass
+class CarliniWagnerState(State):
+    """The attack's slots."""
+
+    w: Tensor
+    first_moment: Tensor
+    second_moment: Tensor
+    const: Tensor
+    lower: Tensor
+    upper: Tensor
+    succeeded: Tensor
+    """bool (B,): adversarial at some step of the current round"""
+    best: Tensor
+    found_size: Tensor
+    """(B,): L2 norm of the smallest adversarial perturbation, +inf before the first"""
+
+
+class CarliniWagnerL2:
+    """Carlini & Wagner's L2 attack.
+
+    Args:
+        threat_model: an L2 ball; its radius only decides the verdict, never the search.
+        rounds: binary search steps for c.
+        steps: Adam steps in each round.
+        learning_rate: Adam's, in tanh space.
+        initial_const: the first c.
+        confidence: κ, in logits.
+
+    Raises:
+        AttackError: the threat model's norm is not L2, or a parameter makes no sense.
+    """
+
+    runs_to_the_end = True
+
+    def __init__(
+        self,
+        threat_model: ThreatModel,
+        *,
+        name: str = "cw-l2",
+        rounds: int = 9,
+        steps: int = 100,
+        learning_rate: float = 0.05,
+        initial_const: float = 0.1,
+        confidence: float = 0.0,
+    ) -> None:
+        if threat_model.norm != "L2":
+            raise AttackError(
+                f"{name} minimises the L2 norm and says nothing about {threat_model.norm}",
+                hint="Use it under an L2 threat model; for Linf use PGD on the margin loss",
+            )
+        if min(rounds, steps) < 1 or min(learning_rate, initial_const) <= 0 or confidence < 0:
+            raise AttackError(f"{name}: rounds, steps, learning_rate and const must be positive")
+        self.name = name
+        self.threat_model = threat_model
+        self.rounds = rounds
+        self.steps_per_round = steps
+        self.learning_rate = learning_rate
+        self.initial_const = initial_const
+        self.confidence = confidence
+
+    def ranks(self, num_classes: int) -> int:
+        """A single, deterministic search."""
+        return 1
+
+    def steps(self) -> int:
+        """Gradient passes over all rounds."""
+        return self.rounds * self.steps_per_round
+
+    def start(self, query: Query, slots: Slots) -> CarliniWagnerState:
+        """Start at the clean input; no pass is spent."""
+        w = _to_tanh_space(slots.inputs)
+        zeros = slots.inputs.new_zeros(len(slots.labels))
+        return CarliniWagnerState(
+            inputs=slots.inputs,
+            labels=slots.labels,
+            targets=slots.labels,
+            keys=slots.keys,
+            step=torch.zeros_like(slots.labels),
+            candidate=slots.inputs,
+            margin=zeros + torch.inf,
+            w=w,
+            first_moment=torch.zeros_like(w),
+            second_moment=torch.zeros_like(w),
+            const=zeros + self.initial_const,
+            lower=zeros,
+            upper=zeros + torch.inf,
+            succeeded=zeros.bool(),
+            best=slots.inputs,
+            found_size=zeros + torch.inf,
+        )
+
+    def step(self, query: Query, state: CarliniWagnerState) -> CarliniWagnerState:
+        """One Adam step; at the end of a round also one step of the binary search."""
+        tanh = state.w.tanh()
+        point = (tanh + 1) / 2
+        loss = Loss(LOSSES["margin"], state.labels, state.targets)
+        _, lead, slope = query.gradient(point, loss)
+        size = norm_of(point - state.inputs, "L2")
+        crossed = lead > self.confidence
+        smaller = crossed & (size < state.found_size)
+        best = torch.where(expand(smaller, point), point, state.best)
+        found = torch.where(smaller, size, state.found_size)
+        # Where the hinge is closed only the distance pulls.
+        pull = torch.where(lead < self.confidence, state.const, 0.0)
+        descent = 2 * (point - state.inputs) - expand(pull, point) * slope
+        state = self._adam(state, descent * (1 - tanh.square()) / 2)
+        state = replace(
+            state,
+            step=state.step + 1,
+            best=best,
+            found_size=found,
+            succeeded=state.succeeded | crossed,
+            # The best adversarial input pulled into the ball; unchanged where it lies inside.
+            candidate=project(best, state.inputs, "L2", self.threat_model.radius),
+            margin=torch.where(found <= self.threat_model.radius, -lead.abs(), torch.inf),
+        )
+        ends = state.step % self.steps_per_round == 0
+        return self._next_round(state, ends) if bool(ends.any()) else state
+
+    def _adam(self, state: CarliniWagnerState, gradient: Tensor) -> CarliniWagnerState:
+        first = _BETA_1 * state.first_moment + (1 - _BETA_1) * gradient
+        second = _BETA_2 * state.second_moment + (1 - _BETA_2) * gradient.square()
+        count = expand((state.step % self.steps_per_round + 1).to(gradient.dtype), gradient)
+        mean = first / (1 - _BETA_1**count)
+        spread = (second / (1 - _BETA_2**count)).sqrt() + _ADAM_EPS
+        w = state.w - self.learning_rate * mean / spread
+        return replace(state, w=w, first_moment=first, second_moment=second)
+
+    def _next_round(self, state: CarliniWagnerState, ends: Tensor) -> CarliniWagnerState:
+        won = ends & state.succeeded
+        lost = ends & ~state.succeeded
+        upper = torch.where(won, torch.minimum(state.upper, state.const), state.upper)
+        lower = torch.where(lost, torch.maximum(state.lower, state.const), state.lower)
+        middle = torch.where(upper.isfinite(), (lower + upper) / 2, state.const * 10)
+        again = expand(ends, state.w)
+        return replace(
+            state,
+            lower=lower,
+            upper=upper,
+            const=torch.where(ends, middle, state.const),
+            w=torch.where(again, _to_tanh_space(state.inputs), state.w),
+            first_moment=torch.where(again, 0.0, state.first_moment),
+            second_moment=torch.where(again, 0.0, state.second_moment),
+            succeeded=state.succeeded & ~ends,
+        )
+
+    def finished(self, state: CarliniWagnerState) -> Tensor:
+        """All rounds done."""
+        return state.step >= self.steps()
+
+
+def _to_tanh_space(inputs: Tensor) -> Tensor:
+    return torch.atanh((inputs * 2 - 1) * _INSIDE)

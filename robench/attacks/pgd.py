@@ -1,0 +1,146 @@
+"""Projected gradient descent with a fixed step (Madry et al., ICLR 2018), and FGSM.
+
+FGSM (Goodfellow et al., ICLR 2015) is PGD with one step of length ε from the clean input; the
+CW attack of the L∞ literature is PGD on the margin loss. All three are entries of a suite.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from robench.attacks.base import Query, Slots, State, evaluate
+from robench.attacks.losses import LOSSES, Loss, margin, require_classes
+from robench.errors import AttackError
+from robench.geometry import project, random_point, steepest
+from robench.threat_models import ThreatModel
+
+__all__ = ["PGD", "PGDState"]
+
+
+@dataclass
+class PGDState(State):
+    """PGD's slots."""
+
+    point: Tensor
+    """(B, C, H, W): where the next evaluation takes place"""
+    history: Tensor
+    """int64 (B, steps + 1): hashes of the points seen, to notice a repetition"""
+    repeated: Tensor
+    """bool (B,)"""
+
+
+class PGD:
+    """Steepest ascent on a loss, projected onto the ball after each step.
+
+    Args:
+        threat_model: the ball.
+        steps: gradient steps.
+        relative_step_size: step length as a share of ε.
+        step_size: step length in [0, 1] pixel units, instead of the share.
+        restarts: independent searches a sample.
+        random_start: start from a random point of the ball, else from the clean input.
+        loss: a registered loss: ``ce``, ``margin``, ``dlr``.
+
+    Raises:
+        AttackError: a parameter that makes no sense.
+    """
+
+    runs_to_the_end = False
+
+    def __init__(
+        self,
+        threat_model: ThreatModel,
+        *,
+        name: str = "pgd",
+        steps: int = 20,
+        relative_step_size: float = 0.25,
+        step_size: float | None = None,
+        restarts: int = 1,
+        random_start: bool = True,
+        loss: str = "ce",
+    ) -> None:
+        if steps < 1 or restarts < 1:
+            raise AttackError(f"{name}: steps and restarts must be at least 1")
+        self.name = name
+        self.threat_model = threat_model
+        self.num_steps = steps
+        self.step_size = (
+            step_size if step_size is not None else (relative_step_size * threat_model.radius)
+        )
+        if self.step_size <= 0:
+            raise AttackError(f"{name}: the step size must be positive, got {self.step_size}")
+        self.restarts = restarts
+        self.random_start = random_start
+        self.loss = loss
+        # Sign steps of one length move on a finite lattice: once a point comes back, so does all
+        # that followed it (arXiv 2503.19347). The other norms do not return to a point exactly.
+        self.can_repeat = threat_model.norm == "Linf" and steps > 2
+
+    def ranks(self, num_classes: int) -> int:
+        """One search for each restart."""
+        require_classes(self.loss, num_classes)
+        return self.restarts
+
+    def steps(self) -> int:
+        """Evaluations: the start and the point after each step."""
+        return self.num_steps + 1
+
+    def start(self, query: Query, slots: Slots) -> PGDState:
+        """Place the searches; no pass is spent."""
+        point = slots.inputs
+        if self.random_start:
+            radius = self.threat_model.radius
+            point = random_point(slots.inputs, self.threat_model.norm, radius, slots.keys)
+        count = len(slots.labels)
+        zeros = torch.zeros(count, dtype=torch.int64, device=point.device)
+        return PGDState(
+            inputs=slots.inputs,
+            labels=slots.labels,
+            targets=slots.labels,
+            keys=slots.keys,
+            step=zeros,
+            candidate=point,
+            margin=torch.full((count,), torch.inf, device=point.device),
+            point=point,
+            history=zeros[:, None].repeat(1, self.num_steps + 1 if self.can_repeat else 0),
+            repeated=zeros.bool(),
+        )
+
+    def step(self, query: Query, state: PGDState) -> PGDState:
+        """Evaluate the current points and move those that have steps left."""
+        loss = Loss(LOSSES[self.loss], state.labels, state.targets)
+        seen = evaluate(query, state.point, loss, state.step < self.num_steps)
+        ahead = state.point + self.step_size * steepest(seen.gradient, self.threat_model.norm)
+        moved = project(ahead, state.inputs, self.threat_model.norm, self.threat_model.radius)
+        history, repeated = state.history, state.repeated
+        if self.can_repeat:
+            code = fingerprint(state.point)
+            repeated = (history == code[:, None]).any(dim=1)
+            history = history.scatter(
+                1, state.step.clamp(max=self.num_steps)[:, None], code[:, None]
+            )
+        return replace(
+            state,
+            step=state.step + 1,
+            candidate=state.point,
+            margin=margin(seen.logits, state.labels),
+            point=moved,
+            history=history,
+            repeated=repeated,
+        )
+
+    def finished(self, state: PGDState) -> Tensor:
+        """Budget used, or the point has been seen before and the rest is known."""
+        return (state.step > self.num_steps) | state.repeated
+
+
+def fingerprint(points: Tensor) -> Tensor:
+    """A 64-bit hash of each point's exact float32 bits: (B, …) → int64 (B,), never 0."""
+    words = points.contiguous().flatten(1).view(torch.int32).to(torch.int64)
+    odd = torch.arange(words.shape[1], device=points.device) * 2 + 1
+    weights = odd * (0x9E3779B97F4A7C15 - (1 << 64)) ^ (odd << 29)
+    mixed = (words ^ (words << 21)) * (weights | 1)
+    return mixed.sum(dim=1) | 1

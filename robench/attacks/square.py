@@ -1,0 +1,293 @@
+"""Square attack: random search over square windows, with forward passes only.
+
+Andriushchenko, Croce, Flammarion & Hein, "Square attack: a query-efficient black-box adversarial
+attack via random search", ECCV 2020; for L1 Croce & Hein, ICML 2021. Schedule, window positions
+and acceptance rule are those of fra31/auto-attack (``square.py``) except that every sample draws
+its own windows, so a result does not depend on its batch.
+
+For Linf a proposal is one of finitely many (window, signs). One that was rejected since the last
+acceptance would be rejected again, and one that changes nothing cannot be accepted; both are
+recognised and answered without a forward pass. The search is the reference's, query for query.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from robench import seeding
+from robench.attacks.base import Query, Slots, State
+from robench.attacks.losses import margin
+from robench.attacks.square_windows import move_mass, starting_pattern
+from robench.errors import AttackError
+from robench.geometry import expand
+from robench.threat_models import ThreatModel
+
+__all__ = ["Square", "SquareState", "window_share"]
+
+_LARGEST_MEMORY = 1 << 14  # proposals a slot may remember; beyond, repetitions are too rare
+_LOOKAHEAD = 64
+
+_HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
+
+
+def window_share(query: int, initial: float, queries: int, rescale: bool = False) -> float:
+    """Share of the image that the window of the given query covers (the paper's p).
+
+    It halves after 10, 50, 200, … of 10,000 queries; with ``rescale`` these marks are stretched
+    to the actual budget. AutoAttack does not rescale.
+    """
+    position = int(query / queries * 10000) if rescale else query
+    return initial * 0.5 ** sum(position > mark for mark in _HALVINGS)
+
+
+@dataclass
+class SquareState(State):
+    """Square's slots; ``step`` counts queries after the first."""
+
+    best: Tensor
+    best_margin: Tensor
+    window: Tensor
+    """int64 (B,): the window size that ``tried`` speaks of"""
+    tried: Tensor
+    """bool (B, M): Linf proposals known to be rejected at the current best point"""
+
+
+class Square:
+    """Square attack for Linf, L2 and L1 on the margin.
+
+    Args:
+        threat_model: the ball.
+        queries: forward passes after the first.
+        initial_share: share of the image that the first window covers.
+        rescale_schedule: stretch the window schedule to the number of queries.
+
+    Raises:
+        AttackError: a parameter that makes no sense.
+    """
+
+    runs_to_the_end = False
+
+    def __init__(
+        self,
+        threat_model: ThreatModel,
+        *,
+        name: str = "square",
+        queries: int = 5000,
+        initial_share: float = 0.8,
+        rescale_schedule: bool = False,
+    ) -> None:
+        if queries < 1 or not 0 < initial_share <= 1:
+            raise AttackError(f"{name}: queries must be at least 1, initial_share in (0, 1]")
+        self.name = name
+        self.threat_model = threat_model
+        self.queries = queries
+        self.initial_share = initial_share
+        self.rescale_schedule = rescale_schedule
+        self._lookahead = 1
+
+    def ranks(self, num_classes: int) -> int:
+        """A single search."""
+        return 1
+
+    def steps(self) -> int:
+        """Queries after the first."""
+        return self.queries
+
+    def start(self, query: Query, slots: Slots) -> SquareState:
+        """Linf: vertical stripes of ±ε; L2, L1: a grid of signed windows. One forward pass."""
+        inputs, radius = slots.inputs, self.threat_model.radius
+        channels, height, width = inputs.shape[1:]
+        if self.threat_model.norm == "Linf":
+            stripes = seeding.signs(slots.keys, (channels, 1, width))
+            best = (inputs + radius * stripes).clamp(0, 1)
+        else:
+            best = starting_pattern(inputs, self.threat_model, slots.keys)
+        seen = margin(query.logits(best), slots.labels)
+        memory = height * width * 2**channels
+        useful = self.threat_model.norm == "Linf" and memory <= _LARGEST_MEMORY
+        count = len(slots.labels)
+        return SquareState(
+            inputs=inputs,
+            labels=slots.labels,
+            targets=slots.labels,
+            keys=seeding.derive(slots.keys, seeding.tag("square windows")),
+            step=torch.zeros_like(slots.labels),
+            candidate=best,
+            margin=seen,
+            best=best,
+            best_margin=seen,
+            window=torch.zeros_like(slots.labels),
+            tried=torch.zeros(count, memory if useful else 0, dtype=torch.bool, device=best.device),
+        )
+
+    def _sizes(self, state: SquareState) -> Tensor:
+        """Window side at every query: int64 (queries + 1,)."""
+        height, width = state.inputs.shape[2:]
+        smallest = 1 if self.threat_model.norm == "Linf" else 3
+        return _window_sizes(
+            self.queries, self.initial_share, self.rescale_schedule, height, width, smallest
+        ).to(state.step.device)
+
+    def step(self, query: Query, state: SquareState) -> SquareState:
+        """Propose one window for each slot and keep it where the margin shrinks."""
+        if self.threat_model.norm != "Linf":
+            return self._step_with_mass(query, state)
+        sizes = self._sizes(state)
+        state, draws, rows = self._next_unknown(state, sizes)
+        if len(rows) == 0:
+            return replace(state, margin=torch.full_like(state.margin, torch.inf))
+        proposal = self._repaint(state, draws, rows)
+        changed = (proposal != state.best[rows]).flatten(1).any(dim=1)
+        if self._remembers(state):
+            state.tried[rows, draws.identity[rows]] = True
+            if not bool(changed.all()):  # known to be rejected, and now remembered
+                rows, proposal = rows[changed], proposal[changed]
+                if len(rows) == 0:
+                    return replace(state, margin=torch.full_like(state.margin, torch.inf))
+        return self._accept(query, state, proposal, rows)
+
+    def _remembers(self, state: SquareState) -> bool:
+        return state.tried.shape[1] > 0
+
+    def _next_unknown(
+        self, state: SquareState, sizes: Tensor
+    ) -> tuple[SquareState, _Draws, Tensor]:
+        """Advance every slot to its next proposal whose answer is not known yet.
+
+        Returns:
+            The state with ``step`` just past that proposal, the draws for all slots, and the
+            slots that have a proposal, int64 (B′,).
+        """
+        height, width = state.inputs.shape[2:]
+        channels = state.inputs.shape[1]
+        size = sizes[state.step]
+        if not self._remembers(state):
+            draws = _draw(state.keys, state.step, size, channels, height, width)
+            rows = torch.arange(len(size), device=size.device)
+            return replace(state, step=state.step + 1), draws, rows
+        fresh = state.window != size
+        if bool(fresh.any()):
+            tried = state.tried & ~fresh[:, None]
+            state = replace(state, tried=tried, window=size)
+        ahead = self._lookahead
+        steps = state.step[:, None] + torch.arange(ahead, device=size.device)
+        # Only proposals of the same window size may be looked up in the same memory.
+        valid = (steps < self.queries) & (sizes[steps.clamp(max=self.queries)] == size[:, None])
+        draws = _draw(
+            state.keys.repeat_interleave(ahead),
+            steps.flatten(),
+            size.repeat_interleave(ahead),
+            channels,
+            height,
+            width,
+        )
+        known = state.tried.gather(1, draws.identity.view(-1, ahead))
+        unknown = valid & ~known
+        found = unknown.any(dim=1)
+        first = torch.where(found, unknown.int().argmax(dim=1), valid.sum(dim=1))
+        chosen = first.clamp(max=ahead - 1) + torch.arange(len(size), device=size.device) * ahead
+        # The lookahead changes nothing but the number of passes over the slots.
+        share = float(found.float().mean())
+        self._lookahead = max(1, ahead // 2) if share > 0.9 else min(_LOOKAHEAD, ahead * 2)
+        state = replace(state, step=state.step + first + found.long())
+        return state, draws.at(chosen), found.nonzero().squeeze(1)
+
+    def _repaint(self, state: SquareState, draws: _Draws, rows: Tensor) -> Tensor:
+        """Set the windows to ±ε around the clean input: (B′, C, H, W)."""
+        height, width = state.inputs.shape[2:]
+        inputs, draws = state.inputs[rows], draws.at(rows)
+        y = torch.arange(height, device=rows.device)
+        x = torch.arange(width, device=rows.device)
+        in_rows = (y >= draws.top[:, None]) & (y < (draws.top + draws.size)[:, None])
+        in_columns = (x >= draws.left[:, None]) & (x < (draws.left + draws.size)[:, None])
+        inside = (in_rows[:, :, None] & in_columns[:, None, :])[:, None]
+        painted = (inputs + self.threat_model.radius * draws.signs[:, :, None, None]).clamp(0, 1)
+        return torch.where(inside, painted, state.best[rows])
+
+    def _step_with_mass(self, query: Query, state: SquareState) -> SquareState:
+        """L2 and L1: move perturbation mass from one window to another."""
+        sizes = self._sizes(state)[state.step]
+        keys = seeding.derive(state.keys, state.step)
+        proposal = torch.empty_like(state.best)
+        for size in sorted(set(sizes.tolist())):  # one, unless slots started at different times
+            here = (sizes == size).nonzero().squeeze(1)
+            proposal[here] = move_mass(
+                state.best[here], state.inputs[here], self.threat_model, size, keys[here]
+            )
+        rows = torch.arange(len(sizes), device=sizes.device)
+        return self._accept(query, replace(state, step=state.step + 1), proposal, rows)
+
+    def _accept(
+        self, query: Query, state: SquareState, proposal: Tensor, rows: Tensor
+    ) -> SquareState:
+        everything = len(rows) == len(state.labels)
+        logits = query.logits(proposal, None if everything else rows)
+        seen = margin(logits, state.labels[rows])
+        better = (seen < state.best_margin[rows]) | (seen <= 0)
+        best = torch.where(expand(better, proposal), proposal, state.best[rows])
+        best_margin = torch.where(better, seen, state.best_margin[rows])
+        if everything:
+            state = replace(state, best=best, best_margin=best_margin)
+        else:
+            state = replace(
+                state,
+                best=state.best.index_copy(0, rows, best),
+                best_margin=state.best_margin.index_copy(0, rows, best_margin),
+            )
+        if self._remembers(state) and bool(better.any()):
+            state.tried[rows[better]] = False
+        return replace(state, candidate=state.best, margin=state.best_margin)
+
+    def finished(self, state: SquareState) -> Tensor:
+        """All queries asked, or answered from memory."""
+        return state.step >= self.queries
+
+
+@dataclass
+class _Draws:
+    """One Linf proposal for each row."""
+
+    top: Tensor
+    left: Tensor
+    size: Tensor
+    signs: Tensor
+    """float32 (B, C)"""
+    identity: Tensor
+    """int64 (B,): a number for (top, left, signs)"""
+
+    def at(self, rows: Tensor) -> _Draws:
+        return _Draws(
+            self.top[rows], self.left[rows], self.size[rows], self.signs[rows], self.identity[rows]
+        )
+
+
+def _draw(
+    keys: Tensor, steps: Tensor, size: Tensor, channels: int, height: int, width: int
+) -> _Draws:
+    draws = seeding.uniform(seeding.derive(keys, steps), (2 + channels,))
+    # As in the reference, the last position is never drawn.
+    top = (draws[:, 0] * (height - size).clamp_min(1)).long()
+    left = (draws[:, 1] * (width - size).clamp_min(1)).long()
+    positive = draws[:, 2:] >= 0.5
+    powers = 2 ** torch.arange(channels, device=keys.device)
+    identity = (top * width + left) * 2**channels + (positive * powers).sum(dim=1)
+    return _Draws(top, left, size, positive.to(torch.float32) * 2 - 1, identity)
+
+
+@lru_cache(maxsize=16)
+def _window_sizes(
+    queries: int, initial: float, rescale: bool, height: int, width: int, smallest: int
+) -> Tensor:
+    sizes = []
+    for query in range(queries + 1):
+        share = window_share(query, initial, queries, rescale)
+        side = max(round(math.sqrt(share * height * width)), smallest)
+        if smallest == 3 and side % 2 == 0:  # L2 and L1 windows have a centre
+            side += 1
+        sizes.append(min(side, height, width))
+    return torch.tensor(sizes, dtype=torch.int64)

@@ -1,0 +1,70 @@
+"""Suites: versioned data files that name attacks and their parameters.
+
+A suite is a TOML file. Each ``[[attacks]]`` table is an :class:`~robench.records.AttackSpec`;
+``include = "name"`` instead takes over the entries of another suite. A user's own file works the
+same way as the ones that come with robench.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from robench.errors import UsageError
+from robench.records import Suite
+from robench.registry import unknown_name
+
+__all__ = ["list_suites", "load_suite"]
+
+_FOLDER = Path(__file__).parent
+
+
+def list_suites() -> list[str]:
+    """Names of the suites that come with robench."""
+    return sorted(path.stem for path in _FOLDER.glob("*.toml"))
+
+
+def load_suite(name: str | Path) -> Suite:
+    """Load a suite by name, or from a file.
+
+    Raises:
+        UnknownNameError: no such suite; near misses are listed.
+        UsageError: the file is not valid.
+    """
+    return _load(name, ())
+
+
+def _load(name: str | Path, including: tuple[Path, ...]) -> Suite:
+    path = _find(name, including)
+    if path in including:
+        raise UsageError("suites include each other in a circle", where=path)
+    try:
+        content: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise UsageError(f"cannot read the suite: {error}", where=path) from error
+    attacks: list[Any] = []
+    for entry in content.get("attacks", []):
+        if isinstance(entry, dict) and "include" in entry:
+            attacks += _load(str(entry["include"]), (*including, path)).attacks
+        else:
+            attacks.append(entry)
+    try:
+        return Suite.model_validate({"name": path.stem, **content, "attacks": attacks})
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"])
+        raise UsageError(f"{field}: {first['msg']}", where=path) from error
+
+
+def _find(name: str | Path, including: tuple[Path, ...]) -> Path:
+    if str(name) in list_suites():
+        return _FOLDER / f"{name}.toml"
+    path = Path(name)
+    if including and not path.is_absolute():  # an include is relative to the file it stands in
+        path = including[-1].parent / path
+    if path.suffix == ".toml" and path.is_file():
+        return path.resolve()
+    raise unknown_name("suite", str(name), list_suites())

@@ -1,0 +1,99 @@
+"""The verdict: what an attack proposes is judged here, in float32, by the original model.
+
+An adversarial input counts if it lies in the box [0, 1], within the norm ball (up to the stated
+rounding tolerance, :func:`robench.geometry.norm_tolerance`), is finite, and is misclassified.
+Whatever precision, layout or compilation the search used has no say in it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from robench.attacks.losses import margin
+from robench.errors import ModelError
+from robench.geometry import norm_of, norm_tolerance
+from robench.threat_models import ThreatModel
+
+__all__ = ["Adjudicator", "Verdicts"]
+
+
+@dataclass
+class Verdicts:
+    """What was found for each proposal. All tensors are (N,)."""
+
+    broken: Tensor
+    """bool: inside the threat model, finite, and misclassified"""
+    allowed: Tensor
+    """bool: inside the threat model and finite"""
+    prediction: Tensor
+    """int64"""
+    margin: Tensor
+    """float32: logit of the label minus the largest other"""
+    size: Tensor
+    """float32: the perturbation's norm, [0, 1] pixel units"""
+    finite: Tensor
+    """bool: the model's outputs are finite"""
+
+
+class Adjudicator:
+    """Judges proposals with the original model.
+
+    Args:
+        model: inputs (N, C, H, W) in [0, 1] → logits (N, K); used as it is, in float32.
+        threat_model: the norm ball.
+        batch_size: proposals judged at a time.
+    """
+
+    def __init__(self, model: nn.Module, threat_model: ThreatModel, batch_size: int = 256) -> None:
+        self.model = model
+        self.threat_model = threat_model
+        self.batch_size = batch_size
+
+    @torch.no_grad()
+    def logits(self, points: Tensor) -> Tensor:
+        """Float32 logits (N, K) of the original model.
+
+        Raises:
+            ModelError: the model does not return a tensor (N, K).
+        """
+        parts = []
+        for part in torch.split(points, self.batch_size):
+            out = self.model(part)
+            if not isinstance(out, Tensor) or out.dim() != 2 or len(out) != len(part):
+                shape = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
+                raise ModelError(
+                    f"the model returned {shape} for {len(part)} inputs instead of logits (N, K)",
+                    hint="Name the logits' place in the card: forward.output",
+                )
+            parts.append(out.float())
+        return torch.cat(parts)
+
+    def judge(self, points: Tensor, inputs: Tensor, labels: Tensor) -> Verdicts:
+        """Judge proposals.
+
+        Args:
+            points: (N, C, H, W), proposed adversarial inputs.
+            inputs: (N, C, H, W) in [0, 1], the clean inputs.
+            labels: int64 (N,).
+        """
+        logits = self.logits(points)
+        delta = (points - inputs).double()
+        size = norm_of(delta, self.threat_model.norm)
+        slack = norm_tolerance(self.threat_model.norm, delta[0].numel())
+        flat = points.flatten(1)
+        in_box = (flat >= 0).all(dim=1) & (flat <= 1).all(dim=1)
+        # A NaN fails every comparison, so it is inside nothing.
+        allowed = in_box & (size <= self.threat_model.radius + slack)
+        finite = logits.isfinite().all(dim=1)
+        prediction = logits.argmax(dim=1)
+        return Verdicts(
+            broken=allowed & finite & (prediction != labels),
+            allowed=allowed,
+            prediction=prediction,
+            margin=margin(logits, labels),
+            size=size.float(),
+            finite=finite,
+        )

@@ -14,13 +14,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from robench.errors import StoreError
+from robench.errors import StoreError, UsageError
 from robench.records import DatasetSpec, ModelSummary, Outcome, Suite
+from robench.registry import unknown_name
 from robench.results import StoredRecord
 from robench.statistics import Interval, wilson
 from robench.threat_models import ThreatModel, parse_eps, parse_norm
 
-__all__ = ["GroupKey", "ModelResult", "class_name", "collect"]
+__all__ = ["GroupKey", "ModelResult", "class_name", "collect", "common_attacks", "find_pair"]
 
 Bools = npt.NDArray[np.bool_]
 
@@ -158,6 +159,11 @@ class ModelResult:
             return ATTENTION_ATTACK
         return with_metrics[0] if with_metrics else None
 
+    def restricted(self, attacks: Iterable[str]) -> ModelResult:
+        """The same model with only these attacks; the worst case is then over them alone."""
+        wanted = set(attacks)
+        return ModelResult(self.group, {k: v for k, v in self.attacks.items() if k in wanted})
+
     def outcome_is(self, attack: str, outcome: Outcome) -> Bools:
         """Where the verdict under ``attack`` is ``outcome``. Shape (n,)."""
         table = self._aligned(attack)
@@ -250,6 +256,89 @@ def collect(
         ModelResult(key[0], dict(sorted(attacks.items())))
         for key, attacks in sorted(found.items(), key=lambda item: item[0])
     ]
+
+
+def find_pair(
+    results: Iterable[ModelResult], first: str, second: str
+) -> tuple[ModelResult, ModelResult]:
+    """Two models in the one group that both are in.
+
+    Args:
+        results: from :func:`collect`.
+        first, second: a model's name, id, or the start of its weights' sha256 (8 digits or more).
+
+    Raises:
+        UnknownNameError: there is no such model; near misses are listed.
+        UsageError: they share no group (what differs is named), or several (filter them).
+    """
+    pool = list(results)
+    left = {result.group: result for result in _of_model(pool, first)}
+    right = {result.group: result for result in _of_model(pool, second)}
+    shared = sorted(left.keys() & right.keys())
+    if not shared:
+        one, two = next(iter(left)), next(iter(right))
+        raise UsageError(
+            f"{first!r} and {second!r} were not evaluated on the same samples under the same "
+            f"threat model: {one} against {two}",
+            hint="Evaluate both with the same --dataset, --norm, --eps, --n and --seed",
+        )
+    if len(shared) > 1:
+        raise UsageError(
+            f"{first!r} and {second!r} can be compared in several ways: "
+            + "; ".join(map(str, shared)),
+            hint="Choose one with --dataset, --norm, --eps, --n or --seed",
+        )
+    return left[shared[0]], right[shared[0]]
+
+
+def common_attacks(
+    first: ModelResult, second: ModelResult
+) -> tuple[ModelResult, ModelResult, list[str]]:
+    """Both models with only the attacks that both faced with the same parameters.
+
+    Returns:
+        The two, and a sentence for each attack left out.
+
+    Raises:
+        UsageError: no attack remains.
+    """
+    shared, notes = [], []
+    for name in sorted({*first.attacks, *second.attacks}):
+        lacking = [r.model.name for r in (first, second) if name not in r.attacks]
+        if lacking:
+            notes.append(f"{name} is left out: there is no record of it for {lacking[0]}")
+        elif first.attacks[name].record.attack.identity != (
+            second.attacks[name].record.attack.identity
+        ):
+            notes.append(f"{name} is left out: its parameters differ between the two")
+        else:
+            shared.append(name)
+    if not shared:
+        raise UsageError(
+            f"{first.model.name} and {second.model.name} have no attack in common",
+            hint="Run the same suite on both",
+        )
+    return first.restricted(shared), second.restricted(shared), notes
+
+
+def _of_model(pool: list[ModelResult], query: str) -> list[ModelResult]:
+    found = [
+        result
+        for result in pool
+        if query in (result.model.name, result.model.id)
+        or (len(query) >= 8 and result.model.weights_sha256.startswith(query))
+    ]
+    if not found:
+        raise unknown_name("model", query, sorted({result.model.name for result in pool}))
+    # The same weights under several names are one model.
+    models = {result.model.fingerprint: result for result in found}
+    if len(models) > 1:
+        raise UsageError(
+            f"{query!r} stands for several models: "
+            + ", ".join(f"{r.model.id} ({r.model.weights_sha256[:8]})" for r in models.values()),
+            hint="Give the id, or the start of the weights' sha256",
+        )
+    return found
 
 
 def class_name(dataset: DatasetSpec, label: int) -> str:

@@ -5,11 +5,13 @@ from robench.statistics.intervals import (
     Interval,
     clopper_pearson,
     missed_share_upper,
+    unpaired_difference,
     wilson,
     zero_hit_upper_bound,
 )
 from robench.statistics.paired import (
     PairedCounts,
+    bootstrap_draws,
     bootstrap_mean,
     bootstrap_statistic,
     holm,
@@ -30,6 +32,7 @@ __all__ = [
     "Interval",
     "PairedCounts",
     "auc_interval",
+    "bootstrap_draws",
     "bootstrap_mean",
     "bootstrap_statistic",
     "clopper_pearson",
@@ -44,6 +47,7 @@ __all__ = [
     "noninferiority_p",
     "smallest_difference",
     "tango_interval",
+    "unpaired_difference",
     "wilson",
     "zero_hit_upper_bound",
 ]

@@ -24,6 +24,7 @@ __all__ = [
     "check_level",
     "clopper_pearson",
     "missed_share_upper",
+    "unpaired_difference",
     "wilson",
     "zero_hit_upper_bound",
 ]
@@ -139,6 +140,27 @@ def missed_share_upper(
         else:
             high = middle - 1
     return low / population
+
+
+def unpaired_difference(
+    hits: int, n: int, other_hits: int, other_n: int, level: float = 0.95
+) -> Interval:
+    """Newcombe's interval (1998) of the difference of two shares from separate samples.
+
+    For a baseline of which only the accuracy and n are known. On the same samples it is wider
+    than a paired interval, so what it shows holds; what it cannot show, a paired one may.
+
+    Returns:
+        ``hits/n − other_hits/other_n`` in [−1, 1]; undefined if either n is 0.
+
+    Raises:
+        UsageError: impossible counts, or a level that makes no sense.
+    """
+    one, two = wilson(hits, n, level), wilson(other_hits, other_n, level)
+    delta = one.estimate - two.estimate
+    below = math.hypot(one.estimate - one.low, two.high - two.estimate)
+    above = math.hypot(one.high - one.estimate, two.estimate - two.low)
+    return Interval(delta, delta - below, delta + above, level)
 
 
 def _proportion(hits: int, n: int, level: float, method: Literal["wilson", "exact"]) -> Interval:

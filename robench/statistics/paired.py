@@ -21,6 +21,7 @@ from robench.statistics.intervals import Interval, check_level, wilson
 __all__ = [
     "Alternative",
     "PairedCounts",
+    "bootstrap_draws",
     "bootstrap_mean",
     "bootstrap_statistic",
     "holm",
@@ -223,15 +224,28 @@ def bootstrap_statistic(
     estimate = statistic(everything) if len(groups) else math.nan
     if math.isnan(estimate):
         return Interval(math.nan, math.nan, math.nan, level)
+    draws = bootstrap_draws(statistic, groups, resamples=resamples, seed=seed)
+    tail = (1 - level) / 2
+    low, high = np.nanquantile(draws, [tail, 1 - tail])
+    return Interval(estimate, float(low), float(high), level)
+
+
+def bootstrap_draws(
+    statistic: Callable[[npt.NDArray[np.intp]], float],
+    strata: npt.ArrayLike,
+    *,
+    resamples: int = 1999,
+    seed: int = 0,
+) -> npt.NDArray[np.float64]:
+    """The resampled values behind :func:`bootstrap_statistic`, shape (resamples,)."""
+    groups = np.asarray(strata)
     rng = np.random.default_rng(seed)
     members = [np.flatnonzero(groups == value) for value in np.unique(groups)]
     draws = np.empty(resamples)
     for number in range(resamples):
         drawn = [group[rng.integers(len(group), size=len(group))] for group in members]
         draws[number] = statistic(np.concatenate(drawn))
-    tail = (1 - level) / 2
-    low, high = np.nanquantile(draws, [tail, 1 - tail])
-    return Interval(estimate, float(low), float(high), level)
+    return draws
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

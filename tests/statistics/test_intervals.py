@@ -7,10 +7,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
-from statsmodels.stats.proportion import proportion_confint
+from statsmodels.stats.proportion import confint_proportions_2indep, proportion_confint
 
 from robench.errors import UsageError
-from robench.statistics import clopper_pearson, missed_share_upper, wilson, zero_hit_upper_bound
+from robench.statistics import (
+    clopper_pearson,
+    missed_share_upper,
+    unpaired_difference,
+    wilson,
+    zero_hit_upper_bound,
+)
 
 COUNTS = st.integers(1, 2000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n)))
 
@@ -112,3 +118,11 @@ def test_scaling_and_overlap() -> None:
     assert interval.scaled(100).high == 100 * interval.high
     assert interval.overlaps(wilson(2, 3))
     assert not wilson(10, 1000).overlaps(wilson(900, 1000))
+
+
+@pytest.mark.parametrize("counts", [(56, 70, 48, 80), (9, 10, 3, 10), (0, 20, 5, 30)])
+def test_unpaired_difference_equals_the_reference(counts: tuple[int, int, int, int]) -> None:
+    interval = unpaired_difference(*counts)
+    low, high = confint_proportions_2indep(*counts, compare="diff", method="newcomb")
+    assert (interval.low, interval.high) == pytest.approx((low, high), abs=1e-9)
+    assert not unpaired_difference(0, 0, 1, 2).defined

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 from statsmodels.stats.contingency_tables import mcnemar as reference_mcnemar
@@ -154,6 +154,7 @@ def test_counting() -> None:
         noninferiority_p(counts, 1.5)
 
 
+@settings(max_examples=20, deadline=None)
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=12))
 def test_holm_equals_the_reference(p_values: list[float]) -> None:
     reference = multipletests(p_values, method="holm")[1]

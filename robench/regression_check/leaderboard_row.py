@@ -1,0 +1,104 @@
+"""A baseline of which only a leaderboard's row is known."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from robench.errors import UsageError
+from robench.reporting.differences import Difference
+from robench.reporting.leaderboard import read_leaderboard
+from robench.reporting.model_results import ModelResult
+from robench.statistics import unpaired_difference
+
+__all__ = ["LeaderboardRow", "leaderboard_row", "row_differences"]
+
+
+@dataclass(frozen=True)
+class LeaderboardRow:
+    """A baseline of which only the figures are known; accuracies in percent, NaN if absent."""
+
+    name: str
+    n: int
+    figures: Mapping[str, float]
+    data_sha256: str
+    threat: str
+    """``Linf-8/255``."""
+
+
+def leaderboard_row(path: str | Path, model: str, candidate: ModelResult) -> LeaderboardRow:
+    """A baseline from a leaderboard CSV: the row of ``model`` that fits the candidate.
+
+    Raises:
+        UsageError: the file is no leaderboard, or has no such row under the candidate's data and
+            threat model.
+    """
+    try:
+        frame = read_leaderboard(path)
+        same = frame[
+            (frame["model"] == model)
+            & (frame["data_sha256"] == candidate.group.fingerprint)
+            & (frame["norm"] == candidate.threat_model.norm)
+            & (frame["eps"] == candidate.threat_model.written)
+            & (frame["seed"] == candidate.group.seed)
+        ]
+    except (OSError, ValueError, KeyError) as error:
+        raise UsageError(f"not a leaderboard: {error}", where=path) from error
+    if len(same) != 1:
+        raise UsageError(
+            f"{len(same)} rows for {model!r} on {candidate.group}",
+            where=path,
+            hint="The baseline needs one row with the candidate's data, threat model and seed",
+        )
+    row = same.iloc[0]
+    quantities = ("robust_acc", "clean_acc")
+    return LeaderboardRow(
+        name=model,
+        n=int(row["n"]),
+        figures={name: float(row[name]) for name in quantities},
+        data_sha256=str(row["data_sha256"]),
+        threat=f"{row['norm']}-{row['eps']}",
+    )
+
+
+def row_differences(
+    candidate: ModelResult, baseline: LeaderboardRow, level: float
+) -> dict[str, Difference]:
+    """The accuracies that the row has, candidate minus baseline, as if from separate samples."""
+    return {
+        quantity: _unpaired(quantity, verdicts, baseline.figures[quantity], baseline.n, level)
+        for quantity, verdicts in (
+            ("robust_acc", candidate.robust),
+            ("clean_acc", candidate.clean_correct),
+        )
+        if not math.isnan(baseline.figures.get(quantity, math.nan))
+    }
+
+
+def _unpaired(
+    quantity: str, verdicts: Any, figure: float, other_n: int, level: float
+) -> Difference:
+    hits, n = int(verdicts.sum()), len(verdicts)
+    other_hits = round(figure / 100 * other_n)
+    interval = unpaired_difference(hits, n, other_hits, other_n, level)
+    table = np.array([[hits, n - hits], [other_hits, other_n - other_hits]])
+    share, other = hits / n, other_hits / other_n
+    return Difference(
+        quantity=quantity,
+        unit="points",
+        better="higher",
+        first=100 * share,
+        second=100 * other,
+        interval=interval.scaled(100),
+        p=float(stats.fisher_exact(table).pvalue),
+        p_worse=float(stats.fisher_exact(table, alternative="less").pvalue),
+        n=n,
+        # As if each sample were drawn with its own partner, independent of it.
+        spread=100 * math.sqrt(share * (1 - share) + other * (1 - other)),
+    )

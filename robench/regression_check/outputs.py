@@ -1,0 +1,161 @@
+"""The gate's answer for machines and people: JSON, JUnit XML, Markdown."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+from robench.regression_check.verdicts import CheckResult, CriterionResult, Verdict
+from robench.results.atomic import atomic_write
+
+__all__ = ["check_json", "check_junit", "check_markdown", "write_check"]
+
+_MARKS = {
+    Verdict.NOT_WORSE: "✅",
+    Verdict.WORSE: "❌",
+    Verdict.CANNOT_TELL: "❔",
+    Verdict.NOT_MEASURED: "–",
+}
+
+
+def check_json(result: CheckResult) -> str:
+    """All figures; undefined ones are null."""
+    content = {
+        "candidate": result.candidate,
+        "baseline": result.baseline,
+        "group": result.group,
+        "verdict": result.verdict.value,
+        "exit_code": result.exit_code,
+        "n_needed": result.n_needed,
+        "criteria": [_plain(asdict(item)) for item in result.criteria],
+        "policy": result.policy.model_dump(mode="json"),
+        "notes": list(result.notes),
+        "problems": list(result.problems),
+    }
+    return json.dumps(content, indent=1, allow_nan=False) + "\n"
+
+
+def check_junit(result: CheckResult) -> str:
+    """JUnit XML: a test case a criterion.
+
+    Worse is a failure, undecided an error, not measured skipped (an error where required); each
+    problem is an error of its own.
+    """
+    suite = ElementTree.Element("testsuite", name=f"robench check {result.candidate}")
+    counts = {"failure": 0, "error": 0, "skipped": 0}
+
+    def case(name: str, kind: str | None, text: str) -> None:
+        element = ElementTree.SubElement(
+            suite, "testcase", classname=f"robench.check.{result.candidate}", name=name
+        )
+        if kind is None:
+            ElementTree.SubElement(element, "system-out").text = text
+        else:
+            counts[kind] += 1
+            ElementTree.SubElement(element, kind, message=text)
+
+    for item in result.criteria:
+        kind = {
+            Verdict.WORSE: "failure",
+            Verdict.CANNOT_TELL: "error",
+            Verdict.NOT_MEASURED: "error" if item.required else "skipped",
+        }.get(item.verdict)
+        case(item.quantity, kind, _sentence(item))
+    for number, problem in enumerate(result.problems, 1):
+        case(f"problem_{number}", "error", problem)
+    suite.set("tests", str(len(result.criteria) + len(result.problems)))
+    suite.set("failures", str(counts["failure"]))
+    suite.set("errors", str(counts["error"]))
+    suite.set("skipped", str(counts["skipped"]))
+    ElementTree.indent(suite)
+    body = ElementTree.tostring(suite, encoding="unicode")
+    return f'<?xml version="1.0" encoding="utf-8"?>\n{body}\n'
+
+
+def check_markdown(result: CheckResult) -> str:
+    """A summary for a CI page."""
+    lines = [
+        f"## {_MARKS[result.verdict]} {result.candidate} against {result.baseline}: "
+        f"{result.verdict.value}",
+        "",
+        f"{result.group}; one-sided level {result.policy.alpha:g}",
+        "",
+        "| criterion | baseline | candidate | loss (limits) | margin | |",
+        "|---|---:|---:|---:|---:|---|",
+    ]
+    for item in result.criteria:
+        digits = 2 if item.unit == "points" else 3
+        lines.append(
+            f"| {item.quantity} | {_number(item.baseline, digits)} "
+            f"| {_number(item.candidate, digits)} | {_loss(item, digits)} "
+            f"| {item.margin:g} | {_MARKS[item.verdict]} {item.verdict.value} |"
+        )
+    lines.append("")
+    lines += [f"- {_advice(i)}" for i in result.criteria if i.verdict is Verdict.CANNOT_TELL]
+    lines += [f"- **{problem}**" for problem in result.problems]
+    lines += [f"- {note}" for note in result.notes]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def write_check(
+    result: CheckResult,
+    *,
+    json_path: str | Path | None = None,
+    junit_path: str | Path | None = None,
+    markdown_path: str | Path | None = None,
+) -> list[Path]:
+    """Write the outputs that have a path, each atomically.
+
+    Raises:
+        StoreError: a file cannot be written.
+    """
+    written = []
+    for path, render in (
+        (json_path, check_json),
+        (junit_path, check_junit),
+        (markdown_path, check_markdown),
+    ):
+        if path is not None:
+            atomic_write(Path(path), render(result).encode())
+            written.append(Path(path))
+    return written
+
+
+def _sentence(item: CriterionResult) -> str:
+    if item.verdict is Verdict.NOT_MEASURED:
+        return f"{item.quantity} is not known of both models"
+    digits = 2 if item.unit == "points" else 3
+    text = f"{item.quantity}: loss {_loss(item, digits)}, margin {item.margin:g}"
+    return f"{text}. {_advice(item)}" if item.verdict is Verdict.CANNOT_TELL else text
+
+
+def _advice(item: CriterionResult) -> str:
+    parts = [f"{item.quantity}: n = {item.n} cannot tell"]
+    if item.n_to_pass is not None:
+        parts.append(f"about n = {item.n_to_pass} would show a loss below the margin, if none is")
+    if item.n_to_fail is not None:
+        parts.append(f"about n = {item.n_to_fail} would confirm the observed loss, if it is real")
+    return "; ".join(parts)
+
+
+def _loss(item: CriterionResult, digits: int) -> str:
+    if math.isnan(item.loss):
+        return "–"
+    values = (item.loss, item.loss_low, item.loss_high)
+    loss, low, high = (f"{value:+.{digits}f}" for value in values)
+    return f"{loss} ({low} … {high})"
+
+
+def _number(value: float, digits: int) -> str:
+    return "–" if math.isnan(value) else f"{value:.{digits}f}"
+
+
+def _plain(content: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in content.items()
+    }

@@ -1,0 +1,78 @@
+"""What the gate tolerates, as a small TOML file kept beside one's code."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from robench.errors import UsageError
+
+__all__ = ["Criterion", "Policy"]
+
+
+class Criterion(BaseModel):
+    """What is tolerated of one quantity."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    margin: float = Field(gt=0)
+    """The largest tolerable loss: percentage points for accuracies, else the metric's unit."""
+    enabled: bool = True
+    required: bool = True
+    """Whether lacking figures leave the gate undecided; otherwise the criterion is skipped."""
+
+
+class Policy(BaseModel):
+    """What the gate demands; a TOML file with exactly these names."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    alpha: float = Field(0.05, gt=0, lt=0.5)
+    """Level of each answer, one-sided."""
+    power: float = Field(0.8, gt=0, lt=1)
+    """The power for which the needed n is computed."""
+    robust_acc: Criterion = Criterion(margin=1.0)
+    clean_acc: Criterion = Criterion(margin=2.0)
+    worst_class_robust_acc: Criterion = Criterion(margin=10.0)
+    """Wide, as a class has only a part of the samples."""
+    attention_deviation: Criterion = Criterion(margin=0.05, required=False)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Policy:
+        """Read a policy file.
+
+        Raises:
+            UsageError: it is missing, no TOML, or says something a policy does not have.
+        """
+        try:
+            content = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError) as error:
+            raise UsageError(f"cannot read the policy: {error}", where=path) from error
+        except tomllib.TOMLDecodeError as error:
+            raise UsageError(f"the policy is no TOML: {error}", where=path) from error
+        try:
+            return cls.model_validate(content)
+        except ValidationError as error:
+            detail = error.errors()[0]
+            place = ".".join(map(str, detail["loc"]))
+            raise UsageError(f"{place}: {detail['msg']}", where=path) from error
+
+    def with_margin(self, margin: float) -> Policy:
+        """The same with another margin of robust accuracy, in percentage points.
+
+        Raises:
+            UsageError: it is not positive.
+        """
+        if not margin > 0:
+            raise UsageError(f"margin {margin} is not positive", hint="Write --margin 1.0")
+        return self.model_copy(
+            update={"robust_acc": self.robust_acc.model_copy(update={"margin": margin})}
+        )
+
+    @property
+    def criteria(self) -> dict[str, Criterion]:
+        """The enabled criteria by quantity."""
+        named = {name: getattr(self, name) for name in type(self).model_fields}
+        return {k: v for k, v in named.items() if isinstance(v, Criterion) and v.enabled}

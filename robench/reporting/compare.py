@@ -1,0 +1,247 @@
+"""Models side by side: what differs, by how much, and which differences mean something.
+
+The first model is the baseline. Every other is compared with it on the same samples, quantity by
+quantity, and the p-values of one quantity are Holm-corrected over the models.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from robench.errors import UsageError
+from robench.metric_catalogue import METRICS
+from robench.records import Outcome
+from robench.reporting.differences import (
+    Difference,
+    accuracy_difference,
+    metric_difference,
+    shared_metric_attack,
+    worst_class_difference,
+)
+from robench.reporting.leaderboard import attack_column
+from robench.reporting.model_results import GroupKey, ModelResult, common_attacks
+from robench.statistics import holm, smallest_difference
+
+__all__ = ["Comparison", "compare_models", "comparison_csv", "comparison_markdown"]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A baseline and others on the same samples.
+
+    Args:
+        table: one row a model and quantity; see :func:`compare_models`.
+        only_baseline, only_other: by other model, the ids of samples that only one of the two
+            resists in the worst case.
+        notes: what was left out and why.
+    """
+
+    baseline: str
+    group: GroupKey
+    level: float
+    table: pd.DataFrame
+    only_baseline: dict[str, list[str]]
+    only_other: dict[str, list[str]]
+    notes: tuple[str, ...]
+
+
+def compare_models(
+    baseline: ModelResult, others: Sequence[ModelResult], *, level: float = 0.95
+) -> Comparison:
+    """Compare models with a baseline.
+
+    Returns:
+        A comparison whose table has columns ``model``, ``quantity``, ``baseline`` and ``value``
+        (percent, or the metric's unit), ``difference`` (value − baseline), ``low``, ``high``,
+        ``p`` (two-sided, exact McNemar for accuracies), ``p_holm``, ``n``, ``only_baseline`` and
+        ``only_model`` (samples that only one gets right), ``detectable`` (the smallest true
+        difference that this n shows with 80 % power; empty if none) and ``verdict``: ``better``,
+        ``worse``, ``differs`` (no direction is better), ``not shown``, ``undefined``.
+
+    Raises:
+        UsageError: a model is of another group, has no attack in common, or there are no others.
+    """
+    if not others:
+        raise UsageError("one model alone cannot be compared", hint="Name two or more")
+    names = _distinct_names([baseline, *others])
+    notes: list[str] = []
+    columns: list[tuple[str, list[Difference]]] = []
+    only_baseline: dict[str, list[str]] = {}
+    only_other: dict[str, list[str]] = {}
+    for name, other in zip(names[1:], others, strict=True):
+        if other.group != baseline.group:
+            raise UsageError(
+                f"{name} was evaluated on {other.group}, {names[0]} on {baseline.group}",
+                hint="Compare models under the same data, threat model, n and seed",
+            )
+        one, two, left_out = common_attacks(other, baseline)
+        notes += [note for note in left_out if note not in notes]
+        columns.append((name, _differences(one, two, level)))
+        only_other[name] = list(one.sample_ids[one.robust & ~two.robust])
+        only_baseline[name] = list(one.sample_ids[two.robust & ~one.robust])
+    rows = [_row(name, item, item_p, 1 - level) for name, item, item_p in _corrected(columns)]
+    return Comparison(
+        baseline=names[0],
+        group=baseline.group,
+        level=level,
+        table=pd.DataFrame(rows),
+        only_baseline=only_baseline,
+        only_other=only_other,
+        notes=tuple(notes),
+    )
+
+
+def comparison_csv(comparison: Comparison) -> bytes:
+    """The table as UTF-8 CSV; numbers as :func:`comparison_markdown` shows them, with a digit
+    more."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(comparison.table.columns)
+    for row in comparison.table.itertuples(index=False, name=None):
+        writer.writerow(["" if _gap(cell) else _plain(cell) for cell in row])
+    return buffer.getvalue().encode()
+
+
+def comparison_markdown(comparison: Comparison) -> str:
+    """A table a model, and a line on what n allows to say."""
+    lines = [f"Baseline: **{comparison.baseline}** on {comparison.group}", ""]
+    for name, block in comparison.table.groupby("model", sort=False):
+        lines += [
+            f"### {name} against {comparison.baseline}",
+            "",
+            f"| quantity | {comparison.baseline} | {name} | difference "
+            f"({comparison.level:.0%} interval) | p (Holm) | verdict |",
+            "|---|---:|---:|---:|---:|---|",
+        ]
+        for row in block.to_dict("records"):
+            digits = 1 if _is_percent(row["quantity"]) else 3
+            interval = (
+                "–"
+                if _gap(row["difference"])
+                else f"{row['difference']:+.{digits}f} "
+                f"({row['low']:+.{digits}f} … {row['high']:+.{digits}f})"
+            )
+            lines.append(
+                f"| {row['quantity']} | {_shown(row['baseline'], digits)} "
+                f"| {_shown(row['value'], digits)} | {interval} "
+                f"| {_p_text(row['p_holm'])} | {row['verdict']} |"
+            )
+        key = str(name)
+        lines += [
+            "",
+            f"Samples that only {comparison.baseline} resists: "
+            f"{len(comparison.only_baseline[key])}; only {key}: {len(comparison.only_other[key])}.",
+        ]
+        robust = block[block["quantity"] == "robust_acc"].iloc[0]
+        if _gap(robust["detectable"]):
+            lines.append("At this n no difference of robust accuracy could have been shown.")
+        else:
+            lines.append(
+                f"At n = {robust['n']} a true difference of robust accuracy of "
+                f"{robust['detectable']:.1f} points or more is shown with 80 % power."
+            )
+        lines.append("")
+    lines += [f"- {note}" for note in comparison.notes]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _differences(one: ModelResult, two: ModelResult, level: float) -> list[Difference]:
+    found = [
+        accuracy_difference("clean_acc", one.clean_correct, two.clean_correct, level),
+        accuracy_difference("robust_acc", one.robust, two.robust, level),
+    ]
+    for attack in one.attacks:
+        first, second = (result.outcome_is(attack, Outcome.SURVIVED) for result in (one, two))
+        found.append(accuracy_difference(attack_column(attack), first, second, level))
+    found.append(worst_class_difference(one, two, level))
+    measured = shared_metric_attack(one, two)
+    if measured is not None:
+        for name in METRICS:
+            change = metric_difference(name, one, two, measured, level)
+            if change.defined:
+                found.append(change)
+    return found
+
+
+def _corrected(
+    columns: list[tuple[str, list[Difference]]],
+) -> list[tuple[str, Difference, float]]:
+    p_values: dict[str, list[float]] = {}
+    for _, differences in columns:
+        for item in differences:
+            p_values.setdefault(item.quantity, []).append(item.p)
+    adjusted = {quantity: iter(holm(values)) for quantity, values in p_values.items()}
+    return [
+        (name, item, next(adjusted[item.quantity]))
+        for name, differences in columns
+        for item in differences
+    ]
+
+
+def _row(name: str, item: Difference, p_holm: float, alpha: float) -> dict[str, Any]:
+    detectable = math.nan
+    if item.counts is not None and item.counts.n:
+        share = item.counts.discordant / item.counts.n
+        shown = smallest_difference(item.counts.n, share, alpha=alpha)
+        detectable = math.nan if shown is None else 100 * shown
+    return {
+        "model": name,
+        "quantity": item.quantity,
+        "baseline": item.second,
+        "value": item.first,
+        "difference": item.interval.estimate,
+        "low": item.interval.low,
+        "high": item.interval.high,
+        "p": item.p,
+        "p_holm": p_holm,
+        "n": item.n,
+        "only_baseline": None if item.counts is None else item.counts.only_second,
+        "only_model": None if item.counts is None else item.counts.only_first,
+        "detectable": detectable,
+        "verdict": _verdict(item, p_holm, alpha),
+    }
+
+
+def _verdict(item: Difference, p_holm: float, alpha: float) -> str:
+    if not item.defined or math.isnan(p_holm):
+        return "undefined"
+    if p_holm >= alpha:
+        return "not shown"
+    if item.better == "neutral":
+        return "differs"
+    return "worse" if item.loss.estimate > 0 else "better"
+
+
+def _distinct_names(results: Sequence[ModelResult]) -> list[str]:
+    names = [result.model.name for result in results]
+    return [
+        name if names.count(name) == 1 else f"{name}@{result.model.weights_sha256[:8]}"
+        for name, result in zip(names, results, strict=True)
+    ]
+
+
+def _is_percent(quantity: str) -> bool:
+    return quantity not in METRICS
+
+
+def _gap(value: Any) -> bool:
+    return value is None or (isinstance(value, float) and math.isnan(value))
+
+
+def _plain(value: Any) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def _shown(value: float, digits: int) -> str:
+    return "–" if _gap(value) else f"{value:.{digits}f}"
+
+
+def _p_text(p: float) -> str:
+    return "–" if _gap(p) else "< 0.001" if p < 0.001 else f"{p:.3f}"

@@ -1,0 +1,193 @@
+"""How two models differ on the same samples, one quantity at a time.
+
+Every difference is *first minus second*. ``p_worse`` is the one-sided p-value for "the first is
+worse"; what worse means depends on the quantity's direction.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+from scipy import stats
+
+from robench.errors import UsageError
+from robench.metric_catalogue import METRICS
+from robench.reporting.model_results import ModelResult
+from robench.statistics import (
+    Interval,
+    PairedCounts,
+    bootstrap_draws,
+    bootstrap_mean,
+    mcnemar,
+    tango_interval,
+)
+
+__all__ = [
+    "Difference",
+    "accuracy_difference",
+    "metric_difference",
+    "shared_metric_attack",
+    "worst_class_difference",
+]
+
+Bools = npt.NDArray[np.bool_]
+
+RESAMPLES = 1999
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One quantity of two models. NaN where undefined."""
+
+    quantity: str
+    unit: Literal["points", ""]
+    """Percentage points, or the metric's own unit."""
+    better: Literal["higher", "lower", "neutral"]
+    first: float
+    second: float
+    interval: Interval
+    p: float
+    """Two-sided."""
+    p_worse: float
+    n: int
+    """Samples that went into it."""
+    counts: PairedCounts | None = None
+    """For accuracies."""
+    spread: float = math.nan
+    """Standard deviation of the per-sample differences, in the quantity's unit."""
+
+    @property
+    def defined(self) -> bool:
+        """Whether there was anything to compare."""
+        return self.interval.defined
+
+    @property
+    def loss(self) -> Interval:
+        """How much worse the first is: positive where it is worse."""
+        if self.better == "lower":
+            return self.interval
+        plain = self.interval
+        # Subtracting from 0 keeps an exact 0 from turning into −0.
+        return Interval(0 - plain.estimate, 0 - plain.high, 0 - plain.low, plain.level)
+
+
+def accuracy_difference(
+    quantity: str, first: Bools, second: Bools, level: float = 0.95
+) -> Difference:
+    """Of two accuracies, from aligned verdicts (n,): Tango's interval, exact McNemar tests."""
+    counts = PairedCounts.of(first, second)
+    share = counts.discordant / counts.n if counts.n else math.nan
+    variance = share - counts.difference**2
+    return Difference(
+        quantity=quantity,
+        unit="points",
+        better="higher",
+        first=100 * float(np.mean(first)) if counts.n else math.nan,
+        second=100 * float(np.mean(second)) if counts.n else math.nan,
+        interval=tango_interval(counts, level).scaled(100),
+        p=mcnemar(counts),
+        p_worse=mcnemar(counts, "less"),
+        n=counts.n,
+        counts=counts,
+        spread=100 * math.sqrt(max(0.0, variance)) if counts.n else math.nan,
+    )
+
+
+def worst_class_difference(
+    first: ModelResult, second: ModelResult, level: float = 0.95, *, seed: int = 0
+) -> Difference:
+    """Of the two models' lowest robust accuracies over classes, each its own worst class.
+
+    A minimum has no simple distribution: interval and p-values come from a bootstrap of the
+    samples inside each class (percentiles of 1,999 resamples), and are approximate, the more so
+    the fewer samples a class has.
+    """
+    _, codes = np.unique(first.labels, return_inverse=True)
+    verdicts = [result.robust.astype(np.float64) for result in (first, second)]
+
+    def worst(hits: npt.NDArray[np.float64], indices: npt.NDArray[np.intp]) -> float:
+        sizes = np.bincount(codes[indices])
+        return float((100 * np.bincount(codes[indices], hits[indices]) / sizes).min())
+
+    def statistic(indices: npt.NDArray[np.intp]) -> float:
+        return worst(verdicts[0], indices) - worst(verdicts[1], indices)
+
+    everything = np.arange(first.n)
+    estimate = statistic(everything)
+    draws = bootstrap_draws(statistic, codes, resamples=RESAMPLES, seed=seed)
+    tail = (1 - level) / 2
+    low, high = np.quantile(draws, [tail, 1 - tail])
+    # Counting the samples themselves as one more draw keeps p above 0.
+    worse = float((1 + np.sum(draws >= 0)) / (1 + RESAMPLES))
+    above = float((1 + np.sum(draws <= 0)) / (1 + RESAMPLES))
+    return Difference(
+        quantity="worst_class_robust_acc",
+        unit="points",
+        better="higher",
+        first=worst(verdicts[0], everything),
+        second=worst(verdicts[1], everything),
+        interval=Interval(estimate, float(low), float(high), level),
+        p=min(1.0, 2 * min(worse, above)),
+        p_worse=worse,
+        n=first.n,
+        spread=float(draws.std()) * math.sqrt(first.n),
+    )
+
+
+def metric_difference(
+    name: str, first: ModelResult, second: ModelResult, attack: str, level: float = 0.95
+) -> Difference:
+    """Of the means of a per-sample metric, over samples where both models have it defined.
+
+    BCa bootstrap interval of the mean difference, paired t-tests.
+    """
+    one, two = first.column(attack, name), second.column(attack, name)
+    both = ~np.isnan(one) & ~np.isnan(two)
+    one, two = one[both], two[both]
+    change = one - two
+    known = METRICS.get(name)
+    better = "neutral" if known is None else known.direction
+    p = less = greater = math.nan
+    if len(change) > 1:
+        if np.ptp(change) == 0:
+            # Equal everywhere: no variance to test against, no evidence either.
+            p = less = greater = 1.0
+        else:
+            p = float(stats.ttest_1samp(change, 0).pvalue)
+            less = float(stats.ttest_1samp(change, 0, alternative="less").pvalue)
+            greater = 1 - less
+    return Difference(
+        quantity=name,
+        unit="",
+        better=better,
+        first=float(one.mean()) if len(one) else math.nan,
+        second=float(two.mean()) if len(two) else math.nan,
+        interval=bootstrap_mean(change, level),
+        p=p,
+        p_worse={"higher": less, "lower": greater, "neutral": math.nan}[better],
+        n=len(change),
+        spread=float(change.std(ddof=1)) if len(change) > 1 else math.nan,
+    )
+
+
+def shared_metric_attack(first: ModelResult, second: ModelResult) -> str | None:
+    """The attack on which both have metrics: the declared one if possible; None if there is none.
+
+    Raises:
+        UsageError: the two are not in the same group.
+    """
+    if first.group != second.group:
+        raise UsageError(f"cannot compare {first.group} with {second.group}")
+    wanted = first.attention_attack
+    candidates = [wanted] if wanted is not None else []
+    candidates += list(first.attacks)
+    for name in candidates:
+        if name in second.attacks and all(
+            result.attacks[name].record.metrics for result in (first, second)
+        ):
+            return name
+    return None

@@ -174,8 +174,14 @@ def _average(engine: Engine, tensors: list[Tensor]) -> None:
 
 
 @contextmanager
-def deterministic(device: torch.device) -> Iterator[None]:
-    """The same bits for the same work; the caller's settings come back afterwards."""
+def deterministic(device: torch.device, threads: int = 0) -> Iterator[None]:
+    """The same bits for the same work; the caller's settings come back afterwards.
+
+    Args:
+        device: where the work is done.
+        threads: CPU threads to use; 0: as many as torch uses already.
+    """
+    had_threads = torch.get_num_threads()
     before = torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
     cudnn = (torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic)
@@ -185,11 +191,13 @@ def deterministic(device: torch.device) -> Iterator[None]:
     # Some CUDA kernels have no deterministic form; a run must not fail for that.
     torch.use_deterministic_algorithms(True, warn_only=device.type != "cpu")
     torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = False, True
+    torch.set_num_threads(threads or had_threads)
     try:
         # Networks with dropout draw from torch's global generator.
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             yield
     finally:
+        torch.set_num_threads(had_threads)
         torch.use_deterministic_algorithms(before, warn_only=warn_only)
         torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = cudnn
 

@@ -44,6 +44,8 @@ class TrainingSettings(BaseModel):
     """Epochs between validations; the last epoch is always validated."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """``auto``: bfloat16 autocast where a CUDA device has it, fp32 elsewhere."""
+    threads: int = Field(0, ge=0)
+    """CPU threads, 0: as torch is set. Sums are split by thread, so the last bits depend on it."""
 
     def lr_at(self, progress: float) -> float:
         """Learning rate after the share ``progress`` in [0, 1] of all steps."""

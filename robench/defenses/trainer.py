@@ -70,7 +70,7 @@ class Trainer:
             TrainingError: the loss is not finite. The state of the last finished epoch, with the
                 best weights so far, stays in the folder.
         """
-        with deterministic(engine.device):
+        with deterministic(engine.device, self.settings.threads):
             return self._fit(engine)
 
     def _fit(self, engine: Engine) -> Best:
@@ -147,7 +147,7 @@ class Trainer:
             loss = torch.stack([term.float() for term in terms.values()]).sum()
             if not torch.isfinite(loss.detach()):
                 raise TrainingError(
-                    f"the loss is {float(loss)} at step {step + 1} of epoch {epoch + 1}",
+                    f"the loss is {float(loss.detach())} at step {step + 1} of epoch {epoch + 1}",
                     where=self.folder,
                     hint="Lower lr, or set clip; the last good checkpoint is kept",
                 )

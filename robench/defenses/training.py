@@ -18,7 +18,7 @@ from torch import nn
 from robench import seeding
 from robench.datasets import Dataset, load_training_splits
 from robench.defenses.catalogue import RECIPES
-from robench.defenses.defaults import defaults_for
+from robench.defenses.defaults import Defaults, defaults_for
 from robench.defenses.engine import Engine, chosen_precision, launch, resolve_device
 from robench.defenses.export import export_model
 from robench.defenses.progress import TrainingProgress
@@ -106,8 +106,11 @@ def train(
     train_data, validation_data = _splits(dataset, validation, data_root, download, options)
     defaults = defaults_for(train_data.name)
     loss, settings = _configure(recipe, defaults.settings, overrides)
+    if chosen.type == "cpu" and not settings.threads:
+        # Spelled out, so that the recorded command gives the same bits elsewhere.
+        settings = settings.model_copy(update={"threads": torch.get_num_threads()})
     threat = _threat(threat_model or defaults.threat_model)
-    spec = _architecture(architecture or defaults.architecture, train_data.name)
+    spec = _architecture(architecture, defaults, train_data.name)
     model_name = name or loss.name
     folder = Path(
         out_folder or Path("model_zoo", train_data.name, threat.slug, model_name)
@@ -131,7 +134,6 @@ def train(
         **settings.model_dump(mode="json"),
         **loss.parameters,
         "precision": chosen_precision(chosen, settings.precision),
-        "threads": torch.get_num_threads(),
         "devices": devices,
         "device": chosen.type,
     }
@@ -164,7 +166,7 @@ def train(
         ),
     )
     # Whatever may change the weights; a resumed run must have been started with the same.
-    identity = {k: str(v) for k, v in recorded.items() if k != "threads"} | {
+    identity = {k: str(v) for k, v in recorded.items()} | {
         "recipe": loss.name,
         "seed": str(seed),
         "threat_model": threat.identity,
@@ -267,11 +269,15 @@ def _threat(value: str | ThreatModel) -> ThreatModel:
     return value if isinstance(value, ThreatModel) else ThreatModel.parse(value)
 
 
-def _architecture(value: str | ArchitectureSpec | None, dataset: str) -> ArchitectureSpec:
+def _architecture(
+    value: str | ArchitectureSpec | None, defaults: Defaults, dataset: str
+) -> ArchitectureSpec:
     if value is None:
-        raise UsageError(
-            f"no architecture is the default for {dataset!r}", hint="Choose one with --arch"
-        )
+        if defaults.architecture is None:
+            raise UsageError(
+                f"no architecture is the default for {dataset!r}", hint="Choose one with --arch"
+            )
+        return ArchitectureSpec(name=defaults.architecture, arguments=dict(defaults.arguments))
     return value if isinstance(value, ArchitectureSpec) else ArchitectureSpec(name=value)
 
 

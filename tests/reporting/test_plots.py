@@ -12,6 +12,7 @@ from panel_factory import make_panel
 from record_factory import make_record, make_samples, make_stored
 
 from robench.records import MetricSummary
+from robench.reporting.compare import compare_models
 from robench.reporting.findings import attention_findings
 from robench.reporting.model_results import ModelResult, collect
 from robench.reporting.plots import (
@@ -20,6 +21,7 @@ from robench.reporting.plots import (
     clean_against_robust,
     confusion,
     confusion_under_attack,
+    difference_plot,
     feature_distances,
     group_slug,
     render_plots,
@@ -231,6 +233,17 @@ def test_gallery_draws_what_changed_and_only_that(tmp_path: Path) -> None:
     assert render_plots(collect(store.records()), folder, store=store) == files
     redrawn = {f.stem for f in files if f.stat().st_mtime_ns != stamps[f]}
     assert redrawn == set(names) - {"confusion_b_odd_name"}
+
+
+def test_differences_are_where_the_table_says() -> None:
+    baseline, *others = results_for(["a", "b", "c"])
+    comparison = compare_models(baseline, others)
+    figure = difference_plot(comparison)
+    assert figure is not None
+    assert overlapping(figure) == []
+    drawn = [float(c[0].get_xdata()[0]) for c in figure.axes[0].containers]
+    shown = comparison.table[comparison.table["quantity"].str.endswith("_acc")]
+    assert sorted(drawn) == pytest.approx(sorted(shown["difference"]))
 
 
 def test_group_slug_is_a_file_name() -> None:

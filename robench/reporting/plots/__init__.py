@@ -2,6 +2,7 @@
 
 from robench.reporting.plots.accuracy_by_attack import accuracy_by_attack
 from robench.reporting.plots.confusion import confusion, confusion_under_attack
+from robench.reporting.plots.differences import difference_plot
 from robench.reporting.plots.distributions import attention_distributions
 from robench.reporting.plots.feature_distances import feature_distances
 from robench.reporting.plots.model_scatter import clean_against_robust, robust_against_deviation
@@ -16,6 +17,7 @@ __all__ = [
     "clean_against_robust",
     "confusion",
     "confusion_under_attack",
+    "difference_plot",
     "feature_distances",
     "group_slug",
     "render_plots",

@@ -185,5 +185,5 @@ def _heads(network: nn.Module, inputs: Tensor, labels: Tensor) -> list[Tensor]:
 def _without_reverse_attention(network: nn.Module) -> ModelError:
     return ModelError(
         f"{type(network).__name__} has no reverse attention",
-        hint="Use an architecture with it, such as digits_resnet_ra, resnet18_ra or wrn_34_10_ra",
+        hint="Use an architecture with it, such as digits_resnet_ra, resnet18_ra or wide_resnet_ra",
     )

@@ -128,7 +128,7 @@ def launch(work: Callable[[Engine], None], device: torch.device, devices: int) -
     except ImportError as error:
         raise MissingDependencyError(
             "training on several devices needs Lightning Fabric",
-            hint="pip install lightning-fabric",
+            hint="pip install robench[distributed]",
         ) from error
     fabric = Fabric(
         accelerator="gpu" if device.type == "cuda" else device.type,

@@ -75,7 +75,8 @@ class Trainer:
 
     def _fit(self, engine: Engine) -> Best:
         settings, device = self.settings, engine.device
-        network = self.network.to(device)
+        # A copy, because spawned processes on a CPU share the memory of what they are sent.
+        network = copy.deepcopy(self.network).to(device)
         if device.type == "cuda":
             network = network.to(memory_format=torch.channels_last)
         optimiser = _optimiser(network, settings)

@@ -28,7 +28,14 @@ from robench.defenses.trainer import Trainer
 from robench.defenses.training_state import STATE_FILE, TrainingState
 from robench.errors import TrainingError, UsageError
 from robench.models.architectures.build import build_architecture
-from robench.records import ArchitectureSpec, InputSpec, ModelCard, Provenance, WeightsSpec
+from robench.records import (
+    ArchitectureSpec,
+    AttentionSpec,
+    InputSpec,
+    ModelCard,
+    Provenance,
+    WeightsSpec,
+)
 from robench.registry import unknown_name
 from robench.threat_models import ThreatModel
 
@@ -151,6 +158,7 @@ def train(
         weights=WeightsSpec(path="weights.safetensors", sha256="0" * 64),
         input=InputSpec(channels=channels),
         forward=loss.forward_spec(network, probe),
+        attention=_attention(network),
         provenance=Provenance(
             paper=loss.paper,
             link=loss.link,
@@ -374,6 +382,12 @@ def _spelled(value: object) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def _attention(network: nn.Module) -> AttentionSpec:
+    """Rollout for networks whose attention weights can be read, else Grad-CAM."""
+    readable = any(getattr(module, "exposes_attention", False) for module in network.modules())
+    return AttentionSpec(method="rollout" if readable else "grad_cam")
 
 
 def _describe(train_data: Dataset, validation_data: Dataset) -> str:

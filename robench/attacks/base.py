@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -129,6 +129,7 @@ class Attack(Protocol[StateT]):
         ...
 
 
+@runtime_checkable
 class BatchAttack(Protocol):
     """A foreign attack behind an adapter: it takes whole batches and has its own loop."""
 

@@ -46,7 +46,9 @@ def project_onto_hyperplane(points: Tensor, w: Tensor, b: Tensor, norm: Norm) ->
     slope = size if norm == "Linf" else size.square()
     ratio = torch.ones_like(size) if norm == "Linf" else size
     level = _water_level(slope, cap / ratio.clamp_min(1e-30), need)
-    return towards.sign() * torch.minimum(level[:, None] * ratio, cap)
+    wanted = level[:, None] * ratio
+    # Where no level is enough, inf·0 is NaN at flat coordinates; they fall to their cap, 0.
+    return towards.sign() * torch.where(wanted < cap, wanted, cap)
 
 
 def _water_level(slope: Tensor, full: Tensor, need: Tensor) -> Tensor:

@@ -44,6 +44,7 @@ class Loss:
     targets: Tensor
 
     def __call__(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """Loss (B,) and its gradient (B, K) at logits (B, K)."""
         return self.function(logits, self.labels, self.targets)
 
     def at(self, rows: Tensor) -> Loss:

@@ -7,7 +7,8 @@ Whatever precision, layout or compilation the search used has no say in it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +37,18 @@ class Verdicts:
     """float32: the perturbation's norm, [0, 1] pixel units"""
     finite: Tensor
     """bool: the model's outputs are finite"""
+
+    @classmethod
+    def none(cls) -> Verdicts:
+        """Verdicts on no proposals."""
+        empty = torch.zeros(0)
+        return cls(empty.bool(), empty.bool(), empty.long(), empty, empty, empty.bool())
+
+    @classmethod
+    def join(cls, parts: Sequence[Verdicts]) -> Verdicts:
+        """Verdicts one after the other, on the CPU."""
+        names = [f.name for f in fields(cls)]
+        return cls(*(torch.cat([getattr(part, name).cpu() for part in parts]) for name in names))
 
 
 class Adjudicator:

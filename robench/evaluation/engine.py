@@ -88,6 +88,8 @@ class Engine(Generic[StateT]):
         adjudicator: judges candidates with the original model.
         batch_size: slots.
         seed_tag: what the draws are keyed by besides the sample, usually the attack's name.
+        judges_every_step: adjudicate every candidate, at one forward pass each; for attacks on
+            another output of the model, whose margin says nothing certain about the final one.
     """
 
     def __init__(
@@ -98,12 +100,14 @@ class Engine(Generic[StateT]):
         *,
         batch_size: int,
         seed_tag: str | None = None,
+        judges_every_step: bool = False,
     ) -> None:
         self.attack = attack
         self.passes = passes
         self.adjudicator = adjudicator
         self.batch_size = batch_size
         self.seed_tag = seed_tag or attack.name
+        self.judges_every_step = judges_every_step
 
     @torch.no_grad()
     def run(
@@ -249,6 +253,9 @@ class _Run(Generic[StateT]):
         crossed = state.margin <= 0
         near = (state.margin <= tolerance) & (state.margin < self.checked_margin)
         judged = crossed | near
+        if self.engine.judges_every_step:
+            judged = state.margin.isfinite()
+            self.found.forwards.index_add_(0, self.sample, judged.long())
         if self.attack.runs_to_the_end:
             judged = judged & finished
         done = finished

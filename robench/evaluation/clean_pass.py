@@ -1,0 +1,151 @@
+"""What all attacks on a model start from: clean logits, the search's model, metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from robench import seeding
+from robench.attacks import build_attack
+from robench.attacks.base import BatchAttack
+from robench.attacks.losses import margin
+from robench.datasets import Dataset
+from robench.errors import AttackError, ModelError
+from robench.evaluation.adjudicate import Adjudicator, Verdicts
+from robench.evaluation.engine import Samples
+from robench.evaluation.measures import Measures
+from robench.evaluation.precision import choose_search_model
+from robench.evaluation.settings import Settings
+from robench.evaluation.validity import flags_of_model
+from robench.models.wrapper import RobenchModel
+from robench.records import AttackSpec
+from robench.threat_models import ThreatModel
+
+__all__ = ["CleanPass"]
+
+_SHARD_BYTES = 512 * 2**20
+_STATE_COPIES = 16  # tensors of the inputs' size that the largest attack state holds
+_BATCH = 256  # for passes outside the search
+
+
+class CleanPass:
+    """What all attacks on a model start from: clean logits, the search's model, metrics.
+
+    It is the cascade's source of samples; its rows are the correctly classified ones.
+
+    Args:
+        model: the model under evaluation; moved to the device.
+        dataset: the samples.
+        threat_model: the ball.
+        settings: device, precision, batch size and seed.
+        planned: the attacks that are to come, by whose cost the search's model is chosen.
+
+    Raises:
+        ModelError: logits of another width than the card says, or none that are finite.
+    """
+
+    def __init__(
+        self,
+        model: RobenchModel,
+        dataset: Dataset,
+        threat_model: ThreatModel,
+        settings: Settings,
+        planned: Sequence[AttackSpec],
+    ) -> None:
+        self.dataset = dataset
+        self.device = settings.device
+        model = model.to(self.device)
+        sample_bytes = 4 * int(np.prod(dataset.input_shape))
+        self.shard_size = max(64, _SHARD_BYTES // (_STATE_COPIES * sample_bytes))
+        wanted = settings.batch_size
+        self.adjudicator = Adjudicator(model, threat_model, min(wanted or _BATCH, _BATCH))
+        parts = []
+        for rows in torch.split(torch.arange(len(dataset)), _BATCH):
+            parts.append(self.adjudicator.logits(dataset.batch(rows).to(self.device)).cpu())
+        self.logits = torch.cat(parts)
+        if self.logits.shape[1] != model.num_classes:
+            raise ModelError(
+                f"the model returns {self.logits.shape[1]} logits, its card says "
+                f"{model.num_classes} classes",
+                where=model.summary.id,
+            )
+        finite = self.logits.isfinite().all(dim=1)
+        if not bool(finite.any()):
+            raise ModelError(
+                "the model returns non-finite logits for every clean input",
+                where=model.summary.id,
+                hint="Check the input range and normalisation in its card",
+            )
+        self.nonfinite = set((~finite).nonzero().squeeze(1).tolist())
+        self.predictions = self.logits.argmax(dim=1)
+        self.rows = (finite & (self.predictions == dataset.labels)).nonzero().squeeze(1)
+        self.keys = seeding.sample_keys(settings.seed, dataset.sample_ids)
+        probe = torch.arange(min(len(dataset), 128))
+        inputs = dataset.batch(probe).to(self.device)
+        labels = dataset.labels[probe].to(self.device)
+        self.flags = flags_of_model(model, inputs, labels)
+        self.search_model, self.batch_size = choose_search_model(
+            model,
+            inputs,
+            labels,
+            precision=settings.precision,
+            threat_model=threat_model,
+            batch_size=wanted,
+            planned_passes=_planned_passes(planned, threat_model, model.num_classes)
+            * len(self.rows),
+        )
+        self.measures = Measures(model, dataset, self.rows, self.device, _BATCH)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def load(self, rows: Tensor) -> Samples:
+        """Samples for positions among the correctly classified, on the device."""
+        chosen = self.rows[rows]
+        return Samples(
+            self.dataset.batch(chosen).to(self.device),
+            self.dataset.labels[chosen].to(self.device),
+            self.logits[chosen].to(self.device),
+            self.keys[chosen].to(self.device),
+        )
+
+    def judge(self, adv_inputs: Tensor) -> Verdicts:
+        """Final verdicts for the correctly classified samples (m, C, H, W), on the CPU."""
+        if len(self.rows) == 0:
+            return Verdicts.none()
+        parts = []
+        for part in torch.split(torch.arange(len(self.rows)), _BATCH):
+            samples = self.load(part)
+            points = adv_inputs[part].to(self.device)
+            parts.append(self.adjudicator.judge(points, samples.inputs, samples.labels))
+        return Verdicts.join(parts)
+
+    def prediction(self, row: int) -> int | None:
+        """The clean prediction, None where the logits are not finite."""
+        return None if row in self.nonfinite else int(self.predictions[row])
+
+    def margin(self, row: int) -> float | None:
+        """The clean margin, None where the logits are not finite."""
+        if row in self.nonfinite:
+            return None
+        return float(margin(self.logits[row, None], self.dataset.labels[row, None]))
+
+
+def _planned_passes(
+    planned: Sequence[AttackSpec], threat_model: ThreatModel, num_classes: int
+) -> int:
+    """Search steps for one sample that survives everything."""
+    steps = 0
+    for spec in planned:
+        for stage in spec.stages or (spec,):
+            attack = build_attack(stage, threat_model)
+            if isinstance(attack, BatchAttack):
+                continue
+            try:
+                steps += attack.ranks(num_classes) * attack.steps()
+            except AttackError:  # not defined for so few classes, and skipped later
+                continue
+    return steps

@@ -1,0 +1,180 @@
+"""Attention and representation on the very samples that an attack produced."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from robench.attention.maps import AttentionExtractor
+from robench.attention.masks import downsample_masks
+from robench.attention.summary import attention_values
+from robench.datasets import Dataset
+from robench.errors import RobenchError
+from robench.models.wrapper import RobenchModel
+from robench.records import Flag, MetricSummary
+from robench.representations.features import penultimate_features
+from robench.representations.summary import representation_values
+
+__all__ = ["Measures", "summarise"]
+
+
+@dataclass
+class _Clean:
+    """Maps and features of the clean inputs, computed once for all attacks on a model."""
+
+    maps: Tensor | None = None
+    features: Tensor | None = None
+    masks: Tensor | None = None
+    flags: list[Flag] = field(default_factory=list)
+
+
+class Measures:
+    """Computes every metric for the correctly classified samples of one model and data set.
+
+    Args:
+        model: the model under evaluation, on its device; used in float32 as it is.
+        dataset: the samples.
+        rows: the correctly classified samples, int64 (m,).
+        device: where the model is.
+        batch_size: inputs at a time.
+    """
+
+    def __init__(
+        self,
+        model: RobenchModel,
+        dataset: Dataset,
+        rows: Tensor,
+        device: torch.device,
+        batch_size: int,
+    ) -> None:
+        self.model = model
+        self.dataset = dataset
+        self.rows = rows
+        self.device = device
+        self.batch_size = batch_size
+        self.description: str | None = None
+        self._extractor: AttentionExtractor | None = None
+        self._clean: _Clean | None = None
+
+    @property
+    def flags(self) -> list[Flag]:
+        """Why a kind of metric is missing, if one is."""
+        return [] if self._clean is None else list(self._clean.flags)
+
+    def values(self, adv_inputs: Tensor) -> dict[str, Tensor]:
+        """Every metric by its column's name: float32 (m,), NaN where undefined.
+
+        Args:
+            adv_inputs: (m, C, H, W) on the CPU, in the order of ``rows``.
+        """
+        if len(self.rows) == 0:
+            return {}
+        clean = self._measure_clean()
+        labels = self.dataset.labels[self.rows]
+        maps, features = self._look(adv_inputs, labels, clean)
+        values: dict[str, Tensor] = {}
+        if clean.maps is not None and maps is not None:
+            values |= attention_values(clean.maps, maps, clean.masks)
+        if clean.features is not None and features is not None:
+            values |= representation_values(clean.features, features, labels)
+        return values
+
+    def maps(self, inputs: Tensor, labels: Tensor) -> Tensor | None:
+        """Attention maps (n, h, w) on the CPU for inputs (n, C, H, W), None if there are none."""
+        clean = self._measure_clean()
+        return self._look(inputs, labels, clean)[0]
+
+    def _measure_clean(self) -> _Clean:
+        if self._clean is None:
+            clean = _Clean()
+            inputs = self.dataset.batch(self.rows[: self.batch_size])
+            clean.flags = self._choose_methods(inputs[:1])
+            everything = _Clean(maps=torch.empty(0), features=torch.empty(0))
+            parts = []
+            for rows in torch.split(self.rows, self.batch_size):
+                batch, labels = self.dataset.batch(rows), self.dataset.labels[rows]
+                parts.append(self._look(batch, labels, everything))
+            clean.maps = _joined([maps for maps, _ in parts])
+            clean.features = _joined([features for _, features in parts])
+            masks = self.dataset.masks(self.rows)
+            if masks is not None and clean.maps is not None:
+                clean.masks = downsample_masks(masks, (clean.maps.shape[1], clean.maps.shape[2]))
+            self._clean = clean
+        return self._clean
+
+    def _choose_methods(self, inputs: Tensor) -> list[Flag]:
+        """Find out which metrics this network allows; the others are named in a flag."""
+        flags = []
+        spec = self.model.attention
+        probe = inputs.to(self.device)
+        self._measures_features = True
+        if spec.method != "none":
+            try:
+                extractor = AttentionExtractor(self.model, method=spec.method, layer=spec.layer)
+                extractor.prepare(probe)
+                extractor(probe, torch.zeros(len(probe), dtype=torch.int64, device=self.device))
+            except RobenchError as error:
+                flags.append(Flag(name="no_attention", severity="note", evidence=str(error)))
+            else:
+                self._extractor = extractor
+                self.description = extractor.describe()
+        try:
+            with torch.no_grad():
+                penultimate_features(self.model, probe, layer=spec.feature_layer)
+        except RobenchError as error:
+            self._measures_features = False
+            flags.append(Flag(name="no_features", severity="note", evidence=str(error)))
+        return flags
+
+    def _look(
+        self, inputs: Tensor, labels: Tensor, wanted: _Clean
+    ) -> tuple[Tensor | None, Tensor | None]:
+        maps: list[Tensor | None] = []
+        features: list[Tensor | None] = []
+        batches = zip(
+            torch.split(inputs, self.batch_size), torch.split(labels, self.batch_size), strict=True
+        )
+        for part, targets in batches:
+            on_device, classes = part.to(self.device), targets.to(self.device)
+            if self._extractor is not None and wanted.maps is not None:
+                maps.append(self._extractor(on_device, classes).detach().cpu())
+            if self._measures_features and wanted.features is not None:
+                with torch.no_grad():
+                    layer = self.model.attention.feature_layer
+                    features.append(
+                        penultimate_features(self.model, on_device, layer=layer)[0].cpu()
+                    )
+        return _joined(maps), _joined(features)
+
+
+def _joined(parts: list[Tensor | None]) -> Tensor | None:
+    present = [part for part in parts if part is not None]
+    return torch.cat(present) if present else None
+
+
+def summarise(
+    values: dict[str, Tensor], broken: Tensor, survived: Tensor
+) -> dict[str, MetricSummary]:
+    """Means over all correctly classified samples, over the broken and over the survivors.
+
+    Args:
+        values: metric → (m,), NaN where undefined.
+        broken: bool (m,).
+        survived: bool (m,).
+    """
+    return {
+        name: MetricSummary(
+            mean=_mean(column, broken | survived),
+            mean_broken=_mean(column, broken),
+            mean_survived=_mean(column, survived),
+            n=int((~column.isnan() & (broken | survived)).sum()),
+        )
+        for name, column in values.items()
+    }
+
+
+def _mean(column: Tensor, chosen: Tensor) -> float | None:
+    defined = column[chosen & ~column.isnan()]
+    return float(defined.double().mean()) if len(defined) else None

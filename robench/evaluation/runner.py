@@ -1,0 +1,207 @@
+"""From a plan to records: models × attacks on one data set, each job done once and stored.
+
+card → model → attack proposes → adjudication decides → record. What is already in the store is
+read from there; an interrupted job goes on from its last snapshot.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from robench.datasets import Dataset
+from robench.errors import CorruptRecordError, UsageError
+from robench.evaluation.assembly import Assembly
+from robench.evaluation.cascade import Cascade
+from robench.evaluation.clean_pass import CleanPass
+from robench.evaluation.listener import Listener, Silent
+from robench.evaluation.settings import Settings
+from robench.evaluation.snapshots import Saver, load_snapshot
+from robench.models.wrapper import RobenchModel, buffer_fingerprint
+from robench.records import AttackSpec, DatasetSpec, Flag, Suite, job_key
+from robench.results.store import Store, StoredRecord
+from robench.threat_models import ThreatModel
+
+__all__ = ["evaluate_model", "evaluate_models"]
+
+
+def evaluate_models(
+    models: Sequence[RobenchModel],
+    dataset: Dataset,
+    suite: Suite,
+    *,
+    store: Store,
+    threat_model: ThreatModel | None = None,
+    listener: Listener | None = None,
+    **settings: Any,
+) -> list[StoredRecord]:
+    """Evaluate several models; see :func:`evaluate_model`."""
+    records: list[StoredRecord] = []
+    for model in models:
+        records += evaluate_model(
+            model,
+            dataset,
+            suite,
+            store=store,
+            threat_model=threat_model,
+            listener=listener,
+            **settings,
+        )
+    return records
+
+
+def evaluate_model(
+    model: RobenchModel,
+    dataset: Dataset,
+    suite: Suite,
+    *,
+    store: Store,
+    threat_model: ThreatModel | None = None,
+    listener: Listener | None = None,
+    **settings: Any,
+) -> list[StoredRecord]:
+    """Run every attack of a suite on one model, skipping what the store has.
+
+    Args:
+        model: the model; moved to the device.
+        dataset: the samples, inputs in [0, 1].
+        suite: the attacks; entries for other norms are left out.
+        store: where records are kept.
+        threat_model: the ball; None: the model's own.
+        listener: is told about progress.
+        settings: fields of :class:`~robench.evaluation.settings.Settings`: ``seed``, ``device``, ``precision``,
+            ``batch_size``, ``save_adversarial``, ``snapshot_seconds``.
+
+    Returns:
+        One stored record for each attack, in the suite's order.
+
+    Raises:
+        UsageError: the model and the data set have different numbers of classes, or the suite has
+            no attack for the norm.
+        ModelError: outputs that cannot be evaluated.
+        StoreError: records cannot be written.
+    """
+    threat = threat_model or model.summary.threat_model
+    specs = suite.for_norm(threat.norm)
+    if not specs:
+        raise UsageError(f"suite {suite.name!r} has no attack for {threat.norm}")
+    if model.num_classes != dataset.num_classes:
+        raise UsageError(
+            f"the model has {model.num_classes} classes, {dataset.name} has {dataset.num_classes}",
+            where=model.summary.id,
+        )
+    job = _ModelJob(model, dataset, threat, store, listener or Silent(), Settings(**settings))
+    records = [job.run(spec, specs) for spec in specs]
+    job.listener.model_finished(model.summary.name, records)
+    return records
+
+
+class _ModelJob:
+    """One model on one data set: what its attacks share is computed once, and only if needed."""
+
+    def __init__(
+        self,
+        model: RobenchModel,
+        dataset: Dataset,
+        threat_model: ThreatModel,
+        store: Store,
+        listener: Listener,
+        settings: Settings,
+    ) -> None:
+        self.model = model
+        self.dataset = dataset
+        self.threat_model = threat_model
+        self.store = store
+        self.listener = listener
+        self.settings = settings
+        self.spec: DatasetSpec = dataset.spec()
+        self._clean: CleanPass | None = None
+
+    def run(self, spec: AttackSpec, plan: Sequence[AttackSpec]) -> StoredRecord:
+        """The record of one attack, from the store or made now."""
+        name = self.model.summary.name
+        key = job_key(
+            self.model.summary.fingerprint,
+            self.spec.fingerprint,
+            self.threat_model,
+            spec,
+            self.settings.seed,
+        )
+        stored = self._from_store(key)
+        if stored is None:
+            # Another process may be at this very job; then its record is worth waiting for.
+            with self.store.claim(key, wait=float("inf")):
+                stored = self._from_store(key)
+                if stored is None:
+                    stored = self._make(key, spec, plan)
+                    self.listener.job_finished(stored)
+                    return stored
+        self.listener.job_started(name, spec.name, 0, True)
+        self.listener.job_finished(stored)
+        return stored
+
+    def _from_store(self, key: str) -> StoredRecord | None:
+        if not self.store.has(key):
+            return None
+        try:
+            return self.store.read(key)
+        except CorruptRecordError as error:
+            self.store.set_aside(key, str(error))
+            return None
+
+    def _clean_pass(self, plan: Sequence[AttackSpec]) -> CleanPass:
+        if self._clean is None:
+            self._clean = CleanPass(
+                self.model, self.dataset, self.threat_model, self.settings, plan
+            )
+        return self._clean
+
+    def _make(self, key: str, spec: AttackSpec, plan: Sequence[AttackSpec]) -> StoredRecord:
+        clean = self._clean_pass(plan)
+        before = buffer_fingerprint(self.model)
+        progress = self.store.progress(key)
+        saved = load_snapshot(progress.load())
+        seconds_before = float(saved["seconds"]) if saved else 0.0
+        saver = Saver(progress.save, self.settings.snapshot_seconds, seconds_before)
+        cascade = Cascade(
+            spec,
+            self.model,
+            self.threat_model,
+            clean.search_model,
+            clean.adjudicator,
+            batch_size=clean.batch_size,
+            shard_size=clean.shard_size,
+            seed=self.settings.seed,
+            progress=self.listener.advanced,
+            save=saver,
+        )
+        steps = cascade.total_steps(len(clean.rows), self.model.num_classes)
+        self.listener.job_started(self.model.summary.name, spec.name, steps, False)
+        try:
+            snapshot = saved["cascade"] if saved else None
+            attacked = cascade.run(clean, self.dataset.input_shape, snapshot)
+        except KeyboardInterrupt:
+            # An interrupted step may be half done; the engine's last whole step is what is kept.
+            saver.save_now()
+            raise
+        seconds = saver.seconds
+        flags = [*clean.flags, *attacked.flags]
+        if buffer_fingerprint(self.model) != before:
+            flags.append(
+                Flag(
+                    name="buffers_changed",
+                    severity="severe",
+                    evidence="parameters or buffers differ after the attack: the model changes "
+                    "while it is evaluated",
+                )
+            )
+        assembly = Assembly(self.model, self.spec, self.threat_model, spec, clean, attacked)
+        record = assembly.record(key, self.settings, flags, seconds)
+        stored = self.store.write(
+            record,
+            assembly.samples(),
+            adversarial=assembly.adversarial() if self.settings.save_adversarial else None,
+            arrays=assembly.panel(),
+        )
+        progress.clear()
+        return stored

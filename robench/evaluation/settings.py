@@ -1,0 +1,30 @@
+"""How to run an evaluation, as opposed to what to evaluate."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+
+__all__ = ["Settings"]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything that may change the time a run takes, and the seed.
+
+    Attributes:
+        seed: of all draws.
+        device: where the model runs.
+        precision: of the search, ``auto`` or a name of :mod:`robench.evaluation.precision`.
+        batch_size: inputs at a time; None: chosen by measurement.
+        save_adversarial: keep every adversarial input in the store.
+        snapshot_seconds: how often an unfinished job is saved.
+    """
+
+    seed: int = 0
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    precision: str = "auto"
+    batch_size: int | None = None
+    save_adversarial: bool = False
+    snapshot_seconds: float = 10.0

@@ -1,0 +1,212 @@
+"""Models with known answers, and a bare query that drives an attack without the engine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+
+import torch
+from torch import Tensor, nn
+
+from robench import seeding
+from robench.attacks.base import Gradient, Slots, slot_keys
+from robench.attacks.losses import Loss
+from robench.evaluation.search_models import EagerModel
+from robench.threat_models import Norm, ThreatModel
+
+
+class DoubleInside(nn.Module):
+    """Float64 arithmetic between float32 borders.
+
+    What a batch's composition changes in the last bits of float64 is lost in the rounding to
+    float32, so the outputs of a sample do not depend on the samples beside it.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module.double().eval()
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        out: Tensor = self.module(inputs.double())
+        return out.float()
+
+
+class TinyCNN(nn.Module):
+    """Two convolutions and a linear layer; smooth, so that gradients have no kinks."""
+
+    def __init__(self, classes: int = 6, channels: int = 1, side: int = 6, seed: int = 0) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, 8, 3, padding=1)
+        self.conv2 = nn.Conv2d(8, 8, 3, stride=2, padding=1)
+        self.fc = nn.Linear(8 * ((side + 1) // 2) ** 2, classes)
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for parameter in self.parameters():
+                scale = 2.0 / max(parameter[0].numel(), 1) ** 0.5 if parameter.dim() > 1 else 0.1
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * scale)
+        self.requires_grad_(False)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        hidden = torch.tanh(self.conv2(torch.tanh(self.conv1(inputs))))
+        out: Tensor = self.fc(hidden.flatten(1))
+        return out
+
+
+class LinearModel(nn.Module):
+    """logits = W·x + b on flattened inputs, in float64 inside."""
+
+    def __init__(self, weight: Tensor, bias: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("weight", weight.double())
+        self.register_buffer("bias", bias.double())
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return (inputs.flatten(1).double() @ self.weight.T + self.bias).float()
+
+
+class Recorder(nn.Module):
+    """Passes inputs through and keeps a copy of every batch."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+        self.seen: list[Tensor] = []
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        self.seen.append(inputs.detach().clone())
+        out: Tensor = self.module(inputs)
+        return out
+
+
+class Watching(nn.Module):
+    """Calls ``watch`` on every batch of inputs before the model sees it."""
+
+    def __init__(self, module: nn.Module, watch: Callable[[Tensor], None]) -> None:
+        super().__init__()
+        self.module = module
+        self.watch = watch
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        self.watch(inputs.detach())
+        out: Tensor = self.module(inputs)
+        return out
+
+
+class PlainQuery:
+    """A query with no engine behind it; keeps every batch of points it was asked about."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.model = EagerModel(module)
+        self.seen: list[Tensor] = []
+
+    def logits(self, points: Tensor, rows: Tensor | None = None) -> Tensor:
+        self.seen.append(points.detach().clone())
+        return self.model.logits(points)
+
+    def gradient(self, points: Tensor, loss: Loss, rows: Tensor | None = None) -> Gradient:
+        self.seen.append(points.detach().clone())
+        return self.model.gradient(points, loss)
+
+    def jacobian(self, points: Tensor, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        self.seen.append(points.detach().clone())
+        return self.model.jacobian(points)
+
+
+def images(count: int, shape: tuple[int, ...] = (1, 6, 6), seed: int = 0) -> Tensor:
+    """Uniform images: float32 (count, *shape) in [0, 1]."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand((count, *shape), generator=generator)
+
+
+def predictions(model: nn.Module, inputs: Tensor) -> Tensor:
+    with torch.no_grad():
+        labels: Tensor = model(inputs).argmax(dim=1)
+    return labels
+
+
+def slots_for(
+    model: nn.Module, inputs: Tensor, labels: Tensor, rank: int = 0, seed: int = 0
+) -> Slots:
+    """Slots of one rank for all inputs, keyed as the engine keys them."""
+    with torch.no_grad():
+        clean = model(inputs)
+    ids = [f"sample-{index}" for index in range(len(labels))]
+    ranks = torch.full_like(labels, rank)
+    keys = slot_keys(seeding.sample_keys(seed, ids), "test", ranks)
+    return Slots(inputs, labels, clean, keys, ranks)
+
+
+_DUAL: dict[Norm, float] = {"Linf": 1.0, "L2": 2.0, "L1": torch.inf}
+
+
+def linear_problem(
+    norm: Norm, classes: int, count: int = 64, side: int = 4, seed: int = 0
+) -> tuple[LinearModel, Tensor, Tensor, Tensor, ThreatModel]:
+    """A linear classifier far from the box's borders, so that only the ball constrains.
+
+    Returns:
+        The model, inputs (n, 1, side, side), labels (the model's own predictions), the exact
+        distance of each input to the decision boundary in ``norm``, and a threat model whose
+        radius splits the samples in half, with no distance within 2 % of it.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    dimensions = side * side
+    weight = torch.randn(classes, dimensions, generator=generator).double()
+    inputs = 0.45 + 0.1 * torch.rand(count * 2, 1, side, side, generator=generator)
+    flat = inputs.flatten(1).double()
+    bias = -(weight @ flat.mean(dim=0))  # puts the boundaries in the middle of the inputs
+    model = LinearModel(weight, bias)
+    logits = flat @ weight.T + bias
+    labels = logits.argmax(dim=1)
+    lead = logits.gather(1, labels[:, None]) - logits
+    slope = weight[labels][:, None, :] - weight[None]
+    steepness = torch.linalg.vector_norm(slope, ord=_DUAL[norm], dim=2)
+    distance = (lead / steepness).scatter(1, labels[:, None], torch.inf).amin(dim=1)
+    radius = float(distance.median())
+    clear = (distance / radius - 1).abs() > 0.02
+    kept = clear.nonzero().squeeze(1)[:count]
+    threat_model = ThreatModel.of(norm, repr(round(radius, 6)))
+    return model, inputs[kept], labels[kept], distance[kept], threat_model
+
+
+@cache
+def digits_data() -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Digits, 1,200 to train on and 597 to test on: inputs and labels of both."""
+    from sklearn.datasets import load_digits
+
+    bundle = load_digits()
+    inputs = torch.tensor(bundle.images, dtype=torch.float32)[:, None] / 16
+    labels = torch.tensor(bundle.target, dtype=torch.int64)
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
+    train, test = order[:1200], order[1200:]
+    return inputs[train], labels[train], inputs[test], labels[test]
+
+
+@cache
+def digits_network(epochs: int = 4, eps: float = 0.0) -> nn.Module:
+    """A small network trained for a moment; with ``eps``, on one-step adversarial inputs."""
+    inputs, labels, _, _ = digits_data()
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = nn.Sequential(
+            nn.Conv2d(1, 16, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(16, 32, 3, stride=2, padding=1),
+            nn.ReLU(),
+            nn.Flatten(),
+            nn.Linear(512, 10),
+        )
+        optimizer = torch.optim.Adam(network.parameters(), lr=3e-3)
+        for _ in range(epochs):
+            for part in torch.randperm(len(labels)).split(100):
+                x, y = inputs[part], labels[part]
+                if eps:
+                    start = x + eps * (2 * torch.rand_like(x) - 1)
+                    start = start.clamp(0, 1).requires_grad_()
+                    loss = nn.functional.cross_entropy(network(start), y)
+                    (slope,) = torch.autograd.grad(loss, start)
+                    x = (start.detach() + eps * slope.sign()).clamp(x - eps, x + eps).clamp(0, 1)
+                optimizer.zero_grad()
+                nn.functional.cross_entropy(network(x), y).backward()
+                optimizer.step()
+    return network.eval().requires_grad_(False)

@@ -20,8 +20,8 @@ from robench.reporting.model_results import ModelResult
 from robench.statistics import (
     Interval,
     PairedCounts,
-    bootstrap_draws,
     bootstrap_mean,
+    bootstrap_worst_class,
     mcnemar,
     tango_interval,
 )
@@ -106,19 +106,16 @@ def worst_class_difference(
     samples inside each class (percentiles of 1,999 resamples), and are approximate, the more so
     the fewer samples a class has.
     """
-    _, codes = np.unique(first.labels, return_inverse=True)
-    verdicts = [result.robust.astype(np.float64) for result in (first, second)]
-
-    def worst(hits: npt.NDArray[np.float64], indices: npt.NDArray[np.intp]) -> float:
-        sizes = np.bincount(codes[indices])
-        return float((100 * np.bincount(codes[indices], hits[indices]) / sizes).min())
-
-    def statistic(indices: npt.NDArray[np.intp]) -> float:
-        return worst(verdicts[0], indices) - worst(verdicts[1], indices)
-
-    everything = np.arange(first.n)
-    estimate = statistic(everything)
-    draws = bootstrap_draws(statistic, codes, resamples=RESAMPLES, seed=seed)
+    classes = [
+        PairedCounts.of(first.robust[chosen], second.robust[chosen])
+        for chosen in (first.labels == label for label in np.unique(first.labels))
+    ]
+    lowest = [
+        100 * min((c.both + c.only_first) / c.n for c in classes),
+        100 * min((c.both + c.only_second) / c.n for c in classes),
+    ]
+    estimate = lowest[0] - lowest[1]
+    draws = 100 * bootstrap_worst_class(classes, resamples=RESAMPLES, seed=seed)
     tail = (1 - level) / 2
     low, high = np.quantile(draws, [tail, 1 - tail])
     # Counting the samples themselves as one more draw keeps p above 0.
@@ -128,8 +125,8 @@ def worst_class_difference(
         quantity="worst_class_robust_acc",
         unit="points",
         better="higher",
-        first=worst(verdicts[0], everything),
-        second=worst(verdicts[1], everything),
+        first=lowest[0],
+        second=lowest[1],
         interval=Interval(estimate, float(low), float(high), level),
         p=min(1.0, 2 * min(worse, above)),
         p_worse=worse,

@@ -11,9 +11,8 @@ from robench.statistics.intervals import (
 )
 from robench.statistics.paired import (
     PairedCounts,
-    bootstrap_draws,
     bootstrap_mean,
-    bootstrap_statistic,
+    bootstrap_worst_class,
     holm,
     mcnemar,
     newcombe_interval,
@@ -32,9 +31,8 @@ __all__ = [
     "Interval",
     "PairedCounts",
     "auc_interval",
-    "bootstrap_draws",
     "bootstrap_mean",
-    "bootstrap_statistic",
+    "bootstrap_worst_class",
     "clopper_pearson",
     "holm",
     "mann_whitney",

@@ -7,7 +7,7 @@ difference. Shares are in [0, 1]; a difference is always *first minus second*.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -21,9 +21,8 @@ from robench.statistics.intervals import Interval, check_level, wilson
 __all__ = [
     "Alternative",
     "PairedCounts",
-    "bootstrap_draws",
     "bootstrap_mean",
-    "bootstrap_statistic",
+    "bootstrap_worst_class",
     "holm",
     "mcnemar",
     "newcombe_interval",
@@ -198,54 +197,33 @@ def bootstrap_mean(
     return Interval(mean, float(limits.low), float(limits.high), level)
 
 
-def bootstrap_statistic(
-    statistic: Callable[[npt.NDArray[np.intp]], float],
-    strata: npt.ArrayLike,
-    level: float = 0.95,
-    *,
-    resamples: int = 1999,
-    seed: int = 0,
-) -> Interval:
-    """Percentile bootstrap interval of any statistic of sample indices, resampled by stratum.
+def bootstrap_worst_class(
+    classes: Sequence[PairedCounts], *, resamples: int = 1999, seed: int = 0
+) -> npt.NDArray[np.float64]:
+    """Bootstrap draws of the difference of two worst classes, each the smallest of its accuracies.
 
-    For what has no formula, such as the difference of two worst classes, each the smallest of
-    several accuracies. Resampling inside each class keeps the class sizes as they are.
+    A minimum has no formula, so samples are drawn again inside each class. Only how often each
+    of the four outcomes is drawn matters, and that is multinomial: no sample is touched.
 
     Args:
-        statistic: takes indices (n,) into the samples, returns a number.
-        strata: the class of each sample, shape (n,).
+        classes: the paired outcomes of each class; classes without samples are passed over.
 
     Returns:
-        Undefined if the statistic of the samples themselves is NaN.
+        Differences of shares in [−1, 1], shape (resamples,); NaN without any sample.
     """
-    check_level(level)
-    groups = np.asarray(strata)
-    everything = np.arange(len(groups), dtype=np.intp)
-    estimate = statistic(everything) if len(groups) else math.nan
-    if math.isnan(estimate):
-        return Interval(math.nan, math.nan, math.nan, level)
-    draws = bootstrap_draws(statistic, groups, resamples=resamples, seed=seed)
-    tail = (1 - level) / 2
-    low, high = np.nanquantile(draws, [tail, 1 - tail])
-    return Interval(estimate, float(low), float(high), level)
-
-
-def bootstrap_draws(
-    statistic: Callable[[npt.NDArray[np.intp]], float],
-    strata: npt.ArrayLike,
-    *,
-    resamples: int = 1999,
-    seed: int = 0,
-) -> npt.NDArray[np.float64]:
-    """The resampled values behind :func:`bootstrap_statistic`, shape (resamples,)."""
-    groups = np.asarray(strata)
     rng = np.random.default_rng(seed)
-    members = [np.flatnonzero(groups == value) for value in np.unique(groups)]
-    draws = np.empty(resamples)
-    for number in range(resamples):
-        drawn = [group[rng.integers(len(group), size=len(group))] for group in members]
-        draws[number] = statistic(np.concatenate(drawn))
-    return draws
+    lowest = np.full((2, resamples), np.inf)
+    for counts in classes:
+        if not counts.n:
+            continue
+        cells = np.array([counts.both, counts.only_first, counts.only_second, counts.neither])
+        drawn = rng.multinomial(counts.n, cells / counts.n, size=resamples)
+        accuracies = np.stack([drawn[:, 0] + drawn[:, 1], drawn[:, 0] + drawn[:, 2]]) / counts.n
+        lowest = np.minimum(lowest, accuracies)
+    if not np.isfinite(lowest).all():
+        return np.full(resamples, np.nan)
+    difference: npt.NDArray[np.float64] = lowest[0] - lowest[1]
+    return difference
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

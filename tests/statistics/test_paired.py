@@ -14,7 +14,7 @@ from robench.errors import UsageError
 from robench.statistics import (
     PairedCounts,
     bootstrap_mean,
-    bootstrap_statistic,
+    bootstrap_worst_class,
     holm,
     mcnemar,
     newcombe_interval,
@@ -139,7 +139,6 @@ def test_no_samples_is_undefined() -> None:
     assert math.isnan(noninferiority_p(empty, 0.1))
     assert not bootstrap_mean([]).defined
     assert not bootstrap_mean([math.nan, math.nan, 1.0]).defined
-    assert not bootstrap_statistic(lambda _: 1.0, []).defined
 
 
 def test_counting() -> None:
@@ -187,23 +186,28 @@ def test_bootstrap_of_equal_differences_is_a_point() -> None:
     assert (interval.low, interval.estimate, interval.high) == (0, 0, 0)
 
 
-def test_stratified_bootstrap_keeps_class_sizes() -> None:
-    strata = np.array([0] * 30 + [1] * 3)
-    sizes = set()
+def test_worst_class_bootstrap_is_resampling_inside_classes() -> None:
+    rng = np.random.default_rng(5)
+    labels = np.repeat([0, 1, 2], [30, 40, 50])
+    first = rng.random(120) < np.array([0.5, 0.6, 0.9])[labels]
+    second = rng.random(120) < np.array([0.8, 0.5, 0.6])[labels]
+    members = [np.flatnonzero(labels == label) for label in range(3)]
+    brute = []
+    for _ in range(4000):
+        drawn = [rng.choice(m, len(m)) for m in members]
+        brute.append(min(first[d].mean() for d in drawn) - min(second[d].mean() for d in drawn))
+    draws = bootstrap_worst_class(
+        [PairedCounts.of(first[m], second[m]) for m in members], resamples=4000
+    )
+    assert draws.mean() == pytest.approx(np.mean(brute), abs=0.01)
+    assert stats.ks_2samp(draws, brute).pvalue > 0.001
 
-    def share(indices: np.ndarray) -> float:
-        sizes.add(int((strata[indices] == 1).sum()))
-        return float(strata[indices].mean())
 
-    interval = bootstrap_statistic(share, strata, resamples=50)
-    assert sizes == {3}
-    assert interval.low == interval.high == interval.estimate == pytest.approx(3 / 33)
-
-
-def test_stratified_bootstrap_of_a_mean_is_near_wilson() -> None:
-    hits = np.array([1.0] * 300 + [0.0] * 200)
-    strata = np.zeros(500)
-    interval = bootstrap_statistic(lambda i: float(hits[i].mean()), strata)
-    reference = wilson(300, 500)
-    assert interval.low == pytest.approx(reference.low, abs=0.006)
-    assert interval.high == pytest.approx(reference.high, abs=0.006)
+def test_worst_class_bootstrap_edges() -> None:
+    same = [PairedCounts(5, 0, 0, 5), PairedCounts(0, 0, 0, 0)]
+    np.testing.assert_array_equal(bootstrap_worst_class(same, resamples=9), np.zeros(9))
+    assert np.isnan(bootstrap_worst_class([], resamples=9)).all()
+    one = bootstrap_worst_class([PairedCounts(3, 4, 2, 1)], resamples=50)
+    np.testing.assert_array_equal(
+        one, bootstrap_worst_class([PairedCounts(3, 4, 2, 1)], resamples=50)
+    )

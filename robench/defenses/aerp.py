@@ -32,7 +32,7 @@ class Aerp(AdversarialRecipe):
 
     name: ClassVar[str] = "aerp"
     paper: ClassVar[str | None] = (
-        "Attention, Please! Adversarial Defense via Activation Rectification and Preservation "
+        "Attention, Please! Adversarial Defense via Attention Rectification and Preservation "
         "(Wu et al.)"
     )
     link: ClassVar[str | None] = "https://arxiv.org/abs/1811.09831"

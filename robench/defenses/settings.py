@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -34,6 +35,8 @@ class TrainingSettings(BaseModel):
     """Decay a step of an exponential moving average of the weights; 0: none."""
     clip: float = Field(0.0, ge=0)
     """Largest L2 norm of the gradient; 0: unlimited."""
+    eps_warmup: float = Field(0.0, ge=0, le=1)
+    """Share of the run in which ε grows to its value, epoch by epoch. Transformers need it."""
     shift: int = Field(0, ge=0)
     """Augmentation: random shift by up to so many pixels, zeros coming in."""
     flip: bool = False
@@ -50,6 +53,11 @@ class TrainingSettings(BaseModel):
     def lr_at(self, progress: float) -> float:
         """Learning rate after the share ``progress`` in [0, 1] of all steps."""
         return self.lr * self._factor(progress)
+
+    def eps_share(self, epoch: int) -> Fraction:
+        """The share of ε that epoch number ``epoch`` (from 0) trains against."""
+        warm = math.ceil(self.eps_warmup * self.epochs)
+        return min(Fraction(1), Fraction(epoch + 1, warm + 1))
 
     def _factor(self, progress: float) -> float:
         if self.schedule == "constant":

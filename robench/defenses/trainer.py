@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -134,6 +134,9 @@ class Trainer:
         report: TrainingProgress | None,
     ) -> dict[str, float]:
         network, steps = context.network, context.data.steps
+        share = self.settings.eps_share(epoch)
+        weaker = replace(self.threat_model, eps=self.threat_model.eps * share)
+        context = replace(context, threat_model=weaker)
         total = steps * self.settings.epochs
         sums: dict[str, Tensor] = {}
         network.train()

@@ -502,6 +502,13 @@ def test_schedules() -> None:
     assert cycle.lr_at(0.6) == pytest.approx(0.5)
 
 
+def test_eps_grows_to_its_value() -> None:
+    warm = settings(epochs=10, eps_warmup=0.4)
+    shares = [float(warm.eps_share(epoch)) for epoch in range(10)]
+    assert shares == pytest.approx([0.2, 0.4, 0.6, 0.8] + [1.0] * 6)
+    assert settings().eps_share(0) == 1
+
+
 def test_the_moving_average_is_an_average(tmp_path: Path) -> None:
     """With a decay near 1 the average lags behind, so the two must differ; 0 means none."""
     assert not same(weights(run(tmp_path / "a")), weights(run(tmp_path / "b", ema=0.9)))
@@ -643,3 +650,13 @@ def test_the_bar_shows_losses_and_robustness(tmp_path: Path) -> None:
     text = stream.getvalue()
     for expected in ("pgd-at on bars", "6/6", "adversarial 0.500", "robust 42.0 %"):
         assert expected in text
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_gpu_trains_in_either_precision(precision: str, tmp_path: Path) -> None:
+    card = read_card(run(tmp_path / "a", device="cuda", precision=precision, epochs=10))
+    assert card.provenance.recipe["precision"] == precision
+    assert card.provenance.validation["clean_acc"] > 80
+    assert load_model(tmp_path / "a")(bars().batch([0])).dtype == torch.float32

@@ -1,10 +1,14 @@
-"""What attention has to do with being broken: the two observations of AERP, tested.
+"""What attention and features have to do with robustness: published observations, tested.
 
 Wu, Sang et al. (arXiv 1811.09831) observed that (1) images whose clean attention is incomplete
 are broken more often, and (2) successful attacks make attention deviate and scatter. Each is put
 as a question about two groups of correctly classified samples, broken and survived, and answered
 with an effect size, its interval and a p-value, corrected (Holm) over the models asked. An
 observation that does not hold is reported like one that does.
+
+Zhou et al. (ANCRA, arXiv 2310.03358) hold that robust models have features that an attack moves
+little (alignment) and that stay far from other classes' (exclusion). That is a question about
+models, answered with a rank correlation over those at hand, which are few: see the interval.
 """
 
 from __future__ import annotations
@@ -20,9 +24,15 @@ import pandas as pd
 
 from robench.records import Outcome
 from robench.reporting.model_results import ModelResult
-from robench.statistics import GroupDifference, holm, mann_whitney
+from robench.statistics import GroupDifference, holm, mann_whitney, rank_correlation
 
-__all__ = ["QUESTIONS", "Question", "attention_findings", "broken_and_survived"]
+__all__ = [
+    "QUESTIONS",
+    "Question",
+    "attention_findings",
+    "broken_and_survived",
+    "representation_findings",
+]
 
 Floats = npt.NDArray[np.float64]
 
@@ -116,6 +126,49 @@ def attention_findings(results: Sequence[ModelResult], *, level: float = 0.95) -
         "verdict",
     ]
     return pd.DataFrame(rows, columns=columns)
+
+
+def representation_findings(results: Sequence[ModelResult], *, level: float = 0.95) -> pd.DataFrame:
+    """Whether robust accuracy goes with a model's mean alignment and exclusion.
+
+    Returns:
+        One row a metric: ``metric``, ``models`` (how many have it), ``spearman`` with ``low``
+        and ``high``, ``p``, ``p_holm`` (over the metrics) and ``verdict`` as for
+        :func:`attention_findings`.
+    """
+    rows: list[dict[str, Any]] = []
+    for metric, sign in (("alignment", -1), ("exclusion", 1)):
+        pairs = []
+        for result in results:
+            if result.attention_attack is not None:
+                summary = result.attacks[result.attention_attack].record.metrics.get(metric)
+                if summary is not None and summary.mean is not None:
+                    pairs.append((summary.mean, result.robust_acc.estimate))
+        found = rank_correlation([m for m, _ in pairs], [r for _, r in pairs], level)
+        rows.append(
+            {
+                "metric": metric,
+                "models": found.n,
+                "spearman": found.rho.estimate,
+                "low": found.rho.low,
+                "high": found.rho.high,
+                "p": found.p_value,
+                "_sign": sign,
+            }
+        )
+    for row, p in zip(rows, holm([row["p"] for row in rows]), strict=True):
+        agrees = row.pop("_sign") * row["spearman"] > 0
+        row["p_holm"] = p
+        row["verdict"] = (
+            "undefined"
+            if math.isnan(p)
+            else "not shown"
+            if p >= 1 - level
+            else "holds"
+            if agrees
+            else "reversed"
+        )
+    return pd.DataFrame(rows)
 
 
 def _median(values: Floats) -> float:

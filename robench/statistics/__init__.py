@@ -1,6 +1,12 @@
 """Intervals, paired tests, effect sizes and power. Plain numbers in, plain numbers out."""
 
-from robench.statistics.effects import GroupDifference, auc_interval, mann_whitney
+from robench.statistics.effects import (
+    GroupDifference,
+    RankCorrelation,
+    auc_interval,
+    mann_whitney,
+    rank_correlation,
+)
 from robench.statistics.intervals import (
     Interval,
     clopper_pearson,
@@ -30,6 +36,7 @@ __all__ = [
     "GroupDifference",
     "Interval",
     "PairedCounts",
+    "RankCorrelation",
     "auc_interval",
     "bootstrap_mean",
     "bootstrap_worst_class",
@@ -43,6 +50,7 @@ __all__ = [
     "n_for_noninferiority",
     "newcombe_interval",
     "noninferiority_p",
+    "rank_correlation",
     "smallest_difference",
     "tango_interval",
     "unpaired_difference",

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+from functools import partial
 from pathlib import Path
 
 import matplotlib
@@ -13,7 +14,7 @@ from record_factory import make_record, make_samples, make_stored
 
 from robench.records import MetricSummary
 from robench.reporting.compare import compare_models
-from robench.reporting.findings import attention_findings
+from robench.reporting.findings import attention_findings, representation_findings
 from robench.reporting.model_results import ModelResult, collect
 from robench.reporting.plots import (
     accuracy_by_attack,
@@ -25,7 +26,8 @@ from robench.reporting.plots import (
     feature_distances,
     group_slug,
     render_plots,
-    robust_against_deviation,
+    resisted_by_one,
+    robust_against_metric,
     sample_panel,
     save,
     security_curves,
@@ -91,7 +93,8 @@ def overlapping(figure: Figure) -> list[tuple[str, str]]:
 FIGURES = {
     "accuracy_by_attack": accuracy_by_attack,
     "clean_against_robust": clean_against_robust,
-    "robust_against_deviation": robust_against_deviation,
+    "robust_against_deviation": partial(robust_against_metric, name="attention_deviation"),
+    "robust_against_exclusion": partial(robust_against_metric, name="exclusion"),
     "attention_distributions": attention_distributions,
     "feature_distances": feature_distances,
 }
@@ -136,7 +139,7 @@ def test_undefined_metrics_are_left_out_not_zero() -> None:
     gap = {"attention_deviation": [np.nan] * 4}
     metrics = {"attention_deviation": MetricSummary(mean=None)}
     results = collect([make_stored("SSBB", values=gap, metrics=metrics)])
-    assert robust_against_deviation(results) is None
+    assert robust_against_metric(results, "attention_deviation") is None
     assert feature_distances(results) is None
     figure = attention_distributions(results)
     assert figure is not None
@@ -241,9 +244,49 @@ def test_differences_are_where_the_table_says() -> None:
     figure = difference_plot(comparison)
     assert figure is not None
     assert overlapping(figure) == []
-    drawn = [float(c[0].get_xdata()[0]) for c in figure.axes[0].containers]
+    points = [line for line in figure.axes[0].lines[1:] if line.get_linestyle() == "None"]
+    drawn = [float(line.get_xdata()[0]) for line in points]
     shown = comparison.table[comparison.table["quantity"].str.endswith("_acc")]
     assert sorted(drawn) == pytest.approx(sorted(shown["difference"]))
+
+
+def test_resisted_samples_are_shown_with_both_attacks() -> None:
+    panel = make_panel(3, size=8)
+    models = ("old", "new")
+    figure = resisted_by_one(
+        models,
+        make_record(make_samples("SB"), classes=10),
+        panel.sample_ids,
+        panel.labels,
+        panel.clean,
+        (panel.adversarial, panel.clean),
+        (panel.adv_predictions, panel.labels),
+    )
+    assert figure is not None
+    assert overlapping(figure) == []
+    texts = [t.get_text() for t in figure.findobj(Text)]
+    assert sum(t.startswith("✗") for t in texts) == 2
+    assert {"clean", "under attack: old", "under attack: new"} <= set(texts)
+    np.testing.assert_allclose(figure.axes[2].images[0].get_array(), panel.clean[0, ..., 0])
+
+
+def test_features_of_robust_models_are_correlated_over_models() -> None:
+    def model(name: str, robust: int, alignment: float | None) -> StoredRecord:
+        metrics = {
+            "alignment": MetricSummary(mean=alignment),
+            "exclusion": MetricSummary(mean=0.01 * ((7 * robust) % 5)),
+        }
+        return make_stored("S" * robust + "B" * (20 - robust), model=name, metrics=metrics)
+
+    results = collect([model(f"m{k}", 2 * k, 1 - 0.1 * k) for k in range(7)])
+    table = representation_findings(results).set_index("metric")
+    assert table.loc["alignment", "verdict"] == "holds"
+    assert table.loc["alignment", "spearman"] == -1
+    assert table.loc["alignment", "p"] == pytest.approx(2 / 5040)
+    assert table.loc["exclusion", "verdict"] == "not shown"
+    gap = representation_findings(collect([model("a", 3, None)])).set_index("metric")
+    assert gap.loc["alignment", "models"] == 0
+    assert set(gap["verdict"]) == {"undefined"}
 
 
 def test_group_slug_is_a_file_name() -> None:

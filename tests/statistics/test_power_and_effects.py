@@ -19,6 +19,7 @@ from robench.statistics import (
     n_for_difference,
     n_for_noninferiority,
     noninferiority_p,
+    rank_correlation,
     smallest_difference,
 )
 
@@ -145,3 +146,30 @@ def test_auc_interval_covers() -> None:
         interval = auc_interval(float((a > b).mean()), 40, 30)
         covered += interval.low <= truth <= interval.high
     assert 0.925 < covered / 400 < 0.985
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=9, max_size=25))
+def test_rank_correlation_is_spearmans(pairs: list[tuple[int, int]]) -> None:
+    a, b = np.array(pairs, dtype=float).T
+    found = rank_correlation(a, b)
+    if np.ptp(a) == 0 or np.ptp(b) == 0:
+        assert math.isnan(found.p_value)
+        return
+    reference = stats.spearmanr(a, b)
+    assert found.rho.estimate == pytest.approx(reference.statistic)
+    assert found.p_value == pytest.approx(reference.pvalue)
+    assert found.rho.low <= found.rho.estimate + 1e-9
+    assert found.rho.estimate <= found.rho.high + 1e-9
+
+
+def test_rank_correlation_of_few_pairs_is_exact() -> None:
+    a, b = [1.0, 2.0, 3.0, 4.0, 5.0], [1.0, 2.0, 4.0, 3.0, math.nan]
+    found = rank_correlation(a, b)
+    assert found.n == 4
+    # ρ = 0.8: of the 24 orders, 1 reaches 1, 3 reach 0.8, and as many on the other side.
+    assert found.rho.estimate == pytest.approx(0.8)
+    assert found.p_value == pytest.approx(8 / 24)
+    assert math.isnan(rank_correlation(a[:3], b[:3]).rho.low)
+    assert math.isnan(rank_correlation([1.0], [2.0]).p_value)
+    with pytest.raises(UsageError, match="shapes"):
+        rank_correlation([1.0], [1.0, 2.0])

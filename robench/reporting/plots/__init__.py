@@ -5,8 +5,9 @@ from robench.reporting.plots.confusion import confusion, confusion_under_attack
 from robench.reporting.plots.differences import difference_plot
 from robench.reporting.plots.distributions import attention_distributions
 from robench.reporting.plots.feature_distances import feature_distances
-from robench.reporting.plots.model_scatter import clean_against_robust, robust_against_deviation
+from robench.reporting.plots.model_scatter import clean_against_robust, robust_against_metric
 from robench.reporting.plots.render import group_slug, render_plots
+from robench.reporting.plots.resisted import resisted_by_one
 from robench.reporting.plots.sample_panel import sample_panel
 from robench.reporting.plots.security_curves import security_curves
 from robench.reporting.plots.style import save
@@ -21,7 +22,8 @@ __all__ = [
     "feature_distances",
     "group_slug",
     "render_plots",
-    "robust_against_deviation",
+    "resisted_by_one",
+    "robust_against_metric",
     "sample_panel",
     "save",
     "security_curves",

@@ -36,16 +36,16 @@ def difference_plot(comparison: Comparison) -> Figure | None:
             [model, *[None] * len(table)], table[table["model"] == model].iterrows(), strict=False
         ):
             shown = row["verdict"] in ("better", "worse")
-            axes.errorbar(
+            y = quantities.index(row["quantity"]) - 0.35 + (number + 0.5) * step
+            # A bootstrap interval need not hold its estimate, so it is a line of its own.
+            axes.plot([row["low"], row["high"]], [y, y], color=shape.colour, marker="|")
+            axes.plot(
                 [row["difference"]],
-                [quantities.index(row["quantity"]) - 0.35 + (number + 0.5) * step],
-                xerr=[[row["difference"] - row["low"]], [row["high"] - row["difference"]]],
+                [y],
                 color=shape.colour,
                 marker=shape.marker,
                 markersize=6,
                 markerfacecolor=shape.colour if shown else "white",
-                markeredgecolor=shape.colour,
-                capsize=2,
                 linestyle="none",
                 label=label,
             )

@@ -21,7 +21,7 @@ from robench.reporting.plots.style import (
 )
 from robench.statistics import Interval
 
-__all__ = ["clean_against_robust", "robust_against_deviation"]
+__all__ = ["clean_against_robust", "robust_against_metric"]
 
 
 @styled
@@ -47,13 +47,20 @@ def clean_against_robust(results: Sequence[ModelResult]) -> Figure | None:
 
 
 @styled
-def robust_against_deviation(results: Sequence[ModelResult]) -> Figure | None:
-    """Robust accuracy against mean attention deviation, with 95 % intervals.
+def robust_against_metric(results: Sequence[ModelResult], name: str) -> Figure | None:
+    """Robust accuracy against the mean of a metric, with 95 % intervals of both.
+
+    Args:
+        results: models of one group.
+        name: a per-sample metric of the catalogue.
 
     Returns:
         None if no model has the metric.
+
+    Raises:
+        UnknownNameError: there is no such metric.
     """
-    name = "attention_deviation"
+    item = metric(name)
     shown = []
     for number, result in enumerate(results):
         interval = _mean_interval(result, name)
@@ -65,15 +72,14 @@ def robust_against_deviation(results: Sequence[ModelResult]) -> Figure | None:
     axes = figure.add_subplot()
     for number, result, interval in shown:
         _point(axes, number, result.model.name, interval, result.robust_acc)
-    item = metric(name)
     attacks = sorted({result.attention_attack or "" for _, result, _ in shown})
-    axes.set(
-        xlim=(-0.02, 1.02),
-        xlabel=f"mean {item.label.lower()} under {' / '.join(attacks)} (0 same, 1 disjoint)",
-    )
+    best = {"lower": ", lower is better", "higher": ", higher is better"}.get(item.direction, "")
+    axes.set_xlabel(f"mean {item.label.lower()} under {' / '.join(attacks)} ({item.unit}{best})")
+    if item.low == 0 and item.high == 1:
+        axes.set_xlim(-0.02, 1.02)
     percent_axis(axes, "y", "worst-case robust accuracy in %")
     figure.legend(loc="outside right upper")
-    captioned(figure, "Robust accuracy against attention deviation", describe(results))
+    captioned(figure, f"Robust accuracy against {item.label.lower()}", describe(results))
     return figure
 
 
@@ -82,8 +88,9 @@ def _point(axes: Axes, number: int, name: str, x: Interval, y: Interval) -> None
     axes.errorbar(
         [x.estimate],
         [y.estimate],
-        xerr=[[x.estimate - x.low], [x.high - x.estimate]],
-        yerr=[[y.estimate - y.low], [y.high - y.estimate]],
+        # Rounding may put a limit a hair on the wrong side of 0 or 100.
+        xerr=[[max(0.0, x.estimate - x.low)], [max(0.0, x.high - x.estimate)]],
+        yerr=[[max(0.0, y.estimate - y.low)], [max(0.0, y.high - y.estimate)]],
         color=shape.colour,
         marker=shape.marker,
         markersize=8,
@@ -104,6 +111,6 @@ def _mean_interval(result: ModelResult, name: str) -> Interval | None:
     if len(values) < 2:
         return None
     mean = float(values.mean())
-    # The values are in [0, 1] and many: the normal approximation of their mean is good.
+    # The values are bounded and many: the normal approximation of their mean is good.
     half = 1.96 * float(values.std(ddof=1)) / math.sqrt(len(values))
     return Interval(mean, mean - half, mean + half)

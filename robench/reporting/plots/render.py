@@ -18,7 +18,7 @@ from robench.reporting.plots.accuracy_by_attack import accuracy_by_attack
 from robench.reporting.plots.confusion import confusion_under_attack
 from robench.reporting.plots.distributions import attention_distributions
 from robench.reporting.plots.feature_distances import feature_distances
-from robench.reporting.plots.model_scatter import clean_against_robust, robust_against_deviation
+from robench.reporting.plots.model_scatter import clean_against_robust, robust_against_metric
 from robench.reporting.plots.sample_panel import sample_panel
 from robench.reporting.plots.security_curves import security_curves
 from robench.reporting.plots.style import save
@@ -30,7 +30,14 @@ __all__ = ["GROUP_PLOTS", "group_slug", "render_plots"]
 GROUP_PLOTS: dict[str, Callable[[Sequence[ModelResult]], Figure | None]] = {
     "accuracy_by_attack": accuracy_by_attack,
     "clean_against_robust": clean_against_robust,
-    "robust_against_deviation": robust_against_deviation,
+    **{
+        f"robust_against_{short}": functools.partial(robust_against_metric, name=name)
+        for short, name in (
+            ("deviation", "attention_deviation"),
+            ("alignment", "alignment"),
+            ("exclusion", "exclusion"),
+        )
+    },
     "attention_distributions": attention_distributions,
     "feature_distances": feature_distances,
 }

@@ -14,7 +14,7 @@ from robench.reporting.model_results import class_name
 from robench.reporting.plots.style import captioned, new_figure, styled, threat_text
 from robench.results import SamplePanel
 
-__all__ = ["sample_panel"]
+__all__ = ["sample_panel", "show_image"]
 
 AFTER: dict[str, Any] = {"color": "#D55E00", "linewidth": 1.4}
 BEFORE: dict[str, Any] = {"color": "white", "linewidth": 1.0, "linestyle": (0, (3, 2))}
@@ -44,9 +44,9 @@ def sample_panel(panel: SamplePanel, record: EvaluationRecord) -> Figure | None:
         clean, adversarial = panel.clean[row], panel.adversarial[row]
         perturbation = adversarial - clean
         scale = record.threat_model.radius if linf else float(np.abs(perturbation).max())
-        _image(grid[row, 0], clean)
-        _image(grid[row, 1], adversarial)
-        _image(grid[row, 2], 0.5 + 0.5 * perturbation / max(scale, 1e-12))
+        show_image(grid[row, 0], clean)
+        show_image(grid[row, 1], adversarial)
+        show_image(grid[row, 2], 0.5 + 0.5 * perturbation / max(scale, 1e-12))
         _overlay(grid[row, 3], clean, panel.clean_maps[row])
         _overlay(grid[row, 4], adversarial, panel.adv_maps[row])
         if _defined(panel.clean_maps[row]):
@@ -79,7 +79,8 @@ def sample_panel(panel: SamplePanel, record: EvaluationRecord) -> Figure | None:
     return figure
 
 
-def _image(axes: Axes, image: npt.NDArray[np.floating]) -> None:
+def show_image(axes: Axes, image: npt.NDArray[np.floating]) -> None:
+    """Draw one image (H, W, 1 or 3) in [0, 1], without axes."""
     shown = np.clip(image, 0, 1)
     axes.imshow(shown[..., 0] if shown.shape[-1] == 1 else shown, cmap="gray", vmin=0, vmax=1)
     _bare(axes)

@@ -21,7 +21,15 @@ from robench.results import StoredRecord
 from robench.statistics import Interval, wilson
 from robench.threat_models import ThreatModel, parse_eps, parse_norm
 
-__all__ = ["GroupKey", "ModelResult", "class_name", "collect", "common_attacks", "find_pair"]
+__all__ = [
+    "GroupKey",
+    "ModelResult",
+    "class_name",
+    "collect",
+    "common_attacks",
+    "find_pair",
+    "results_of",
+]
 
 Bools = npt.NDArray[np.bool_]
 
@@ -259,21 +267,28 @@ def collect(
 
 
 def find_pair(
-    results: Iterable[ModelResult], first: str, second: str
+    results: Iterable[ModelResult],
+    first: str,
+    second: str,
+    *,
+    second_results: Iterable[ModelResult] | None = None,
 ) -> tuple[ModelResult, ModelResult]:
     """Two models in the one group that both are in.
 
     Args:
         results: from :func:`collect`.
-        first, second: a model's name, id, or the start of its weights' sha256 (8 digits or more).
+        first, second: as for :func:`results_of`.
+        second_results: where the second is looked for, if elsewhere: a model and its successor
+            may bear one name in two folders.
 
     Raises:
         UnknownNameError: there is no such model; near misses are listed.
         UsageError: they share no group (what differs is named), or several (filter them).
     """
     pool = list(results)
-    left = {result.group: result for result in _of_model(pool, first)}
-    right = {result.group: result for result in _of_model(pool, second)}
+    left = {result.group: result for result in results_of(pool, first)}
+    others = pool if second_results is None else list(second_results)
+    right = {result.group: result for result in results_of(others, second)}
     shared = sorted(left.keys() & right.keys())
     if not shared:
         one, two = next(iter(left)), next(iter(right))
@@ -321,11 +336,24 @@ def common_attacks(
     return first.restricted(shared), second.restricted(shared), notes
 
 
-def _of_model(pool: list[ModelResult], query: str) -> list[ModelResult]:
+def results_of(results: Iterable[ModelResult], query: str) -> list[ModelResult]:
+    """All results of one model.
+
+    Args:
+        results: from :func:`collect`.
+        query: the model's name, its id or the end of it, or the start of its weights' sha256
+            (8 digits or more).
+
+    Raises:
+        UnknownNameError: there is no such model; near misses are listed.
+        UsageError: it stands for several models.
+    """
+    pool = list(results)
     found = [
         result
         for result in pool
         if query in (result.model.name, result.model.id)
+        or result.model.id.endswith(f"/{query}")
         or (len(query) >= 8 and result.model.weights_sha256.startswith(query))
     ]
     if not found:

@@ -1,0 +1,70 @@
+"""``robench attacks``: what models can be attacked with."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from robench.cli.options import JsonFlag
+from robench.cli.output import format_table, print_json
+
+__all__ = ["attacks"]
+
+
+def attacks(
+    suite: Annotated[
+        str | None,
+        typer.Argument(metavar="[SUITE]", help="Show the entries of this suite (name or file)."),
+    ] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """List attacks, adapters and suites, or the entries of one suite."""
+    # Also pydantic takes its time: none of this is for --help.
+    from robench.attacks import ADAPTERS, ATTACKS
+    from robench.attacks.suites import list_suites, load_suite
+
+    if suite is not None:
+        chosen = load_suite(suite)
+        if as_json:
+            print_json(chosen.model_dump(mode="json"))
+        else:
+            typer.echo(_suite_text(chosen))
+        return
+    suites = [load_suite(name) for name in list_suites()]
+    registered = {
+        "attacks": {name: ATTACKS.summary(name) for name in ATTACKS},
+        "adapters": {name: ADAPTERS.summary(name) for name in ADAPTERS},
+    }
+    if as_json:
+        entries = {item.name: item.model_dump(mode="json") for item in suites}
+        print_json({**registered, "suites": entries})
+        return
+    for title, known in registered.items():
+        typer.echo(f"{format_table((title, ''), known.items())}\n")
+    rows = [
+        (item.name, " ".join(dict.fromkeys(spec.name for spec in item.attacks)), item.description)
+        for item in suites
+    ]
+    typer.echo(format_table(("suites", "columns", ""), rows))
+
+
+def _suite_text(suite: Any) -> str:
+    rows = []
+    for spec in suite.attacks:
+        rows.append((spec.name, spec.attack, " ".join(spec.norms), _settings(spec.params)))
+        rows += [
+            (f"  {s.name}", s.attack, " ".join(s.norms), _settings(s.params)) for s in spec.stages
+        ]
+        if spec.audit is not None:
+            audit = spec.audit
+            first = spec.stages[audit.first_stage].name
+            rows.append(
+                ("", "audit", "", f"from {first} on {audit.fraction:.0%}, at least {audit.minimum}")
+            )
+    table = format_table(("entry", "attack", "norms", "parameters"), rows)
+    return f"{suite.name} (version {suite.version}): {suite.description}\n\n{table}"
+
+
+def _settings(params: dict[str, Any]) -> str:
+    return " ".join(f"{name}={value}" for name, value in params.items())

@@ -1,0 +1,89 @@
+"""``robench compare``: models side by side."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from robench.cli.options import (
+    CsvFile,
+    DatasetFilter,
+    EpsFilter,
+    JsonFlag,
+    NFilter,
+    NormFilter,
+    ResultsFolder,
+    SeedFilter,
+)
+from robench.cli.output import print_json
+
+if TYPE_CHECKING:
+    from robench.reporting.compare import Comparison
+
+__all__ = ["compare"]
+
+
+def compare(
+    models: Annotated[
+        list[str],
+        typer.Argument(metavar="BASELINE MODEL...", help="Names, ids, or starts of a sha256."),
+    ],
+    results: ResultsFolder = Path("results"),
+    dataset: DatasetFilter = None,
+    norm: NormFilter = None,
+    eps: EpsFilter = None,
+    n: NFilter = None,
+    seed: SeedFilter = None,
+    level: Annotated[
+        float, typer.Option("--level", metavar="LEVEL", help="Of intervals, between 0 and 1.")
+    ] = 0.95,
+    csv: CsvFile = None,
+    markdown: Annotated[
+        Path | None, typer.Option("--markdown", metavar="FILE", help="Also write the text.")
+    ] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Compare models with the first one, on the same samples, from stored records.
+
+    Prints each difference with its interval, the p-value corrected over the models, and what n
+    allows to say.
+    """
+    from robench.cli.stores import existing_store, record_name
+    from robench.errors import UsageError
+    from robench.reporting.compare import compare_models, comparison_csv, comparison_markdown
+    from robench.reporting.model_results import collect, find_pair
+    from robench.results.atomic import atomic_write
+
+    if len(models) < 2:
+        raise UsageError("one model alone cannot be compared", hint="Name two or more")
+    if not 0 < level < 1:
+        raise UsageError(f"level {level} is not between 0 and 1", hint="Write --level 0.95")
+    pool = collect(
+        existing_store(results).records(), dataset=dataset, norm=norm, eps=eps, n=n, seed=seed
+    )
+    baseline, *others = map(record_name, models)
+    pairs = [find_pair(pool, baseline, other) for other in others]
+    comparison = compare_models(pairs[0][0], [other for _, other in pairs], level=level)
+    if csv is not None:
+        atomic_write(csv, comparison_csv(comparison))
+    text = comparison_markdown(comparison)
+    if markdown is not None:
+        atomic_write(markdown, text.encode())
+    if as_json:
+        print_json(_content(comparison))
+    else:
+        typer.echo(text.rstrip())
+
+
+def _content(comparison: Comparison) -> dict[str, Any]:
+    return {
+        "baseline": comparison.baseline,
+        "group": str(comparison.group),
+        "level": comparison.level,
+        "differences": comparison.table.to_dict("records"),
+        "only_baseline": comparison.only_baseline,
+        "only_other": comparison.only_other,
+        "notes": comparison.notes,
+    }

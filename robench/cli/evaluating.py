@@ -1,0 +1,175 @@
+"""From a request to records: everything that can be refused is refused before the first attack."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from robench.attacks import build_attack
+from robench.cli.requests import (
+    DEFAULT_N,
+    Request,
+    check_threat_options,
+    chosen_models,
+    ensure_writable,
+    threat_model_for,
+)
+from robench.datasets import Dataset, load_dataset
+from robench.errors import CardError, ModelError, UsageError
+from robench.evaluation.devices import resolve_device
+from robench.evaluation.listener import Listener
+from robench.evaluation.runner import evaluate_model
+from robench.models.loading import load_checkpoint, load_model
+from robench.models.wrapper import RobenchModel
+from robench.models.zoo import LocatedCard
+from robench.records import InputSpec, Suite
+from robench.results import Store, StoredRecord
+from robench.threat_models import ThreatModel
+
+__all__ = ["Evaluation", "evaluate", "prepare"]
+
+_PROBE = 8
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A checked request, ready to be run."""
+
+    request: Request
+    dataset: Dataset
+    suite: Suite
+    device: torch.device
+    models: Sequence[tuple[RobenchModel, ThreatModel]]
+    """Loaded, on the CPU; moved to the device one at a time."""
+
+    @property
+    def jobs(self) -> int:
+        """Number of records that the run will give."""
+        return sum(len(self.suite.for_norm(threat.norm)) for _, threat in self.models)
+
+
+def prepare(request: Request) -> Evaluation:
+    """Check a request and load what it names. Writes nothing.
+
+    Raises:
+        RobenchError: an unknown name, a wrong option, a folder that cannot be written, a device
+            that is not there, data or weights that cannot be read, a model that does not fit the
+            data, an attack that is not defined for a threat model.
+    """
+    suite = request.load_suite()
+    check_threat_options(request)
+    ensure_writable(request.results)
+    device = resolve_device(request.device)
+    found, dataset_name = chosen_models(request)
+    for model in found:
+        if isinstance(model, LocatedCard):
+            threat_model_for(request, model.card.threat_model)
+    dataset = _samples(request, dataset_name)
+    models = []
+    for model in found:
+        loaded = _load(request, model, dataset)
+        _check_fit(loaded, dataset)
+        models.append((loaded, threat_model_for(request, loaded.summary.threat_model)))
+    for threat in {threat.identity: threat for _, threat in models}.values():
+        for spec in suite.for_norm(threat.norm):
+            for stage in spec.stages or (spec,):
+                build_attack(stage, threat)
+    return Evaluation(request, dataset, suite, device, models)
+
+
+def evaluate(evaluation: Evaluation, listener: Listener) -> list[StoredRecord]:
+    """Run what is missing in the store and return all records, model by model.
+
+    Raises:
+        RobenchError: as :func:`robench.evaluation.runner.evaluate_model`.
+    """
+    request = evaluation.request
+    store = Store(request.results)
+    records: list[StoredRecord] = []
+    for model, threat in evaluation.models:
+        records += evaluate_model(
+            model.to(evaluation.device),
+            evaluation.dataset,
+            evaluation.suite,
+            store=store,
+            threat_model=threat,
+            listener=listener,
+            seed=request.seed,
+            device=evaluation.device,
+            precision=request.precision,
+            batch_size=request.batch_size,
+            save_adversarial=request.save_adversarial,
+        )
+        # The device's memory belongs to the next model.
+        model.to("cpu")
+    return records
+
+
+def _samples(request: Request, name: str) -> Dataset:
+    whole = load_dataset(
+        name,
+        split=request.split,
+        root=request.data,
+        download=request.download,
+        **dict(request.data_options),
+    )
+    return whole.subset(min(DEFAULT_N, len(whole)) if request.n is None else request.n)
+
+
+def _load(request: Request, model: LocatedCard | str, dataset: Dataset) -> RobenchModel:
+    if isinstance(model, LocatedCard) or request.architecture is None:
+        return load_model(model, trust_pickle=request.trust_pickle, trust_code=request.trust_code)
+    try:
+        input_spec = InputSpec.model_validate(
+            {"channels": dataset.input_shape[0], **dict(request.input)}
+        )
+    except ValueError as error:
+        raise CardError(" ".join(str(error).split()), where="--input") from error
+    return load_checkpoint(
+        model,
+        request.architecture,
+        num_classes=dataset.num_classes,
+        dataset=dataset.name,
+        threat_model=_assumed_threat(request),
+        input=input_spec,
+        trust_pickle=request.trust_pickle,
+    )
+
+
+def _assumed_threat(request: Request) -> ThreatModel:
+    if request.eps is None:
+        raise UsageError(
+            "a weights file does not say what to evaluate it under",
+            hint="Add --norm and --eps, such as --norm Linf --eps 8/255",
+        )
+    return ThreatModel.of(request.norm or "Linf", request.eps)
+
+
+def _check_fit(model: RobenchModel, dataset: Dataset) -> None:
+    """One forward pass of a few samples, before hours are spent."""
+    if model.num_classes != dataset.num_classes:
+        raise UsageError(
+            f"the model has {model.num_classes} classes, {dataset.name} has {dataset.num_classes}",
+            where=model.summary.id,
+            hint="Choose the data set with --dataset, or correct the card's num_classes",
+        )
+    inputs = dataset.batch(range(min(_PROBE, len(dataset))))
+    try:
+        with torch.no_grad():
+            logits = model(inputs)
+    except (RuntimeError, ValueError, TypeError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ModelError(
+            f"the model does not take {dataset.name}'s inputs {tuple(inputs.shape)}: {reason}",
+            where=model.summary.id,
+            hint="Check the data set, its size and channels, and the card's forward arguments",
+        ) from error
+    # A model that fails on some samples can be evaluated: they count as errored.
+    if not bool(logits.isfinite().any()):
+        raise ModelError(
+            "no logit of a clean sample is finite",
+            where=model.summary.id,
+            hint="The weights hold or produce NaN or infinity: check the checkpoint",
+        )

@@ -1,0 +1,151 @@
+"""The ``robench`` command: its subcommands, and what becomes of their errors."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+import robench
+from robench.cli.attacks import attacks
+from robench.cli.check import check
+from robench.cli.compare import compare
+from robench.cli.leaderboard import leaderboard
+from robench.cli.results import results_app
+from robench.cli.run import run
+from robench.cli.train import train
+from robench.cli.zoo import zoo_app
+from robench.errors import RobenchError
+
+__all__ = ["app", "main"]
+
+_INTERRUPTED = 130
+"""128 + SIGINT, as shells report it."""
+
+_UNEXPECTED = 2
+"""Not 1: ``check`` says with 1 that a candidate is worse."""
+
+
+class _ReportingGroup(TyperGroup):
+    """Runs a subcommand; whatever goes wrong in it ends as one line and an exit code."""
+
+    def invoke(self, ctx: Any) -> Any:
+        debug = bool(ctx.params.get("debug"))
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as error:
+            if debug:
+                raise
+            _say("interrupted; finished results are kept")
+            raise typer.Exit(_INTERRUPTED) from error
+        except RobenchError as error:
+            if debug:
+                raise
+            _say(f"error: {error}")
+            raise typer.Exit(error.exit_code) from error
+        except (typer.Exit, typer.Abort):
+            raise
+        except Exception as error:
+            if _is_wrong_usage(error):
+                _say(f"error: {_usage_message(error)}")
+                raise typer.Exit(2) from error
+            if debug or _is_closed_pipe(error):
+                raise
+            _say(
+                f"error: unexpected {type(error).__name__}: {error}. "
+                "This is a fault of robench; run the command with --debug and report the traceback"
+            )
+            raise typer.Exit(_UNEXPECTED) from error
+
+
+app = typer.Typer(
+    name="robench",
+    cls=_ReportingGroup,
+    help="How robust is this image classifier, and can that number be trusted?",
+    no_args_is_help=True,
+    # Plain help and errors: they are read in logs and pipes too, and Rich takes time to load.
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"robench {robench.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version."
+        ),
+    ] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show the traceback of an error.", show_default=False)
+    ] = False,
+) -> None:
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("robench: %(levelname)s: %(message)s"))
+    logger = logging.getLogger("robench")
+    logger.handlers = [handler]
+    logger.setLevel(logging.DEBUG if debug else logging.WARNING)
+
+
+app.command(short_help="Attack models and keep the results.")(run)
+app.command(short_help="Rebuild the leaderboard from the results.")(leaderboard)
+app.command(short_help="Hold models side by side.")(compare)
+app.command(short_help="Gate a checkpoint: is it worse than a baseline?")(check)
+app.command(short_help="Make a checkpoint with a recipe.")(train)
+app.command(short_help="List attacks, adapters and suites.")(attacks)
+app.add_typer(results_app, name="results")
+app.add_typer(zoo_app, name="zoo")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and exit.
+
+    Args:
+        arguments: without the program's name; None: those of the process.
+
+    Raises:
+        SystemExit: always. 0: done; 1: ``check`` found the candidate worse; 2: an error, or
+            ``check`` could not tell; 130: interrupted.
+    """
+    app(args=_debug_first(sys.argv[1:] if arguments is None else arguments), prog_name="robench")
+
+
+def _debug_first(arguments: Sequence[str]) -> list[str]:
+    """``--debug`` may stand anywhere, although it is the program's option, not the command's."""
+    given = list(arguments)
+    end = given.index("--") if "--" in given else len(given)
+    options = given[:end]
+    return sorted(options, key=lambda word: word != "--debug") + given[end:]
+
+
+def _say(message: str) -> None:
+    # One line, whatever a library put into its message.
+    print("robench:", " ".join(message.split()), file=sys.stderr)
+
+
+def _is_wrong_usage(error: Exception) -> bool:
+    # Newer versions of Typer carry their own copy of Click: this method is what both have.
+    return callable(getattr(error, "format_message", None))
+
+
+def _usage_message(error: Any) -> str:
+    context = getattr(error, "ctx", None)
+    command = "robench" if context is None else context.command_path
+    return f"{error.format_message().rstrip('.')}. See {command} --help"
+
+
+def _is_closed_pipe(error: Exception) -> bool:
+    # `robench results list | head`: Typer ends quietly.
+    return isinstance(error, BrokenPipeError)

@@ -1,0 +1,115 @@
+"""Records in the forms that other programs read: one long table, RobustBench's model_info."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from robench.errors import UsageError
+from robench.records import AttackSpec, ModelCard
+from robench.reporting.model_results import ModelResult
+from robench.results import StoredRecord
+
+__all__ = ["model_info", "samples_csv", "samples_frame", "samples_parquet"]
+
+
+def samples_frame(records: Iterable[StoredRecord]) -> pd.DataFrame:
+    """One row for every sample of every record, with what the record is about in front.
+
+    The first columns are ``key``, ``model``, ``dataset``, ``norm``, ``eps`` (as written),
+    ``attack`` and ``seed``; then those of the records' own tables. A metric that a record lacks
+    is NaN there.
+
+    Raises:
+        UsageError: there are no records.
+    """
+    parts = []
+    for stored in records:
+        record = stored.record
+        about: dict[str, str | int] = {
+            "key": record.key,
+            "model": record.model.id,
+            "dataset": record.dataset.name,
+            "norm": record.threat_model.norm,
+            "eps": record.threat_model.written,
+            "attack": record.attack.name,
+            "seed": record.seed,
+        }
+        part = stored.table.copy()
+        for position, (name, value) in enumerate(about.items()):
+            part.insert(position, name, value)
+        parts.append(part)
+    if not parts:
+        raise UsageError("there are no records to export", hint="Check the folder and the filters")
+    columns: dict[str, None] = {}
+    for part in parts:
+        columns.update(dict.fromkeys(part.columns))
+    # Columns without a single value would make the result's types depend on the others' order.
+    filled = [part.dropna(axis="columns", how="all") for part in parts]
+    return pd.concat(filled, ignore_index=True).reindex(columns=list(columns))
+
+
+def samples_csv(frame: pd.DataFrame) -> bytes:
+    """The table as UTF-8 CSV; undefined is empty, numbers keep all their digits."""
+    return frame.to_csv(index=False, lineterminator="\n").encode()
+
+
+def samples_parquet(frame: pd.DataFrame) -> bytes:
+    """The table as Parquet."""
+    buffer = io.BytesIO()
+    pq.write_table(pa.Table.from_pandas(frame, preserve_index=False), buffer)
+    return buffer.getvalue()
+
+
+def model_info(
+    result: ModelResult, autoattack: Sequence[AttackSpec], card: ModelCard | None = None
+) -> dict[str, Any]:
+    """A model's results with the field names of RobustBench's ``model_info`` JSON.
+
+    RobustBench writes accuracies as text with two digits. What is not known is None.
+
+    Args:
+        result: the model's records.
+        autoattack: what counts as AutoAttack's standard version; the first of them that there
+            is a record of gives ``autoattack_acc``. Any other protocol has no place there.
+        card: whose provenance names paper, authors and venue.
+    """
+    found = [
+        stored
+        for spec in autoattack
+        for stored in result.attacks.values()
+        if stored.record.attack.identity == spec.identity
+    ]
+    flags = [flag for stored in found[:1] for flag in stored.record.flags]
+    errored = bool(result.errored.any())
+    origin = None if card is None else card.provenance
+    venue = None
+    if origin is not None and origin.venue is not None:
+        venue = " ".join(str(part) for part in (origin.venue, origin.year) if part is not None)
+    reported = None if origin is None else origin.reported.get("robust_acc")
+    notes = [f"n = {result.n}, seed {result.group.seed}"]
+    notes += [f"{flag.name} ({flag.severity}): {flag.evidence}" for flag in flags]
+    return {
+        "link": None if origin is None else origin.link,
+        "name": None if origin is None else origin.paper,
+        "authors": None if origin is None else origin.authors,
+        "additional_data": None,
+        "number_forward_passes": 1,
+        "dataset": result.dataset.name,
+        "venue": venue,
+        "architecture": result.model.architecture,
+        "eps": result.threat_model.written,
+        "clean_acc": f"{result.clean_acc.estimate:.2f}",
+        "reported": None if reported is None else f"{reported:.2f}",
+        "autoattack_acc": (
+            f"{result.attack_acc(found[0].record.attack.name).estimate:.2f}" if found else None
+        ),
+        "external": None,
+        "unreliable": errored or any(flag.severity == "severe" for flag in flags),
+        "footnote": "; ".join(notes),
+    }

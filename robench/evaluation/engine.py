@@ -157,6 +157,7 @@ class _Run(Generic[StateT]):
         count = len(samples)
         unbroken = torch.full((count,), self.ranks, dtype=torch.int64, device=self.device)
         self.broken_rank = unbroken
+        """The lowest rank that settled the sample, by a find or by a failure"""
         zeros = torch.zeros(count, dtype=torch.int64, device=self.device)
         self.found = Found(
             adv_inputs=samples.inputs.clone(),
@@ -167,6 +168,7 @@ class _Run(Generic[StateT]):
             forwards=zeros.clone(),
             backwards=zeros.clone(),
         )
+        self.errored = zeros.bool()
         self.closest_rank = unbroken.clone()
         self.state: StateT | None = None
         self.sample = zeros[:0]
@@ -212,7 +214,7 @@ class _Run(Generic[StateT]):
         state = self.attack.start(self.passes, slots)
         self.passes.watch_gradients = False
         self._count(sample)
-        self._note_failures(sample)
+        self._note_failures(sample, rank)
         infinite = torch.full_like(state.margin, torch.inf)
         first = self.state is None or len(self.sample) == 0
         self.state = state if first or self.state is None else join([self.state, state])
@@ -235,7 +237,7 @@ class _Run(Generic[StateT]):
         self.state = self.attack.step(self.passes, state)
         self._tell(int(self.state.step.sum()) - before)
         self._count(self.sample)
-        self._note_failures(self.sample)
+        self._note_failures(self.sample, self.rank)
         self._settle()
 
     def _settle(self) -> None:
@@ -261,7 +263,9 @@ class _Run(Generic[StateT]):
         done = finished
         if bool(judged.any()):
             done = done | self._judge(judged.nonzero().squeeze(1))
-        done = done | (self.rank > self.broken_rank[self.sample])
+        settled = self.broken_rank[self.sample]
+        failed = self.errored[self.sample] & (self.rank == settled)
+        done = done | (self.rank > settled) | failed
         if bool(done.any()):
             self._retire(done)
 
@@ -284,6 +288,8 @@ class _Run(Generic[StateT]):
             index, rank = int(sample[position]), int(self.rank[rows[position]])
             if rank < int(self.broken_rank[index]):
                 self.broken_rank[index] = rank
+                self.errored[index] = False
+                self.found.errors.pop(index, None)
                 self.found.adv_inputs[index] = points[position]
         return over
 
@@ -319,11 +325,18 @@ class _Run(Generic[StateT]):
         self.found.forwards.index_add_(0, sample, self.passes.forwards)
         self.found.backwards.index_add_(0, sample, self.passes.backwards)
 
-    def _note_failures(self, sample: Tensor) -> None:
+    def _note_failures(self, sample: Tensor, rank: Tensor) -> None:
+        """A failure settles a sample as a find does: only searches of a lower rank go on.
+
+        Whether those run before or beside the failing one depends on the batch, and must not
+        change the outcome.
+        """
         for slot, message in self.passes.failures.items():
-            index = int(sample[slot])
-            self.found.errors.setdefault(index, message)
-            self.broken_rank[index] = -1  # no search of this sample goes on
+            index, at = int(sample[slot]), int(rank[slot])
+            if at < int(self.broken_rank[index]):
+                self.broken_rank[index] = at
+                self.errored[index] = True
+                self.found.errors[index] = message
 
     def _tell(self, steps: int) -> None:
         if self.progress is not None and steps:
@@ -336,10 +349,14 @@ class _Run(Generic[StateT]):
         found = self.found
         found.zero_gradients = self.passes.zero_gradients
         found.nonfinite_gradients = self.passes.nonfinite_gradients
-        broken = (self.broken_rank >= 0) & (self.broken_rank < self.ranks)
+        survived = self.broken_rank == self.ranks
+        broken = ~survived & ~self.errored
         found.broken = broken
         found.rank = torch.where(broken, self.broken_rank, -1)
-        self._judge_closest(~broken & (self.broken_rank >= 0))
+        # What the searches beside the deciding one had seen depends on the batch.
+        found.closest_margin[~survived] = torch.inf
+        found.adv_inputs[self.errored] = self.samples.inputs[self.errored]
+        self._judge_closest(survived)
         return found
 
     def _judge_closest(self, survived: Tensor) -> None:
@@ -356,24 +373,28 @@ class _Run(Generic[StateT]):
         found.rank[caught] = self.closest_rank[caught]
 
     def snapshot(self) -> dict[str, Any]:
-        """Everything needed to go on from here: plain data and tensors."""
-        return {
+        """Everything needed to go on from here: plain data and tensors, all of them copies."""
+        content = {
             "next_item": self.next_item,
             "ranks": self.ranks,
             "slots": [self.sample, self.rank, self.best, self.best_margin, self.checked_margin],
-            "samples": [self.broken_rank, self.closest_rank],
+            "samples": [self.broken_rank, self.closest_rank, self.errored],
             "found": dict(vars(self.found)),
             "counters": [self.passes.zero_gradients, self.passes.nonfinite_gradients],
             "state": None if self.state is None else dict(vars(self.state)),
         }
+        return {name: _copied(part) for name, part in content.items()}
 
     def restore(self, snapshot: dict[str, Any]) -> None:
-        """Go on from a snapshot of the same attack on the same samples."""
+        """Go on from a snapshot of the same attack on the same samples; it is not changed."""
+        snapshot = _copied(snapshot)
         self.next_item = snapshot["next_item"]
         self.sample, self.rank, self.best, self.best_margin, self.checked_margin = (
             part.to(self.device) for part in snapshot["slots"]
         )
-        self.broken_rank, self.closest_rank = (p.to(self.device) for p in snapshot["samples"])
+        self.broken_rank, self.closest_rank, self.errored = (
+            part.to(self.device) for part in snapshot["samples"]
+        )
         for name, value in snapshot["found"].items():
             on_device = value.to(self.device) if isinstance(value, Tensor) else value
             setattr(self.found, name, on_device)
@@ -397,3 +418,12 @@ class _Run(Generic[StateT]):
         if self.state is None:
             return total
         return total - int((self.attack.steps() - self.state.step).sum())
+
+
+def _copied(content: Any) -> Any:
+    """Plain data and tensors that later steps of the run cannot change."""
+    if isinstance(content, Tensor):
+        return content.clone()
+    if isinstance(content, dict):
+        return {name: _copied(part) for name, part in content.items()}
+    return [_copied(part) for part in content] if isinstance(content, list) else content

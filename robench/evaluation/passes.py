@@ -140,6 +140,8 @@ class Passes:
         call: Callable[[Tensor, Tensor], tuple[Tensor, ...]],
         blank: Callable[[Tensor], tuple[Tensor, ...]],
     ) -> tuple[Tensor, ...]:
+        if len(points) == 0:  # many models refuse an empty batch
+            return blank(points)
         everything = torch.arange(len(points), device=points.device)
         done: list[tuple[Tensor, ...]] = []
         pending = list(torch.split(everything, self.batch_size))
@@ -148,7 +150,7 @@ class Passes:
             part = points if len(here) == len(points) else points[here]
             try:
                 done.append(call(part, here))
-            except (RuntimeError, ValueError, TypeError, ArithmeticError, LookupError) as error:
+            except Exception as error:  # whatever a model may raise, it concerns only its inputs
                 if len(here) == 1:
                     slot = int(here[0]) if rows is None else int(rows[here[0]])
                     first_line = (str(error).strip().splitlines() or [""])[0]

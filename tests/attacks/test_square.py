@@ -1,0 +1,260 @@
+"""Square against the reference: schedule, windows, acceptance, whole trajectories, success."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from attack_models import (
+    DoubleInside,
+    PlainQuery,
+    Recorder,
+    TinyCNN,
+    digits_data,
+    digits_network,
+    images,
+    predictions,
+    slots_for,
+)
+from pyautoattack.square import SquareAttack
+from torch import Tensor, nn
+
+from robench import seeding
+from robench.attacks import square
+from robench.attacks.base import Slots
+from robench.attacks.losses import margin
+from robench.attacks.square import Square, SquareState, window_share
+from robench.attacks.square_windows import _window, starting_pattern
+from robench.errors import AttackError
+from robench.geometry import norm_of, norm_tolerance
+from robench.threat_models import Norm, ThreatModel
+
+
+@pytest.mark.parametrize(
+    ("queries", "rescale"), [(5000, False), (12000, False), (5000, True), (333, True)]
+)
+def test_the_schedule_is_the_references(queries: int, rescale: bool) -> None:
+    reference = SquareAttack(None, n_queries=queries, p_init=0.8, resc_schedule=rescale, eps=1.0)
+    for query in range(queries):
+        assert window_share(query, 0.8, queries, rescale) == reference.p_selection(query)
+
+
+@pytest.mark.parametrize("norm", ["L2", "L1"])
+@pytest.mark.parametrize("side", [1, 2, 3, 5, 6, 7, 9, 28])
+def test_windows_are_the_references(norm: Norm, side: int) -> None:
+    reference = SquareAttack(None, norm=norm, eps=1.0, device="cpu")
+    theirs = reference.eta(side)
+    mine = _window(side, 2 if norm == "L2" else 1)
+    same, turned = (torch.allclose(mine.mT if t else mine, theirs) for t in (False, True))
+    assert same or turned
+
+
+def _weak_model() -> tuple[nn.Module, Tensor, Tensor]:
+    model = DoubleInside(TinyCNN(classes=5, channels=2, side=6, seed=1))
+    inputs = images(6, (2, 6, 6), seed=2)
+    return model, inputs, predictions(model, inputs)
+
+
+@pytest.mark.parametrize("norm", ["Linf", "L2", "L1"])
+def test_every_proposal_is_allowed(norm: Norm) -> None:
+    model, inputs, labels = _weak_model()
+    eps = {"Linf": 0.1, "L2": 0.5, "L1": 2.0}[norm]
+    attack = Square(ThreatModel.of(norm, eps), queries=100)
+    query = PlainQuery(model)
+    state = attack.start(query, slots_for(model, inputs, labels))
+    best = state.best_margin
+    while not bool(attack.finished(state).all()):
+        previous, state = state, attack.step(query, state)
+        # A point moves only where the margin falls, or where the new point is past the boundary.
+        assert bool((state.best_margin <= best.clamp_min(0)).all())
+        moved = (state.best != previous.best).flatten(1).any(dim=1)
+        improved = (state.best_margin < best) | (state.best_margin <= 0)
+        assert bool((improved | ~moved).all())
+        assert bool(((state.best >= 0) & (state.best <= 1)).all())
+        size = norm_of((state.best - inputs).double(), norm)
+        assert bool((size <= eps + norm_tolerance(norm, 72)).all())
+        torch.testing.assert_close(margin(model(state.best), labels), state.best_margin)
+        best = state.best_margin
+
+
+def _replayed(attack: SquareAttack, slot: Slots, threat_model: ThreatModel) -> None:
+    """Make the reference draw what we draw for a single sample, in its own order."""
+    channels, height, width = slot.inputs.shape[1:]
+    power = 2 if threat_model.norm == "L2" else 1
+    keys = seeding.derive(slot.keys, seeding.tag("square windows"))
+
+    def turned(key: Tensor, side: int) -> Tensor:
+        upright = _window(side, power)
+        up = seeding.signs(seeding.derive(key, seeding.tag("turn")), (1,))
+        return upright.T if float(up) > 0 else upright
+
+    def channel_signs(key: Tensor) -> Tensor:
+        return seeding.signs(seeding.derive(key, seeding.tag("sign")), (1, channels, 1, 1)).view(
+            1, channels, 1, 1
+        )
+
+    def starts() -> Iterator[Any]:
+        if threat_model.norm == "Linf":
+            yield seeding.signs(slot.keys, (channels, 1, width))
+            return
+        side = max(height // 5, 1)
+        for i in range(height // side):
+            for j in range(width // side):
+                key = seeding.derive(slot.keys, i * width + j)
+                yield turned(key, side)
+                yield channel_signs(key)
+
+    def steps() -> Iterator[Any]:
+        for step in range(10**6):
+            key = seeding.derive(keys, step)
+            if threat_model.norm == "Linf":
+                drawn = seeding.uniform(key, (2 + channels,))[0]
+                yield drawn[0]
+                yield drawn[1]
+                yield (drawn[2:] >= 0.5).float().mul(2).sub(1).view(channels, 1, 1)
+                continue
+            yield from seeding.uniform(key, (4,))[0]
+            yield lambda side, key=key: turned(key, side)
+            yield channel_signs(key)
+
+    draws: Iterator[Any] = (draw for part in (starts(), steps()) for draw in part)
+
+    def random_int(low: int = 0, high: int = 1, shape: Any = (1,)) -> Tensor:
+        return (next(draws) * max(high - low, 1)).long().view(1) if high > low else _skip()
+
+    def _skip() -> Tensor:
+        next(draws)
+        return torch.zeros(1, dtype=torch.int64)
+
+    def eta(side: int) -> Tensor:
+        window = next(draws)
+        drawn: Tensor = window(side) if callable(window) else window
+        return drawn
+
+    attack.random_int = random_int
+    attack.random_choice = lambda shape: next(draws)
+    attack.eta = eta
+
+
+@pytest.mark.parametrize("norm", ["Linf", "L2", "L1"])
+@pytest.mark.parametrize("index", range(2))
+def test_with_the_same_draws_the_search_is_the_references(
+    norm: Norm, index: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Query for query, until the sample is broken."""
+    monkeypatch.setattr(square, "_LARGEST_MEMORY", 0)
+    queries = 250 if norm == "Linf" else 100  # passes the first marks of the schedule
+    model, inputs, labels = _weak_model()
+    inputs, labels = inputs[index : index + 1], labels[index : index + 1]
+    eps = {"Linf": 0.03, "L2": 0.2, "L1": 0.7}[norm]
+    threat_model = ThreatModel.of(norm, eps)
+    slots = slots_for(model, inputs, labels)
+
+    recorder = Recorder(model)
+    reference = SquareAttack(
+        recorder, norm=norm, n_queries=queries, eps=eps, device="cpu", resc_schedule=False
+    )
+    reference.init_hyperparam(inputs)
+    _replayed(reference, slots, threat_model)
+    reference.attack_single_run(inputs, labels)
+
+    attack = Square(threat_model, queries=queries)
+    query = PlainQuery(model)
+    state = attack.start(query, slots)
+    while not bool(attack.finished(state).all()) and float(state.best_margin) > 0:
+        state = attack.step(query, state)
+    assert len(query.seen) == len(recorder.seen)
+    for step, (mine, theirs) in enumerate(zip(query.seen, recorder.seen, strict=True)):
+        difference = float((mine - theirs).abs().max())
+        assert difference <= 1e-5, f"query {step}: {difference}"
+
+
+def _whole_search(memory: bool, monkeypatch: pytest.MonkeyPatch) -> tuple[list[Any], int]:
+    if not memory:
+        monkeypatch.setattr(square, "_LARGEST_MEMORY", 0)
+    model = DoubleInside(TinyCNN(classes=5, channels=1, side=6, seed=1))
+    inputs = images(7, (1, 6, 6), seed=4)
+    labels = predictions(model, inputs)
+    attack = Square(ThreatModel.of("Linf", 0.04), queries=700)
+    query = PlainQuery(model)
+    state: SquareState = attack.start(query, slots_for(model, inputs, labels))
+    path: list[list[tuple[int, float]]] = [[] for _ in labels]
+    last = state.best_margin.clone()
+    while not bool(attack.finished(state).all()):
+        state = attack.step(query, state)
+        for slot in (state.best_margin != last).nonzero().flatten().tolist():
+            path[slot].append((int(state.step[slot]), float(state.best_margin[slot])))
+        last = state.best_margin.clone()
+    asked = sum(len(points) for points in query.seen)
+    return [path, state.best, state.step], asked
+
+
+def test_remembering_rejections_changes_nothing_but_the_cost(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Every improvement happens at the same query and to the same margin."""
+    (with_memory, best, steps), fewer = _whole_search(True, monkeypatch)
+    (without, plain_best, plain_steps), all_queries = _whole_search(False, monkeypatch)
+    assert all_queries == 7 * 701
+    assert fewer < 0.7 * all_queries
+    assert with_memory == without
+    assert torch.equal(best, plain_best)
+    assert torch.equal(steps, plain_steps)
+    assert sum(map(len, without)) > 20
+
+
+@pytest.mark.parametrize("norm", ["Linf", "L2", "L1"])
+def test_success_rate_is_the_references(norm: Norm) -> None:
+    """On the same inputs, within the noise of two random searches."""
+    model = digits_network()
+    _, _, inputs, labels = digits_data()
+    right = predictions(model, inputs) == labels
+    inputs, labels = inputs[right][:250], labels[right][:250]
+    eps = {"Linf": 0.16, "L2": 1.0, "L1": 4.5}[norm]
+    queries = 40
+    reference = SquareAttack(
+        model, norm=norm, n_queries=queries, eps=eps, device="cpu", resc_schedule=False
+    )
+    with torch.random.fork_rng():
+        adv_inputs = reference.perturb(inputs, labels)
+    theirs = predictions(model, adv_inputs) != labels
+
+    attack = Square(ThreatModel.of(norm, eps), queries=queries)
+    query = PlainQuery(model)
+    state = attack.start(query, slots_for(model, inputs, labels))
+    found = state.margin < 0
+    while not bool(attack.finished(state).all()):
+        state = attack.step(query, state)
+        found |= state.best_margin < 0
+    assert 0.1 < float(found.float().mean()) < 0.95
+    only_one = int((found & ~theirs).sum()), int((theirs & ~found).sum())
+    spread = max(sum(only_one), 1) ** 0.5  # McNemar: the discordant pairs split evenly
+    assert abs(only_one[0] - only_one[1]) <= 4 * spread
+
+
+def test_linf_starts_from_stripes() -> None:
+    model, inputs, labels = _weak_model()
+    inputs = 0.4 + 0.2 * inputs
+    attack = Square(ThreatModel.of("Linf", 0.1), queries=1)
+    state = attack.start(PlainQuery(model), slots_for(model, inputs, labels))
+    delta = state.best - inputs
+    torch.testing.assert_close(delta.abs(), torch.full_like(delta, 0.1), atol=1e-6, rtol=0)
+    torch.testing.assert_close(delta, delta[:, :, :1].expand_as(delta), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("norm", ["L2", "L1"])
+def test_the_other_norms_start_on_the_sphere(norm: Norm) -> None:
+    inputs = 0.45 + 0.1 * images(4, (3, 10, 10))
+    keys = seeding.sample_keys(0, list("abcd"))
+    start = starting_pattern(inputs, ThreatModel.of(norm, 0.8), keys)
+    size = norm_of(start - inputs, norm)
+    torch.testing.assert_close(size, torch.full_like(size, 0.8), atol=1e-4, rtol=0)
+    assert not torch.equal(start[0], start[1])
+
+
+def test_senseless_parameters_are_refused() -> None:
+    for bad in ({"queries": 0}, {"initial_share": 0.0}, {"initial_share": 1.5}):
+        with pytest.raises(AttackError, match="queries must be at least 1"):
+            Square(ThreatModel.of("Linf", 0.1), **bad)  # type: ignore[arg-type]

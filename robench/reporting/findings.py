@@ -23,8 +23,8 @@ import numpy.typing as npt
 import pandas as pd
 
 from robench.records import Outcome
-from robench.reporting.model_results import ModelResult
-from robench.statistics import GroupDifference, holm, mann_whitney, rank_correlation
+from robench.reporting.model_results import GroupKey, ModelResult
+from robench.statistics import holm, mann_whitney, rank_correlation
 
 __all__ = [
     "QUESTIONS",
@@ -70,6 +70,10 @@ QUESTIONS: tuple[Question, ...] = (
 )
 
 
+_EXPECTED_SIGN = {"alignment": -1, "exclusion": 1}
+"""How a metric's mean should go with robust accuracy: alignment is a distance."""
+
+
 def broken_and_survived(result: ModelResult, attack: str, metric: str) -> tuple[Floats, Floats]:
     """A metric's defined values among broken and among surviving samples."""
     values = result.column(attack, metric)
@@ -81,25 +85,86 @@ def broken_and_survived(result: ModelResult, attack: str, metric: str) -> tuple[
 
 
 def attention_findings(results: Sequence[ModelResult], *, level: float = 0.95) -> pd.DataFrame:
-    """One row a model and question.
+    """One row a model and question, group by group.
 
     Returns:
-        Columns ``model``, ``attack``, ``finding``, ``metric``, ``n_broken``, ``n_survived``,
-        ``median_broken``, ``median_survived``, ``auc`` (chance that a broken sample's value is
-        the larger), ``auc_low``, ``auc_high``, ``rank_biserial``, ``p``, ``p_holm`` (over the
-        models, for each question) and ``verdict``: ``holds``, ``reversed``, ``not shown`` or
-        ``undefined`` where a group is empty. Models without metrics have no rows.
+        Columns ``group``, ``model``, ``attack``, ``finding``, ``metric``, ``n_broken``,
+        ``n_survived``, ``median_broken``, ``median_survived``, ``auc`` (chance that a broken
+        sample's value is the larger), ``auc_low``, ``auc_high``, ``rank_biserial``, ``p``,
+        ``p_holm`` (over the group's models, for each question) and ``verdict``: ``holds``,
+        ``reversed``, ``not shown`` or ``undefined`` where a group is empty. Models without
+        metrics have no rows.
     """
     rows: list[dict[str, Any]] = []
-    for question in QUESTIONS:
-        block: list[tuple[dict[str, Any], GroupDifference]] = []
-        for result in results:
-            attack = result.attention_attack
-            if attack is None:
-                continue
-            broken, survived = broken_and_survived(result, attack, question.metric)
-            found = mann_whitney(broken, survived, level)
-            row = {
+    for members in _by_group(results).values():
+        for question in QUESTIONS:
+            rows += _answers(question, members, level)
+    columns = [
+        *("group", "model", "attack", "finding", "metric", "n_broken", "n_survived"),
+        *("median_broken", "median_survived", "auc", "auc_low", "auc_high", "rank_biserial"),
+        *("p", "p_holm", "verdict"),
+    ]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def representation_findings(results: Sequence[ModelResult], *, level: float = 0.95) -> pd.DataFrame:
+    """Whether robust accuracy goes with a model's mean alignment and exclusion, group by group.
+
+    Returns:
+        One row a group and metric: ``group``, ``metric``, ``models`` (how many have it),
+        ``spearman`` with ``low`` and ``high``, ``p``, ``p_holm`` (over the metrics) and
+        ``verdict`` as for :func:`attention_findings`.
+    """
+    rows: list[dict[str, Any]] = []
+    for group, members in _by_group(results).items():
+        found = {
+            metric: rank_correlation(
+                [_mean(result, metric) for result in members],
+                [result.robust_acc.estimate for result in members],
+                level,
+            )
+            for metric in _EXPECTED_SIGN
+        }
+        adjusted = holm([item.p_value for item in found.values()])
+        for (metric, item), p in zip(found.items(), adjusted, strict=True):
+            agrees = _EXPECTED_SIGN[metric] * item.rho.estimate > 0
+            rows.append(
+                {
+                    "group": str(group),
+                    "metric": metric,
+                    "models": item.n,
+                    "spearman": item.rho.estimate,
+                    "low": item.rho.low,
+                    "high": item.rho.high,
+                    "p": item.p_value,
+                    "p_holm": p,
+                    "verdict": _verdict(agrees, p, 1 - level),
+                }
+            )
+    columns = ("group", "metric", "models", "spearman", "low", "high", "p", "p_holm", "verdict")
+    return pd.DataFrame(rows, columns=list(columns))
+
+
+def _by_group(results: Sequence[ModelResult]) -> dict[GroupKey, list[ModelResult]]:
+    groups: dict[GroupKey, list[ModelResult]] = {}
+    for result in results:
+        groups.setdefault(result.group, []).append(result)
+    return groups
+
+
+def _answers(
+    question: Question, members: Sequence[ModelResult], level: float
+) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
+    for result in members:
+        attack = result.attention_attack
+        if attack is None:
+            continue
+        broken, survived = broken_and_survived(result, attack, question.metric)
+        found = mann_whitney(broken, survived, level)
+        rows.append(
+            {
+                "group": str(result.group),
                 "model": result.model.name,
                 "attack": attack,
                 "finding": question.name,
@@ -114,71 +179,28 @@ def attention_findings(results: Sequence[ModelResult], *, level: float = 0.95) -
                 "rank_biserial": found.rank_biserial,
                 "p": found.p_value,
             }
-            block.append((row, found))
-        adjusted = holm([found.p_value for _, found in block])
-        for (row, found), p in zip(block, adjusted, strict=True):
-            row["p_holm"] = p
-            row["verdict"] = _verdict(question, found, p, 1 - level)
-            rows.append(row)
-    columns = [
-        *("model", "attack", "finding", "metric", "n_broken", "n_survived", "median_broken"),
-        *("median_survived", "auc", "auc_low", "auc_high", "rank_biserial", "p", "p_holm"),
-        "verdict",
-    ]
-    return pd.DataFrame(rows, columns=columns)
-
-
-def representation_findings(results: Sequence[ModelResult], *, level: float = 0.95) -> pd.DataFrame:
-    """Whether robust accuracy goes with a model's mean alignment and exclusion.
-
-    Returns:
-        One row a metric: ``metric``, ``models`` (how many have it), ``spearman`` with ``low``
-        and ``high``, ``p``, ``p_holm`` (over the metrics) and ``verdict`` as for
-        :func:`attention_findings`.
-    """
-    rows: list[dict[str, Any]] = []
-    for metric, sign in (("alignment", -1), ("exclusion", 1)):
-        pairs = []
-        for result in results:
-            if result.attention_attack is not None:
-                summary = result.attacks[result.attention_attack].record.metrics.get(metric)
-                if summary is not None and summary.mean is not None:
-                    pairs.append((summary.mean, result.robust_acc.estimate))
-        found = rank_correlation([m for m, _ in pairs], [r for _, r in pairs], level)
-        rows.append(
-            {
-                "metric": metric,
-                "models": found.n,
-                "spearman": found.rho.estimate,
-                "low": found.rho.low,
-                "high": found.rho.high,
-                "p": found.p_value,
-                "_sign": sign,
-            }
         )
     for row, p in zip(rows, holm([row["p"] for row in rows]), strict=True):
-        agrees = row.pop("_sign") * row["spearman"] > 0
+        higher = row["auc"] > 0.5
         row["p_holm"] = p
-        row["verdict"] = (
-            "undefined"
-            if math.isnan(p)
-            else "not shown"
-            if p >= 1 - level
-            else "holds"
-            if agrees
-            else "reversed"
-        )
-    return pd.DataFrame(rows)
+        row["verdict"] = _verdict(higher == (question.expected == "broken_higher"), p, 1 - level)
+    return rows
+
+
+def _mean(result: ModelResult, metric: str) -> float:
+    if result.attention_attack is None:
+        return math.nan
+    summary = result.attacks[result.attention_attack].record.metrics.get(metric)
+    return math.nan if summary is None or summary.mean is None else summary.mean
 
 
 def _median(values: Floats) -> float:
     return float(np.median(values)) if len(values) else math.nan
 
 
-def _verdict(question: Question, found: GroupDifference, p: float, alpha: float) -> str:
+def _verdict(agrees: bool, p: float, alpha: float) -> str:
     if math.isnan(p):
         return "undefined"
     if p >= alpha:
         return "not shown"
-    higher = found.auc.estimate > 0.5
-    return "holds" if higher == (question.expected == "broken_higher") else "reversed"
+    return "holds" if agrees else "reversed"

@@ -40,6 +40,23 @@ _HIDDEN = {
     *("robust_acc_low", "robust_acc_high", "attention_method", "weights_sha256"),
     *("forwards", "backwards", "seconds"),
 }
+_FINDING_COLUMNS = {
+    "model": "name in the zoo",
+    "finding": "the observation that is tested",
+    "metric": "the metric that it is about",
+    "n_broken": "broken samples with the metric",
+    "n_survived": "surviving samples with the metric",
+    "models": "models with the metric",
+    "auc": "chance that a broken sample's value exceeds a survivor's; 0.5: no effect",
+    "auc_low": "lower 95 % limit of the AUC",
+    "auc_high": "upper 95 % limit of the AUC",
+    "spearman": "rank correlation of the metric's mean with robust accuracy",
+    "low": "lower 95 % limit of the correlation",
+    "high": "upper 95 % limit of the correlation",
+    "p_holm": "p-value, Holm-corrected",
+    "verdict": "whether the observation holds",
+}
+_FINDING_TEXT = ("model", "finding", "metric", "verdict")
 _TEXT = ("model", "defense", "architecture", "worst_class", "validity", "attention_attack")
 
 
@@ -82,6 +99,7 @@ def build_page(
     *,
     figures: Iterable[str | Path] = (),
     findings: pd.DataFrame | None = None,
+    associations: pd.DataFrame | None = None,
     title: str = "robench leaderboard",
 ) -> str:
     """Render the page.
@@ -90,6 +108,7 @@ def build_page(
         leaderboard: from :func:`robench.reporting.leaderboard.build_leaderboard`.
         figures: PNG or SVG files; they are embedded, each under its file's name.
         findings: from :func:`robench.reporting.findings.attention_findings`.
+        associations: from :func:`robench.reporting.findings.representation_findings`.
         title: the page's title.
 
     Raises:
@@ -107,7 +126,10 @@ def build_page(
             )
             sections.append(_Section(heading, [_leaderboard_table(block)], []))
     if findings is not None and len(findings):
-        sections.append(_Section("Attention of broken samples", [_findings_table(findings)], []))
+        sections.append(_Section("Attention of broken samples", _findings_tables(findings), []))
+    if associations is not None and len(associations):
+        tables = _findings_tables(associations)
+        sections.append(_Section("Features and robust accuracy over models", tables, []))
     images = [_image(Path(path)) for path in figures]
     if images:
         sections.append(_Section("Figures", [], images))
@@ -167,38 +189,32 @@ def _leaderboard_table(block: pd.DataFrame) -> _Table:
     )
 
 
-def _findings_table(findings: pd.DataFrame) -> _Table:
-    shown = ("model", "finding", "n_broken", "n_survived", "auc", "interval", "p_holm", "verdict")
-    meanings = {
-        "auc": "chance that a broken sample's value exceeds a survivor's; 0.5: no effect",
-        "p_holm": "Mann-Whitney U, Holm-corrected over models",
-        "interval": "95 % interval of the AUC",
-    }
-    rows = []
-    for record in findings.to_dict("records"):
-        record["interval"] = (
-            "" if _gap(record["auc"]) else f"{record['auc_low']:.2f}–{record['auc_high']:.2f}"
-        )
-        cells = []
-        for name in shown:
-            value = record[name]
-            text = isinstance(value, str)
-            if name == "p_holm" and not _gap(value):
-                display = "< 0.001" if value < 0.001 else f"{value:.3f}"
-            elif name == "auc" and not _gap(value):
-                display = f"{value:.2f}"
-            else:
-                display = "" if _gap(value) else str(value)
-            raw = "" if _gap(value) else str(value)
-            cells.append(_Cell(display, raw, "text" if text else ""))
-        rows.append(cells)
-    columns = [
-        _Column(
-            name.replace("_", " "), meanings.get(name, ""), name in ("model", "finding", "verdict")
-        )
-        for name in shown
+def _findings_tables(findings: pd.DataFrame) -> list[_Table]:
+    return [
+        _findings_table(str(group), block) for group, block in findings.groupby("group", sort=False)
     ]
-    return _Table("Effect sizes; what does not hold is listed too", columns, rows)
+
+
+def _findings_table(group: str, findings: pd.DataFrame) -> _Table:
+    names = [name for name in findings.columns if name in _FINDING_COLUMNS]
+    rows = [
+        [_finding_cell(name, row[name]) for name in names] for row in findings.to_dict("records")
+    ]
+    columns = [
+        _Column(name.replace("_", " "), _FINDING_COLUMNS[name], name in _FINDING_TEXT)
+        for name in names
+    ]
+    return _Table(f"{group}; what does not hold is listed too", columns, rows)
+
+
+def _finding_cell(name: str, value: Any) -> _Cell:
+    style = "text" if name in _FINDING_TEXT else ""
+    if _gap(value):
+        return _Cell("", "", style)
+    if isinstance(value, float):
+        shown = "< 0.001" if name == "p_holm" and value < 0.001 else f"{value:.3f}"
+        return _Cell(shown, repr(value), style)
+    return _Cell(str(value), str(value), style)
 
 
 def _column(name: str) -> _Column:

@@ -10,7 +10,7 @@ from record_factory import make_stored
 
 from robench.errors import StoreError
 from robench.records import Flag, MetricSummary
-from robench.reporting.findings import attention_findings
+from robench.reporting.findings import attention_findings, representation_findings
 from robench.reporting.leaderboard import build_leaderboard
 from robench.reporting.model_results import collect
 from robench.reporting.page import build_page, write_page
@@ -94,7 +94,14 @@ def test_findings_are_listed_also_where_they_do_not_hold() -> None:
     values = {"attention_deviation": [0.1, 0.9, 0.2, 0.8]}
     metrics = {"attention_deviation": MetricSummary(mean=0.5)}
     results = collect([make_stored("SBSB", values=values, metrics=metrics)])
-    page = Reader(build_page(board(), findings=attention_findings(results)))
+    page = Reader(
+        build_page(
+            board(),
+            findings=attention_findings(results),
+            associations=representation_findings(results),
+        )
+    )
+    assert page.tags.count("table") == 4
     assert "not shown" in page.cells
     assert "undefined" in page.cells
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import traceback
 from collections.abc import Sequence
 from typing import Annotated, Any
 
@@ -34,32 +35,36 @@ class _ReportingGroup(TyperGroup):
     """Runs a subcommand; whatever goes wrong in it ends as one line and an exit code."""
 
     def invoke(self, ctx: Any) -> Any:
-        debug = bool(ctx.params.get("debug"))
         try:
             return super().invoke(ctx)
-        except KeyboardInterrupt as error:
-            if debug:
-                raise
-            _say("interrupted; finished results are kept")
-            raise typer.Exit(_INTERRUPTED) from error
-        except RobenchError as error:
-            if debug:
-                raise
-            _say(f"error: {error}")
-            raise typer.Exit(error.exit_code) from error
-        except (typer.Exit, typer.Abort):
+        except (typer.Exit, typer.Abort, BrokenPipeError):
+            # A closed pipe (`robench results list | head`) is nobody's error: Typer ends quietly.
             raise
-        except Exception as error:
-            if _is_wrong_usage(error):
-                _say(f"error: {_usage_message(error)}")
-                raise typer.Exit(2) from error
-            if debug or _is_closed_pipe(error):
-                raise
-            _say(
-                f"error: unexpected {type(error).__name__}: {error}. "
-                "This is a fault of robench; run the command with --debug and report the traceback"
-            )
-            raise typer.Exit(_UNEXPECTED) from error
+        except (KeyboardInterrupt, Exception) as error:
+            message, code = _report(error)
+            if ctx.params.get("debug"):
+                traceback.print_exc()
+            print("robench:", message, file=sys.stderr)
+            raise typer.Exit(code) from error
+
+
+def _report(error: BaseException) -> tuple[str, int]:
+    """The line to print and the exit code."""
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted; finished results are kept", _INTERRUPTED
+    if isinstance(error, RobenchError):
+        text, code = str(error), error.exit_code
+    elif callable(message := getattr(error, "format_message", None)):
+        # Wrong usage. Newer versions of Typer carry their own copy of Click, so the classes
+        # differ; this method is what all have.
+        context = getattr(error, "ctx", None)
+        command = "robench" if context is None else context.command_path
+        text, code = f"{str(message()).rstrip('.')}. See {command} --help", 2
+    else:
+        text = f"unexpected {type(error).__name__}: {error}. Run it with --debug for the traceback"
+        code = _UNEXPECTED
+    # One line, whatever a library put into its message.
+    return f"error: {' '.join(text.split())}", code
 
 
 app = typer.Typer(
@@ -128,24 +133,3 @@ def _debug_first(arguments: Sequence[str]) -> list[str]:
     end = given.index("--") if "--" in given else len(given)
     options = given[:end]
     return sorted(options, key=lambda word: word != "--debug") + given[end:]
-
-
-def _say(message: str) -> None:
-    # One line, whatever a library put into its message.
-    print("robench:", " ".join(message.split()), file=sys.stderr)
-
-
-def _is_wrong_usage(error: Exception) -> bool:
-    # Newer versions of Typer carry their own copy of Click: this method is what both have.
-    return callable(getattr(error, "format_message", None))
-
-
-def _usage_message(error: Any) -> str:
-    context = getattr(error, "ctx", None)
-    command = "robench" if context is None else context.command_path
-    return f"{error.format_message().rstrip('.')}. See {command} --help"
-
-
-def _is_closed_pipe(error: Exception) -> bool:
-    # `robench results list | head`: Typer ends quietly.
-    return isinstance(error, BrokenPipeError)

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from robench import seeding
-from robench.attacks.base import Gradient, Slots, slot_keys
+from robench.attacks.base import Attack, Gradient, Slots, slot_keys
 from robench.attacks.losses import Loss
+from robench.evaluation.adjudicate import Adjudicator
+from robench.evaluation.engine import Engine, Found, Samples
+from robench.evaluation.passes import Passes, SearchModel
 from robench.evaluation.search_models import EagerModel
 from robench.threat_models import Norm, ThreatModel
 
@@ -140,18 +145,25 @@ _DUAL: dict[Norm, float] = {"Linf": 1.0, "L2": 2.0, "L1": torch.inf}
 
 
 def linear_problem(
-    norm: Norm, classes: int, count: int = 64, side: int = 4, seed: int = 0
+    norm: Norm,
+    classes: int,
+    count: int = 64,
+    side: int = 4,
+    seed: int = 0,
+    weight: Tensor | None = None,
 ) -> tuple[LinearModel, Tensor, Tensor, Tensor, ThreatModel]:
     """A linear classifier far from the box's borders, so that only the ball constrains.
 
     Returns:
-        The model, inputs (n, 1, side, side), labels (the model's own predictions), the exact
+        The model (its weight (classes, side²) random unless given), inputs (n, 1, side, side), labels (the model's own predictions), the exact
         distance of each input to the decision boundary in ``norm``, and a threat model whose
         radius splits the samples in half, with no distance within 2 % of it.
     """
     generator = torch.Generator().manual_seed(seed)
     dimensions = side * side
-    weight = torch.randn(classes, dimensions, generator=generator).double()
+    if weight is None:
+        weight = torch.randn(classes, dimensions, generator=generator)
+    weight = weight.double()
     inputs = 0.45 + 0.1 * torch.rand(count * 2, 1, side, side, generator=generator)
     flat = inputs.flatten(1).double()
     bias = -(weight @ flat.mean(dim=0))  # puts the boundaries in the middle of the inputs
@@ -210,3 +222,38 @@ def digits_network(epochs: int = 4, eps: float = 0.0) -> nn.Module:
                 nn.functional.cross_entropy(network(x), y).backward()
                 optimizer.step()
     return network.eval().requires_grad_(False)
+
+
+@dataclass
+class EngineRun:
+    """What a run of the engine gave, with the engine for a look inside."""
+
+    found: Found
+    engine: Engine[Any]
+    samples: Samples
+
+
+def run_engine(
+    attack: Attack[Any],
+    model: nn.Module,
+    inputs: Tensor,
+    labels: Tensor,
+    *,
+    batch_size: int = 64,
+    order: Tensor | None = None,
+    search: SearchModel | None = None,
+    seed: int = 0,
+    ids: list[str] | None = None,
+    **kwargs: Any,
+) -> EngineRun:
+    """Attack through the engine; ``order`` permutes the samples, each keeps its own id."""
+    order = torch.arange(len(labels)) if order is None else order
+    ids = ids or [f"sample-{index}" for index in range(len(labels))]
+    chosen = inputs[order]
+    adjudicator = Adjudicator(model, attack.threat_model)
+    clean = adjudicator.logits(chosen)
+    keys = seeding.sample_keys(seed, [ids[index] for index in order.tolist()])
+    samples = Samples(chosen, labels[order], clean, keys)
+    passes = Passes(search or EagerModel(model), clean.shape[1], batch_size)
+    engine: Engine[Any] = Engine(attack, passes, adjudicator, batch_size=batch_size)
+    return EngineRun(engine.run(samples, **kwargs), engine, samples)

@@ -64,6 +64,9 @@ def check(
     for result in (one, two):
         if count := int(result.errored.sum()):
             problems.append(f"{count} samples of {result.model.name} errored")
+    identical = candidate.model.fingerprint == baseline.model.fingerprint
+    if identical:
+        left_out.append("both are the same network with the same weights: nothing can be worse")
     level = 1 - 2 * rules.alpha
     attack = shared_metric_attack(one, two)
     found: dict[str, Difference] = {
@@ -83,6 +86,7 @@ def check(
         rules,
         left_out,
         problems,
+        identical=identical,
     )
 
 
@@ -107,12 +111,14 @@ def _decide(
     rules: Policy,
     notes: list[str],
     problems: list[str],
+    *,
+    identical: bool = False,
 ) -> CheckResult:
     criteria = rules.criteria
     p_values = [found[name].p_worse if name in found else math.nan for name in criteria]
     adjusted = dict(zip(criteria, holm(p_values), strict=True))
     results = tuple(
-        _judge(name, criterion, found.get(name), adjusted[name], rules)
+        _judge(name, criterion, found.get(name), adjusted[name], rules, identical)
         for name, criterion in criteria.items()
     )
     verdicts = {item.verdict for item in results}
@@ -131,7 +137,12 @@ def _decide(
 
 
 def _judge(
-    quantity: str, criterion: Criterion, item: Difference | None, p_worse: float, rules: Policy
+    quantity: str,
+    criterion: Criterion,
+    item: Difference | None,
+    p_worse: float,
+    rules: Policy,
+    identical: bool,
 ) -> CriterionResult:
     if item is None:
         unit: Literal["points", ""] = "points" if quantity.endswith("_acc") else ""
@@ -139,7 +150,8 @@ def _judge(
             quantity, unit, criterion.margin, Verdict.NOT_MEASURED, criterion.required
         )
     loss = item.loss
-    if loss.high < criterion.margin:
+    # No n is too small to know that a model is not worse than itself.
+    if identical or loss.high < criterion.margin:
         verdict = Verdict.NOT_WORSE
     elif p_worse < rules.alpha:
         verdict = Verdict.WORSE

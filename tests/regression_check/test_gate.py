@@ -62,6 +62,17 @@ def test_a_model_against_itself_passes(robust: int) -> None:
     assert {item.verdict for item in result.criteria} == {Verdict.NOT_WORSE}
 
 
+def test_a_model_is_not_worse_than_itself_however_small_n_is() -> None:
+    me, twin = one("SB"), one("SB", model="twin")
+    result = check(me, me)
+    assert result.exit_code == 0
+    assert any("same weights" in note for note in result.notes)
+    # Agreeing on two samples proves nothing of another model.
+    assert check(twin, me).exit_code == 2
+    crashed = one("SE")
+    assert check(crashed, crashed).exit_code == 2
+
+
 def test_better_passes_and_the_reverse_fails() -> None:
     strong, weak = one(letters(400), model="strong"), one(letters(5), model="weak")
     assert check(strong, weak).exit_code == 0

@@ -129,9 +129,9 @@ def _outline(
     ys = np.linspace(-0.5, image_shape[0] - 0.5, cells.shape[0] + 1)
     padded = np.pad(cells, 1)
     for row, column in np.argwhere(padded[1:-1, :-1] != padded[1:-1, 1:]):
-        axes.plot([xs[column]] * 2, ys[row : row + 2], **line)
+        axes.plot([xs[column]] * 2, ys[row : row + 2], **line, clip_on=False)
     for row, column in np.argwhere(padded[:-1, 1:-1] != padded[1:, 1:-1]):
-        axes.plot(xs[column : column + 2], [ys[row]] * 2, **line)
+        axes.plot(xs[column : column + 2], [ys[row]] * 2, **line, clip_on=False)
 
 
 def _bare(axes: Axes) -> None:

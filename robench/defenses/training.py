@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import platform
-import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -22,6 +18,7 @@ from robench.defenses.defaults import Defaults, defaults_for
 from robench.defenses.engine import Engine, chosen_precision, launch, resolve_device
 from robench.defenses.export import export_model
 from robench.defenses.progress import TrainingProgress
+from robench.defenses.provenance import command_line, describe_data, package_versions
 from robench.defenses.recipe import Recipe
 from robench.defenses.settings import TrainingSettings
 from robench.defenses.trainer import Trainer
@@ -46,7 +43,6 @@ __all__ = ["train"]
 
 _Model = TypeVar("_Model", bound=BaseModel)
 
-_PACKAGES = ("robench", "torch", "numpy", "scikit-learn")
 _PROBE = 4
 """Samples on which a recipe checks that it can work with a network."""
 
@@ -136,7 +132,16 @@ def train(
 
     command = None
     if by_name is not None and isinstance(recipe, str):
-        command = _command(recipe, by_name, spec, threat, seed, name, teacher, settings, loss)
+        command = command_line(
+            loss,
+            settings,
+            dataset=by_name,
+            architecture=spec,
+            threat_model=threat,
+            seed=seed,
+            name=name,
+            teacher=teacher,
+        )
     recorded: dict[str, Any] = {
         **settings.model_dump(mode="json"),
         **loss.parameters,
@@ -165,11 +170,11 @@ def train(
             venue=loss.venue,
             year=loss.year,
             command=command,
-            training_data=_describe(train_data, validation_data),
+            training_data=describe_data(train_data, validation_data),
             seed=seed,
             epochs=settings.epochs,
             recipe=recorded,
-            versions=_versions(),
+            versions=package_versions(),
             notes=loss.notes,
         ),
     )
@@ -338,71 +343,7 @@ def _start_from(network: nn.Module, teacher: nn.Module) -> None:
         ) from error
 
 
-@dataclass(frozen=True)
-class _Part:
-    flag: str
-    value: object
-
-
-def _command(
-    recipe: str,
-    dataset: str,
-    spec: ArchitectureSpec,
-    threat: ThreatModel,
-    seed: int,
-    name: str | None,
-    teacher: str | Path | None,
-    settings: TrainingSettings,
-    loss: Recipe,
-) -> str:
-    """The command line that trains this again, every value away from its default spelled out."""
-    parts = [_Part("--dataset", dataset), _Part("--arch", spec.name)]
-    parts += [_Part("--arch-arg", f"{key}={value}") for key, value in spec.arguments.items()]
-    parts += [
-        _Part("--threat-model", threat),
-        _Part("--epochs", settings.epochs),
-        _Part("--seed", seed),
-    ]
-    if name is not None:
-        parts.append(_Part("--name", name))
-    if teacher is not None:
-        parts.append(_Part("--teacher", teacher))
-    for model in (settings, loss):
-        for key, info in type(model).model_fields.items():
-            value = getattr(model, key)
-            if key != "epochs" and value != info.default:
-                parts.append(_Part("--set", f"{key}={_spelled(value)}"))
-    words = ["robench", "train", recipe]
-    for part in parts:
-        words += [part.flag, str(part.value)]
-    return shlex.join(words)
-
-
-def _spelled(value: object) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
-    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
-
-
 def _attention(network: nn.Module) -> AttentionSpec:
     """Rollout for networks whose attention weights can be read, else Grad-CAM."""
     readable = any(getattr(module, "exposes_attention", False) for module in network.modules())
     return AttentionSpec(method="rollout" if readable else "grad_cam")
-
-
-def _describe(train_data: Dataset, validation_data: Dataset) -> str:
-    return "; ".join(
-        f"{part.name} {part.split}, n = {len(part)}, sha256 {part.fingerprint}"
-        for part in (train_data, validation_data)
-    )
-
-
-def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version(), "machine": platform.machine()}
-    for package in _PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            # Run from a source tree that is not installed.
-            continue
-    return found

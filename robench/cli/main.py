@@ -48,6 +48,13 @@ class _ReportingGroup(TyperGroup):
             raise typer.Exit(code) from error
 
 
+class _StderrHandler(logging.Handler):
+    """Shows warnings in the form of errors, on whatever stderr is at the time."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(f"robench: {record.levelname.lower()}: {record.getMessage()}", file=sys.stderr)
+
+
 def _report(error: BaseException) -> tuple[str, int]:
     """The line to print and the exit code."""
     if isinstance(error, KeyboardInterrupt):
@@ -97,10 +104,8 @@ def _root(
         bool, typer.Option("--debug", help="Show the traceback of an error.", show_default=False)
     ] = False,
 ) -> None:
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("robench: %(levelname)s: %(message)s"))
     logger = logging.getLogger("robench")
-    logger.handlers = [handler]
+    logger.handlers = [_StderrHandler()]
     logger.setLevel(logging.DEBUG if debug else logging.WARNING)
 
 

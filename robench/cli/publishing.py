@@ -85,7 +85,7 @@ def _group_table(rows: list[dict[str, Any]]) -> str:
         and any(number(row[name]) != "–" for row in rows)
     ]
     header = ["rank", "model", "robust_acc", "95 % interval", "clean_acc"]
-    header += [name.removesuffix("_acc") for name in attacks]
+    header += [name.removesuffix("_acc").replace("_", "-") for name in attacks]
     header += ["worst class", "validity"]
     body = []
     for row in rows:

@@ -10,6 +10,7 @@ import typer
 
 from robench.cli.options import (
     DatasetFilter,
+    DeviceOption,
     EpsFilter,
     JsonFlag,
     NFilter,
@@ -18,6 +19,7 @@ from robench.cli.options import (
     SeedFilter,
 )
 from robench.cli.output import format_table, number, print_json, print_table
+from robench.cli.run_options import DataFolderOption, DataOption, TrustPickleFlag
 
 if TYPE_CHECKING:
     from robench.records import EvaluationRecord
@@ -97,6 +99,48 @@ def show(
         print_json(record.model_dump(mode="json"))
     else:
         typer.echo(_text(record))
+
+
+@results_app.command()
+def verify(
+    results: ResultsFolder = Path("results"),
+    device: DeviceOption = "auto",
+    dataset: Annotated[
+        str | None,
+        typer.Option("--dataset", metavar="NAME", help="Folder or file that has the samples."),
+    ] = None,
+    data: DataFolderOption = None,
+    data_option: DataOption = None,
+    trust_pickle: TrustPickleFlag = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Check every record's files; judge kept adversarial inputs again.
+
+    Exit code 2 if a file is damaged or a verdict does not hold.
+    """
+    from dataclasses import asdict
+
+    from robench.cli.settings import parse_settings
+    from robench.cli.stores import existing_store
+    from robench.cli.verify import verify_store  # torch
+
+    found = verify_store(
+        existing_store(results),
+        device=device,
+        data=data,
+        data_options=parse_settings(data_option or [], "--data-option"),
+        dataset=dataset,
+        trust_pickle=trust_pickle,
+    )
+    if as_json:
+        print_json([asdict(item) for item in found])
+    else:
+        rows = [
+            (f.key[:12], f.model, f.attack, "ok" if f.sound else "BAD", f.finding) for f in found
+        ]
+        print_table(("key", "model", "attack", "", "finding"), rows)
+    if not all(item.sound for item in found):
+        raise typer.Exit(2)
 
 
 @results_app.command()

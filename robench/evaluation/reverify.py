@@ -1,0 +1,107 @@
+"""A second look at a record: its stored adversarial inputs, judged again by its model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from robench.datasets import Dataset
+from robench.errors import StoreError, UsageError
+from robench.evaluation.adjudicate import Adjudicator
+from robench.models.wrapper import RobenchModel
+from robench.records import Outcome
+from robench.results import StoredRecord
+
+__all__ = ["Reverification", "reverify"]
+
+
+@dataclass(frozen=True)
+class Reverification:
+    """What judging again found.
+
+    Attributes:
+        judged: samples whose verdict was looked at again.
+        disagreements: sample id → what differs.
+    """
+
+    judged: int
+    disagreements: dict[str, str]
+
+
+def reverify(
+    stored: StoredRecord,
+    adversarial: npt.NDArray[np.float32],
+    model: RobenchModel,
+    dataset: Dataset,
+    *,
+    device: torch.device,
+    batch_size: int = 256,
+) -> Reverification:
+    """Judge a record's adversarial inputs again, in float32.
+
+    A broken sample's input must be inside the threat model and misclassified, a survivor's must
+    not; both must get the prediction that was recorded. A survivor's stored input is the attack's
+    best, so this says that it did not succeed, not that none can.
+
+    Args:
+        stored: the record and its table.
+        adversarial: (n, C, H, W) in [0, 1], in the order of the table's rows.
+        model: the model of the record.
+        dataset: the samples of the record.
+        device: where to run.
+        batch_size: inputs at a time.
+
+    Raises:
+        UsageError: model or data are not those of the record.
+        StoreError: as many adversarial inputs as samples are needed, and are not there.
+    """
+    record, samples = stored.record, stored.samples
+    if model.summary.fingerprint != record.model.fingerprint:
+        raise UsageError(
+            "the model is not the one that was evaluated: weights or card differ",
+            where=record.model.id,
+        )
+    if dataset.fingerprint != record.dataset.fingerprint:
+        raise UsageError(
+            "the samples are not the ones that were used: the fingerprints differ",
+            where=record.dataset.name,
+        )
+    if len(adversarial) != len(samples):
+        raise StoreError(
+            f"{len(adversarial)} adversarial inputs for {len(samples)} samples", where=stored.path
+        )
+    position = {name: index for index, name in enumerate(dataset.sample_ids)}
+    kinds = (Outcome.BROKEN, Outcome.SURVIVED)
+    rows = [row for row, sample in enumerate(samples) if sample.outcome in kinds]
+    judge = Adjudicator(model.to(device), record.threat_model, batch_size)
+    disagreements: dict[str, str] = {}
+    for start in range(0, len(rows), batch_size):
+        chosen = rows[start : start + batch_size]
+        indices = [position[samples[row].sample_id] for row in chosen]
+        verdicts = judge.judge(
+            torch.from_numpy(np.ascontiguousarray(adversarial[chosen], np.float32)).to(device),
+            dataset.batch(indices).to(device),
+            dataset.labels[indices].to(device),
+        )
+        found = zip(
+            chosen,
+            verdicts.broken.tolist(),
+            verdicts.prediction.tolist(),
+            verdicts.allowed.tolist(),
+            strict=True,
+        )
+        for row, broken, prediction, allowed in found:
+            sample = samples[row]
+            if not allowed:
+                disagreements[sample.sample_id] = "the input is outside the threat model"
+            elif broken != (sample.outcome is Outcome.BROKEN):
+                now = "misclassified" if broken else "classified correctly"
+                disagreements[sample.sample_id] = f"recorded as {sample.outcome.value}, now {now}"
+            elif prediction != sample.adv_prediction:
+                disagreements[sample.sample_id] = (
+                    f"recorded prediction {sample.adv_prediction}, now {prediction}"
+                )
+    return Reverification(len(rows), disagreements)

@@ -1,0 +1,97 @@
+"""Tables, numbers and settings on the command line."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from robench.cli.output import format_table, number, plain
+from robench.cli.settings import parse_settings
+from robench.errors import UsageError
+
+
+def test_columns_are_aligned_and_numbers_stand_right():
+    table = format_table(
+        ("name", "acc", ""), [("a", "9.5", "x"), ("long", "100.0", ""), ("b", "–", "")]
+    )
+    assert table == "name    acc\na       9.5  x\nlong  100.0\nb         –"
+
+
+def test_a_table_without_rows_is_its_header():
+    assert format_table(("name", "acc"), []) == "name  acc"
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (1.25, "1.2"),
+        (100, "100"),
+        (math.nan, "–"),
+        (None, "–"),
+        (pd.NA, "–"),
+        (np.float64(0.05), "0.1"),
+        (np.int64(3), "3"),
+        ("8/255", "8/255"),
+    ],
+)
+def test_numbers(value, shown):
+    assert number(value) == shown
+
+
+_data = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    max_leaves=10,
+)
+
+
+@given(_data)
+def test_plain_data_is_always_json_and_loses_only_what_is_undefined(value):
+    text = json.dumps(plain(value), allow_nan=False)
+    assert json.loads(text) == plain(value)
+
+
+@given(st.lists(st.floats(allow_nan=False, allow_infinity=False)))
+def test_plain_keeps_numbers(values):
+    assert plain(values) == values
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("lr=0.1", 0.1),
+        ("epochs=3", 3),
+        ("flip=true", True),
+        ("flip=False", False),
+        ("milestones=0.5,0.75", [0.5, 0.75]),
+        ("widths=[16, 32]", [16, 32]),
+        ("schedule=cosine", "cosine"),
+        ("name=a=b", "a=b"),
+        ("name=", ""),
+        ("teacher=None", None),
+    ],
+)
+def test_settings_are_literals_or_text(text, value):
+    parsed = parse_settings([text], "--set")
+    assert parsed == {text.partition("=")[0]: value}
+    assert type(next(iter(parsed.values()))) is type(value)
+
+
+@given(
+    st.dictionaries(st.from_regex(r"[a-z_]{1,8}", fullmatch=True), st.integers() | st.booleans())
+)
+def test_settings_come_back_as_they_were_written(settings):
+    texts = [f"{name}={json.dumps(value)}" for name, value in settings.items()]
+    assert parse_settings(texts, "--set") == settings
+
+
+@pytest.mark.parametrize("texts", [["lr"], ["=1"], ["lr=1", "lr=2"]])
+def test_malformed_settings_are_refused(texts):
+    with pytest.raises(UsageError, match="--set"):
+        parse_settings(texts, "--set")

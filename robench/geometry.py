@@ -6,6 +6,8 @@ The norm is data here, and nowhere else does code branch on it without need. Ima
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -47,7 +49,7 @@ def norm_tolerance(norm: Norm, dimensions: int) -> float:
     four units of 2⁻²⁴ a coordinate are allowed, combined as the norm combines them.
     """
     rounding = 4 * 2.0**-24
-    return rounding * {"Linf": 1.0, "L2": dimensions**0.5, "L1": float(dimensions)}[norm]
+    return rounding * {"Linf": 1.0, "L2": math.sqrt(dimensions), "L1": float(dimensions)}[norm]
 
 
 def unit(delta: Tensor, norm: Norm) -> Tensor:
@@ -140,5 +142,7 @@ def random_point(inputs: Tensor, norm: Norm, eps: float, keys: Tensor) -> Tensor
     direction = seeding.normal(keys, shape)
     if norm == "L1":
         return project(inputs + direction, inputs, "L1", eps)
-    share = seeding.uniform(seeding.derive(keys, 3), (1,)).flatten() ** (1 / inputs[0].numel())
+    drawn = seeding.uniform(seeding.derive(keys, 3), (1,)).flatten()
+    # Not as a power: torch rounds those by an element's place in the batch.
+    share = (drawn.log() / inputs.shape[1:].numel()).exp()
     return (inputs + eps * expand(share, inputs) * unit(direction, "L2")).clamp(0, 1)

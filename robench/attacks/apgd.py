@@ -161,7 +161,7 @@ class APGD:
         loss = Loss(LOSSES[self.loss], labels, targets)
         seen = self._gradient(query, points, loss, torch.ones_like(labels, dtype=torch.bool), rows)
         zeros = torch.zeros_like(seen.losses)
-        dimensions = points[0].numel()
+        dimensions = points.shape[1:].numel()
         changed = _count_changed(points, inputs)
         if self.schedule.phases == 1:  # nothing is known yet of how sparse the best point is
             sparsity, nonzeros = zeros + 0.2, zeros + dimensions
@@ -259,7 +259,7 @@ class APGD:
         restart = expand(due & sparser, state.point)
         return replace(
             state,
-            sparsity=torch.where(due, changed / state.best[0].numel() / 1.5, state.sparsity),
+            sparsity=torch.where(due, changed / state.best.shape[1:].numel() / 1.5, state.sparsity),
             step_size=torch.where(due, size, state.step_size),
             nonzeros=torch.where(due, changed, state.nonzeros),
             point=torch.where(restart, state.best, state.point),

@@ -8,6 +8,7 @@ not it is inside the ball: ``found_size`` keeps its norm.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import torch
@@ -148,8 +149,8 @@ class CarliniWagnerL2:
         first = _BETA_1 * state.first_moment + (1 - _BETA_1) * gradient
         second = _BETA_2 * state.second_moment + (1 - _BETA_2) * gradient.square()
         count = expand((state.step % self.steps_per_round + 1).to(gradient.dtype), gradient)
-        mean = first / (1 - _BETA_1**count)
-        spread = (second / (1 - _BETA_2**count)).sqrt() + _ADAM_EPS
+        mean = first / _bias(_BETA_1, count)
+        spread = (second / _bias(_BETA_2, count)).sqrt() + _ADAM_EPS
         w = state.w - self.learning_rate * mean / spread
         return replace(state, w=w, first_moment=first, second_moment=second)
 
@@ -176,5 +177,15 @@ class CarliniWagnerL2:
         return state.step >= self.steps()
 
 
+# torch's own powers and atanh round an element by its place in the tensor, so that a result would
+# depend on the batch; exponentials and logarithms do not.
+
+
+def _bias(beta: float, count: Tensor) -> Tensor:
+    """1 − β^count, Adam's correction."""
+    return -torch.expm1(count * math.log(beta))
+
+
 def _to_tanh_space(inputs: Tensor) -> Tensor:
-    return torch.atanh((inputs * 2 - 1) * _INSIDE)
+    squeezed = (inputs * 2 - 1) * _INSIDE
+    return (torch.log1p(squeezed) - torch.log1p(-squeezed)) / 2

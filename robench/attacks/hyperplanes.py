@@ -57,17 +57,18 @@ def _water_level(slope: Tensor, full: Tensor, need: Tensor) -> Tensor:
     reachable = most > need
     level = torch.zeros_like(need)
     open_slope = torch.where(full > 0, slope, 0.0).sum(dim=1)
+    # Rows that are there stay as they are: their rounding must not depend on the other rows.
+    active = reachable
     for _ in range(slope.shape[1]):
         gained = (slope * torch.minimum(level[:, None], full)).sum(dim=1)
-        lacking = torch.where(reachable, need - gained, 0.0)
-        advance = lacking / open_slope.clamp_min(1e-30)
-        raised = level + advance.clamp_min(0)
-        if not bool((raised > level).any()):
-            break
+        advance = (need - gained).clamp_min(0) / open_slope.clamp_min(1e-30)
+        raised = torch.where(active, level + advance, level)
+        active = active & (raised > level)
         level = raised
         next_slope = torch.where(full > level[:, None], slope, 0.0).sum(dim=1)
-        # No coordinate filled up on the way: the level is exact for all.
-        if bool((next_slope == open_slope).all()):
+        # Where no coordinate filled up on the way the level is exact.
+        active = active & (next_slope != open_slope)
+        if not bool(active.any()):
             break
         open_slope = torch.where(next_slope > 0, next_slope, open_slope)
     return torch.where(reachable, level, torch.inf)

@@ -95,7 +95,7 @@ class Adjudicator:
         logits = self.logits(points)
         delta = (points - inputs).double()
         size = norm_of(delta, self.threat_model.norm)
-        slack = norm_tolerance(self.threat_model.norm, delta[0].numel())
+        slack = norm_tolerance(self.threat_model.norm, delta.shape[1:].numel())
         flat = points.flatten(1)
         in_box = (flat >= 0).all(dim=1) & (flat <= 1).all(dim=1)
         # A NaN fails every comparison, so it is inside nothing.

@@ -200,6 +200,9 @@ class Store:
     def read(self, key: str) -> StoredRecord:
         """The record of ``key``, its checksums and schema verified, migrated if it is old.
 
+        Of its arrays, which may be large, only the size is looked at; :meth:`verify` and
+        :meth:`read_arrays` look at their checksum.
+
         Raises:
             StoreError: there is none, it cannot be read, or its schema version is unknown.
             CorruptRecordError: it is damaged; :meth:`set_aside` moves it out of the way.
@@ -224,7 +227,21 @@ class Store:
         arrow = table_from_parquet(content)
         arrays = document["files"].get("arrays")
         arrays_path = None if arrays is None else path.parent / arrays["name"]
+        if arrays_path is not None:
+            _check_size(arrays_path, arrays["bytes"])
         return StoredRecord(self._parse(document["record"], path, key), arrow, path, arrays_path)
+
+    def verify(self, key: str) -> None:
+        """Read all files of a record and compare every checksum.
+
+        Raises:
+            StoreError, CorruptRecordError: as :meth:`read`.
+        """
+        self.read(key)
+        path = self.path_of(key)
+        entry = self._document(path, key)["files"].get("arrays")
+        if entry is not None:
+            _check_digest(path.parent / entry["name"], entry["sha256"])
 
     def scan(self) -> Scan:
         """Read every record, setting apart those that cannot be read."""
@@ -258,13 +275,10 @@ class Store:
         if entry is None:
             return {}
         arrays_path = path.parent / entry["name"]
+        _check_digest(arrays_path, entry["sha256"])
         try:
-            if file_sha256(arrays_path) != entry["sha256"]:
-                raise CorruptRecordError("the arrays' checksum is wrong", where=arrays_path)
             with np.load(arrays_path, allow_pickle=False) as archive:
                 return {name: archive[name] for name in archive.files}
-        except FileNotFoundError as error:
-            raise CorruptRecordError("its arrays are missing", where=arrays_path) from error
         except (ValueError, zipfile.BadZipFile) as error:
             raise CorruptRecordError(f"arrays cannot be read: {error}", where=arrays_path) from (
                 error
@@ -461,6 +475,28 @@ class Store:
         atomic_write(folder / "reason.txt", f"{reason}\n".encode())
         log.warning("set aside in %s: %s", folder, reason)
         return folder
+
+
+def _check_size(path: Path, size: int) -> None:
+    try:
+        found = path.stat().st_size
+    except FileNotFoundError as error:
+        raise CorruptRecordError("its arrays are missing", where=path) from error
+    except OSError as error:
+        raise store_error("read", path, error) from error
+    if found != size:
+        raise CorruptRecordError(f"its arrays have {found} bytes instead of {size}", where=path)
+
+
+def _check_digest(path: Path, digest: str) -> None:
+    try:
+        found = file_sha256(path)
+    except FileNotFoundError as error:
+        raise CorruptRecordError("its arrays are missing", where=path) from error
+    except OSError as error:
+        raise store_error("read", path, error) from error
+    if found != digest:
+        raise CorruptRecordError("the arrays' checksum is wrong", where=path)
 
 
 def _new_folder(parent: Path, name: str) -> Path:

@@ -227,6 +227,25 @@ def test_every_flipped_bit_and_truncation_is_noticed(store: Store) -> None:
         path.write_bytes(good)
 
 
+def test_arrays_are_sized_on_reading_and_summed_on_verifying(store: Store) -> None:
+    samples = make_samples("BS")
+    record = make_record(samples)
+    path = store.write(record, samples, adversarial=np.ones((2, 1, 2, 2))).arrays_path
+    assert path is not None
+    store.verify(record.key)
+    good = path.read_bytes()
+    path.write_bytes(good[:40] + bytes([good[40] ^ 1]) + good[41:])
+    assert store.read(record.key).record == record
+    with pytest.raises(CorruptRecordError, match="checksum"):
+        store.verify(record.key)
+    path.write_bytes(good[:-1])
+    with pytest.raises(CorruptRecordError, match="bytes instead of"):
+        store.read(record.key)
+    path.unlink()
+    with pytest.raises(CorruptRecordError, match="missing"):
+        store.read(record.key)
+
+
 def test_damaged_record_is_set_aside_whole_and_never_deleted(
     store: Store, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import logging
 import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ import matplotlib
 from matplotlib.figure import Figure
 
 import robench
+from robench.errors import CorruptRecordError
 from robench.records import canonical_hash
 from robench.reporting.model_results import GroupKey, ModelResult
 from robench.reporting.plots.accuracy_by_attack import accuracy_by_attack
@@ -26,6 +28,8 @@ from robench.results import SamplePanel, Store
 from robench.results.atomic import atomic_write
 
 __all__ = ["GROUP_PLOTS", "group_slug", "render_plots"]
+
+log = logging.getLogger("robench.reporting")
 
 GROUP_PLOTS: dict[str, Callable[[Sequence[ModelResult]], Figure | None]] = {
     "accuracy_by_attack": accuracy_by_attack,
@@ -64,7 +68,7 @@ def render_plots(
         The files, PNG and SVG.
 
     Raises:
-        StoreError: a file cannot be written or an array not be read.
+        StoreError: a file cannot be written. A damaged sample panel is logged and left out.
     """
     gallery = _Gallery(Path(folder))
     groups: dict[GroupKey, list[ModelResult]] = {}
@@ -156,7 +160,12 @@ def _panel(result: ModelResult, attack: str, store: Store) -> Figure | None:
     stored = result.attacks[attack]
     if stored.arrays_path is None:
         return None
-    panel = SamplePanel.from_arrays(store.read_arrays(stored.record.key))
+    try:
+        panel = SamplePanel.from_arrays(store.read_arrays(stored.record.key))
+    except CorruptRecordError as error:
+        # The record itself is sound: a lost picture is no reason to draw nothing.
+        log.warning("no sample panel: %s", error)
+        return None
     return None if panel is None else sample_panel(panel, stored.record)
 
 

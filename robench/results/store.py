@@ -18,88 +18,34 @@ somebody writes the same record anew. What a crash leaves behind is never mistak
 from __future__ import annotations
 
 import contextlib
-import functools
 import hashlib
 import json
 import logging
-import math
 import os
 import re
 import time
-import zipfile
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
-
-import numpy as np
-import numpy.typing as npt
-import pandas as pd
-from pydantic import ValidationError
+from typing import Any
 
 from robench.errors import CorruptRecordError, StoreError, UsageError
-from robench.records import EvaluationRecord, SampleOutcome, canonical_hash
-from robench.results.atomic import atomic_write, file_sha256, stale_temporaries, store_error
+from robench.records import EvaluationRecord, SampleOutcome
+from robench.results.arrays import Array, check_digest, check_size, load_arrays, write_arrays
+from robench.results.atomic import atomic_write, stale_temporaries, store_error
 from robench.results.claims import Claim, try_claim, wait_for_claim
-from robench.results.migrations import migrate
+from robench.results.documents import parse_record, read_document, render_document
 from robench.results.progress import Progress
-from robench.results.tables import (
-    parquet_bytes,
-    samples_to_table,
-    table_from_parquet,
-    table_to_frame,
-    table_to_samples,
-)
+from robench.results.stored_record import StoredRecord
+from robench.results.tables import parquet_bytes, table_from_parquet
 
 __all__ = ["Problem", "Scan", "Store", "StoredRecord"]
 
 log = logging.getLogger("robench.results")
 
-_FORMAT = "robench-record"
 _KEY = re.compile(r"[0-9a-f]{64}")
 _ADVERSARIAL = "adversarial"
 _READ_ATTEMPTS = 5
-
-Array = npt.NDArray[Any]
-
-
-@dataclass(frozen=True)
-class StoredRecord:
-    """A record with its per-sample table. :meth:`of` makes one in memory, without a store."""
-
-    record: EvaluationRecord
-    arrow: Any = field(repr=False)
-    """The table as a ``pyarrow.Table``."""
-    path: Path | None = None
-    """The JSON's place; None: in memory only."""
-    arrays_path: Path | None = None
-    """The npz's place, if arrays were kept."""
-
-    @classmethod
-    def of(cls, record: EvaluationRecord, samples: Sequence[SampleOutcome]) -> StoredRecord:
-        """Record and rows that were just computed.
-
-        Raises:
-            StoreError: the rows contradict the record's counts, or do not make a table.
-        """
-        counts = Counter(sample.outcome for sample in samples)
-        if {k: v for k, v in record.counts.items() if v} != dict(counts):
-            raise StoreError(
-                f"record counts {dict(record.counts)} but its samples are {dict(counts)}",
-                where=record.key,
-            )
-        return cls(_normalised(record), samples_to_table(samples))
-
-    @functools.cached_property
-    def table(self) -> pd.DataFrame:
-        """One row a sample; columns as in :mod:`robench.results.tables`."""
-        return table_to_frame(self.arrow)
-
-    @functools.cached_property
-    def samples(self) -> list[SampleOutcome]:
-        """The rows as :class:`SampleOutcome`, exactly as they were written."""
-        return table_to_samples(self.arrow)
 
 
 @dataclass(frozen=True)
@@ -187,8 +133,8 @@ class Store:
         try:
             files = {"table": self._write_table(path, stored.arrow, created)}
             if extra:
-                files["arrays"] = self._write_arrays(path, extra, created)
-            atomic_write(path, _render(stored.record, files))
+                files["arrays"] = write_arrays(path, extra, created)
+            atomic_write(path, render_document(stored.record, files))
         except BaseException:
             for orphan in created:
                 with contextlib.suppress(OSError):
@@ -209,7 +155,7 @@ class Store:
         """
         path = self.path_of(key)
         for attempt in range(_READ_ATTEMPTS):
-            document = self._document(path, key)
+            document = read_document(path, key)
             table_path = path.parent / document["files"]["table"]["name"]
             try:
                 content = table_path.read_bytes()
@@ -228,8 +174,8 @@ class Store:
         arrays = document["files"].get("arrays")
         arrays_path = None if arrays is None else path.parent / arrays["name"]
         if arrays_path is not None:
-            _check_size(arrays_path, arrays["bytes"])
-        return StoredRecord(self._parse(document["record"], path, key), arrow, path, arrays_path)
+            check_size(arrays_path, arrays["bytes"])
+        return StoredRecord(parse_record(document["record"], path), arrow, path, arrays_path)
 
     def verify(self, key: str) -> None:
         """Read all files of a record and compare every checksum.
@@ -239,9 +185,9 @@ class Store:
         """
         self.read(key)
         path = self.path_of(key)
-        entry = self._document(path, key)["files"].get("arrays")
+        entry = read_document(path, key)["files"].get("arrays")
         if entry is not None:
-            _check_digest(path.parent / entry["name"], entry["sha256"])
+            check_digest(path.parent / entry["name"], entry["sha256"])
 
     def scan(self) -> Scan:
         """Read every record, setting apart those that cannot be read."""
@@ -271,20 +217,11 @@ class Store:
             StoreError, CorruptRecordError: as :meth:`read`; the file's checksum is verified.
         """
         path = self.path_of(key)
-        entry = self._document(path, key)["files"].get("arrays")
+        entry = read_document(path, key)["files"].get("arrays")
         if entry is None:
             return {}
         arrays_path = path.parent / entry["name"]
-        _check_digest(arrays_path, entry["sha256"])
-        try:
-            with np.load(arrays_path, allow_pickle=False) as archive:
-                return {name: archive[name] for name in archive.files}
-        except (ValueError, zipfile.BadZipFile) as error:
-            raise CorruptRecordError(f"arrays cannot be read: {error}", where=arrays_path) from (
-                error
-            )
-        except OSError as error:
-            raise store_error("read", arrays_path, error) from error
+        return load_arrays(arrays_path, entry["sha256"])
 
     def read_adversarial(self, key: str) -> Array:
         """Adversarial inputs (n, C, H, W) in the order of the table's rows.
@@ -391,60 +328,6 @@ class Store:
         atomic_write(target, content)
         return {"name": target.name, "sha256": digest, "bytes": len(content)}
 
-    def _write_arrays(
-        self, path: Path, arrays: Mapping[str, Array], created: list[Path]
-    ) -> dict[str, Any]:
-        # Too large to render in memory a second time: written once, named when its digest is
-        # known.
-        draft = path.with_suffix(f".{os.getpid()}.draft.npz")
-        created.append(draft)
-
-        def save(stream: BinaryIO) -> None:
-            ordered = {name: np.asarray(arrays[name]) for name in sorted(arrays)}
-            np.savez_compressed(stream, allow_pickle=False, **ordered)
-
-        atomic_write(draft, save)
-        try:
-            digest = file_sha256(draft)
-            size = draft.stat().st_size
-            target = path.with_suffix(f".{digest[:12]}.npz")
-            if not target.exists():
-                created.append(target)
-            os.replace(draft, target)
-        except OSError as error:
-            raise store_error("write", draft, error) from error
-        return {"name": target.name, "sha256": digest, "bytes": size}
-
-    def _document(self, path: Path, key: str) -> dict[str, Any]:
-        try:
-            content = path.read_bytes()
-        except FileNotFoundError as error:
-            raise StoreError("there is no such record", where=path) from error
-        except OSError as error:
-            raise store_error("read", path, error) from error
-        try:
-            document = json.loads(content)
-        except ValueError as error:
-            raise CorruptRecordError(f"no JSON: {error}", where=path) from error
-        if not isinstance(document, dict) or document.get("format") != _FORMAT:
-            raise CorruptRecordError("not a robench record", where=path)
-        checksum = document.pop("checksum", None)
-        if checksum != canonical_hash(document):
-            raise CorruptRecordError("the record's checksum is wrong", where=path)
-        if document["record"].get("key") != key:
-            raise CorruptRecordError("the record's key is not its file's name", where=path)
-        return document
-
-    def _parse(self, plain: dict[str, Any], path: Path, key: str) -> EvaluationRecord:
-        try:
-            return EvaluationRecord.model_validate(migrate(plain))
-        except StoreError as error:
-            raise type(error)(error.what, where=path, hint=error.hint) from error
-        except ValidationError as error:
-            raise CorruptRecordError(f"the record is invalid: {_first(error)}", where=path) from (
-                error
-            )
-
     def _is_named_by_record(self, path: Path) -> bool:
         json_path = path.parent / f"{path.name.partition('.')[0]}.json"
         try:
@@ -477,28 +360,6 @@ class Store:
         return folder
 
 
-def _check_size(path: Path, size: int) -> None:
-    try:
-        found = path.stat().st_size
-    except FileNotFoundError as error:
-        raise CorruptRecordError("its arrays are missing", where=path) from error
-    except OSError as error:
-        raise store_error("read", path, error) from error
-    if found != size:
-        raise CorruptRecordError(f"its arrays have {found} bytes instead of {size}", where=path)
-
-
-def _check_digest(path: Path, digest: str) -> None:
-    try:
-        found = file_sha256(path)
-    except FileNotFoundError as error:
-        raise CorruptRecordError("its arrays are missing", where=path) from error
-    except OSError as error:
-        raise store_error("read", path, error) from error
-    if found != digest:
-        raise CorruptRecordError("the arrays' checksum is wrong", where=path)
-
-
 def _new_folder(parent: Path, name: str) -> Path:
     parent.mkdir(parents=True, exist_ok=True)
     number = 1
@@ -516,40 +377,3 @@ def _unlink(path: Path) -> None:
         path.unlink(missing_ok=True)
     except OSError as error:
         raise store_error("remove", path, error) from error
-
-
-def _normalised(record: EvaluationRecord) -> EvaluationRecord:
-    """The record with every undefined number None, as JSON has no NaN."""
-    plain = _without_nan(record.model_dump(mode="json"))
-    classes = plain["class_robust_acc"]
-    plain["class_robust_acc"] = {k: v for k, v in classes.items() if v is not None}
-    try:
-        return EvaluationRecord.model_validate(plain)
-    except ValidationError as error:
-        raise StoreError(f"the record is invalid: {_first(error)}", where=record.key) from error
-
-
-def _without_nan(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {name: _without_nan(item) for name, item in value.items()}
-    if isinstance(value, list):
-        return [_without_nan(item) for item in value]
-    return value
-
-
-def _first(error: ValidationError) -> str:
-    detail = error.errors()[0]
-    place = ".".join(str(part) for part in detail["loc"])
-    return f"{place}: {detail['msg']}"
-
-
-def _render(record: EvaluationRecord, files: Mapping[str, Any]) -> bytes:
-    document = {
-        "format": _FORMAT,
-        "record": record.model_dump(mode="json"),
-        "files": dict(files),
-    }
-    document["checksum"] = canonical_hash(document)
-    return (json.dumps(document, indent=1, sort_keys=True, allow_nan=False) + "\n").encode()

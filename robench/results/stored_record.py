@@ -1,0 +1,82 @@
+"""A record together with its per-sample table."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from pydantic import ValidationError
+
+from robench.errors import StoreError
+from robench.records import EvaluationRecord, SampleOutcome
+from robench.results.documents import first_problem
+from robench.results.tables import samples_to_table, table_to_frame, table_to_samples
+
+__all__ = ["StoredRecord"]
+
+
+@dataclass(frozen=True)
+class StoredRecord:
+    """A record with its per-sample table. :meth:`of` makes one in memory, without a store."""
+
+    record: EvaluationRecord
+    arrow: Any = field(repr=False)
+    """The table as a ``pyarrow.Table``."""
+    path: Path | None = None
+    """The JSON's place; None: in memory only."""
+    arrays_path: Path | None = None
+    """The npz's place, if arrays were kept."""
+
+    @classmethod
+    def of(cls, record: EvaluationRecord, samples: Sequence[SampleOutcome]) -> StoredRecord:
+        """Record and rows that were just computed.
+
+        Raises:
+            StoreError: the rows contradict the record's counts, or do not make a table.
+        """
+        counts = Counter(sample.outcome for sample in samples)
+        if {k: v for k, v in record.counts.items() if v} != dict(counts):
+            raise StoreError(
+                f"record counts {dict(record.counts)} but its samples are {dict(counts)}",
+                where=record.key,
+            )
+        return cls(_normalised(record), samples_to_table(samples))
+
+    @functools.cached_property
+    def table(self) -> pd.DataFrame:
+        """One row a sample; columns as in :mod:`robench.results.tables`."""
+        return table_to_frame(self.arrow)
+
+    @functools.cached_property
+    def samples(self) -> list[SampleOutcome]:
+        """The rows as :class:`SampleOutcome`, exactly as they were written."""
+        return table_to_samples(self.arrow)
+
+
+def _normalised(record: EvaluationRecord) -> EvaluationRecord:
+    """The record with every undefined number None, as JSON has no NaN."""
+    plain = _without_nan(record.model_dump(mode="json"))
+    classes = plain["class_robust_acc"]
+    plain["class_robust_acc"] = {k: v for k, v in classes.items() if v is not None}
+    try:
+        return EvaluationRecord.model_validate(plain)
+    except ValidationError as error:
+        raise StoreError(
+            f"the record is invalid: {first_problem(error)}", where=record.key
+        ) from error
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {name: _without_nan(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_without_nan(item) for item in value]
+    return value

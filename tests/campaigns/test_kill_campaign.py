@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from robench.reporting.leaderboard import build_leaderboard, leaderboard_csv
+from robench.results import Store
+
+SCRIPT = Path(__file__).parents[1] / "support" / "kill_campaign.py"
+TIMES = ("seconds", "samples_per_second", "peak_memory_mib", "created")
+BATCH = 50
+STEP_PASSES = 4
+"""Passes of one batch in a step at most: forward, backward's forward, adjudication, spare."""
+
+
+def without_times(content: Any) -> Any:
+    if isinstance(content, dict):
+        return {k: without_times(v) for k, v in content.items() if k not in TIMES}
+    if isinstance(content, list):
+        return [without_times(item) for item in content]
+    return content
+
+
+def records(folder: Path) -> dict[str, Any]:
+    found = {}
+    store = Store(folder)
+    for key in store.keys():  # noqa: SIM118 - a store is no mapping
+        document = json.loads(store.path_of(key).read_text())
+        del document["checksum"]
+        found[key] = without_times(document)
+    return found
+
+
+def csv_without_times(folder: Path) -> bytes:
+    frame = build_leaderboard(Store(folder))
+    return leaderboard_csv(frame.drop(columns=["seconds"]))
+
+
+@pytest.mark.slow
+def test_killed_runs_end_like_an_unbroken_one(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, str(SCRIPT), str(tmp_path), "50", "0"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    cost = json.loads(done.stdout)
+    assert cost["kills"] == 50
+    expected = records(tmp_path / "reference")
+    assert len(expected) == 2
+    # Data files are named by their content's checksum: equal names are equal bytes.
+    names = {p.name for p in (tmp_path / "reference" / "records").rglob("*.*") if p.is_file()}
+    for number in range(cost["rounds"]):
+        folder = tmp_path / str(number)
+        assert records(folder) == expected
+        assert {p.name for p in (folder / "records").rglob("*.json")} == {
+            name for name in names if name.endswith(".json")
+        }
+        assert csv_without_times(folder) == csv_without_times(tmp_path / "reference")
+        assert not list((folder / "quarantine").glob("*"))
+        assert not list((folder / "progress").glob("*.bin"))
+        Store(folder).prune(older_than=-1)
+        kept = {p.name for p in folder.rglob("*") if p.is_file()}
+        assert not [name for name in kept if re.search(r"\.tmp$|\.draft\.", name)]
+    # A kill costs the clean pass, what follows the search, and one batch; never the search.
+    lost = cost["start"] + cost["outside"] + STEP_PASSES * BATCH
+    assert cost["total"] <= cost["rounds"] * cost["reference"] + cost["kills"] * lost

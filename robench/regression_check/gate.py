@@ -56,11 +56,14 @@ def check(
             hint="Evaluate both with the same --dataset, --norm, --eps, --n and --seed",
         )
     one, two, left_out = common_attacks(candidate, baseline)
-    problems = [
-        f"{candidate.model.name} has no record of {name}, which {baseline.model.name} faced"
-        for name in baseline.attacks
-        if name not in candidate.attacks
-    ]
+    problems = []
+    for name in baseline.attacks:
+        if name not in candidate.attacks:
+            problems.append(
+                f"{candidate.model.name} has no record of {name}, which {baseline.model.name} faced"
+            )
+        elif name not in one.attacks:
+            problems.append(f"{name} had other parameters for {candidate.model.name}")
     for result in (one, two):
         if count := int(result.errored.sum()):
             problems.append(f"{count} samples of {result.model.name} errored")

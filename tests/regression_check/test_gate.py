@@ -167,8 +167,13 @@ def test_errors_and_missing_attacks_forbid_a_pass() -> None:
     result = check(one(letters(300), model="fast"), base, LOOSE)
     assert result.exit_code == 2
     assert any("has no record of autoattack" in problem for problem in result.problems)
-    # The other way round it is only said.
-    result = check(base, one(letters(300), model="fast"), LOOSE)
+    softer = make_stored(letters(300), model="soft", attack="autoattack", params={"steps": 1})
+    soft = collect([make_stored(letters(300), model="soft"), softer])[0]
+    result = check(soft, base, LOOSE)
+    assert result.exit_code == 2
+    assert result.problems == ("autoattack had other parameters for soft",)
+    # An attack that only the candidate faced is left out, and said.
+    result = check(base, one(letters(300), model="quick"), LOOSE)
     assert result.exit_code == 0
     assert any("autoattack is left out" in note for note in result.notes)
 

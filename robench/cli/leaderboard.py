@@ -14,6 +14,7 @@ from robench.cli.options import (
     JsonFlag,
     NFilter,
     NormFilter,
+    PlotsFlag,
     ResultsFolder,
     SeedFilter,
 )
@@ -41,7 +42,7 @@ def leaderboard(
         ),
     ] = False,
     csv: CsvFile = None,
-    plots: Annotated[bool, typer.Option("--plots/--no-plots", help="Draw the figures.")] = True,
+    plots: PlotsFlag = True,
     as_json: JsonFlag = False,
 ) -> None:
     """Print the leaderboard and rebuild its files in the results folder from the records.

@@ -15,6 +15,7 @@ __all__ = [
     "JsonFlag",
     "NFilter",
     "NormFilter",
+    "PlotsFlag",
     "ResultsFolder",
     "SeedFilter",
 ]
@@ -30,6 +31,10 @@ CsvFile = Annotated[
 ]
 DeviceOption = Annotated[
     str, typer.Option("--device", metavar="DEVICE", help="auto, cpu, cuda, cuda:1 or mps.")
+]
+PlotsFlag = Annotated[
+    bool,
+    typer.Option("--plots/--no-plots", help="Draw the figures and the page, or the CSV alone."),
 ]
 
 DatasetFilter = Annotated[

@@ -31,7 +31,7 @@ def publish(store: Store, records: list[StoredRecord], *, plots: bool = True) ->
     Args:
         store: where sample panels are read from.
         records: all of the store's, read once.
-        plots: also draw the figures.
+        plots: also draw the figures, and the page that shows them.
 
     Returns:
         The files, the CSV first.
@@ -40,21 +40,21 @@ def publish(store: Store, records: list[StoredRecord], *, plots: bool = True) ->
         StoreError: a file cannot be written.
     """
     frame = build_leaderboard(records)
-    results = collect(records)
-    files = [write_leaderboard(frame, store.folder / CSV_NAME)]
-    figures: list[Path] = []
-    if plots:
-        # Loads matplotlib, which takes half a second.
-        from robench.reporting.plots import render_plots
+    csv = write_leaderboard(frame, store.folder / CSV_NAME)
+    if not plots:
+        return [csv]
+    # Loads matplotlib, which takes half a second.
+    from robench.reporting.plots import render_plots
 
-        figures = render_plots(results, store.folder / "plots", store=store)
+    results = collect(records)
+    figures = render_plots(results, store.folder / "plots", store=store)
     page = write_page(
         store.folder / PAGE_NAME,
         frame,
         figures=[path for path in figures if path.suffix == ".png"],
         findings=attention_findings(results),
     )
-    return [*files, page, *figures]
+    return [csv, page, *figures]
 
 
 def board_rows(frame: pd.DataFrame) -> list[dict[str, Any]]:

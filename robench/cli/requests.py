@@ -96,7 +96,10 @@ def chosen_models(request: Request) -> tuple[list[LocatedCard | str], str]:
                 hint="Name a model, a card or a weights file; `robench zoo list` shows the zoo",
             )
         return list(cards), dataset
-    narrow = request.dataset if _is_registered(request.dataset) else None
+    narrow = None
+    if request.dataset is not None and _is_registered(request.dataset):
+        _refuse_unknown(request.dataset)
+        narrow = request.dataset
     found: list[LocatedCard | str] = []
     for text in request.models:
         if _is_address(text):
@@ -181,12 +184,12 @@ def _is_weights(text: str) -> bool:
     return path.is_file() and path.suffix != ".toml"
 
 
-def _is_registered(dataset: str | None) -> bool:
-    return dataset is not None and not Path(dataset).exists() and ":" not in dataset
+def _is_registered(dataset: str) -> bool:
+    return not Path(dataset).exists() and ":" not in dataset
 
 
 def _refuse_unknown(dataset: str) -> None:
-    """A misspelt data set has no models either: say which of the two it is."""
+    """A misspelt data set has no models either: say that it is the data set's name."""
     if not _is_registered(dataset):
         return
     known = {located.card.dataset for located in list_cards(problems=[])}

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from robench.cli.options import DeviceOption, JsonFlag, ResultsFolder
+from robench.cli.options import DeviceOption, JsonFlag, PlotsFlag, ResultsFolder
 from robench.cli.output import print_json
 from robench.cli.run_options import (
     ArchArgOption,
@@ -60,7 +60,7 @@ def run(
             "--save-adversarial", help="Keep every adversarial input.", show_default=False
         ),
     ] = False,
-    plots: Annotated[bool, typer.Option("--plots/--no-plots", help="Draw the figures.")] = True,
+    plots: PlotsFlag = True,
     split: SplitOption = "test",
     data: DataFolderOption = None,
     data_option: DataOption = None,

@@ -182,12 +182,13 @@ class _Run(Generic[StateT]):
     def admit(self) -> bool:
         """Fill free slots from the queue; False when nothing is left to do."""
         count = len(self.samples)
-        free = self.engine.batch_size - len(self.sample)
         last = count * self.ranks
-        # A handful of starts is a poor batch; wait until an eighth of the slots is free.
-        if len(self.sample) and free < max(1, self.engine.batch_size // 8):
-            return True
-        while free > 0 and self.next_item < last:
+        while self.next_item < last:
+            # Counted anew each time: a start may settle its searches at once.
+            free = self.engine.batch_size - len(self.sample)
+            # A handful of starts is a poor batch; wait until an eighth of the slots is free.
+            if len(self.sample) and free < max(1, self.engine.batch_size // 8):
+                break
             items = torch.arange(
                 self.next_item, min(self.next_item + free, last), device=self.device
             )
@@ -197,7 +198,6 @@ class _Run(Generic[StateT]):
             self._tell(int((~needed).sum()) * self.attack.steps())
             if bool(needed.any()):
                 self._start(sample[needed], rank[needed])
-                free -= int(needed.sum())
         return len(self.sample) > 0
 
     def _start(self, sample: Tensor, rank: Tensor) -> None:

@@ -69,6 +69,37 @@ class LinearModel(nn.Module):
         return (inputs.flatten(1).double() @ self.weight.T + self.bias).float()
 
 
+class ExactNetwork(nn.Module):
+    """A two-layer network whose arithmetic is exact, so no sum depends on its order or batch.
+
+    Every class has a twin with 7/8 of its logit, next to it in rank and yet hard to reach, so that
+    searches for different targets succeed on different samples.
+
+    Weights are multiples of 1/256 below 4, activations float32: their products and sums fit into
+    float64. Casting to float32 between the layers rounds each number by itself, forwards and
+    backwards alike.
+    """
+
+    def __init__(
+        self, dimensions: int = 36, hidden: int = 24, classes: int = 6, seed: int = 0
+    ) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(seed)
+
+        def dyadic(*shape: int) -> Tensor:
+            drawn = torch.randn(*shape, generator=generator, dtype=torch.float64)
+            return (drawn.clamp(-3, 3) * 32).round() / 32
+
+        self.register_buffer("first", dyadic(dimensions, hidden))
+        half = dyadic(hidden, (classes + 1) // 2)
+        self.register_buffer("second", torch.cat((half, half * 0.875), dim=1)[:, :classes])
+        self.register_buffer("shift", self.first.sum(dim=0) / 2)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        hidden = (inputs.flatten(1).double() @ self.first - self.shift).float().relu()
+        return (hidden.double() @ self.second).float()
+
+
 class Recorder(nn.Module):
     """Passes inputs through and keeps a copy of every batch."""
 

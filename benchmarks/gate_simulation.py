@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import platform
-import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import scipy
 
 from robench.records import (
     AttackSpec,
@@ -247,7 +247,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args(arguments)
-    start = time.perf_counter()
     error = 100 * np.sqrt(0.05 * 0.95 / options.pairs)
     text = "\n".join(
         [
@@ -258,8 +257,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             f"{100 * CLEAN:g} % clean, {CLASSES} classes.",
             "",
             "A false alarm is “worse” where there is no difference, a false pass “not worse” "
-            "where the loss is the margin: both must stay at 5 % or below. “Exact” sums the same "
-            "tests over all outcomes.",
+            "where the loss is the margin: both must stay at 5 % or below. “Worse” where there is "
+            "a loss is right, even where it is a tolerable one that this n cannot tell from more. "
+            "“Exact” sums the same tests over all outcomes.",
             "",
             table(options.pairs, options.seed),
             "",
@@ -269,8 +269,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "",
             mcnemar_table(options.pairs, options.seed),
             "",
-            f"{time.perf_counter() - start:.0f} s on {platform.machine()}, Python "
-            f"{platform.python_version()}.",
+            f"Python {platform.python_version()}, NumPy {np.__version__}, "
+            f"SciPy {scipy.__version__}.",
             "",
         ]
     )

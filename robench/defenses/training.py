@@ -22,7 +22,8 @@ from robench.defenses.provenance import command_line, describe_data, package_ver
 from robench.defenses.recipe import Recipe
 from robench.defenses.settings import TrainingSettings
 from robench.defenses.trainer import Trainer
-from robench.defenses.training_state import STATE_FILE, TrainingState
+from robench.defenses.training_data import check_batch_size
+from robench.defenses.training_state import STATE_FILE, TrainingState, ensure_writable
 from robench.errors import TrainingError, UsageError
 from robench.models.architectures.build import build_architecture
 from robench.records import (
@@ -109,6 +110,7 @@ def train(
     train_data, validation_data = _splits(dataset, validation, data_root, download, options)
     defaults = defaults_for(train_data.name)
     loss, settings = _configure(recipe, defaults.settings, overrides)
+    check_batch_size(train_data, settings)
     if chosen.type == "cpu" and not settings.threads:
         # Spelled out, so that the recorded command gives the same bits elsewhere.
         settings = settings.model_copy(update={"threads": torch.get_num_threads()})
@@ -152,7 +154,7 @@ def train(
     if guide is not None:
         recorded["teacher"] = guide.summary.id
         recorded["teacher_sha256"] = guide.summary.weights_sha256
-    card = ModelCard(
+    card = _card(
         name=model_name,
         dataset=train_data.name,
         num_classes=train_data.num_classes,
@@ -199,6 +201,7 @@ def train(
         identity=identity,
         teacher=guide,
     )
+    ensure_writable(folder)
     shown = progress and devices == 1
     work = partial(_work, trainer, card, f"{loss.name} on {train_data.name}", shown)
     launch(work, chosen, devices)
@@ -223,6 +226,18 @@ def _work(trainer: Trainer, card: ModelCard, title: str, shown: bool, engine: En
     if engine.rank == 0:
         export_model(card, best, trainer.folder)
         TrainingState.clear(trainer.folder)
+
+
+def _card(**fields: Any) -> ModelCard:
+    try:
+        return ModelCard(**fields)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(map(str, first["loc"]))
+        raise UsageError(
+            f"no card can have {field} = {first['input']!r}: {first['msg']}",
+            hint="Names have letters, digits, '.', '_', '+' and '-'",
+        ) from error
 
 
 def _configure(

@@ -14,7 +14,7 @@ from robench.defenses.recipe import Batch
 from robench.defenses.settings import TrainingSettings
 from robench.errors import TrainingError
 
-__all__ = ["TrainingData", "shift_and_flip"]
+__all__ = ["TrainingData", "check_batch_size", "shift_and_flip"]
 
 _RESIDENT_BYTES = 4 << 30
 """A set up to this size is kept on the device, as float32; a larger one is read as it goes."""
@@ -38,12 +38,7 @@ class TrainingData:
     def __init__(
         self, dataset: Dataset, settings: TrainingSettings, *, seed: int, device: torch.device
     ) -> None:
-        if len(dataset) < settings.batch_size:
-            raise TrainingError(
-                f"{len(dataset)} training samples do not fill a batch of {settings.batch_size}",
-                where=f"{dataset.name} ({dataset.split})",
-                hint=f"Choose a batch size up to {len(dataset)}",
-            )
+        check_batch_size(dataset, settings)
         self.dataset = dataset
         self._settings = settings
         self._device = device
@@ -99,6 +94,20 @@ class TrainingData:
             inputs = self._resident[indices.to(self._device)]
         return shift_and_flip(
             inputs, keys.to(self._device), shift=self._settings.shift, flip=self._settings.flip
+        )
+
+
+def check_batch_size(dataset: Dataset, settings: TrainingSettings) -> None:
+    """Raise if the data does not fill one batch.
+
+    Raises:
+        TrainingError: it does not.
+    """
+    if len(dataset) < settings.batch_size:
+        raise TrainingError(
+            f"{len(dataset)} training samples do not fill a batch of {settings.batch_size}",
+            where=f"{dataset.name} ({dataset.split})",
+            hint=f"Choose a batch size up to {len(dataset)}",
         )
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from robench.errors import CheckpointError, StoreError, UsageError
 
-__all__ = ["STATE_FILE", "Best", "TrainingState", "write_atomically"]
+__all__ = ["STATE_FILE", "Best", "TrainingState", "ensure_writable", "write_atomically"]
 
 STATE_FILE = ".training-state.pt"
 _VERSION = 1
@@ -109,6 +109,17 @@ class TrainingState:
     def clear(folder: Path) -> None:
         """Remove the state in ``folder``, if any."""
         (folder / STATE_FILE).unlink(missing_ok=True)
+
+
+def ensure_writable(folder: Path) -> None:
+    """Make ``folder`` and try to write there: better now than after the first epoch.
+
+    Raises:
+        StoreError: it cannot be made or written.
+    """
+    probe = folder / ".writable"
+    write_atomically(probe, b"")
+    probe.unlink(missing_ok=True)
 
 
 def write_atomically(path: Path, content: bytes) -> None:

@@ -320,6 +320,8 @@ def test_an_unwritable_folder_is_one_clear_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StoreError, match="cannot be written"):
         write_atomically(tmp_path / "file" / "x", b"")
+    with pytest.raises(StoreError, match="cannot be written"):
+        run(tmp_path / "file" / "model")
     target = tmp_path / "kept"
     target.write_bytes(b"old")
     target.with_name(f"kept.{os.getpid()}.tmp").mkdir()
@@ -534,6 +536,7 @@ def test_the_moving_average_is_an_average(tmp_path: Path) -> None:
         ({"threat_model": "8/255"}, UsageError, "unknown norm|not a threat model"),
         ({"device": "cuda:99"}, DeviceError, "cuda:99 is not there"),
         ({"device": "gpu"}, DeviceError, "unknown device"),
+        ({"name": "my model"}, UsageError, "no card can have name = 'my model'"),
         ({"devices": 0}, UsageError, "at least 1"),
         ({"dataset": "/nowhere/data.npz", "validation": None}, DataError, "does not exist"),
     ],

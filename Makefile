@@ -1,0 +1,52 @@
+# make leaderboard: evaluate the embedded zoo.  make test: everything that guards a change.
+# Both make their own virtual environment first; PYTHON chooses the interpreter.
+
+PYTHON ?= python3
+VENV ?= .venv-run
+DEV_VENV ?= .venv-dev
+RESULTS ?= results
+SUITE ?= standard
+N ?= 500
+
+bin := $(VENV)/bin
+dev := $(abspath $(DEV_VENV))/bin
+sources := $(shell find robench model_zoo -type f ! -name '*.pyc')
+pip-install := -m pip install --quiet --disable-pip-version-check
+
+.PHONY: leaderboard test lint package bench clean
+
+leaderboard: $(VENV)/installed
+	$(bin)/robench run --dataset digits --suite $(SUITE) --n $(N) --results $(RESULTS)
+
+test: lint package
+	$(dev)/python -m pytest
+
+lint: $(DEV_VENV)/installed
+	$(dev)/ruff check .
+	$(dev)/ruff format --check .
+	$(dev)/mypy
+	$(dev)/lint-imports
+
+# A wheel brings the zoo along and works from any folder.
+package: $(DEV_VENV)/installed
+	rm -rf build/package && mkdir -p build/package
+	$(dev)/python $(pip-install) --no-deps --target build/package .
+	cd build && PYTHONPATH=$(abspath build/package) $(dev)/python -P -m robench zoo verify --dataset digits
+
+bench: $(DEV_VENV)/installed
+	for script in benchmarks/*.py; do echo "== $$script"; $(dev)/python $$script || exit 1; done
+
+clean:
+	rm -rf $(VENV) $(DEV_VENV) build
+
+# A stamp each, so that nothing is installed twice. Not editable: what runs is what a wheel holds.
+$(VENV)/installed: pyproject.toml $(sources)
+	test -x $(bin)/python || $(PYTHON) -m venv $(VENV)
+	$(bin)/python $(pip-install) .
+	touch $@
+
+# Editable: tests, types and style look at the working tree, so only pyproject.toml matters.
+$(DEV_VENV)/installed: pyproject.toml
+	test -x $(dev)/python || $(PYTHON) -m venv $(DEV_VENV)
+	$(dev)/python $(pip-install) --editable '.[dev]'
+	touch $@

@@ -41,6 +41,9 @@ ADAPTERS.add(
     "any evasion attack of the Adversarial Robustness Toolbox, art:CLASS",
 )
 
+_OURS = {"threat_model", "name", "foreign_name"}
+"""Arguments of every attack that an entry does not give as parameters."""
+
 
 def build_attack(spec: AttackSpec, threat_model: ThreatModel) -> Attack[Any] | BatchAttack:
     """The attack that an entry describes, under a threat model.
@@ -56,15 +59,17 @@ def build_attack(spec: AttackSpec, threat_model: ThreatModel) -> Attack[Any] | B
     if colon:
         arguments["foreign_name"] = foreign
     known = inspect.signature(factory).parameters
-    if not any(p.kind is p.VAR_KEYWORD for p in known.values()):
-        names = [n for n in known if n not in ("threat_model", "name", "foreign_name")]
-        for unknown in sorted(set(spec.params) - set(names)):
-            close = near_misses(unknown, names)
-            raise UsageError(
-                f"attack {spec.attack!r} has no parameter {unknown!r}",
-                where=spec.name,
-                hint=f"Did you mean {close[0]!r}?" if close else f"It has: {', '.join(names)}",
-            )
+    names = [n for n, p in known.items() if n not in _OURS and p.kind is not p.VAR_KEYWORD]
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in known.values())
+    given = set(spec.params)
+    for unknown in sorted(given & _OURS if takes_any else given - set(names)):
+        close = near_misses(unknown, names)
+        listed = f"It has: {', '.join(names)}" if names else None
+        raise UsageError(
+            f"attack {spec.attack!r} has no parameter {unknown!r}",
+            where=spec.name,
+            hint=f"Did you mean {close[0]!r}?" if close else listed,
+        )
     try:
         built: Attack[Any] | BatchAttack = factory(threat_model, **arguments)
     except TypeError as error:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from robench import seeding
 from robench.attacks.base import Gradient, Query, Slots, State, evaluate, nth_best_class
-from robench.attacks.losses import LOSSES, Loss, margin, require_classes
+from robench.attacks.losses import LOSSES, Loss, choose_loss, margin, require_classes
 from robench.errors import AttackError
 from robench.geometry import expand, norm_of, project, unit
 from robench.threat_models import Norm, ThreatModel
@@ -68,6 +68,7 @@ class APGD:
 
     Raises:
         AttackError: a parameter that makes no sense.
+        UnknownNameError: a loss that is not one of these.
     """
 
     runs_to_the_end = False
@@ -93,7 +94,7 @@ class APGD:
         self.norm = threat_model.norm
         self.num_steps = steps
         self.restarts = restarts
-        self.loss = loss
+        self.loss = choose_loss(loss, ("ce", "dlr", "dlr-targeted"))
         self.targeted = loss == "dlr-targeted"
         self.targets = targets if self.targeted else 1
         self.eot = eot

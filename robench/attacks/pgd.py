@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from robench.attacks.base import Query, Slots, State, evaluate
-from robench.attacks.losses import LOSSES, Loss, margin, require_classes
+from robench.attacks.losses import LOSSES, Loss, choose_loss, margin, require_classes
 from robench.errors import AttackError
 from robench.geometry import project, random_point, steepest
 from robench.threat_models import ThreatModel
@@ -46,6 +46,7 @@ class PGD:
 
     Raises:
         AttackError: a parameter that makes no sense.
+        UnknownNameError: a loss that is not one of these.
     """
 
     runs_to_the_end = False
@@ -74,7 +75,7 @@ class PGD:
             raise AttackError(f"{name}: the step size must be positive, got {self.step_size}")
         self.restarts = restarts
         self.random_start = random_start
-        self.loss = loss
+        self.loss = choose_loss(loss, ("ce", "margin", "dlr"))
         # Sign steps of one length move on a finite lattice: once a point comes back, so does all
         # that followed it (arXiv 2503.19347). The other norms do not return to a point exactly.
         self.can_repeat = threat_model.norm == "Linf" and steps > 2

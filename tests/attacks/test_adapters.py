@@ -1,0 +1,226 @@
+"""Foreign attacks by name, and the same attacks side by side with ART's."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from attack_models import TinyCNN, digits_data, digits_network, images, predictions, run_engine
+from torch import Tensor, nn
+
+from robench.attacks import ADAPTERS, ATTACKS, build_attack
+from robench.attacks.adapters.art import art_attacks
+from robench.attacks.base import BatchAttack
+from robench.errors import AttackError, UnknownNameError, UsageError
+from robench.evaluation.adjudicate import Adjudicator
+from robench.records import AttackSpec
+from robench.threat_models import ThreatModel
+
+# ART warns about its own use of NumPy and PyTorch.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+    pytest.mark.filterwarnings("ignore::UserWarning"),
+]
+
+LINF = ThreatModel.of("Linf", 0.15)
+L2 = ThreatModel.of("L2", 0.8)
+SLOW = [100, pytest.param(500, marks=pytest.mark.slow)]
+POINTS = {100: 3.0, 500: 1.0}  # allowed difference of robust accuracies, in percent
+
+
+def _robust_digits(n: int) -> tuple[nn.Module, Tensor, Tensor]:
+    model = digits_network(epochs=8, eps=0.15)
+    _, _, inputs, labels = digits_data()
+    right = predictions(model, inputs) == labels
+    return model, inputs[right][:n], labels[right][:n]
+
+
+def _foreign(
+    attack: str, params: dict[str, Any], threat_model: ThreatModel, n: int
+) -> tuple[Tensor, Tensor]:
+    """Broken by our attack, named in a suite's way, and by the foreign one: bool (n,) each."""
+    model, inputs, labels = _robust_digits(n)
+    built = build_attack(AttackSpec(name="a", attack=attack, params=params), threat_model)
+    if isinstance(built, BatchAttack):
+        proposed = built.propose(model, inputs, labels, 0)
+        return Adjudicator(model, threat_model).judge(proposed, inputs, labels).broken, labels
+    return run_engine(built, model, inputs, labels, batch_size=250).found.broken, labels
+
+
+def _robust_acc(broken: Tensor) -> float:
+    return 100 * float((~broken).float().mean())
+
+
+@pytest.mark.parametrize("n", SLOW)
+@pytest.mark.parametrize("threat_model", [LINF, L2], ids=str)
+def test_fgsm_equals_arts(threat_model: ThreatModel, n: int) -> None:
+    ours, _ = _foreign(
+        "pgd",
+        {"steps": 1, "relative_step_size": 1.0, "random_start": False},
+        threat_model,
+        n,
+    )
+    theirs, _ = _foreign("art:FastGradientMethod", {"batch_size": 250}, threat_model, n)
+    assert 0 < _robust_acc(theirs) < 100
+    assert abs(_robust_acc(ours) - _robust_acc(theirs)) <= 1.0
+
+
+@pytest.mark.parametrize("n", SLOW)
+@pytest.mark.parametrize("threat_model", [LINF, L2], ids=str)
+def test_pgd_20_equals_arts(threat_model: ThreatModel, n: int) -> None:
+    ours, _ = _foreign("pgd", {"steps": 20, "relative_step_size": 0.25}, threat_model, n)
+    theirs, _ = _foreign(
+        "art:ProjectedGradientDescent",
+        {
+            "max_iter": 20,
+            "eps_step": threat_model.radius / 4,
+            "num_random_init": 1,
+            "batch_size": 250,
+        },
+        threat_model,
+        n,
+    )
+    assert 0 < _robust_acc(theirs) < 100
+    assert abs(_robust_acc(ours) - _robust_acc(theirs)) <= POINTS[n]
+
+
+@pytest.mark.parametrize("n", SLOW)
+def test_cw_linf_equals_arts_pgd_on_the_margin(n: int) -> None:
+    """The field's CW for Linf is PGD on the margin loss. ART's counterpart is its own PGD on a
+    classifier with that loss; its CarliniLInfMethod minimises the norm under another budget."""
+    from art.attacks.evasion import ProjectedGradientDescent
+    from art.estimators.classification import PyTorchClassifier
+
+    class Margin(nn.Module):
+        def forward(self, logits: Tensor, one_hot: Tensor) -> Tensor:
+            own = (logits * one_hot).sum(dim=1)
+            return (logits - 1e9 * one_hot).amax(dim=1).sub(own).mean()
+
+    model, inputs, labels = _robust_digits(n)
+    classifier = PyTorchClassifier(
+        model=model,
+        loss=Margin(),
+        input_shape=(1, 8, 8),
+        nb_classes=10,
+        clip_values=(0.0, 1.0),
+        device_type="cpu",
+    )
+    attack = ProjectedGradientDescent(
+        classifier,
+        norm=np.inf,
+        eps=LINF.radius,
+        eps_step=LINF.radius / 4,
+        max_iter=20,
+        num_random_init=1,
+        batch_size=250,
+        verbose=False,
+    )
+    np.random.seed(0)
+    one_hot = nn.functional.one_hot(labels, 10).float().numpy()
+    proposed = torch.as_tensor(attack.generate(inputs.numpy(), one_hot))
+    theirs = Adjudicator(model, LINF).judge(proposed, inputs, labels).broken
+    ours, _ = _foreign("pgd", {"steps": 20, "relative_step_size": 0.25, "loss": "margin"}, LINF, n)
+    assert 0 < _robust_acc(theirs) < 100
+    assert abs(_robust_acc(ours) - _robust_acc(theirs)) <= POINTS[n]
+
+
+@pytest.mark.parametrize("n", [40, pytest.param(500, marks=pytest.mark.slow)])
+def test_cw_l2_equals_arts(n: int) -> None:
+    """Same rounds, steps and first constant; a sample is broken if its least perturbation is in
+    the ball. Ours uses Adam as the paper does, ART a line search on the same objective, so ours
+    may be better and must not be worse by more than the tolerance."""
+    budget = {"initial_const": 0.1, "learning_rate": 0.05}
+    ours, _ = _foreign("cw-l2", {**budget, "rounds": 5, "steps": 40}, L2, n)
+    theirs, _ = _foreign(
+        "art:CarliniL2Method",
+        {**budget, "binary_search_steps": 5, "max_iter": 40, "batch_size": 250},
+        L2,
+        n,
+    )
+    assert 0 < _robust_acc(theirs) < 100
+    difference = _robust_acc(ours) - _robust_acc(theirs)
+    assert difference <= (1.0 if n == 500 else 2.6)
+
+
+def test_foreign_attacks_are_found_by_name() -> None:
+    names = art_attacks()
+    assert {"FastGradientMethod", "ProjectedGradientDescent", "CarliniL2Method"} <= set(names)
+    with pytest.raises(UnknownNameError, match="FastGradientMethod"):
+        build_attack(AttackSpec(name="a", attack="art:FastGradientMethd"), LINF)
+    with pytest.raises(AttackError, match="standard, plus, rand"):
+        build_attack(AttackSpec(name="a", attack="pyautoattack:standart"), LINF)
+    with pytest.raises(UnknownNameError, match="Did you mean 'art'"):
+        build_attack(AttackSpec(name="a", attack="arr:FastGradientMethod"), LINF)
+
+
+def test_parameters_that_art_does_not_know_are_an_attack_error() -> None:
+    model, inputs, labels = TinyCNN(), images(2), torch.tensor([0, 1])
+    spec = AttackSpec(name="a", attack="art:FastGradientMethod", params={"nonsense": 1})
+    built = build_attack(spec, LINF)
+    assert isinstance(built, BatchAttack)
+    with pytest.raises(AttackError, match="nonsense"):
+        built.propose(model, inputs, labels, 0)
+
+
+def test_art_is_reproducible_by_seed() -> None:
+    model, inputs = TinyCNN(), images(8)
+    labels = predictions(model, inputs)
+    spec = AttackSpec(
+        name="a",
+        attack="art:ProjectedGradientDescent",
+        params={"max_iter": 3, "eps_step": 0.05, "num_random_init": 1},
+    )
+    built = build_attack(spec, LINF)
+    assert isinstance(built, BatchAttack)
+    one, two, other = (built.propose(model, inputs, labels, seed) for seed in (1, 1, 2))
+    assert torch.equal(one, two)
+    assert not torch.equal(one, other)
+
+
+def test_the_references_autoattack_runs_by_name() -> None:
+    """On a model so weak that its first attack breaks everything; proposals hold up in fp32."""
+    model, inputs = TinyCNN(seed=2), images(12, seed=8)
+    labels = predictions(model, inputs)
+    threat_model = ThreatModel.of("Linf", 0.5)
+    built = build_attack(AttackSpec(name="a", attack="pyautoattack:standard"), threat_model)
+    assert isinstance(built, BatchAttack)
+    proposed = built.propose(model, inputs, labels, 0)
+    verdicts = Adjudicator(model, threat_model).judge(proposed, inputs, labels)
+    assert bool(verdicts.broken.all())
+
+
+def test_entries_of_a_suite_become_attacks() -> None:
+    for name in ATTACKS:
+        threat_model = L2 if name == "cw-l2" else LINF
+        built = build_attack(AttackSpec(name="column", attack=name), threat_model)
+        assert built.name == "column"
+        assert built.threat_model == threat_model
+        assert ATTACKS.summary(name)
+    assert list(ADAPTERS) == ["art", "pyautoattack"]
+
+
+@pytest.mark.parametrize(
+    ("attack", "params", "error", "says"),
+    [
+        ("pgdd", {}, UnknownNameError, "Did you mean 'pgd'"),
+        ("pgd", {"step": 3}, UsageError, "Did you mean 'steps'"),
+        ("pgd", {"qqqqqq": 3}, UsageError, "It has: steps"),
+        ("pgd", {"steps": 0}, AttackError, "at least 1"),
+        ("cw-l2", {}, AttackError, "says nothing about Linf"),
+        ("pgd", {"threat_model": 3}, UsageError, "no parameter 'threat_model'"),
+        ("pgd", {"name": "x"}, UsageError, "no parameter 'name'"),
+        ("art:FastGradientMethod", {"foreign_name": "x"}, UsageError, "foreign_name"),
+        ("pgd", {"steps": "many"}, AttackError, "wrong parameters"),
+        ("pgd", {"loss": "cross"}, UnknownNameError, "unknown loss 'cross'"),
+        ("pgd", {"loss": "logit-difference"}, UnknownNameError, "Known: ce, dlr, margin"),
+        ("apgd", {"loss": "dlr-target"}, UnknownNameError, "Did you mean 'dlr-targeted'"),
+    ],
+)
+def test_wrong_entries_say_what_is_wrong(
+    attack: str, params: dict[str, Any], error: type[Exception], says: str
+) -> None:
+    with pytest.raises(error, match=says):
+        build_attack(AttackSpec(name="a", attack=attack, params=params), LINF)

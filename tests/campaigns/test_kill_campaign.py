@@ -13,7 +13,8 @@ from robench.reporting.leaderboard import build_leaderboard, leaderboard_csv
 from robench.results import Store
 
 SCRIPT = Path(__file__).parents[1] / "support" / "kill_campaign.py"
-TIMES = ("seconds", "samples_per_second", "peak_memory_mib", "created")
+TIMES = ("seconds", "samples_per_second", "peak_memory_mib", "created", "git")
+"""What may differ: times, memory, and the working tree's state, which may move on meanwhile."""
 BATCH = 50
 STEP_PASSES = 4
 """Passes of one batch in a step at most: forward, backward's forward, adjudication, spare."""

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from robench.attacks.suites import load_suite
-from robench.datasets import Dataset, from_torch, load_dataset
+from robench.datasets import ArrayDataset, Dataset, from_torch, load_dataset
 from robench.errors import UsageError
 from robench.evaluation.devices import resolve_device
 from robench.evaluation.listener import Listener
@@ -74,7 +74,7 @@ def evaluate(
         RobenchError: see :mod:`robench.errors`.
     """
     place = resolve_device(device) if isinstance(device, str) else device
-    data = _dataset(dataset)
+    data = _dataset(dataset, num_classes)
     if n is not None:
         data = data.subset(n)
     threat = ThreatModel.parse(threat_model) if isinstance(threat_model, str) else threat_model
@@ -113,9 +113,15 @@ def evaluate(
         )
 
 
-def _dataset(dataset: str | Dataset | Iterable[Any] | Sequence[Tensor]) -> Dataset:
+def _dataset(
+    dataset: str | Dataset | Iterable[Any] | Sequence[Tensor], num_classes: int | None
+) -> Dataset:
     if isinstance(dataset, Dataset):
         return dataset
     if isinstance(dataset, str | Path):
         return load_dataset(str(dataset))
-    return from_torch(dataset)
+    if isinstance(dataset, tuple) and len(dataset) == 2:
+        inputs, labels = dataset
+        if isinstance(inputs, Tensor) and isinstance(labels, Tensor):
+            return ArrayDataset(inputs, labels, num_classes=num_classes)
+    return from_torch(dataset, num_classes=num_classes)

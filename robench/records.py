@@ -443,9 +443,11 @@ class EvaluationRecord(_Frozen):
 
     @property
     def n(self) -> int:
+        """Number of samples."""
         return sum(self.counts.values())
 
     def count(self, outcome: Outcome) -> int:
+        """Number of samples with this outcome."""
         return self.counts.get(outcome, 0)
 
 

@@ -1,0 +1,123 @@
+"""What the documents show works as written."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import tomllib
+from pathlib import Path
+
+import pytest
+import torch
+import typer.main
+from torch import nn
+
+from robench.attacks import build_attack
+from robench.attacks.suites import list_suites, load_suite
+from robench.cli.main import app
+from robench.regression_check import Policy
+from robench.results import Store
+from robench.threat_models import ThreatModel
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
+
+
+def blocks(page: str, language: str) -> list[str]:
+    """The fenced blocks of a page in one language."""
+    text = (ROOT / page).read_text()
+    return re.findall(rf"^```{language}\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
+
+
+def commands() -> list[tuple[str, str]]:
+    """Every ``robench …`` line of a code block, with its page."""
+    found = []
+    for page in PAGES:
+        for block in re.findall(r"^```\w*\n(.*?)^```", page.read_text(), re.M | re.S):
+            joined = block.replace("\\\n", " ")
+            found += [
+                (page.name, line.strip())
+                for line in joined.splitlines()
+                if line.strip().startswith("robench ") and "…" not in line
+            ]
+    return found
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text()):
+        if "://" not in target:
+            assert (page.parent / target).exists(), target
+
+
+def test_there_are_commands_to_check():
+    assert len(commands()) >= 4
+
+
+@pytest.mark.parametrize(("page", "line"), commands())
+def test_commands_parse(page, line):
+    words = shlex.split(re.sub(r"[|>#].*", "", line))[1:]
+    group = typer.main.get_command(app)
+    # Parses without running: a wrong option or command raises.
+    with group.make_context("robench", list(words), resilient_parsing=False) as context:
+        name, command, rest = group.resolve_command(context, context._protected_args + context.args)
+        while hasattr(command, "resolve_command"):
+            with command.make_context(name, rest, parent=context) as inner:
+                name, command, rest = command.resolve_command(
+                    inner, inner._protected_args + inner.args
+                )
+        command.make_context(name, rest, parent=context).close()
+
+
+def test_the_suite_of_ones_own(tmp_path):
+    (content,) = blocks("docs/suites.md", "toml")
+    (tmp_path / "mine.toml").write_text(content)
+    suite = load_suite(tmp_path / "mine.toml")
+    assert len(suite.attacks) == len(load_suite("quick").attacks) + 3
+    for spec in suite.for_norm("Linf"):
+        for stage in spec.stages or (spec,):
+            if not stage.attack.startswith("art:"):
+                build_attack(stage, ThreatModel.parse("Linf-8/255"))
+
+
+def test_every_suite_is_described():
+    text = (ROOT / "docs/suites.md").read_text()
+    assert [name for name in list_suites() if f"`{name}`" not in text] == []
+
+
+def test_the_policy(tmp_path):
+    (content,) = blocks("docs/regression-gate.md", "toml")
+    (tmp_path / "policy.toml").write_text(content)
+    policy = Policy.load(tmp_path / "policy.toml")
+    assert set(tomllib.loads(content)) <= set(Policy.model_fields)
+    assert policy.robust_acc.margin == 1.0
+    assert not policy.attention_deviation.enabled
+
+
+def test_a_module_and_tensors_from_python(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (code,) = blocks("README.md", "python")
+    torch.manual_seed(0)
+    names = {
+        "my_module": nn.Sequential(
+            nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 64, 5)
+        ),
+        "inputs": torch.rand(10, 3, 8, 8),
+        "labels": torch.arange(10) % 5,
+    }
+    # The suite in the text takes minutes.
+    exec(code.replace('"standard"', '"quick"'), names)
+    assert "Outcome" in capsys.readouterr().out
+    attacks = {stored.record.attack.name for stored in Store("results").records()}
+    assert attacks == {"fgsm", "pgd-20"}
+
+
+def test_reading_records_as_shown(tmp_path, monkeypatch, capsys):
+    from record_factory import make_record, make_samples
+
+    monkeypatch.chdir(tmp_path)
+    samples = make_samples("SSB")
+    Store("results").write(make_record(samples), samples)
+    (code,) = blocks("docs/records.md", "python")
+    exec(code, {})
+    assert "survived" in capsys.readouterr().out

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["derive", "integers", "normal", "sample_keys", "signs", "tag", "uniform"]
+__all__ = ["derive", "integers", "mix", "normal", "sample_keys", "signs", "tag", "uniform"]
 
 _GAMMA = 0x9E3779B97F4A7C15 - (1 << 64)
 _MIX_1 = 0xBF58476D1CE4E5B9 - (1 << 64)
@@ -29,7 +29,8 @@ def _shift_right(z: Tensor, bits: int) -> Tensor:
     return (z >> bits) & ((1 << (64 - bits)) - 1)
 
 
-def _mix(z: Tensor) -> Tensor:
+def mix(z: Tensor) -> Tensor:
+    """SplitMix64's finaliser, a bijection of 64-bit integers: int64 → int64, elementwise."""
     z = (z ^ _shift_right(z, 30)) * _MIX_1
     z = (z ^ _shift_right(z, 27)) * _MIX_2
     return z ^ _shift_right(z, 31)
@@ -65,13 +66,13 @@ def derive(keys: Tensor, *tags: int | Tensor) -> Tensor:
         int64 (N,).
     """
     for item in tags:
-        keys = _mix((keys + _GAMMA) ^ _mix(torch.as_tensor(item, device=keys.device) + _GAMMA))
+        keys = mix((keys + _GAMMA) ^ mix(torch.as_tensor(item, device=keys.device) + _GAMMA))
     return keys
 
 
 def _bits(keys: Tensor, shape: Sequence[int]) -> Tensor:
     positions = torch.arange(1, math.prod(shape) + 1, device=keys.device) * _GAMMA
-    return _mix(keys[:, None] + positions).view(keys.shape[0], *shape)
+    return mix(keys[:, None] + positions).view(keys.shape[0], *shape)
 
 
 def uniform(keys: Tensor, shape: Sequence[int]) -> Tensor:

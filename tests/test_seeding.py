@@ -36,7 +36,7 @@ def _derived(key: int, *tags: int) -> int:
 @settings(deadline=None)
 @given(INT64)
 def test_the_mixer_is_splitmix64s_finaliser(value: int) -> None:
-    assert seeding._mix(torch.tensor([value])).tolist() == [_signed(_finaliser(value))]
+    assert seeding.mix(torch.tensor([value])).tolist() == [_signed(_finaliser(value))]
 
 
 @settings(deadline=None)

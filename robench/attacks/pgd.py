@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from robench import seeding
 from robench.attacks.base import Query, Slots, State, evaluate
 from robench.attacks.losses import LOSSES, Loss, choose_loss, margin, require_classes
 from robench.errors import AttackError
@@ -139,9 +140,13 @@ class PGD:
 
 
 def fingerprint(points: Tensor) -> Tensor:
-    """A 64-bit hash of each point's exact float32 bits: (B, …) → int64 (B,), never 0."""
-    words = points.contiguous().flatten(1).view(torch.int32).to(torch.int64)
-    odd = torch.arange(words.shape[1], device=points.device) * 2 + 1
-    weights = odd * (0x9E3779B97F4A7C15 - (1 << 64)) ^ (odd << 29)
-    mixed = (words ^ (words << 21)) * (weights | 1)
-    return mixed.sum(dim=1) | 1
+    """A 64-bit hash of each point's exact float32 bits: (B, …) → int64 (B,), never 0.
+
+    Every (pixel, value) gets a number of its own and the numbers are added up. They must look
+    random: points of a lattice differ in the same few values at different pixels, and weights
+    with any regularity would make such sums coincide.
+    """
+    words = points.contiguous().flatten(1).view(torch.int32).to(torch.int64) & 0xFFFFFFFF
+    places = torch.arange(words.shape[1], device=points.device) << 32
+    codes = seeding.mix(words + places).sum(dim=1)
+    return torch.where(codes == 0, 1, codes)

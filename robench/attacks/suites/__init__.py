@@ -45,9 +45,16 @@ def _load(name: str | Path, including: tuple[Path, ...]) -> Suite:
         content: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise UsageError(f"cannot read the suite: {error}", where=path) from error
+    entries = content.get("attacks", [])
     attacks: list[Any] = []
-    for entry in content.get("attacks", []):
+    for entry in entries if isinstance(entries, list) else [entries]:
         if isinstance(entry, dict) and "include" in entry:
+            if len(entry) > 1:
+                raise UsageError(
+                    "an include takes over the entries of another suite as they are",
+                    where=path,
+                    hint=f"Remove {', '.join(sorted(set(entry) - {'include'}))}",
+                )
             attacks += _load(str(entry["include"]), (*including, path)).attacks
         else:
             attacks.append(entry)

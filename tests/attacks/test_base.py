@@ -1,0 +1,120 @@
+"""Slots, states, and the passes they share."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from attack_models import ExactNetwork, PlainQuery, images, predictions, slots_for
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from robench.attacks.apgd import APGD
+from robench.attacks.base import evaluate, join, nth_best_class, slot_keys, take
+from robench.attacks.losses import LOSSES, Loss
+from robench.attacks.pgd import PGD, fingerprint
+from robench.threat_models import ThreatModel
+
+LINF = ThreatModel.of("Linf", 0.05)
+
+
+def _state(count: int = 6) -> tuple[PlainQuery, object]:
+    model, inputs = ExactNetwork(), images(count)
+    query = PlainQuery(model)
+    attack = APGD(LINF, steps=4)
+    return query, attack.start(query, slots_for(model, inputs, predictions(model, inputs)))
+
+
+def test_taking_and_joining_restore_a_state() -> None:
+    _, state = _state()
+    rows = torch.tensor([4, 0, 5, 1, 3, 2])
+    parts = [take(state, part) for part in rows.split(4)]  # type: ignore[type-var]
+    restored = take(join(parts), rows.argsort())
+    for name, value in vars(state).items():
+        assert torch.equal(getattr(restored, name), value), name
+
+
+def test_slots_may_be_taken_by_mask() -> None:
+    _, state = _state()
+    mask = torch.tensor([True, False, True, False, False, True])
+    by_mask, by_rows = take(state, mask), take(state, torch.tensor([0, 2, 5]))  # type: ignore[type-var]
+    for name, value in vars(by_rows).items():
+        assert torch.equal(getattr(by_mask, name), value), name
+    assert len(take(state, torch.zeros(6, dtype=torch.bool)).labels) == 0  # type: ignore[type-var]
+
+
+def test_the_nth_best_class_counts_from_the_largest_logit() -> None:
+    logits = torch.tensor([[0.1, 3.0, 2.0], [5.0, 4.0, 6.0]])
+    assert nth_best_class(logits, torch.tensor([0, 0])).tolist() == [1, 2]
+    assert nth_best_class(logits, torch.tensor([1, 2])).tolist() == [2, 1]
+
+
+@pytest.mark.parametrize("needed", ["all", "none", "some"])
+def test_gradients_are_asked_for_only_where_they_are_used(needed: str) -> None:
+    model, points = ExactNetwork(), images(8)
+    labels = predictions(model, points)
+    loss = Loss(LOSSES["ce"], labels, labels)
+    mask = {"all": [True] * 8, "none": [False] * 8, "some": [True, False] * 4}[needed]
+    query = PlainQuery(model)
+    full = PlainQuery(model).gradient(points, loss)
+    seen = evaluate(query, points, loss, torch.tensor(mask))
+    assert torch.equal(seen.logits, full.logits)
+    assert torch.equal(seen.losses, full.losses)
+    wanted = torch.where(torch.tensor(mask)[:, None, None, None], full.gradient, 0.0)
+    assert torch.equal(seen.gradient, wanted)
+    assert [len(batch) for batch in query.seen] == ([4, 4] if needed == "some" else [8])
+
+
+def test_keys_differ_by_attack_sample_and_rank() -> None:
+    keys = torch.arange(5)
+    seen = {
+        int(key)
+        for attack in ("pgd", "apgd")
+        for rank in range(4)
+        for key in slot_keys(keys, attack, torch.full((5,), rank))
+    }
+    assert len(seen) == 2 * 4 * 5
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(0, 2**31), st.integers(1, 3))
+def test_fingerprints_tell_points_apart_by_their_bits(seed: int, bits: int) -> None:
+    point = torch.rand(1, 3, 4, 4, generator=torch.Generator().manual_seed(seed))
+    assert torch.equal(fingerprint(point), fingerprint(point.clone()))
+    nudged = point.clone()
+    for position in range(bits):
+        nudged.view(-1)[seed % 48 - position] *= 1 + 2.0**-22
+    swapped = point.clone().view(-1)
+    swapped[[0, 1]] = swapped[[1, 0]]
+    codes = torch.cat([fingerprint(p.view(1, 3, 4, 4)) for p in (point, nudged, swapped)])
+    distinct = {tuple(p.flatten().tolist()) for p in (point, nudged, swapped)}
+    assert len(set(codes.tolist())) == len(distinct)
+    assert bool((codes != 0).all())
+
+
+def test_fingerprints_do_not_collide_on_a_lattice() -> None:
+    """Sign steps move every pixel by the same amount: the points differ in few bit patterns."""
+    clean = torch.full((1, 1, 4, 4), 0.5)
+    signs = (torch.arange(1 << 14)[:, None] >> torch.arange(16)) & 1
+    points = clean + 0.05 * (2.0 * signs - 1).view(-1, 1, 4, 4)
+    assert len(set(fingerprint(points).tolist())) == 1 << 14
+
+
+def test_pgds_first_point_is_the_clean_input_unless_it_starts_at_random() -> None:
+    model, inputs = ExactNetwork(), images(6)
+    slots = slots_for(model, inputs, predictions(model, inputs))
+    query = PlainQuery(model)
+    assert torch.equal(PGD(LINF, random_start=False).start(query, slots).point, inputs)
+    started = PGD(LINF).start(query, slots).point
+    assert not torch.equal(started, inputs)
+    assert query.seen == []
+
+
+def test_the_step_size_is_a_share_of_eps_or_absolute() -> None:
+    assert PGD(LINF).step_size == pytest.approx(0.0125)
+    assert PGD(LINF, step_size=0.01).step_size == 0.01
+    model, inputs = ExactNetwork(), 0.4 + 0.2 * images(6)
+    attack = PGD(LINF, step_size=0.01, random_start=False)
+    query = PlainQuery(model)
+    state = attack.start(query, slots_for(model, inputs, predictions(model, inputs)))
+    moved = attack.step(query, state).point - inputs
+    torch.testing.assert_close(moved.abs().amax(), torch.tensor(0.01), atol=1e-6, rtol=0)

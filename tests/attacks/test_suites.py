@@ -1,0 +1,140 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from robench.attacks import build_attack
+from robench.attacks.suites import list_suites, load_suite
+from robench.errors import AttackError, UnknownNameError, UsageError
+from robench.threat_models import NORMS, Norm, ThreatModel
+
+EPS: dict[Norm, float] = {"Linf": 0.03, "L2": 0.5, "L1": 12.0}
+
+
+@pytest.mark.parametrize("name", list_suites())
+def test_every_entry_of_every_suite_becomes_an_attack(name: str) -> None:
+    suite = load_suite(name)
+    assert suite.name == name
+    assert suite.description
+    built = 0
+    for norm in NORMS:
+        for spec in suite.for_norm(norm):
+            for stage in spec.stages or (spec,):
+                attack = build_attack(stage, ThreatModel.of(norm, EPS[norm]))
+                assert attack.name == stage.name
+                built += 1
+    assert built
+
+
+def test_the_suites_that_users_rely_on_are_there() -> None:
+    assert {"quick", "standard", "core", "aa-standard", "aa-plus", "aa-rand", "aa-core"} <= set(
+        list_suites()
+    )
+
+
+@pytest.mark.parametrize(
+    ("norm", "budgets"),
+    [
+        ("Linf", {"apgd-ce": (1, 100), "apgd-t": (9, 900), "fab-t": (9, 900), "square": (1, 5000)}),
+        ("L2", {"apgd-ce": (1, 100), "apgd-t": (9, 900), "fab-t": (9, 900), "square": (1, 5000)}),
+        ("L1", {"apgd-ce": (5, 500), "apgd-t": (5, 500), "fab-t": (9, 900), "square": (1, 5000)}),
+    ],
+)
+def test_aa_standard_has_autoattacks_budgets(
+    norm: Norm, budgets: dict[str, tuple[int, int]]
+) -> None:
+    """Searches and steps for each stage on ten classes."""
+    (spec,) = load_suite("aa-standard").for_norm(norm)
+    found = {}
+    for stage in spec.stages:
+        attack = build_attack(stage, ThreatModel.of(norm, EPS[norm]))
+        found[stage.name] = (attack.ranks(10), attack.ranks(10) * attack.steps())  # type: ignore[union-attr]
+    assert found == budgets
+    assert list(found) == list(budgets)  # in AutoAttack's order
+
+
+def test_aa_rand_averages_gradients_and_aa_plus_has_all_stages() -> None:
+    (rand,) = load_suite("aa-rand").for_norm("Linf")
+    assert [stage.params.get("eot") for stage in rand.stages] == [20, 20]
+    (plus,) = load_suite("aa-plus").for_norm("Linf")
+    assert [stage.name for stage in plus.stages] == [
+        "apgd-ce",
+        "apgd-dlr",
+        "fab",
+        "square",
+        "apgd-t",
+        "fab-t",
+    ]
+
+
+def test_aa_core_audits_and_carries_another_name() -> None:
+    (core,) = load_suite("aa-core").for_norm("Linf")
+    assert core.audit is not None
+    assert (core.audit.fraction, core.audit.minimum, core.audit.first_stage) == (0.1, 100, 2)
+    assert [stage.name for stage in core.stages] == ["apgd-ce", "apgd-t", "fab-t", "square"]
+    assert "autoattack" not in core.name
+
+
+def _write(path: Path, text: str) -> Path:
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_a_users_own_file_works_like_ours(tmp_path: Path) -> None:
+    _write(tmp_path / "part.toml", '[[attacks]]\nname = "mine"\nattack = "pgd"\n')
+    path = _write(
+        tmp_path / "all.toml",
+        'version = 3\n[[attacks]]\ninclude = "part.toml"\n[[attacks]]\ninclude = "quick"\n',
+    )
+    for form in (path, str(path)):
+        suite = load_suite(form)
+        assert suite.name == "all"
+        assert suite.version == 3
+        assert suite.attacks[0].name == "mine"
+        assert suite.attacks[1:] == load_suite("quick").attacks
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("", "attacks"),
+        ("attacks = []", "attacks"),
+        ("[[attacks]]\nname = 'a'\n", "a cascade has stages"),
+        ("[[attacks]]\nname = 'a'\nattack = 'pgd'\nstep = 3\n", "Extra inputs"),
+        ("[[attacks]]\nname = 'a b'\nattack = 'pgd'\n", "pattern"),
+        ("[[attacks]\n", "cannot read the suite"),
+        ("schema_version = 2\n[[attacks]]\nname = 'a'\nattack = 'pgd'\n", "schema_version"),
+        ("attacks = 3\n", "attacks"),
+        ("[[attacks]]\ninclude = 'bad.toml'\n", "circle"),
+        ("[[attacks]]\ninclude = 'missing.toml'\n", "unknown suite"),
+        ("[[attacks]]\ninclude = 'quick'\nname = 'x'\n", "include"),
+    ],
+)
+def test_files_that_are_no_suites_are_explained(tmp_path: Path, text: str, says: str) -> None:
+    path = _write(tmp_path / "bad.toml", text)
+    with pytest.raises(UsageError, match=says):
+        load_suite(path)
+
+
+def test_bytes_that_are_no_text_are_explained(tmp_path: Path) -> None:
+    path = tmp_path / "bad.toml"
+    path.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UsageError, match="cannot read the suite"):
+        load_suite(path)
+
+
+def test_unknown_suites_list_near_misses(tmp_path: Path) -> None:
+    with pytest.raises(UnknownNameError, match="'standard'"):
+        load_suite("standart")
+    with pytest.raises(UnknownNameError, match="unknown suite"):
+        load_suite(tmp_path / "nothing.toml")
+
+
+def test_carlini_wagner_l2_is_not_asked_for_another_norm() -> None:
+    for name in list_suites():
+        for spec in load_suite(name).attacks:
+            if spec.attack == "cw-l2":
+                assert spec.norms == ("L2",)
+                with pytest.raises(AttackError):
+                    build_attack(spec, ThreatModel.of("Linf", 0.1))

@@ -47,7 +47,7 @@ class RunDisplay:
             TaskProgressColumn(),
             _RateColumn(),
             TimeElapsedColumn(),
-            TimeRemainingColumn(),
+            _TimeLeftColumn(),
             console=self._console,
             transient=True,
             disable=not self._console.is_terminal,
@@ -114,6 +114,14 @@ class _RateColumn(ProgressColumn):
         unit = task.fields.get("unit")
         speed = task.finished_speed or task.speed
         return Text("" if unit is None or speed is None else f"{speed:,.0f} {unit}/s")
+
+
+class _TimeLeftColumn(TimeRemainingColumn):
+    """Time left, of tasks whose steps are alike; whole attacks are not."""
+
+    def render(self, task: Task) -> Text:
+        """Empty for the run as a whole."""
+        return Text("") if task.fields.get("unit") is None else super().render(task)
 
 
 def _job_line(record: EvaluationRecord, cached: bool) -> str:

@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from robench.cli.options import JsonFlag
-from robench.cli.output import print_json, print_table
+from robench.cli.output import number, print_json, print_table
+from robench.cli.run_options import (
+    ArchArgOption,
+    DataFolderOption,
+    DataOption,
+    InputOption,
+    SplitOption,
+    TrustPickleFlag,
+)
+from robench.cli.settings import parse_settings
 
 __all__ = ["zoo_app"]
 
 zoo_app = typer.Typer(
-    help="The models that have a card: list, show, verify.",
+    help="The models that have a card: list, show, add, verify.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
@@ -77,6 +87,80 @@ def show(
         print_json({"id": located.id, "card": content, "path": str(located.path)})
     else:
         typer.echo(f"# {located.id}\n# {located.path}\n\n{format_card(located.card)}".rstrip())
+
+
+@zoo_app.command()
+def add(
+    checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="The weights file.")],
+    arch: Annotated[
+        str,
+        typer.Option(
+            "--arch",
+            metavar="NAME",
+            help="Its architecture: robench's, torchvision:NAME, timm:NAME, "
+            "package.module:callable, or program.",
+        ),
+    ],
+    dataset: Annotated[
+        str, typer.Option("--dataset", metavar="NAME", help="What it classifies; is measured on.")
+    ],
+    eps: Annotated[
+        str, typer.Option("--eps", metavar="EPS", help="What it is evaluated under, as 8/255.")
+    ],
+    norm: Annotated[str, typer.Option("--norm", metavar="NORM", help="Linf, L2 or L1.")] = "Linf",
+    name: Annotated[
+        str | None, typer.Option("--name", metavar="NAME", help="Default: the file's.")
+    ] = None,
+    defense: Annotated[
+        str, typer.Option("--defense", metavar="NAME", help="Recipe; standard for none.")
+    ] = "unknown",
+    zoo: Annotated[
+        Path, typer.Option("--zoo", metavar="FOLDER", help="Where the model is put.")
+    ] = Path("model_zoo"),
+    arch_arg: ArchArgOption = None,
+    input_option: InputOption = None,
+    provenance: Annotated[
+        list[str] | None,
+        typer.Option("--about", metavar="NAME=VALUE", help="Provenance, as paper=… or year=2026."),
+    ] = None,
+    split: SplitOption = "test",
+    data: DataFolderOption = None,
+    data_option: DataOption = None,
+    trust_pickle: TrustPickleFlag = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Give a weights file a card: hash, state dict and prefix found, clean accuracy measured."""
+    arguments = parse_settings(arch_arg or [], "--arch-arg")
+    expected = parse_settings(input_option or [], "--input")
+    about = parse_settings(provenance or [], "--about")
+    options = parse_settings(data_option or [], "--data-option")
+    from robench.cli.adding import Answers, add_model  # torch
+    from robench.records import ArchitectureSpec
+    from robench.threat_models import ThreatModel
+
+    added = add_model(
+        Answers(
+            checkpoint=checkpoint,
+            architecture=ArchitectureSpec(name=arch, arguments=arguments),
+            threat_model=ThreatModel.of(norm, eps),
+            dataset=dataset,
+            zoo=zoo,
+            name=name,
+            defense=defense,
+            split=split,
+            data=data,
+            data_options=options,
+            input=expected,
+            provenance=about,
+            trust_pickle=trust_pickle,
+        )
+    )
+    if as_json:
+        content = added.card.model_dump(mode="json")
+        print_json({"id": added.card.id, "card": content, "path": str(added.path)})
+    else:
+        typer.echo(f"{added.card.id}: clean_acc {number(added.clean_acc)} % (n = {added.n})")
+        typer.echo(f"{added.path}")
 
 
 @zoo_app.command()

@@ -1,0 +1,146 @@
+"""``robench zoo add``: from a weights file to a model of the zoo."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+
+from robench.cli.requests import ensure_writable
+from robench.datasets import Dataset, load_dataset
+from robench.errors import CardError, StoreError, UsageError
+from robench.evaluation.adjudicate import Adjudicator
+from robench.models.cards import CARD_NAME, write_card
+from robench.models.drafting import draft_card
+from robench.models.loading import load_model
+from robench.models.wrapper import RobenchModel
+from robench.models.zoo import LocatedCard
+from robench.records import ArchitectureSpec, InputSpec, ModelCard, Provenance
+from robench.threat_models import ThreatModel
+
+__all__ = ["Added", "Answers", "add_model"]
+
+_MEASURED = 500
+"""Samples on which the clean accuracy is measured."""
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a weights file does not say itself."""
+
+    checkpoint: Path
+    architecture: ArchitectureSpec
+    threat_model: ThreatModel
+    dataset: str
+    zoo: Path
+    name: str | None = None
+    defense: str = "unknown"
+    split: str = "test"
+    data: Path | None = None
+    data_options: Mapping[str, Any] = field(default_factory=dict)
+    input: Mapping[str, Any] = field(default_factory=dict)
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    trust_pickle: bool = False
+
+
+@dataclass(frozen=True)
+class Added:
+    """A card that was written, and the clean accuracy in percent that it records."""
+
+    card: ModelCard
+    path: Path
+    clean_acc: float
+    n: int
+
+
+def add_model(answers: Answers) -> Added:
+    """Draft a card, load the model, measure it on clean samples, and write its folder.
+
+    Nothing is written unless the model loads and classifies. The card comes last: without it the
+    folder is no model.
+
+    Raises:
+        UsageError: there is a model of this id already.
+        RobenchError: weights, architecture, data or answers do not fit; the folder cannot be
+            written.
+    """
+    ensure_writable(answers.zoo)
+    whole = load_dataset(
+        answers.dataset,
+        split=answers.split,
+        root=answers.data,
+        **dict(answers.data_options),
+    )
+    samples = whole.subset(min(_MEASURED, len(whole)))
+    card = _draft(answers, samples)
+    folder = answers.zoo / card.id
+    if (folder / CARD_NAME).exists():
+        raise UsageError(
+            "there is a model of this id already", where=folder, hint="Choose another --name"
+        )
+    here = LocatedCard(card, answers.checkpoint.parent, answers.checkpoint)
+    model = load_model(here, trust_pickle=answers.trust_pickle)
+    accuracy = _clean_accuracy(model, samples, answers.threat_model)
+    # The shards of an index stay where they are; a single file moves in with its card.
+    single = answers.checkpoint.suffix != ".json"
+    target = folder / answers.checkpoint.name
+    measured = {
+        "clean_acc": round(accuracy, 2),
+        "n": len(samples),
+        "data": f"{samples.name}, {samples.split} split, sha256 {samples.fingerprint}",
+        "date": datetime.now(UTC).date().isoformat(),
+    }
+    finished = card.model_copy(
+        update={
+            "weights": card.weights.model_copy(update={"path": target.name} if single else {}),
+            "provenance": card.provenance.model_copy(update={"measured": measured}),
+        }
+    )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if single:
+            shutil.copyfile(answers.checkpoint, target)
+    except OSError as error:
+        target.unlink(missing_ok=True)
+        raise StoreError(f"cannot be written: {error.strerror}", where=target) from error
+    path = write_card(finished, folder / CARD_NAME)
+    return Added(finished, path, accuracy, len(samples))
+
+
+def _draft(answers: Answers, samples: Dataset) -> ModelCard:
+    try:
+        expected = InputSpec.model_validate(
+            {"channels": samples.input_shape[0], **dict(answers.input)}
+        )
+        provenance = Provenance.model_validate(dict(answers.provenance))
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        raise CardError(f"{place}: {first['msg']}", where=answers.checkpoint) from error
+    card = draft_card(
+        answers.checkpoint,
+        answers.architecture,
+        num_classes=samples.num_classes,
+        dataset=samples.name,
+        threat_model=answers.threat_model,
+        name=answers.name,
+        defense=answers.defense,
+        input=expected,
+        trust_pickle=answers.trust_pickle,
+    )
+    return card.model_copy(update={"provenance": provenance})
+
+
+def _clean_accuracy(model: RobenchModel, samples: Dataset, threat: ThreatModel) -> float:
+    judge = Adjudicator(model, threat)
+    correct = 0
+    for rows in torch.split(torch.arange(len(samples)), judge.batch_size):
+        logits = judge.logits(samples.batch(rows))
+        correct += int((logits.argmax(dim=1) == samples.labels[rows]).sum())
+    return 100 * correct / len(samples)

@@ -179,7 +179,7 @@ def _ranked(members: list[ModelResult], suite: Suite | None) -> list[dict[str, A
         rows.append(_row(result, required, newest))
     rankable = [row for row in rows if row["rank"] is not None]
     for row in rankable:
-        # Unrounded limits: rounding must not make or break a tie.
+        # The limits as they are shown, so that the ranks follow from the CSV.
         row["rank"] = 1 + sum(other["_low"] > row["_high"] for other in rankable)
     rows.sort(
         key=lambda row: (-row["_robust"], -row["clean_acc"], row["model"], row["weights_sha256"])
@@ -218,8 +218,8 @@ def _row(
         "weights_sha256": result.model.weights_sha256,
         "data_sha256": result.group.fingerprint,
         "_robust": robust.estimate,
-        "_low": robust.low,
-        "_high": robust.high,
+        "_low": round(robust.low, _PERCENT_DIGITS),
+        "_high": round(robust.high, _PERCENT_DIGITS),
     }
     for attack in result.attacks:
         column = attack_column(attack)

@@ -70,6 +70,7 @@ def write(store: Store, letters: str = "CBSE", **kwargs: object) -> str:
 # --- round trip ----------------------------------------------------------------------------
 
 
+@settings(max_examples=50, deadline=None)
 @given(SAMPLES)
 def test_any_samples_come_back_from_parquet_as_they_were(samples: list[SampleOutcome]) -> None:
     table = table_from_parquet(parquet_bytes(samples_to_table(samples)))

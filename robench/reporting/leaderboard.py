@@ -7,7 +7,8 @@
 above this one's. Models that n cannot tell apart so share a rank, and anyone can recompute the
 ranks from the CSV's own columns. A group has one data set (fingerprint), one n, one seed and one
 exact ε; ranks start again in each, unless asked otherwise. A model is not ranked while it has an
-errored sample or lacks an attack that the others had: its number would flatter it.
+errored sample, lacks an attack that the others had, or met one with other parameters: its number
+might flatter it.
 
 **Validity** lists what speaks against the number: ``errored:3``, ``missing:autoattack``,
 ``differs:pgd-20`` (the attack's parameters are not those of the newest record of that name in
@@ -193,9 +194,14 @@ def _row(
     robust = result.robust_acc
     worst = result.worst_class
     missing = sorted(required - set(result.attacks))
+    differs = [
+        name
+        for name, stored in result.attacks.items()
+        if stored.record.attack.identity != newest[result.group, name]
+    ]
     errored = int(result.errored.sum())
     row: dict[str, Any] = {
-        "rank": None if missing or errored else 0,
+        "rank": None if missing or differs or errored else 0,
         "model": result.model.name,
         "defense": result.model.defense,
         "architecture": result.model.architecture,
@@ -214,7 +220,7 @@ def _row(
         "forwards": sum(s.record.cost.forwards for s in result.attacks.values()),
         "backwards": sum(s.record.cost.backwards for s in result.attacks.values()),
         "seconds": sum(s.record.cost.seconds for s in result.attacks.values()),
-        "validity": ";".join(_validity(result, missing, errored, newest)) or NO_FLAG,
+        "validity": ";".join(_validity(result, missing, differs, errored)) or NO_FLAG,
         "weights_sha256": result.model.weights_sha256,
         "data_sha256": result.group.fingerprint,
         "_robust": robust.estimate,
@@ -240,15 +246,11 @@ def _row(
 
 
 def _validity(
-    result: ModelResult, missing: list[str], errored: int, newest: Mapping[tuple[Any, str], Any]
+    result: ModelResult, missing: list[str], differs: list[str], errored: int
 ) -> list[str]:
     notes = [f"errored:{errored}"] if errored else []
     notes += [f"missing:{name}" for name in missing]
-    notes += [
-        f"differs:{name}"
-        for name, stored in result.attacks.items()
-        if stored.record.attack.identity != newest[(result.group, name)]
-    ]
+    notes += [f"differs:{name}" for name in differs]
     predictions = [result.column(name, "clean_prediction") for name in result.attacks]
     known = np.stack(predictions)
     first = np.where(np.isnan(known), np.inf, known).min(axis=0)

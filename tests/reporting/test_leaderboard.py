@@ -158,6 +158,7 @@ def test_newest_of_two_records_counts_and_other_parameters_are_said() -> None:
         frame = build_leaderboard(order).set_index("model")
         assert frame.loc["a", "robust_acc"] == 10
         assert frame.loc["b", "validity"] == "differs:pgd-20"
+        assert list(frame["rank"].isna()) == [m == "b" for m in frame.index]
 
 
 def test_flags_and_unstable_predictions_are_listed() -> None:

@@ -20,6 +20,7 @@ from attack_models import (
     digits_network,
     images,
     predictions,
+    run_engine,
     slots_for,
 )
 from pyautoattack import autopgd_base
@@ -242,3 +243,27 @@ def test_fab_finds_what_the_reference_finds(norm: Norm) -> None:
         found |= state.margin < 0
     assert torch.equal(found[clear], broken[clear])
     assert bool(found.any())
+
+
+@pytest.mark.parametrize("norm", ["Linf", "L2", "L1"])
+def test_apgd_breaks_as_many_as_the_reference(norm: Norm) -> None:
+    """From random starts of their own; for L1 with the ball that shrinks, as AutoAttack has it."""
+    model = digits_network(epochs=6, eps=0.15)
+    _, _, inputs, labels = digits_data()
+    right = predictions(model, inputs) == labels
+    inputs, labels = inputs[right][:300], labels[right][:300]
+    threat_model = ThreatModel.of(norm, {"Linf": 0.15, "L2": 0.9, "L1": 1.8}[norm])
+    reference = APGDAttack(
+        model,
+        n_iter=30,
+        norm=norm,
+        eps=threat_model.radius,
+        device="cpu",
+        use_largereps=norm == "L1",
+    )
+    with torch.random.fork_rng():
+        theirs = predictions(model, reference.perturb(inputs, labels)) != labels
+    attack = APGD(threat_model, steps=30, shrinking_eps=norm == "L1")
+    ours = run_engine(attack, model, inputs, labels, batch_size=300).found.broken
+    assert 0.1 < float(theirs.float().mean()) < 0.9
+    assert abs(int(ours.sum()) - int(theirs.sum())) <= 3  # one point of robust accuracy

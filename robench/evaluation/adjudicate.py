@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from robench.attacks.losses import margin
 from robench.errors import ModelError
+from robench.evaluation.passes import free_memory, is_out_of_memory
 from robench.geometry import norm_of, norm_tolerance
 from robench.threat_models import ThreatModel
 
@@ -36,7 +37,7 @@ class Verdicts:
     size: Tensor
     """float32: the perturbation's norm, [0, 1] pixel units"""
     finite: Tensor
-    """bool: the model's outputs are finite"""
+    """bool: the model's outputs are finite; False also where it raised"""
 
     @classmethod
     def none(cls) -> Verdicts:
@@ -64,23 +65,48 @@ class Adjudicator:
         self.model = model
         self.threat_model = threat_model
         self.batch_size = batch_size
+        self._width: int | None = None
 
-    @torch.no_grad()
     def logits(self, points: Tensor) -> Tensor:
         """Float32 logits (N, K) of the original model.
 
+        Out of memory halves the batch and goes on.
+
         Raises:
             ModelError: the model does not return a tensor (N, K).
+            Exception: whatever the model raises.
         """
-        parts = []
-        for part in torch.split(points, self.batch_size):
-            out = self.model(part)
+        return self._logits(points, forgiving=False)
+
+    @torch.no_grad()
+    def _logits(self, points: Tensor, forgiving: bool) -> Tensor:
+        """``forgiving``: NaN for single inputs on which the model raises, if K is known."""
+        parts: list[Tensor] = []
+        pending = list(torch.split(points, self.batch_size))
+        while pending:
+            part = pending.pop(0)
+            try:
+                out = self.model(part)
+            except Exception as error:
+                exhausted = is_out_of_memory(error)
+                if len(part) > 1 and (exhausted or forgiving):
+                    half = (len(part) + 1) // 2
+                    if exhausted:
+                        self.batch_size = min(self.batch_size, half)
+                        free_memory()
+                    pending[:0] = torch.split(part, half)
+                    continue
+                if not forgiving or self._width is None:
+                    raise
+                parts.append(part.new_full((len(part), self._width), torch.nan))
+                continue
             if not isinstance(out, Tensor) or out.dim() != 2 or len(out) != len(part):
                 shape = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
                 raise ModelError(
                     f"the model returned {shape} for {len(part)} inputs instead of logits (N, K)",
                     hint="Name the logits' place in the card: forward.output",
                 )
+            self._width = out.shape[1]
             parts.append(out.float())
         return torch.cat(parts)
 
@@ -92,7 +118,7 @@ class Adjudicator:
             inputs: (N, C, H, W) in [0, 1], the clean inputs.
             labels: int64 (N,).
         """
-        logits = self.logits(points)
+        logits = self._logits(points, forgiving=True)
         delta = (points - inputs).double()
         size = norm_of(delta, self.threat_model.norm)
         slack = norm_tolerance(self.threat_model.norm, delta.shape[1:].numel())

@@ -25,6 +25,8 @@ from robench.geometry import expand
 
 __all__ = ["Engine", "Found", "Samples"]
 
+_UNJUDGED = "the original model fails, or is not finite, at the search's candidate"
+
 Progress = Callable[[int], None]
 """Called with the number of search steps that were completed or became unnecessary."""
 
@@ -284,6 +286,8 @@ class _Run(Generic[StateT]):
         broken = verdicts.broken
         self.found.unverified += int((~broken & (state.margin[rows] <= 0)).sum())
         over[rows[broken]] = True
+        for position in (verdicts.allowed & ~verdicts.finite).nonzero().squeeze(1).tolist():
+            self._fail(int(sample[position]), int(self.rank[rows[position]]), _UNJUDGED)
         for position in broken.nonzero().squeeze(1).tolist():
             index, rank = int(sample[position]), int(self.rank[rows[position]])
             if rank < int(self.broken_rank[index]):
@@ -332,11 +336,13 @@ class _Run(Generic[StateT]):
         change the outcome.
         """
         for slot, message in self.passes.failures.items():
-            index, at = int(sample[slot]), int(rank[slot])
-            if at < int(self.broken_rank[index]):
-                self.broken_rank[index] = at
-                self.errored[index] = True
-                self.found.errors[index] = message
+            self._fail(int(sample[slot]), int(rank[slot]), message)
+
+    def _fail(self, index: int, rank: int, message: str) -> None:
+        if rank < int(self.broken_rank[index]):
+            self.broken_rank[index] = rank
+            self.errored[index] = True
+            self.found.errors[index] = message
 
     def _tell(self, steps: int) -> None:
         if self.progress is not None and steps:
@@ -371,6 +377,8 @@ class _Run(Generic[StateT]):
         caught = rows[verdicts.broken]
         found.broken[caught] = True
         found.rank[caught] = self.closest_rank[caught]
+        for index in rows[verdicts.allowed & ~verdicts.finite].tolist():
+            found.errors[index] = _UNJUDGED
 
     def snapshot(self) -> dict[str, Any]:
         """Everything needed to go on from here: plain data and tensors, all of them copies."""

@@ -17,7 +17,7 @@ from torch import Tensor
 from robench.attacks.base import Gradient
 from robench.attacks.losses import Loss
 
-__all__ = ["Passes", "SearchModel", "is_out_of_memory"]
+__all__ = ["Passes", "SearchModel", "free_memory", "is_out_of_memory"]
 
 
 class SearchModel(Protocol):
@@ -161,7 +161,7 @@ class Passes:
                 if is_out_of_memory(error):
                     self.halvings += 1
                     self.batch_size = min(self.batch_size, half)
-                    _free_memory()
+                    free_memory()
                 pending[:0] = torch.split(here, half)
         if len(done) == 1:
             return done[0]
@@ -176,7 +176,8 @@ def is_out_of_memory(error: BaseException) -> bool:
     return "out of memory" in text or "can't allocate memory" in text
 
 
-def _free_memory() -> None:
+def free_memory() -> None:
+    """Give cached memory back to the device."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

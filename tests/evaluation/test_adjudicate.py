@@ -132,3 +132,41 @@ def test_outputs_that_are_no_logits_are_refused(output: object) -> None:
 
     with pytest.raises(ModelError, match="instead of logits"):
         Adjudicator(Odd(), ThreatModel.of("Linf", EPS)).logits(images(3, (1, 2, 2)))
+
+
+def test_out_of_memory_halves_the_batch_and_judges_on() -> None:
+    sizes: list[int] = []
+
+    def small_memory(batch: Tensor) -> None:
+        if len(batch) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        sizes.append(len(batch))
+
+    model = Watching(_model(), small_memory)
+    adjudicator = Adjudicator(model, ThreatModel.of("Linf", EPS), batch_size=10)
+    inputs = images(10, (1, 2, 2))
+    assert torch.equal(adjudicator.logits(inputs), _model()(inputs))
+    assert max(sizes) <= 3
+    assert adjudicator.batch_size <= 3
+
+
+def test_a_model_that_raises_for_one_proposal_judges_the_others() -> None:
+    armed = [False]
+
+    def refuse(batch: Tensor) -> None:
+        if armed[0] and bool((batch[:, 0, 1, 1] > 0.9).any()):
+            raise ValueError("no such token")
+
+    adjudicator = Adjudicator(Watching(_model(), refuse), ThreatModel.of("Linf", EPS))
+    inputs = 0.45 + 0.02 * images(8, (1, 2, 2))
+    inputs[5, 0, 1, 1] = 0.95
+    points = inputs + torch.tensor([0.08, 0.0, 0.0, 0.0]).view(1, 1, 2, 2)
+    labels = torch.zeros(8, dtype=torch.int64)
+    adjudicator.logits(inputs)
+    armed[0] = True
+    verdicts = adjudicator.judge(points, inputs, labels)
+    assert verdicts.finite.tolist() == [index != 5 for index in range(8)]
+    assert verdicts.broken.tolist() == [index != 5 for index in range(8)]
+    assert verdicts.allowed.tolist() == [True] * 8
+    with pytest.raises(ValueError, match="no such token"):  # asked for logits, it says why
+        adjudicator.logits(inputs)

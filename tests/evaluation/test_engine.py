@@ -398,3 +398,35 @@ def test_gradients_that_are_zero_or_not_finite_are_counted() -> None:
     assert found.nonfinite_gradients > 0
     assert found.errors == {}
     assert not bool(found.broken.any())
+
+
+@pytest.mark.parametrize("failure", [ValueError("no such token"), torch.tensor(float("nan"))])
+def test_a_candidate_that_the_original_cannot_judge_is_no_survivor(failure: Any) -> None:
+    """The search's own model is sound; the original fails at what it finds."""
+    inputs = images(20, seed=8)
+    sound = ExactNetwork()
+    labels = predictions(sound, inputs)
+    attack = APGD(ThreatModel.of("Linf", 0.3), steps=10)
+    plain = run_engine(attack, sound, inputs, labels).found
+    assert bool(plain.broken[4])
+    marked = torch.zeros(20, dtype=torch.bool)
+    marked[4] = True
+
+    class Judge(nn.Module):
+        """Lost wherever sample 4's candidates are; its clean input is nearest to them."""
+
+        def forward(self, points: Tensor) -> Tensor:
+            logits: Tensor = sound(points)
+            away = (points[:, None] - inputs[None]).flatten(2).abs().amax(dim=2).argmin(dim=1)
+            lost = (away == 4) & (points != inputs[4]).flatten(1).any(dim=1)
+            if isinstance(failure, Exception):
+                if bool(lost.any()):
+                    raise failure
+                return logits
+            return torch.where(lost[:, None], failure, logits)
+
+    found = run_engine(attack, Judge(), inputs, labels, search=EagerModel(sound)).found
+    assert list(found.errors) == [4]
+    assert "original model" in found.errors[4]
+    assert not bool(found.broken[4])
+    assert torch.equal(found.broken[~marked], plain.broken[~marked])

@@ -18,6 +18,7 @@ from robench.cli.options import (
     SeedFilter,
 )
 from robench.cli.output import print_json
+from robench.cli.run_options import DataFolderOption
 
 if TYPE_CHECKING:
     from robench.reporting.compare import Comparison
@@ -43,6 +44,15 @@ def compare(
     markdown: Annotated[
         Path | None, typer.Option("--markdown", metavar="FILE", help="Also write the text.")
     ] = None,
+    pictures: Annotated[
+        Path | None,
+        typer.Option(
+            "--pictures",
+            metavar="FOLDER",
+            help="Draw the differences, and samples that only one of two models resists.",
+        ),
+    ] = None,
+    data: DataFolderOption = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Compare models with the first one, on the same samples, from stored records.
@@ -60,17 +70,25 @@ def compare(
         raise UsageError("one model alone cannot be compared", hint="Name two or more")
     if not 0 < level < 1:
         raise UsageError(f"level {level} is not between 0 and 1", hint="Write --level 0.95")
-    pool = collect(
-        existing_store(results).records(), dataset=dataset, norm=norm, eps=eps, n=n, seed=seed
-    )
+    store = existing_store(results)
+    pool = collect(store.records(), dataset=dataset, norm=norm, eps=eps, n=n, seed=seed)
     baseline, *others = map(record_name, models)
     pairs = [find_pair(pool, baseline, other) for other in others]
-    comparison = compare_models(pairs[0][0], [other for _, other in pairs], level=level)
+    first, rest = pairs[0][0], [other for _, other in pairs]
+    comparison = compare_models(first, rest, level=level)
     if csv is not None:
         atomic_write(csv, comparison_csv(comparison))
     text = comparison_markdown(comparison)
     if markdown is not None:
         atomic_write(markdown, text.encode())
+    if pictures is not None:
+        # Reads the samples, and so loads torch.
+        from robench.cli.pictures import draw_comparison
+
+        files, gaps = draw_comparison(comparison, first, rest, store, pictures, data=data)
+        for gap in gaps:
+            typer.echo(f"robench: warning: {gap}", err=True)
+        typer.echo(f"Written: {', '.join(str(file) for file in files)}", err=True)
     if as_json:
         print_json(_content(comparison))
     else:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from robench.cli.output import format_table, number
-from robench.reporting.findings import attention_findings
+from robench.reporting.findings import attention_findings, representation_findings
 from robench.reporting.leaderboard import build_leaderboard, write_leaderboard
 from robench.reporting.model_results import collect
 from robench.reporting.page import write_page
@@ -53,6 +53,7 @@ def publish(store: Store, records: list[StoredRecord], *, plots: bool = True) ->
         frame,
         figures=[path for path in figures if path.suffix == ".png"],
         findings=attention_findings(results),
+        associations=representation_findings(results),
     )
     return [csv, page, *figures]
 

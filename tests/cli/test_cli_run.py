@@ -248,6 +248,30 @@ def test_compare_prints_differences_and_writes_files(ran, tmp_path):
     assert {d["quantity"] for d in content["differences"]} == set(table.index)
 
 
+def test_compare_draws_what_only_one_resists(ran, tmp_path):
+    folder, _ = ran
+    out = tmp_path / "pictures"
+    done = invoke("compare", "pgd-at", "standard", "--results", folder, "--pictures", out)
+    assert done.code == 0, done.err
+    names = {path.name for path in out.iterdir()}
+    assert {"differences.png", "resisted_by_pgd-at_not_by_standard.png"} <= names
+    assert "resisted_by_standard_not_by_pgd-at.png" not in names
+
+
+def test_compare_without_stored_inputs_says_what_it_could_not_draw(ran, tmp_path):
+    folder, _ = ran
+    store = Store(tmp_path / "r")
+    for stored in Store(folder).records():
+        store.write(stored.record, stored.samples)
+    done = invoke(
+        *("compare", "pgd-at", "standard", "--results", store.folder),
+        *("--pictures", tmp_path / "pictures"),
+    )
+    assert done.code == 0
+    assert "--save-adversarial" in done.err
+    assert {path.stem for path in (tmp_path / "pictures").iterdir()} == {"differences"}
+
+
 @pytest.fixture
 def lenient(tmp_path):
     """A policy that n = 24 can decide."""

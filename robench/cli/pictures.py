@@ -1,0 +1,157 @@
+"""Pictures for a comparison: the differences, and samples that only one of two models resists."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from robench.datasets import Dataset, load_dataset
+from robench.errors import UsageError
+from robench.records import Outcome
+from robench.reporting.compare import Comparison
+from robench.reporting.model_results import ModelResult
+from robench.reporting.plots import difference_plot, resisted_by_one, save
+from robench.results import Store, StoredRecord
+
+__all__ = ["draw_comparison"]
+
+Floats = npt.NDArray[np.floating[Any]]
+
+_MOST = 8
+"""Samples in one picture."""
+
+
+def draw_comparison(
+    comparison: Comparison,
+    baseline: ModelResult,
+    others: Sequence[ModelResult],
+    store: Store,
+    folder: Path,
+    *,
+    data: Path | None = None,
+    dataset: str | None = None,
+) -> tuple[list[Path], list[str]]:
+    """Draw a comparison into a folder.
+
+    Args:
+        comparison: of ``baseline`` and ``others``, in this order.
+        store: where adversarial inputs were kept (``--save-adversarial``).
+        folder: where to.
+        data: where downloaded data sets are.
+        dataset: where the samples are, if the records' name for them does not say.
+
+    Returns:
+        The files, and a sentence for each picture that could not be drawn.
+
+    Raises:
+        StoreError: a file cannot be written, or adversarial inputs are damaged.
+        DataError, UnknownNameError: the samples cannot be read.
+    """
+    files: list[Path] = []
+    notes: list[str] = []
+    figure = difference_plot(comparison)
+    if figure is not None:
+        files += save(figure, folder / "differences")
+    kept = _Kept(store)
+    samples: Dataset | None = None
+    for name, other in zip(comparison.only_other, others, strict=True):
+        contests = (
+            (comparison.baseline, baseline, name, other, comparison.only_baseline[name]),
+            (name, other, comparison.baseline, baseline, comparison.only_other[name]),
+        )
+        for winner, resisting, loser, broken, ids in contests:
+            if not ids:
+                continue
+            attack, shown = _deciding_attack(resisting, broken, ids, kept)
+            if not shown:
+                notes.append(
+                    f"no picture of samples that only {winner} resists: no attack's adversarial "
+                    "inputs are kept for both (run again with --save-adversarial)"
+                )
+                continue
+            samples = samples or _samples(broken, data, dataset)
+            pair = resisting.attacks[attack], broken.attacks[attack]
+            rows = [_positions(stored.table["sample_id"], shown) for stored in pair]
+            inputs = [_channels_last(kept.of(pair[i])[rows[i]]) for i in (0, 1)]
+            predictions = [_predictions(pair[i], rows[i]) for i in (0, 1)]
+            chosen = _positions(samples.sample_ids, shown)
+            drawn = resisted_by_one(
+                (winner, loser),
+                pair[1].record,
+                shown,
+                samples.labels[chosen].numpy(),
+                _channels_last(samples.batch(chosen).numpy()),
+                (inputs[0], inputs[1]),
+                (predictions[0], predictions[1]),
+            )
+            if drawn is not None:
+                files += save(drawn, folder / _safe(f"resisted_by_{winner}_not_by_{loser}"))
+    return files, notes
+
+
+class _Kept:
+    """Adversarial inputs by record, read once: the files are large."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._read: dict[str, Floats] = {}
+
+    def has(self, stored: StoredRecord) -> bool:
+        """Whether the record's adversarial inputs were kept."""
+        return len(self.of(stored)) > 0
+
+    def of(self, stored: StoredRecord) -> Floats:
+        """(n, C, H, W) in the order of the record's table; empty if they were not kept."""
+        key = stored.record.key
+        if key not in self._read:
+            arrays = {} if stored.arrays_path is None else self._store.read_arrays(key)
+            self._read[key] = arrays.get("adversarial", np.empty((0, 1, 1, 1)))
+        return self._read[key]
+
+
+def _deciding_attack(
+    resisting: ModelResult, broken: ModelResult, ids: Sequence[str], kept: _Kept
+) -> tuple[str, list[str]]:
+    """The attack that breaks most of ``ids``, and which; of those with inputs of both models."""
+    best: tuple[str, list[str]] = "", []
+    for attack in sorted(set(resisting.attacks) & set(broken.attacks)):
+        fell = set(broken.sample_ids[broken.outcome_is(attack, Outcome.BROKEN)])
+        shown = [sample for sample in ids if sample in fell][:_MOST]
+        if len(shown) > len(best[1]) and all(
+            kept.has(result.attacks[attack]) for result in (resisting, broken)
+        ):
+            best = attack, shown
+    return best
+
+
+def _samples(result: ModelResult, data: Path | None, dataset: str | None) -> Dataset:
+    spec = result.dataset
+    samples = load_dataset(dataset or spec.name, split=spec.split, root=data, n=spec.n)
+    if samples.fingerprint != spec.fingerprint:
+        raise UsageError(
+            "the samples are not the ones that were used: the fingerprints differ", where=spec.name
+        )
+    return samples
+
+
+def _positions(names: Iterable[str], wanted: Sequence[str]) -> list[int]:
+    places = {name: place for place, name in enumerate(names)}
+    return [places[name] for name in wanted]
+
+
+def _predictions(stored: StoredRecord, rows: list[int]) -> npt.NDArray[np.int64]:
+    column = stored.table["adv_prediction"].iloc[rows]
+    return column.to_numpy(dtype=np.int64, na_value=-1)
+
+
+def _channels_last(images: Floats) -> Floats:
+    return np.moveaxis(images, 1, -1)
+
+
+def _safe(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._+-]+", "_", name)

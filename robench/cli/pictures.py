@@ -74,6 +74,7 @@ def draw_comparison(
                     "inputs are kept for both (run again with --save-adversarial)"
                 )
                 continue
+            shown = shown[:_MOST]
             samples = samples or _samples(broken, data, dataset)
             pair = resisting.attacks[attack], broken.attacks[attack]
             rows = [_positions(stored.table["sample_id"], shown) for stored in pair]
@@ -121,7 +122,7 @@ def _deciding_attack(
     best: tuple[str, list[str]] = "", []
     for attack in sorted(set(resisting.attacks) & set(broken.attacks)):
         fell = set(broken.sample_ids[broken.outcome_is(attack, Outcome.BROKEN)])
-        shown = [sample for sample in ids if sample in fell][:_MOST]
+        shown = [sample for sample in ids if sample in fell]
         if len(shown) > len(best[1]) and all(
             kept.has(result.attacks[attack]) for result in (resisting, broken)
         ):

@@ -78,13 +78,15 @@ def test_fgsm_equals_arts(threat_model: ThreatModel, network: str) -> None:
 @pytest.mark.parametrize("network", NETWORKS)
 @pytest.mark.parametrize("threat_model", [LINF, L2], ids=str)
 def test_pgd_20_equals_arts(threat_model: ThreatModel, network: str) -> None:
-    ours, _ = _foreign("pgd", {"steps": 20, "relative_step_size": 0.25}, threat_model, network)
+    """From the clean input: between random starts alone one point and more may lie."""
+    params = {"steps": 20, "relative_step_size": 0.25, "random_start": False}
+    ours, _ = _foreign("pgd", params, threat_model, network)
     theirs, _ = _foreign(
         "art:ProjectedGradientDescent",
         {
             "max_iter": 20,
             "eps_step": threat_model.radius / 4,
-            "num_random_init": 1,
+            "num_random_init": 0,
             "batch_size": 250,
         },
         threat_model,
@@ -144,7 +146,7 @@ def test_cw_linf_equals_arts_pgd_on_the_margin(network: str) -> None:
     [
         ("small", 40),
         pytest.param("small", N, marks=pytest.mark.slow),
-        pytest.param("zoo", N, marks=pytest.mark.slow),
+        pytest.param("zoo", 100, marks=pytest.mark.slow),
     ],
 )
 def test_cw_l2_equals_arts(network: str, n: int) -> None:

@@ -79,6 +79,30 @@ def test_every_proposal_is_allowed(norm: Norm) -> None:
         best = state.best_margin
 
 
+@pytest.mark.parametrize(
+    ("margin_now", "margin_there", "accepted"),
+    [(0.5, 0.4, True), (0.5, 0.5, False), (0.5, 0.6, False), (-0.5, -0.1, True), (0.0, 0.0, True)],
+)
+def test_the_acceptance_rule_is_the_references(
+    margin_now: float, margin_there: float, accepted: bool
+) -> None:
+    """Smaller is better; past the boundary anything misclassified is taken."""
+    inputs = torch.full((1, 1, 2, 2), 0.5)
+    there = inputs + 0.1
+
+    class Scripted(nn.Module):
+        def forward(self, points: Tensor) -> Tensor:
+            value = margin_there if torch.equal(points, there) else margin_now
+            return torch.tensor([[value, 0.0]])
+
+    attack = Square(ThreatModel.of("Linf", 0.1), queries=5)
+    query = PlainQuery(Scripted())
+    state = attack.start(query, slots_for(Scripted(), inputs, torch.tensor([0])))
+    after = attack._accept(query, state, there, torch.tensor([0]))
+    assert torch.equal(after.best, there if accepted else state.best)
+    assert float(after.best_margin) == pytest.approx(margin_there if accepted else margin_now)
+
+
 def _replayed(attack: SquareAttack, slot: Slots, threat_model: ThreatModel) -> None:
     """Make the reference draw what we draw for a single sample, in its own order."""
     channels, height, width = slot.inputs.shape[1:]

@@ -15,7 +15,7 @@ __all__ = ["attacks"]
 def attacks(
     suite: Annotated[
         str | None,
-        typer.Argument(metavar="[SUITE]", help="Show the entries of this suite (name or file)."),
+        typer.Argument(metavar="SUITE", help="Show the entries of this suite (name or file)."),
     ] = None,
     as_json: JsonFlag = False,
 ) -> None:

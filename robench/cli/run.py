@@ -39,7 +39,7 @@ def run(
     models: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[MODEL]...",
+            metavar="MODEL",
             help="Ids or short names of the zoo, cards, weights files (with --arch), hf:… or "
             "robustbench:… addresses; none: all of the zoo for the data set.",
         ),

@@ -16,7 +16,7 @@ __all__ = ["train"]
 
 def train(
     recipe: Annotated[
-        str | None, typer.Argument(metavar="[RECIPE]", help="None: list the recipes.")
+        str | None, typer.Argument(metavar="RECIPE", help="None: list the recipes.")
     ] = None,
     dataset: Annotated[
         str, typer.Option("--dataset", metavar="NAME", help="Data set, folder or file.")

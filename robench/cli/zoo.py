@@ -167,7 +167,7 @@ def add(
 def verify(
     models: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[MODEL]...", help="Which models; none: all of them."),
+        typer.Argument(metavar="MODEL", help="Which models; none: all of them."),
     ] = None,
     dataset: _DatasetFilter = None,
     as_json: JsonFlag = False,

@@ -29,7 +29,9 @@ __all__ = ["compare"]
 def compare(
     models: Annotated[
         list[str],
-        typer.Argument(metavar="BASELINE MODEL", help="Names, ids, or starts of a sha256."),
+        typer.Argument(
+            metavar="MODEL", help="The baseline first. Names, ids, or starts of a sha256."
+        ),
     ],
     results: ResultsFolder = Path("results"),
     dataset: DatasetFilter = None,

@@ -144,7 +144,7 @@ def test_cw_linf_equals_arts_pgd_on_the_margin(network: str) -> None:
 @pytest.mark.parametrize(
     ("network", "n"),
     [
-        ("small", 40),
+        ("small", 20),
         pytest.param("small", N, marks=pytest.mark.slow),
         pytest.param("zoo", 100, marks=pytest.mark.slow),
     ],
@@ -164,7 +164,7 @@ def test_cw_l2_equals_arts(network: str, n: int) -> None:
     )
     assert 0 < _robust_acc(theirs) < 100
     difference = _robust_acc(ours) - _robust_acc(theirs)
-    assert difference <= (1.0 if n == N else 2.6)
+    assert difference <= (1.0 if n == N else 5.0)
 
 
 def test_foreign_attacks_are_found_by_name() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -19,11 +20,12 @@ from attack_models import (
 )
 from torch import Tensor, nn
 
+from robench import seeding
 from robench.attacks.apgd import APGD
-from robench.attacks.base import Attack
+from robench.attacks.base import Attack, slot_keys
 from robench.attacks.carlini_wagner import CarliniWagnerL2
 from robench.attacks.fab import FAB
-from robench.attacks.pgd import PGD
+from robench.attacks.pgd import PGD, PGDState
 from robench.attacks.square import Square
 from robench.evaluation.search_models import EagerModel
 from robench.geometry import norm_of
@@ -218,6 +220,7 @@ def test_failures_concern_their_own_samples(
     found, sound = _failing_run(attack, failure)
     assert found.errors == {3: message, 10: message}
     assert not bool(found.broken[[3, 10]].any())
+    assert bool((found.forwards[[3, 10]] <= 6).all())  # at most two passes in each search
     others = torch.tensor([i for i in range(20) if i not in (3, 10)])
     for name in ("broken", "rank", "adv_inputs", "closest_margin"):
         assert torch.equal(getattr(found, name)[others], getattr(sound, name)[others]), name
@@ -256,9 +259,6 @@ def test_an_error_in_a_later_search_does_not_undo_an_earlier_find() -> None:
                 rows = (state.keys == rank_one).nonzero().squeeze(1)
                 query.logits(torch.full_like(state.inputs[rows], torch.nan), rows)
             return super().step(query, state)
-
-    from robench import seeding
-    from robench.attacks.base import slot_keys
 
     attack = FailsInRankOne(
         ThreatModel.of("Linf", 0.2), steps=4, relative_step_size=0.5, random_start=False, restarts=2
@@ -430,3 +430,26 @@ def test_a_candidate_that_the_original_cannot_judge_is_no_survivor(failure: Any)
     assert "original model" in found.errors[4]
     assert not bool(found.broken[4])
     assert torch.equal(found.broken[~marked], plain.broken[~marked])
+
+
+def test_a_find_ends_the_searches_of_higher_ranks_beside_it() -> None:
+    """Both ranks share the batch; the second never moves and would use up its whole budget."""
+    model, inputs, labels, distance, threat_model = linear_problem("Linf", 2, count=12)
+    ids = [f"sample-{index}" for index in range(len(labels))]
+    second = slot_keys(seeding.sample_keys(0, ids), "pgd", torch.ones_like(labels))
+
+    class SecondStands(PGD):
+        def step(self, query: Any, state: PGDState) -> PGDState:
+            after = super().step(query, state)
+            still = torch.isin(state.keys, second).view(-1, 1, 1, 1)
+            return replace(after, point=torch.where(still, state.inputs, after.point))
+
+    attack = SecondStands(
+        threat_model, steps=40, relative_step_size=1.0, random_start=False, restarts=2
+    )
+    attack.can_repeat = False
+    found = run_engine(attack, model, inputs, labels, batch_size=64).found
+    breakable = distance < threat_model.radius
+    assert torch.equal(found.broken, breakable)
+    assert found.forwards[breakable].unique().tolist() == [4]
+    assert found.forwards[~breakable].unique().tolist() == [82]

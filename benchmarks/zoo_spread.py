@@ -22,6 +22,7 @@ from pyautoattack import AutoAttack
 from robench.datasets import load_dataset
 from robench.defenses import train
 from robench.defenses.trainer import validate
+from robench.defenses.training_state import STATE_FILE
 from robench.models import find_card, load_model, write_card
 from robench.records import ModelCard
 
@@ -29,7 +30,11 @@ _ATTACKS = ["apgd-ce", "apgd-t"]
 
 
 def retrain(card: ModelCard, seed: int, folder: Path) -> Path:
-    """The card's recorded settings with another seed."""
+    """The card's recorded settings with another seed; goes on where it was interrupted."""
+    out_folder = folder / card.name / str(seed)
+    finished = out_folder / "card.toml"
+    if finished.exists() and not (out_folder / STATE_FILE).exists():
+        return finished
     origin = card.provenance
     if origin.command is None:
         raise SystemExit(f"{card.id} records no command")
@@ -45,7 +50,7 @@ def retrain(card: ModelCard, seed: int, folder: Path) -> Path:
         teacher=teacher,
         name=card.name,
         seed=seed,
-        out_folder=folder / card.name / str(seed),
+        out_folder=out_folder,
         device="cpu",
         progress=False,
         **settings,
@@ -84,7 +89,9 @@ def main() -> None:
     parser.add_argument("models", nargs="+", help="ids of zoo models")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2], help="besides the card's")
     parser.add_argument("--baseline", help="its gain is recorded", required=True)
-    parser.add_argument("--keep", type=Path, help="keep the retrained models in this folder")
+    parser.add_argument(
+        "--keep", type=Path, help="keep the retrained models here, and go on from them"
+    )
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         for name in options.models:

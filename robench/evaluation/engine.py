@@ -252,39 +252,40 @@ class _Run(Generic[StateT]):
         if bool(better.any()):
             self.best = torch.where(expand(better, self.best), state.candidate, self.best)
             self.best_margin = torch.where(better, state.margin, self.best_margin)
-        # Near the boundary the search's own precision cannot tell which side it is on.
-        tolerance = self.passes.model.tolerance
         crossed = state.margin <= 0
-        near = (state.margin <= tolerance) & (state.margin < self.checked_margin)
-        judged = crossed | near
         if self.engine.judges_every_step:
-            judged = state.margin.isfinite()
-            self.found.forwards.index_add_(0, self.sample, judged.long())
+            crossed = state.margin.isfinite()
+            self.found.forwards.index_add_(0, self.sample, crossed.long())
         if self.attack.runs_to_the_end:
-            judged = judged & finished
+            crossed = crossed & finished
         done = finished
-        if bool(judged.any()):
-            done = done | self._judge(judged.nonzero().squeeze(1))
+        if bool(crossed.any()):
+            rows = crossed.nonzero().squeeze(1)
+            done = done | self._judge(rows, state.candidate[rows], state.margin[rows])
+        # Near the boundary the search's own precision cannot tell which side it was on, so the
+        # nearest point of a search that ends without a find is judged as well.
+        tolerance = self.passes.model.tolerance
+        near = finished & (self.best_margin <= tolerance)
+        near = near & (self.best_margin < self.checked_margin)
+        if bool(near.any()):
+            rows = near.nonzero().squeeze(1)
+            self._judge(rows, self.best[rows], self.best_margin[rows])
         settled = self.broken_rank[self.sample]
         failed = self.errored[self.sample] & (self.rank == settled)
         done = done | (self.rank > settled) | failed
         if bool(done.any()):
             self._retire(done)
 
-    def _judge(self, rows: Tensor) -> Tensor:
-        """Adjudicate the candidates of ``rows``; bool (B,): searches that are over."""
-        state = self.state
+    def _judge(self, rows: Tensor, points: Tensor, margins: Tensor) -> Tensor:
+        """Adjudicate points of ``rows``; bool (B,): searches that are over."""
         over = torch.zeros_like(self.rank, dtype=torch.bool)
-        if state is None:
-            return over
         sample = self.sample[rows]
-        points = state.candidate[rows]
         verdicts = self.engine.adjudicator.judge(
             points, self.samples.inputs[sample], self.samples.labels[sample]
         )
-        self.checked_margin[rows] = state.margin[rows]
+        self.checked_margin[rows] = torch.minimum(self.checked_margin[rows], margins)
         broken = verdicts.broken
-        self.found.unverified += int((~broken & (state.margin[rows] <= 0)).sum())
+        self.found.unverified += int((~broken & (margins <= 0)).sum())
         over[rows[broken]] = True
         for position in (verdicts.allowed & ~verdicts.finite).nonzero().squeeze(1).tolist():
             self._fail(int(sample[position]), int(self.rank[rows[position]]), _UNJUDGED)

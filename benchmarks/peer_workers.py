@@ -1,0 +1,309 @@
+"""One measurement in a process of its own: ``peers.py`` starts this file, it prints one JSON line.
+
+Each peer attacks the same model and samples; its proposals are judged by robench's adjudicator,
+so that all accuracies mean the same. Imports, loading and judging are not timed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from robench.attacks.losses import LOSSES, Loss
+from robench.attacks.suites import load_suite
+from robench.datasets import ArrayDataset, Dataset, load_dataset
+from robench.evaluation.adjudicate import Adjudicator
+from robench.evaluation.cascade import Cascade
+from robench.evaluation.clean_pass import CleanPass
+from robench.evaluation.settings import Settings
+from robench.models import build_architecture, load_model, wrap_module
+from robench.models.wrapper import RobenchModel
+from robench.records import ArchitectureSpec, AttackSpec
+from robench.threat_models import ThreatModel
+
+_PGD = {"steps": 20, "relative_step_size": 0.25}
+_CIFAR_STEPS, _CIFAR_QUERIES = 10, 100
+
+
+@dataclass
+class Job:
+    """What every peer is given."""
+
+    model: RobenchModel
+    dataset: Dataset
+    inputs: Tensor
+    labels: Tensor
+    threat_model: ThreatModel
+    task: str
+    seed: int
+    device: torch.device
+    batch_size: int
+
+    @property
+    def eps(self) -> float:
+        return self.threat_model.radius
+
+
+Result = tuple[Tensor, float, dict[str, Any]]
+"""Proposed inputs (n, C, H, W), seconds, further figures"""
+
+
+def robench(job: Job, precision: str) -> Result:
+    """The task as ``robench run`` does it: clean pass, choice of precision, cascade."""
+    spec = _spec(job)
+    settings = Settings(seed=job.seed, device=job.device, precision=precision)
+    started = time.perf_counter()
+    clean = CleanPass(job.model, job.dataset, job.threat_model, settings, [spec])
+    chosen = time.perf_counter()
+    attacked = Cascade(
+        spec,
+        job.model,
+        job.threat_model,
+        clean.search_model,
+        clean.adjudicator,
+        batch_size=clean.batch_size,
+        shard_size=clean.shard_size,
+        seed=job.seed,
+    ).run(clean, job.dataset.input_shape)
+    _synchronise(job.device)
+    seconds = time.perf_counter() - started
+    proposed = job.inputs.clone()
+    proposed[clean.rows.to(job.device)] = attacked.adv_inputs.to(job.device)
+    forwards, backwards = int(attacked.forwards.sum()), int(attacked.backwards.sum())
+    alive = attacked.survivors()
+    figures = {
+        "precision": clean.search_model.description,
+        "choosing": round(chosen - started, 3),
+        "forwards": forwards,
+        "backwards": backwards,
+        "forwards_per_survivor": float(attacked.forwards[alive].double().mean()),
+        "backwards_per_survivor": float(attacked.backwards[alive].double().mean()),
+        "stages": {s.name: [s.attempted, s.broken, round(s.seconds, 2)] for s in attacked.stages},
+        "bare_seconds": _bare_passes(job, clean, forwards, backwards),
+        "audit": attacked.audit.model_dump() if attacked.audit else None,
+    }
+    return proposed, seconds, figures
+
+
+def _bare_passes(job: Job, clean: CleanPass, forwards: int, backwards: int) -> float:
+    """Time that the same number of passes takes without any attack, at the same precision."""
+    count = clean.batch_size
+    repeats = -(-count // len(job.inputs))
+    points = job.inputs.repeat(repeats, 1, 1, 1)[:count]
+    labels = job.labels.repeat(repeats)[:count]
+    loss = Loss(LOSSES["ce"], labels, labels)
+    one_forward = _median_time(lambda: clean.search_model.logits(points), job.device)
+    one_backward = _median_time(lambda: clean.search_model.gradient(points, loss), job.device)
+    return ((forwards - backwards) * one_forward + backwards * one_backward) / count
+
+
+def _median_time(call: Callable[[], object], device: torch.device) -> float:
+    times = []
+    for _ in range(25):
+        started = time.perf_counter()
+        call()
+        _synchronise(device)
+        times.append(time.perf_counter() - started)
+    return sorted(times[5:])[10]
+
+
+def bare_loop(job: Job) -> Result:
+    """Twenty forward and backward passes and the steps between them, nothing else."""
+    model, labels = job.model, job.labels
+    low, high = (job.inputs - job.eps).clamp(0, 1), (job.inputs + job.eps).clamp(0, 1)
+    started = time.perf_counter()
+    points = job.inputs + job.eps * (2 * torch.rand_like(job.inputs) - 1)
+    points = points.clamp(0, 1)
+    for _ in range(_PGD["steps"]):
+        points.requires_grad_()
+        loss = nn.functional.cross_entropy(model(points), labels, reduction="sum")
+        (gradient,) = torch.autograd.grad(loss, points)
+        ahead = points.detach() + _PGD["relative_step_size"] * job.eps * gradient.sign()
+        points = torch.minimum(torch.maximum(ahead, low), high)
+    _synchronise(job.device)
+    return points, time.perf_counter() - started, {}
+
+
+def art(job: Job) -> Result:
+    from art.attacks.evasion import ProjectedGradientDescentPyTorch
+    from art.estimators.classification import PyTorchClassifier
+
+    classifier = PyTorchClassifier(
+        model=job.model,
+        loss=nn.CrossEntropyLoss(),
+        input_shape=tuple(job.inputs.shape[1:]),
+        nb_classes=job.model.num_classes,
+        clip_values=(0.0, 1.0),
+        device_type="gpu" if job.device.type == "cuda" else "cpu",
+    )
+    attack = ProjectedGradientDescentPyTorch(
+        classifier,
+        norm="inf" if job.threat_model.norm == "Linf" else 2,
+        eps=job.eps,
+        eps_step=_PGD["relative_step_size"] * job.eps,
+        max_iter=int(_PGD["steps"]),
+        num_random_init=1,
+        batch_size=job.batch_size,
+        verbose=False,
+    )
+    inputs, labels = job.inputs.cpu().numpy(), job.labels.cpu().numpy()
+    started = time.perf_counter()
+    proposed = attack.generate(x=inputs, y=labels)
+    return torch.as_tensor(proposed, device=job.device), time.perf_counter() - started, {}
+
+
+def torchattacks(job: Job) -> Result:
+    from torchattacks import PGD
+
+    attack = PGD(
+        job.model,
+        eps=job.eps,
+        alpha=_PGD["relative_step_size"] * job.eps,
+        steps=int(_PGD["steps"]),
+        random_start=True,
+    )
+    started = time.perf_counter()
+    parts = [
+        attack(x, y)
+        for x, y in zip(
+            job.inputs.split(job.batch_size), job.labels.split(job.batch_size), strict=True
+        )
+    ]
+    _synchronise(job.device)
+    return torch.cat(parts), time.perf_counter() - started, {}
+
+
+def foolbox(job: Job) -> Result:
+    from foolbox import PyTorchModel
+    from foolbox.attacks import LinfPGD
+
+    model = PyTorchModel(job.model, bounds=(0, 1), device=job.device)
+    attack = LinfPGD(rel_stepsize=_PGD["relative_step_size"], steps=int(_PGD["steps"]))
+    started = time.perf_counter()
+    parts = [
+        attack(model, x, y, epsilons=job.eps)[1]
+        for x, y in zip(
+            job.inputs.split(job.batch_size), job.labels.split(job.batch_size), strict=True
+        )
+    ]
+    _synchronise(job.device)
+    return torch.cat(parts), time.perf_counter() - started, {}
+
+
+def pyautoattack(job: Job) -> Result:
+    """As users run it: float32, batches of 250."""
+    from pyautoattack import AutoAttack
+
+    logging.getLogger("auto-attack").setLevel(logging.ERROR)
+    reference = AutoAttack(
+        job.model,
+        norm=job.threat_model.norm,
+        eps=job.eps,
+        seed=job.seed,
+        device=job.device,
+        version="standard",
+    )
+    if job.task == "cifar-short":
+        reference.attacks_to_run = ["apgd-ce", "square"]
+        reference.apgd.n_iter = reference.apgd.n_iter_orig = _CIFAR_STEPS
+        reference.square.n_queries = _CIFAR_QUERIES
+    started = time.perf_counter()
+    proposed, _ = reference.run_standard_evaluation(job.inputs, job.labels, batch_size=250)
+    _synchronise(job.device)
+    return proposed, time.perf_counter() - started, {}
+
+
+PEERS: dict[str, Callable[[Job], Result]] = {
+    "robench": lambda job: robench(job, "auto"),
+    "robench fp32": lambda job: robench(job, "fp32"),
+    "bare loop": bare_loop,
+    "ART": art,
+    "torchattacks": torchattacks,
+    "Foolbox": foolbox,
+    "pyautoattack": pyautoattack,
+}
+
+
+def _spec(job: Job) -> AttackSpec:
+    if job.task == "pgd-20":
+        return AttackSpec(name="pgd-20", attack="pgd", params=_PGD)
+    if job.task == "cifar-short":
+        return AttackSpec(
+            name="short",
+            stages=(
+                AttackSpec(
+                    name="apgd-ce", attack="apgd", params={"loss": "ce", "steps": _CIFAR_STEPS}
+                ),
+                AttackSpec(name="square", attack="square", params={"queries": _CIFAR_QUERIES}),
+            ),
+        )
+    (spec,) = load_suite(job.task).for_norm(job.threat_model.norm)
+    return spec
+
+
+def _job(arguments: argparse.Namespace) -> Job:
+    device = torch.device(arguments.device)
+    torch.manual_seed(arguments.seed)
+    if arguments.model.startswith("random:"):
+        # Random weights and data: for speed at a size that no committed checkpoint has.
+        torch.manual_seed(0)
+        network = build_architecture(ArchitectureSpec(name=arguments.model[7:]), 10, 3).eval()
+        inputs = torch.rand(arguments.n, 3, 32, 32)
+        with torch.no_grad():
+            labels = torch.cat([network(x).argmax(dim=1) for x in inputs.split(100)])
+        data: Dataset = ArrayDataset(inputs, labels, name="random", num_classes=10)
+        model = wrap_module(network, num_classes=10, name=arguments.model, dataset="random")
+    else:
+        model = load_model(arguments.model)
+        data = load_dataset(arguments.dataset or model.summary.dataset).subset(arguments.n)
+    everything = range(len(data))
+    return Job(
+        model=model.to(device),
+        dataset=data,
+        inputs=data.batch(everything).to(device),
+        labels=data.labels.to(device),
+        threat_model=ThreatModel.of(arguments.norm, arguments.eps),
+        task=arguments.task,
+        seed=arguments.seed,
+        device=device,
+        batch_size=min(500, arguments.n),
+    )
+
+
+def _synchronise(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("peer", choices=sorted(PEERS))
+    parser.add_argument("task")
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--dataset")
+    parser.add_argument("--n", type=int, default=500)
+    parser.add_argument("--norm", default="Linf")
+    parser.add_argument("--eps", default="0.2")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="cpu")
+    arguments = parser.parse_args()
+    job = _job(arguments)
+    adjudicator = Adjudicator(job.model, job.threat_model)
+    adjudicator.logits(job.inputs)  # the first passes of a process are slower
+    correct = adjudicator.logits(job.inputs).argmax(dim=1) == job.labels
+    proposed, seconds, figures = PEERS[arguments.peer](job)
+    broken = adjudicator.judge(proposed.float(), job.inputs, job.labels).broken
+    robust = 100 * float((correct & ~broken).double().mean())
+    print(json.dumps({"seconds": seconds, "robust_acc": robust, **figures}))
+
+
+if __name__ == "__main__":
+    main()

@@ -7,9 +7,10 @@ unknown fields, and round-trip through JSON.
 
 from __future__ import annotations
 
+import fnmatch
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from enum import StrEnum
 from typing import Annotated, Any, Literal
 
@@ -226,7 +227,9 @@ class AttackSpec(_Frozen):
     norms: tuple[Norm, ...] = ("Linf", "L2", "L1")
     """Norms for which a suite uses this entry."""
     output: str | None = None
-    """Name of another output of the model to attack; the verdict is always the final output's."""
+    """Pattern (``auxiliary_*``) for the names of other outputs of the model to attack, one after
+    the other; the verdict is always the final output's. Models without such an output do not run
+    the entry, and lack nothing."""
     stages: tuple[AttackSpec, ...] = ()
     audit: AuditSpec | None = None
 
@@ -242,6 +245,22 @@ class AttackSpec(_Frozen):
         if len(set(names)) != len(names):
             raise ValueError(f"attack {self.name!r}: stage names repeat")
         return self
+
+    @property
+    def is_optional(self) -> bool:
+        """Whether only models with certain further outputs run it."""
+        return self.output is not None or any(stage.is_optional for stage in self.stages)
+
+    def for_outputs(self, names: Iterable[str]) -> tuple[AttackSpec, ...]:
+        """The stages that a model with these further outputs runs; none: the entry is not for it."""
+        expanded: list[AttackSpec] = []
+        for stage in self.stages or (self,):
+            if stage.output is None:
+                expanded.append(stage)
+                continue
+            for name in sorted(fnmatch.filter(names, stage.output)):
+                expanded.append(stage.model_copy(update={"name": name, "output": name}))
+        return tuple(expanded)
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -281,6 +300,11 @@ class Suite(_Frozen):
     def for_norm(self, norm: Norm) -> tuple[AttackSpec, ...]:
         """The entries that are meant for ``norm``."""
         return tuple(spec.for_norm(norm) for spec in self.attacks if norm in spec.norms)
+
+    def for_model(self, norm: Norm, outputs: Iterable[str]) -> tuple[AttackSpec, ...]:
+        """The entries for ``norm`` that a model with these further outputs runs."""
+        names = list(outputs)
+        return tuple(spec for spec in self.for_norm(norm) if spec.for_outputs(names))
 
 
 # --- results -------------------------------------------------------------------------------

@@ -47,7 +47,9 @@ class Evaluation:
     @property
     def jobs(self) -> int:
         """Number of records that the run will give."""
-        return sum(len(self.suite.for_norm(threat.norm)) for _, threat in self.models)
+        return sum(
+            len(self.suite.for_model(threat.norm, model.outputs)) for model, threat in self.models
+        )
 
 
 def prepare(request: Request) -> Evaluation:

@@ -71,7 +71,7 @@ class Assembly:
     def outcomes(self) -> list[Outcome]:
         """The verdict on every sample of the data set."""
         outcomes = [Outcome.CLEAN_ERROR] * self.dataset.n
-        for row in self.clean.nonfinite:
+        for row in self.clean.errors:
             outcomes[row] = Outcome.ERRORED
         for row, i in self._position.items():
             if i in self.attacked.errors:
@@ -91,10 +91,7 @@ class Assembly:
         return [self._sample(row) for row in range(self.dataset.n)]
 
     def _sample(self, row: int) -> SampleOutcome:
-        message = None
-        if row in self.clean.nonfinite:
-            message = "the model returned non-finite logits for the clean input"
-        found: dict[str, Any] = {"message": message}
+        found: dict[str, Any] = {"message": self.clean.errors.get(row)}
         i = self._position.get(row)
         if i is not None:
             found = {
@@ -115,7 +112,7 @@ class Assembly:
         )
 
     def _found(self, i: int) -> dict[str, Any]:
-        stages = self.attack.stages or (self.attack,)
+        names = self.attacked.stage_names
         stage = int(self.attacked.stage[i])
         values = {name: float(column[i]) for name, column in self.values.items()}
         if math.isfinite(smallest := float(self.attacked.found_size[i])):
@@ -123,7 +120,7 @@ class Assembly:
         return {
             "adv_prediction": int(self.verdicts.prediction[i]),
             "adv_margin": float(self.verdicts.margin[i]),
-            "broken_by": stages[stage].name if stage >= 0 else None,
+            "broken_by": names[stage] if stage >= 0 else None,
             "perturbation_size": float(self.verdicts.size[i]),
             "values": values,
         }
@@ -141,7 +138,7 @@ class Assembly:
             attack=self.attack,
             seed=settings.seed,
             counts={outcome: self.outcomes.count(outcome) for outcome in Outcome},
-            stages=tuple(attacked.stages) if self.attack.stages else (),
+            stages=tuple(attacked.stages) if len(attacked.stages) > 1 else (),
             audit=attacked.audit,
             flags=(*flags, *clean.measures.flags),
             metrics=summarise(

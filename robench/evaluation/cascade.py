@@ -17,10 +17,11 @@ from torch import Tensor, nn
 from robench import seeding
 from robench.attacks import build_attack
 from robench.attacks.base import BatchAttack
-from robench.errors import AttackError
+from robench.errors import AttackError, RobenchError
 from robench.evaluation.adjudicate import Adjudicator
-from robench.evaluation.engine import Engine, Found, Samples
+from robench.evaluation.engine import Engine
 from robench.evaluation.passes import Passes, SearchModel
+from robench.evaluation.samples import Found, Samples
 from robench.evaluation.search_models import EagerModel
 from robench.evaluation.validity import flag_few_classes, flag_gradients, flag_square
 from robench.models.wrapper import RobenchModel
@@ -55,6 +56,7 @@ class Attacked:
     forwards: Tensor
     backwards: Tensor
     errors: dict[int, str] = field(default_factory=dict)
+    stage_names: tuple[str, ...] = ()
     stages: list[StageResult] = field(default_factory=list)
     flags: list[Flag] = field(default_factory=list)
     audit: AuditResult | None = None
@@ -130,7 +132,7 @@ class Cascade:
         save: Save | None = None,
     ) -> None:
         self.spec = spec
-        self.stages = spec.stages or (spec,)
+        self.stages = spec.for_outputs(model.outputs)
         self.attacks = [build_attack(stage, threat_model) for stage in self.stages]
         self.model = model
         self.threat_model = threat_model
@@ -163,6 +165,7 @@ class Cascade:
             AttackError: no stage is defined for this model.
         """
         attacked = Attacked.nothing_yet(len(source), shape)
+        attacked.stage_names = tuple(stage.name for stage in self.stages)
         first, done_rows, engine_state = 0, None, None
         if snapshot is not None:
             for name, value in snapshot["attacked"].items():
@@ -304,7 +307,15 @@ class Cascade:
         """A foreign attack's proposals, judged like any other's."""
         counted = _Counted(self.model)
         count = len(samples)
-        proposed = attack.propose(counted, samples.inputs, samples.labels, self.seed)
+        errors: dict[int, str] = {}
+        try:
+            proposed = attack.propose(counted, samples.inputs, samples.labels, self.seed)
+        except RobenchError:
+            raise
+        except Exception as error:
+            # A foreign loop gives no hint which sample it failed on: none of them was tested.
+            proposed = samples.inputs
+            errors = dict.fromkeys(range(count), f"{type(error).__name__}: {error}")
         verdicts = self.adjudicator.judge(proposed, samples.inputs, samples.labels)
         if self.progress is not None:
             self.progress(count)
@@ -318,6 +329,7 @@ class Cascade:
             found_size=torch.full_like(verdicts.margin, torch.nan),
             forwards=zeros + counted.forwards // max(count, 1),
             backwards=zeros + counted.backwards // max(count, 1),
+            errors=errors,
         )
 
     def _flag(self, attacked: Attacked, count: int) -> None:

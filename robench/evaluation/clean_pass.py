@@ -15,9 +15,11 @@ from robench.attacks.losses import margin
 from robench.datasets import Dataset
 from robench.errors import AttackError, ModelError
 from robench.evaluation.adjudicate import Adjudicator, Verdicts
-from robench.evaluation.engine import Samples
 from robench.evaluation.measures import Measures
+from robench.evaluation.passes import Passes
 from robench.evaluation.precision import choose_search_model
+from robench.evaluation.samples import Samples
+from robench.evaluation.search_models import EagerModel
 from robench.evaluation.settings import Settings
 from robench.evaluation.validity import flags_of_model
 from robench.models.wrapper import RobenchModel
@@ -62,24 +64,16 @@ class CleanPass:
         self.shard_size = max(64, _SHARD_BYTES // (_STATE_COPIES * sample_bytes))
         wanted = settings.batch_size
         self.adjudicator = Adjudicator(model, threat_model, min(wanted or _BATCH, _BATCH))
-        parts = []
-        for rows in torch.split(torch.arange(len(dataset)), _BATCH):
-            parts.append(self.adjudicator.logits(dataset.batch(rows).to(self.device)).cpu())
-        self.logits = torch.cat(parts)
-        if self.logits.shape[1] != model.num_classes:
+        self.errors: dict[int, str] = {}
+        self.logits = self._clean_logits(model, min(wanted or _BATCH, _BATCH))
+        if len(self.errors) == len(dataset):
             raise ModelError(
-                f"the model returns {self.logits.shape[1]} logits, its card says "
-                f"{model.num_classes} classes",
+                f"no clean input can be evaluated: {self.errors[0]}",
                 where=model.summary.id,
+                hint="Check the input range, the channels and forward.output in its card",
             )
-        finite = self.logits.isfinite().all(dim=1)
-        if not bool(finite.any()):
-            raise ModelError(
-                "the model returns non-finite logits for every clean input",
-                where=model.summary.id,
-                hint="Check the input range and normalisation in its card",
-            )
-        self.nonfinite = set((~finite).nonzero().squeeze(1).tolist())
+        finite = torch.ones(len(dataset), dtype=torch.bool)
+        finite[list(self.errors)] = False
         self.predictions = self.logits.argmax(dim=1)
         self.rows = (finite & (self.predictions == dataset.labels)).nonzero().squeeze(1)
         self.keys = seeding.sample_keys(settings.seed, dataset.sample_ids)
@@ -94,10 +88,20 @@ class CleanPass:
             precision=settings.precision,
             threat_model=threat_model,
             batch_size=wanted,
-            planned_passes=_planned_passes(planned, threat_model, model.num_classes)
-            * len(self.rows),
+            planned_passes=_planned_passes(planned, threat_model, model) * len(self.rows),
         )
         self.measures = Measures(model, dataset, self.rows, self.device, _BATCH)
+
+    def _clean_logits(self, model: RobenchModel, batch_size: int) -> Tensor:
+        """float32 (n, K) on the CPU; samples that the model fails on are noted as errors."""
+        guarded = Passes(EagerModel(model), model.num_classes, batch_size)
+        parts = []
+        for rows in torch.split(torch.arange(len(self.dataset)), batch_size):
+            guarded.reset(len(rows), self.device)
+            parts.append(guarded.logits(self.dataset.batch(rows).to(self.device)).cpu())
+            for position, message in guarded.failures.items():
+                self.errors[int(rows[position])] = message
+        return torch.cat(parts)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -125,27 +129,27 @@ class CleanPass:
 
     def prediction(self, row: int) -> int | None:
         """The clean prediction, None where the logits are not finite."""
-        return None if row in self.nonfinite else int(self.predictions[row])
+        return None if row in self.errors else int(self.predictions[row])
 
     def margin(self, row: int) -> float | None:
         """The clean margin, None where the logits are not finite."""
-        if row in self.nonfinite:
+        if row in self.errors:
             return None
         return float(margin(self.logits[row, None], self.dataset.labels[row, None]))
 
 
 def _planned_passes(
-    planned: Sequence[AttackSpec], threat_model: ThreatModel, num_classes: int
+    planned: Sequence[AttackSpec], threat_model: ThreatModel, model: RobenchModel
 ) -> int:
     """Search steps for one sample that survives everything."""
     steps = 0
     for spec in planned:
-        for stage in spec.stages or (spec,):
+        for stage in spec.for_outputs(model.outputs):
             attack = build_attack(stage, threat_model)
             if isinstance(attack, BatchAttack):
                 continue
             try:
-                steps += attack.ranks(num_classes) * attack.steps()
+                steps += attack.ranks(model.num_classes) * attack.steps()
             except AttackError:  # not defined for so few classes, and skipped later
                 continue
     return steps

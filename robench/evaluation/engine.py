@@ -12,7 +12,6 @@ counts, and the find of the lowest rank is the one that is kept.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any, Generic
 
 import torch
@@ -21,6 +20,7 @@ from torch import Tensor
 from robench.attacks.base import Attack, Slots, StateT, join, slot_keys, take
 from robench.evaluation.adjudicate import Adjudicator
 from robench.evaluation.passes import Passes
+from robench.evaluation.samples import Found, Samples
 from robench.geometry import expand
 
 __all__ = ["Engine", "Found", "Samples"]
@@ -29,56 +29,6 @@ _UNJUDGED = "the original model fails, or is not finite, at the search's candida
 
 Progress = Callable[[int], None]
 """Called with the number of search steps that were completed or became unnecessary."""
-
-
-@dataclass
-class Samples:
-    """What an attack is run on. The first axis of every tensor is the sample."""
-
-    inputs: Tensor
-    """float32 (n, C, H, W) in [0, 1]"""
-    labels: Tensor
-    """int64 (n,)"""
-    clean_logits: Tensor
-    """float32 (n, K), of the output under attack"""
-    keys: Tensor
-    """int64 (n,), :func:`robench.seeding.sample_keys`"""
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def at(self, rows: Tensor) -> Samples:
-        """The given samples, int64 (n′,) or bool (n,)."""
-        return Samples(
-            self.inputs[rows], self.labels[rows], self.clean_logits[rows], self.keys[rows]
-        )
-
-
-@dataclass
-class Found:
-    """What the searches found, by sample."""
-
-    adv_inputs: Tensor
-    """(n, C, H, W): the adversarial input, for survivors the point of the smallest margin"""
-    broken: Tensor
-    """bool (n,)"""
-    rank: Tensor
-    """int64 (n,): the search that broke the sample, −1: none"""
-    closest_margin: Tensor
-    """(n,): the smallest margin that the search saw inside the ball"""
-    found_size: Tensor
-    """(n,): for minimum-norm attacks the smallest adversarial perturbation, NaN elsewhere"""
-    forwards: Tensor
-    """int64 (n,)"""
-    backwards: Tensor
-    """int64 (n,)"""
-    errors: dict[int, str] = field(default_factory=dict)
-    """Message by sample, where the model failed"""
-    zero_gradients: int = 0
-    """Searches whose first gradient was zero everywhere"""
-    nonfinite_gradients: int = 0
-    unverified: int = 0
-    """Candidates of the search that the original model classified correctly"""
 
 
 class Engine(Generic[StateT]):

@@ -82,7 +82,7 @@ def evaluate_model(
         StoreError: records cannot be written.
     """
     threat = threat_model or model.summary.threat_model
-    specs = suite.for_norm(threat.norm)
+    specs = suite.for_model(threat.norm, model.outputs)
     if not specs:
         raise UsageError(f"suite {suite.name!r} has no attack for {threat.norm}")
     if model.num_classes != dataset.num_classes:

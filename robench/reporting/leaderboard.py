@@ -173,9 +173,18 @@ def _ranked(members: list[ModelResult], suite: Suite | None) -> list[dict[str, A
     rows = []
     for result in members:
         required = (
-            {name for other in members for name in other.attacks}
+            {
+                name
+                for other in members
+                for name, stored in other.attacks.items()
+                if not stored.record.attack.is_optional
+            }
             if suite is None
-            else {spec.name for spec in suite.for_norm(result.threat_model.norm)}
+            else {
+                spec.name
+                for spec in suite.for_norm(result.threat_model.norm)
+                if not spec.is_optional
+            }
         )
         rows.append(_row(result, required, newest))
     rankable = [row for row in rows if row["rank"] is not None]

@@ -31,6 +31,7 @@ __all__ = ["CleanPass"]
 _SHARD_BYTES = 512 * 2**20
 _STATE_COPIES = 16  # tensors of the inputs' size that the largest attack state holds
 _BATCH = 256  # for passes outside the search
+_PROBE = 128  # samples that flags and the choice of precision are based on
 
 
 class CleanPass:
@@ -77,7 +78,7 @@ class CleanPass:
         self.predictions = self.logits.argmax(dim=1)
         self.rows = (finite & (self.predictions == dataset.labels)).nonzero().squeeze(1)
         self.keys = seeding.sample_keys(settings.seed, dataset.sample_ids)
-        probe = torch.arange(min(len(dataset), 128))
+        probe = finite.nonzero().squeeze(1)[:_PROBE]
         inputs = dataset.batch(probe).to(self.device)
         labels = dataset.labels[probe].to(self.device)
         self.flags = flags_of_model(model, inputs, labels)

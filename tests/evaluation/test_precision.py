@@ -1,0 +1,142 @@
+"""What the search runs on: agreement is checked, and no choice can change a verdict."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import robench
+import robench.records
+from robench.attacks.losses import LOSSES, Loss
+from robench.datasets import load_dataset
+from robench.errors import UnknownNameError, UsageError
+from robench.evaluation import precision as precisions
+from robench.evaluation.precision import PRECISIONS, choose_search_model
+from robench.evaluation.search_models import EagerModel
+from robench.models import load_model, wrap_module
+from robench.models.wrapper import RobenchModel, buffer_fingerprint
+from robench.threat_models import ThreatModel
+
+THREAT = ThreatModel.of("Linf", "0.2")
+
+
+@pytest.fixture(scope="module")
+def digits() -> tuple[RobenchModel, Tensor, Tensor]:
+    data = load_dataset("digits").subset(64)
+    return load_model("digits/Linf-0.2/pgd-at"), data.batch(range(64)), data.labels
+
+
+def choose(
+    model: RobenchModel, inputs: Tensor, labels: Tensor, precision: str, passes: int = 10**9
+):
+    return choose_search_model(
+        model,
+        inputs,
+        labels,
+        precision=precision,
+        threat_model=THREAT,
+        batch_size=64,
+        planned_passes=passes,
+    )
+
+
+@pytest.mark.parametrize("precision", ["auto", "bf16", "fp32"])
+def test_logits_and_gradients_agree_with_the_original(digits, precision, monkeypatch) -> None:
+    monkeypatch.setattr(precisions, "_TIMING_SECONDS", 0.01)
+    model, inputs, labels = digits
+    before = buffer_fingerprint(model)
+    chosen, _ = choose(model, inputs, labels, precision)
+    plain = EagerModel(model)
+    loss = Loss(LOSSES["ce"], labels, labels)
+    expected, seen = plain.gradient(inputs, loss), chosen.gradient(inputs, loss)
+    spread = float(expected.logits.std())
+    assert (chosen.logits(inputs) - expected.logits).abs().max() < 0.1 * spread
+    assert seen.gradient.dtype == torch.float32
+    similarity = torch.nn.functional.cosine_similarity(
+        seen.gradient.flatten(1), expected.gradient.flatten(1)
+    )
+    assert float(similarity.median()) > 0.98
+    assert buffer_fingerprint(model) == before
+    assert (chosen.tolerance == 0) == (chosen.description == "fp32")
+
+
+def test_folding_batch_norm_changes_rounding_only(digits) -> None:
+    model, inputs, _ = digits
+    folded = precisions._build(model, precisions.Variant("folded", folded=True))
+    assert folded is not None
+    norms = [m for m in folded.module.modules() if isinstance(m, nn.BatchNorm2d)]
+    assert not norms
+    assert torch.allclose(folded.logits(inputs), model(inputs), atol=1e-4)
+
+
+def test_fp32_is_the_model_itself(digits) -> None:
+    model, inputs, labels = digits
+    chosen, batch_size = choose(model, inputs, labels, "fp32")
+    assert isinstance(chosen, EagerModel)
+    assert chosen.module is model
+    assert (chosen.tolerance, batch_size) == (0.0, 64)
+
+
+def test_a_short_run_is_not_worth_a_measurement(digits, monkeypatch) -> None:
+    monkeypatch.setattr(precisions, "_build", lambda *_: pytest.fail("measured"))
+    model, inputs, labels = digits
+    assert choose(model, inputs, labels, "auto", passes=1000)[0].description == "fp32"
+
+
+class Untouchable(nn.Module):
+    """Refuses inputs that are not float32, cannot be traced, and looks into its layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 4, 3)
+        self.fc = nn.Linear(4, 10)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        if inputs.mean() > 2:
+            return inputs.new_zeros(len(inputs), 10)
+        if inputs.dtype != torch.float32 or self.conv.weight.dtype != torch.float32:
+            raise RuntimeError("float32 only")
+        return self.fc(self.conv(inputs).relu().mean(dim=(2, 3))) * self.fc.weight.norm()
+
+
+def test_a_network_that_takes_no_other_form_is_run_as_it_is(monkeypatch) -> None:
+    monkeypatch.setattr(precisions, "_TIMING_SECONDS", 0.01)
+    model = wrap_module(Untouchable(), num_classes=10, input={"channels": 1})
+    inputs, labels = torch.rand(16, 1, 8, 8), torch.zeros(16, dtype=torch.int64)
+    assert choose(model, inputs, labels, "auto")[0].description.startswith("fp32")
+    with pytest.raises(UsageError, match="bf16 the logits do not agree"):
+        choose(model, inputs, labels, "bf16")
+
+
+def test_unknown_precisions_list_near_misses(digits) -> None:
+    with pytest.raises(UnknownNameError, match="bf16"):
+        choose(*digits, "bf-16")
+    assert "auto" in PRECISIONS
+
+
+def test_low_precision_gives_the_same_verdicts_as_fp32(monkeypatch) -> None:
+    monkeypatch.setattr(precisions, "_WORTH_MEASURING", 0)
+    outcomes = {}
+    for precision in ("fp32", "bf16"):
+        (stored,) = robench.evaluate(
+            "digits/Linf-0.2/pgd-at",
+            "digits",
+            robench.records.Suite(
+                name="test",
+                attacks=(
+                    robench.records.AttackSpec(
+                        name="apgd-ce", attack="apgd", params={"loss": "ce", "steps": 30}
+                    ),
+                ),
+            ),
+            n=100,
+            device="cpu",
+            precision=precision,
+        )
+        outcomes[precision] = stored.table.set_index("sample_id")
+        broken = outcomes[precision]["outcome"] == "broken"
+        # Whatever the search saw, the verdict is the original model's in float32.
+        assert (outcomes[precision]["adv_margin"][broken] < 0).all()
+    differing = (outcomes["fp32"]["outcome"] != outcomes["bf16"]["outcome"]).sum()
+    assert differing <= 2

@@ -41,10 +41,12 @@ class AttentionMethod:
     Attributes:
         maps: computes them.
         find_layer: chooses the layer where none is given; None for a method without layers.
+        by_class: whether another class has another map.
     """
 
     maps: MapFunction
     find_layer: Callable[[nn.Module, Tensor], str] | None
+    by_class: bool
 
 
 ATTENTION_METHODS: Registry[AttentionMethod] = Registry("attention method")
@@ -52,17 +54,17 @@ ATTENTION_METHODS: Registry[AttentionMethod] = Registry("attention method")
 
 ATTENTION_METHODS.add(
     "grad_cam",
-    AttentionMethod(grad_cam, find_spatial_layer),
+    AttentionMethod(grad_cam, find_spatial_layer, by_class=True),
     "gradient-weighted feature map of one layer, for a class",
 )
 ATTENTION_METHODS.add(
     "feature_sum",
-    AttentionMethod(feature_sum, find_spatial_layer),
+    AttentionMethod(feature_sum, find_spatial_layer, by_class=False),
     "feature map of one layer summed over channels, the same for every class",
 )
 ATTENTION_METHODS.add(
     "rollout",
-    AttentionMethod(rollout, None),
+    AttentionMethod(rollout, None, by_class=False),
     "attention weights multiplied through a transformer's layers, the same for every class",
 )
 

@@ -13,6 +13,7 @@ from typer.core import TyperGroup
 
 import robench
 from robench.cli.attacks import attacks
+from robench.cli.attention import attention
 from robench.cli.check import check
 from robench.cli.compare import compare
 from robench.cli.leaderboard import leaderboard
@@ -112,6 +113,7 @@ def _root(
 app.command(short_help="Attack models and keep the results.")(run)
 app.command(short_help="Rebuild the leaderboard from the results.")(leaderboard)
 app.command(short_help="Hold models side by side.")(compare)
+app.command(short_help="Look closer at attention under attack.")(attention)
 app.command(short_help="Gate a checkpoint: is it worse than a baseline?")(check)
 app.command(short_help="Make a checkpoint with a recipe.")(train)
 app.command(short_help="List attacks, adapters and suites.")(attacks)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from robench.errors import UsageError
 from robench.records import Outcome
 from robench.reporting.compare import Comparison
 from robench.reporting.model_results import ModelResult
-from robench.reporting.plots import difference_plot, resisted_by_one, save
+from robench.reporting.plots import difference_plot, resisted_by_one, safe_name, save
 from robench.results import Store, StoredRecord
 
 __all__ = ["draw_comparison"]
@@ -91,7 +90,7 @@ def draw_comparison(
                 (predictions[0], predictions[1]),
             )
             if drawn is not None:
-                files += save(drawn, folder / _safe(f"resisted_by_{winner}_not_by_{loser}"))
+                files += save(drawn, folder / safe_name(f"resisted_by_{winner}_not_by_{loser}"))
     return files, notes
 
 
@@ -152,7 +151,3 @@ def _predictions(stored: StoredRecord, rows: list[int]) -> npt.NDArray[np.int64]
 
 def _channels_last(images: Floats) -> Floats:
     return np.moveaxis(images, 1, -1)
-
-
-def _safe(name: str) -> str:
-    return re.sub(r"[^A-Za-z0-9._+-]+", "_", name)

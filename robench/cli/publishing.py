@@ -10,13 +10,15 @@ from robench.reporting.findings import attention_findings, representation_findin
 from robench.reporting.leaderboard import build_leaderboard, write_leaderboard
 from robench.reporting.model_results import collect
 from robench.reporting.page import write_page
+from robench.reporting.per_class import class_table, worst_classes
+from robench.results.atomic import atomic_write
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from robench.results import Store, StoredRecord
 
-__all__ = ["CSV_NAME", "PAGE_NAME", "board_rows", "board_text", "publish"]
+__all__ = ["CSV_NAME", "PAGE_NAME", "board_rows", "board_text", "publish", "write_tables"]
 
 CSV_NAME = "leaderboard.csv"
 PAGE_NAME = "index.html"
@@ -27,6 +29,9 @@ _HIDDEN = ("worst_class_robust_acc", "robust_acc", "clean_acc")
 
 def publish(store: Store, records: list[StoredRecord], *, plots: bool = True) -> list[Path]:
     """Write the leaderboard of all ``records`` into the store's folder, and what shows it.
+
+    Beside it go the findings (``findings.csv`` for attention, ``associations.csv`` for features
+    over models) and ``per_class.csv``.
 
     Args:
         store: where sample panels are read from.
@@ -41,21 +46,41 @@ def publish(store: Store, records: list[StoredRecord], *, plots: bool = True) ->
     """
     frame = build_leaderboard(records)
     csv = write_leaderboard(frame, store.folder / CSV_NAME)
+    results = collect(records)
+    findings, associations = attention_findings(results), representation_findings(results)
+    classes = class_table(results)
+    tables = write_tables(
+        store.folder, findings=findings, associations=associations, per_class=classes
+    )
     if not plots:
-        return [csv]
+        return [csv, *tables]
     # Loads matplotlib, which takes half a second.
     from robench.reporting.plots import render_plots
 
-    results = collect(records)
     figures = render_plots(results, store.folder / "plots", store=store)
     page = write_page(
         store.folder / PAGE_NAME,
         frame,
         figures=[path for path in figures if path.suffix == ".png"],
-        findings=attention_findings(results),
-        associations=representation_findings(results),
+        findings=findings,
+        associations=associations,
+        classes=worst_classes(classes),
     )
-    return [csv, page, *figures]
+    return [csv, page, *tables, *figures]
+
+
+def write_tables(folder: Path, **frames: pd.DataFrame) -> list[Path]:
+    """Write each frame as ``NAME.csv``; what is undefined is empty.
+
+    Raises:
+        StoreError: a file cannot be written.
+    """
+    files = []
+    for name, frame in frames.items():
+        path = folder / f"{name}.csv"
+        atomic_write(path, frame.to_csv(index=False, lineterminator="\n").encode())
+        files.append(path)
+    return files
 
 
 def board_rows(frame: pd.DataFrame) -> list[dict[str, Any]]:

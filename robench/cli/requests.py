@@ -149,8 +149,12 @@ def check_threat_options(request: Request) -> None:
         ThreatModel.of(request.norm or "L1", request.eps)
 
 
-def ensure_writable(folder: Path) -> None:
-    """Refuse a results folder that could not be written, without writing anything.
+def ensure_writable(folder: Path, option: str = "--results") -> None:
+    """Refuse a folder that could not be written, without writing anything.
+
+    Args:
+        folder: where results are to go; need not be there yet.
+        option: how the user chose it, for the hint.
 
     Raises:
         StoreError: it is a file, below a file, or not writable.
@@ -164,13 +168,13 @@ def ensure_writable(folder: Path) -> None:
         raise StoreError(
             f"cannot be written: {place} is no folder",
             where=folder,
-            hint="Choose another folder with --results",
+            hint=f"Choose another folder with {option}",
         )
     if not os.access(place, os.W_OK | os.X_OK):
         raise StoreError(
             f"cannot be written: no permission to write in {place}",
             where=folder,
-            hint="Check its permissions, or choose another folder with --results",
+            hint=f"Check its permissions, or choose another folder with {option}",
         )
 
 

@@ -17,6 +17,7 @@ from robench.evaluation.cascade import Attacked
 from robench.evaluation.clean_pass import CleanPass
 from robench.evaluation.devices import describe_environment, peak_memory_mib
 from robench.evaluation.measures import summarise
+from robench.evaluation.panels import half_broken, panel_of
 from robench.evaluation.settings import Settings
 from robench.models.wrapper import RobenchModel
 from robench.records import (
@@ -28,7 +29,6 @@ from robench.records import (
     Outcome,
     SampleOutcome,
 )
-from robench.results import SamplePanel
 from robench.threat_models import ThreatModel
 
 __all__ = ["Assembly"]
@@ -178,29 +178,14 @@ class Assembly:
 
     def panel(self) -> dict[str, NDArray[Any]]:
         """A few samples with their maps for the plot, half of them broken if there are so many."""
-        broken = self._where(Outcome.BROKEN).nonzero().squeeze(1)
-        survived = self._where(Outcome.SURVIVED).nonzero().squeeze(1)
-        half = min(max(_PANEL_SAMPLES // 2, _PANEL_SAMPLES - len(survived)), len(broken))
-        few = torch.cat((broken[:half], survived[: _PANEL_SAMPLES - half]))
-        channels = self.clean.dataset.input_shape[0]
-        if len(few) == 0 or channels not in (1, 3):  # other channels make no picture
-            return {}
-        data, rows = self.clean.dataset, self.clean.rows[few]
-        inputs, adv_inputs, labels = (
-            data.batch(rows),
-            self.attacked.adv_inputs[few],
-            data.labels[rows],
+        few = half_broken(
+            self._where(Outcome.BROKEN), self._where(Outcome.SURVIVED), _PANEL_SAMPLES
         )
-        maps = self.clean.measures.maps(inputs, labels)
-        adv_maps = self.clean.measures.maps(adv_inputs, labels)
-        none = torch.full((len(few), 1, 1), torch.nan)
-        return SamplePanel(
-            sample_ids=tuple(data.sample_ids[row] for row in rows.tolist()),
-            clean=inputs.movedim(1, -1).numpy(),
-            adversarial=adv_inputs.movedim(1, -1).numpy(),
-            clean_maps=(none if maps is None else maps).numpy(),
-            adv_maps=(none if adv_maps is None else adv_maps).numpy(),
-            labels=labels.numpy(),
-            clean_predictions=self.clean.predictions[rows].numpy(),
-            adv_predictions=self.verdicts.prediction[few].numpy(),
-        ).to_arrays()
+        panel = panel_of(
+            self.clean.measures,
+            few,
+            self.attacked.adv_inputs,
+            self.clean.predictions[self.clean.rows],
+            self.verdicts.prediction,
+        )
+        return {} if panel is None else panel.to_arrays()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -13,11 +14,14 @@ from robench.attention.summary import attention_values
 from robench.datasets import Dataset
 from robench.errors import RobenchError
 from robench.models.wrapper import RobenchModel
-from robench.records import Flag, MetricSummary
+from robench.records import AttentionSpec, Flag, MetricSummary
 from robench.representations.features import penultimate_features
 from robench.representations.summary import representation_values
 
-__all__ = ["Measures", "summarise"]
+__all__ = ["Measures", "Target", "summarise"]
+
+Target = Literal["true", "predicted"] | int
+"""The class that maps are for: each sample's own, the one predicted for each input, or one class."""
 
 
 @dataclass
@@ -39,6 +43,8 @@ class Measures:
         rows: the correctly classified samples, int64 (m,).
         device: where the model is.
         batch_size: inputs at a time.
+        attention: how to look at attention and features; None: as the model's card says.
+        target: the class that maps are for.
     """
 
     def __init__(
@@ -48,12 +54,17 @@ class Measures:
         rows: Tensor,
         device: torch.device,
         batch_size: int,
+        *,
+        attention: AttentionSpec | None = None,
+        target: Target = "true",
     ) -> None:
         self.model = model
         self.dataset = dataset
         self.rows = rows
         self.device = device
         self.batch_size = batch_size
+        self.attention = model.attention if attention is None else attention
+        self.target = target
         self.description: str | None = None
         self._extractor: AttentionExtractor | None = None
         self._clean: _Clean | None = None
@@ -107,7 +118,7 @@ class Measures:
     def _choose_methods(self, inputs: Tensor) -> list[Flag]:
         """Find out which metrics this network allows; the others are named in a flag."""
         flags = []
-        spec = self.model.attention
+        spec = self.attention
         probe = inputs.to(self.device)
         self._measures_features = True
         if spec.method != "none":
@@ -136,17 +147,27 @@ class Measures:
         batches = zip(
             torch.split(inputs, self.batch_size), torch.split(labels, self.batch_size), strict=True
         )
-        for part, targets in batches:
-            on_device, classes = part.to(self.device), targets.to(self.device)
+        for part, part_labels in batches:
+            on_device, classes = part.to(self.device), part_labels.to(self.device)
             if self._extractor is not None and wanted.maps is not None:
-                maps.append(self._extractor(on_device, classes).detach().cpu())
+                targets = self._targets(on_device, classes)
+                maps.append(self._extractor(on_device, targets).detach().cpu())
             if self._measures_features and wanted.features is not None:
                 with torch.no_grad():
-                    layer = self.model.attention.feature_layer
+                    layer = self.attention.feature_layer
                     features.append(
                         penultimate_features(self.model, on_device, layer=layer)[0].cpu()
                     )
         return _joined(maps), _joined(features)
+
+    def _targets(self, inputs: Tensor, labels: Tensor) -> Tensor:
+        if self.target == "true":
+            return labels
+        if self.target == "predicted":
+            with torch.no_grad():
+                predicted: Tensor = self.model(inputs).argmax(dim=1)
+            return predicted
+        return torch.full_like(labels, self.target)
 
 
 def _joined(parts: list[Tensor | None]) -> Tensor | None:

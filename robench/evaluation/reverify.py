@@ -15,7 +15,7 @@ from robench.models.wrapper import RobenchModel
 from robench.records import Outcome
 from robench.results import StoredRecord
 
-__all__ = ["Reverification", "reverify"]
+__all__ = ["Reverification", "check_sources", "reverify"]
 
 
 @dataclass(frozen=True)
@@ -58,21 +58,8 @@ def reverify(
         UsageError: model or data are not those of the record.
         StoreError: as many adversarial inputs as samples are needed, and are not there.
     """
+    check_sources(stored, adversarial, model, dataset)
     record, samples = stored.record, stored.samples
-    if model.summary.fingerprint != record.model.fingerprint:
-        raise UsageError(
-            "the model is not the one that was evaluated: weights or card differ",
-            where=record.model.id,
-        )
-    if dataset.fingerprint != record.dataset.fingerprint:
-        raise UsageError(
-            "the samples are not the ones that were used: the fingerprints differ",
-            where=record.dataset.name,
-        )
-    if len(adversarial) != len(samples):
-        raise StoreError(
-            f"{len(adversarial)} adversarial inputs for {len(samples)} samples", where=stored.path
-        )
     position = {name: index for index, name in enumerate(dataset.sample_ids)}
     kinds = (Outcome.BROKEN, Outcome.SURVIVED)
     rows = [row for row, sample in enumerate(samples) if sample.outcome in kinds]
@@ -105,3 +92,32 @@ def reverify(
                     f"recorded prediction {sample.adv_prediction}, now {prediction}"
                 )
     return Reverification(len(rows), disagreements)
+
+
+def check_sources(
+    stored: StoredRecord,
+    adversarial: npt.NDArray[np.float32],
+    model: RobenchModel,
+    dataset: Dataset,
+) -> None:
+    """Refuse a model, samples or adversarial inputs that are not the record's.
+
+    Raises:
+        UsageError: model or data are not those of the record.
+        StoreError: as many adversarial inputs as samples are needed, and are not there.
+    """
+    record, samples = stored.record, stored.samples
+    if model.summary.fingerprint != record.model.fingerprint:
+        raise UsageError(
+            "the model is not the one that was evaluated: weights or card differ",
+            where=record.model.id,
+        )
+    if dataset.fingerprint != record.dataset.fingerprint:
+        raise UsageError(
+            "the samples are not the ones that were used: the fingerprints differ",
+            where=record.dataset.name,
+        )
+    if len(adversarial) != len(samples):
+        raise StoreError(
+            f"{len(adversarial)} adversarial inputs for {len(samples)} samples", where=stored.path
+        )

@@ -29,7 +29,9 @@ from robench.statistics import holm, mann_whitney, rank_correlation
 __all__ = [
     "QUESTIONS",
     "Question",
+    "association_sentences",
     "attention_findings",
+    "attention_sentences",
     "broken_and_survived",
     "representation_findings",
 ]
@@ -72,6 +74,9 @@ QUESTIONS: tuple[Question, ...] = (
 
 _EXPECTED_SIGN = {"alignment": -1, "exclusion": 1}
 """How a metric's mean should go with robust accuracy: alignment is a distance."""
+
+
+_VERDICTS = ("holds", "reversed", "not shown", "undefined")
 
 
 def broken_and_survived(result: ModelResult, attack: str, metric: str) -> tuple[Floats, Floats]:
@@ -143,6 +148,44 @@ def representation_findings(results: Sequence[ModelResult], *, level: float = 0.
             )
     columns = ("group", "metric", "models", "spearman", "low", "high", "p", "p_holm", "verdict")
     return pd.DataFrame(rows, columns=list(columns))
+
+
+def attention_sentences(findings: pd.DataFrame) -> list[str]:
+    """For which models each observation holds and for which not: a sentence a group and question.
+
+    Args:
+        findings: from :func:`attention_findings`.
+    """
+    sentences = []
+    for question in QUESTIONS:
+        asked = findings[findings["finding"] == question.name]
+        for group, block in asked.groupby("group", sort=False):
+            parts = []
+            for verdict in _VERDICTS:
+                models = block["model"][block["verdict"] == verdict].tolist()
+                if models:
+                    parts.append(f"{verdict} for {len(models)} ({', '.join(models)})")
+            sentences.append(
+                f"{group}: “{question.claim}”, of {len(block)} models: {'; '.join(parts)}."
+            )
+    return sentences
+
+
+def association_sentences(associations: pd.DataFrame) -> list[str]:
+    """Whether models with better features are more robust: a sentence a group and metric.
+
+    Args:
+        associations: from :func:`representation_findings`.
+    """
+    sentences = []
+    for row in associations.to_dict("records"):
+        wanted = "lower" if _EXPECTED_SIGN[row["metric"]] < 0 else "higher"
+        rho = "" if math.isnan(row["spearman"]) else f" (Spearman {row['spearman']:.2f})"
+        sentences.append(
+            f"{row['group']}: “models with {wanted} {row['metric']} are more robust”, "
+            f"of {row['models']} models: {row['verdict']}{rho}."
+        )
+    return sentences
 
 
 def _by_group(results: Sequence[ModelResult]) -> dict[GroupKey, list[ModelResult]]:

@@ -177,6 +177,11 @@ class ModelResult:
         table = self._aligned(attack)
         return np.asarray(table["outcome"].to_numpy(dtype=object) == outcome.value)
 
+    def judged(self, attack: str) -> Bools:
+        """Where ``attack`` had a verdict: correct on the clean input, then broken or not. (n,)."""
+        broken = self.outcome_is(attack, Outcome.BROKEN)
+        return broken | self.outcome_is(attack, Outcome.SURVIVED)
+
     def column(self, attack: str, name: str) -> npt.NDArray[np.float64]:
         """A numeric column of the attack's table, NaN where undefined or absent. Shape (n,)."""
         table = self._aligned(attack)

@@ -6,7 +6,7 @@ import base64
 import math
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -15,6 +15,7 @@ import pandas as pd
 
 from robench.errors import StoreError
 from robench.metric_catalogue import METRICS
+from robench.reporting.findings import association_sentences, attention_sentences
 from robench.reporting.leaderboard import NO_FLAG, leaderboard_csv
 from robench.results.atomic import atomic_write
 
@@ -57,6 +58,11 @@ _FINDING_COLUMNS = {
     "verdict": "whether the observation holds",
 }
 _FINDING_TEXT = ("model", "finding", "metric", "verdict")
+_CLASS_LABELS = {
+    "model": ("model", "name in the zoo"),
+    "robust_acc_class": ("least robust class", "class with the lowest robust accuracy"),
+    "robust_acc": ("robust %", "its robust accuracy, worst case over all attacks"),
+}
 _TEXT = ("model", "defense", "architecture", "worst_class", "validity", "attention_attack")
 
 
@@ -92,6 +98,7 @@ class _Section:
     heading: str
     tables: list[_Table]
     images: list[_Image]
+    notes: list[str] = field(default_factory=list)
 
 
 def build_page(
@@ -100,6 +107,7 @@ def build_page(
     figures: Iterable[str | Path] = (),
     findings: pd.DataFrame | None = None,
     associations: pd.DataFrame | None = None,
+    classes: pd.DataFrame | None = None,
     title: str = "robench leaderboard",
 ) -> str:
     """Render the page.
@@ -109,6 +117,7 @@ def build_page(
         figures: PNG or SVG files; they are embedded, each under its file's name.
         findings: from :func:`robench.reporting.findings.attention_findings`.
         associations: from :func:`robench.reporting.findings.representation_findings`.
+        classes: from :func:`robench.reporting.per_class.worst_classes`.
         title: the page's title.
 
     Raises:
@@ -126,10 +135,14 @@ def build_page(
             )
             sections.append(_Section(heading, [_leaderboard_table(block)], []))
     if findings is not None and len(findings):
-        sections.append(_Section("Attention of broken samples", _findings_tables(findings), []))
+        tables, notes = _findings_tables(findings), attention_sentences(findings)
+        sections.append(_Section("Attention of broken samples", tables, [], notes))
     if associations is not None and len(associations):
-        tables = _findings_tables(associations)
-        sections.append(_Section("Features and robust accuracy over models", tables, []))
+        tables, notes = _findings_tables(associations), association_sentences(associations)
+        sections.append(_Section("Features and robust accuracy over models", tables, [], notes))
+    if classes is not None and len(classes):
+        tables = [_classes_table(str(key), block) for key, block in classes.groupby("group")]
+        sections.append(_Section("Classes that come off worst", tables, []))
     images = [_image(Path(path)) for path in figures]
     if images:
         sections.append(_Section("Figures", [], images))
@@ -187,6 +200,34 @@ def _leaderboard_table(block: pd.DataFrame) -> _Table:
         [_column(name) for name in names],
         rows,
     )
+
+
+def _classes_table(group: str, classes: pd.DataFrame) -> _Table:
+    names = [name for name in classes.columns if name != "group"]
+    rows = [[_class_cell(name, row[name]) for name in names] for row in classes.to_dict("records")]
+    return _Table(
+        f"{group}; per_class.csv has all classes", [_class_column(name) for name in names], rows
+    )
+
+
+def _class_column(name: str) -> _Column:
+    if name in _CLASS_LABELS:
+        label, meaning = _CLASS_LABELS[name]
+        return _Column(label, meaning, name != "robust_acc")
+    item = METRICS[name.removesuffix("_class")]
+    if name in METRICS:
+        return _Column("its mean", f"{item.label} of that class: {item.meaning}", False)
+    which = "lowest" if item.direction == "higher" else "highest"
+    return _Column(f"{which} {item.label.lower()}", f"class with the {which} mean", True)
+
+
+def _class_cell(name: str, value: Any) -> _Cell:
+    text = name == "model" or name.endswith("_class")
+    if _gap(value):
+        return _Cell("", "", "text" if text else "")
+    if text:
+        return _Cell(str(value), str(value), "text")
+    return _Cell(f"{value:.{1 if name == 'robust_acc' else 3}f}", repr(value), "")
 
 
 def _findings_tables(findings: pd.DataFrame) -> list[_Table]:

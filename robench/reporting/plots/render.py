@@ -27,7 +27,7 @@ from robench.reporting.plots.style import save
 from robench.results import SamplePanel, Store
 from robench.results.atomic import atomic_write
 
-__all__ = ["GROUP_PLOTS", "group_slug", "render_plots"]
+__all__ = ["GROUP_PLOTS", "group_slug", "render_plots", "safe_name"]
 
 log = logging.getLogger("robench.reporting")
 
@@ -51,7 +51,7 @@ GROUP_PLOTS: dict[str, Callable[[Sequence[ModelResult]], Figure | None]] = {
 def group_slug(group: GroupKey) -> str:
     """A folder's name for a group: ``digits-Linf-0.2-n500-seed0``."""
     written = (group.written or group.threat).replace("/", "_")
-    return f"{_safe(group.dataset)}-{written}-n{group.n}-seed{group.seed}"
+    return f"{safe_name(group.dataset)}-{written}-n{group.n}-seed{group.seed}"
 
 
 def render_plots(
@@ -86,7 +86,7 @@ def render_plots(
             gallery.keep(f"{slug}/{name}", best_first, functools.partial(draw, best_first))
         for result in best_first:
             attack = result.attention_attack or next(iter(result.attacks))
-            model = _safe(result.model.name)
+            model = safe_name(result.model.name)
             gallery.keep(
                 f"{slug}/confusion_{model}",
                 [result],
@@ -101,7 +101,7 @@ def render_plots(
     for (dataset, norm), members in _by_norm(groups).items():
         for attack in sorted({name for result in members for name in result.attacks}):
             gallery.keep(
-                f"security_curves_{_safe(dataset)}_{norm}_{_safe(attack)}",
+                f"security_curves_{safe_name(dataset)}_{norm}_{safe_name(attack)}",
                 members,
                 functools.partial(security_curves, members, attack),
             )
@@ -180,5 +180,6 @@ def _by_norm(
     return {key: max(family.values(), key=len) for key, family in families.items()}
 
 
-def _safe(name: str) -> str:
+def safe_name(name: str) -> str:
+    """A model's or class's name as part of a file's name."""
     return re.sub(r"[^A-Za-z0-9._+-]+", "_", name)

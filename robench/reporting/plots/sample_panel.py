@@ -14,7 +14,18 @@ from robench.reporting.model_results import class_name
 from robench.reporting.plots.style import captioned, new_figure, styled, threat_text
 from robench.results import SamplePanel
 
-__all__ = ["sample_panel", "show_image"]
+__all__ = [
+    "AFTER",
+    "BEFORE",
+    "bare",
+    "is_defined",
+    "label_row",
+    "outline",
+    "overlay",
+    "sample_panel",
+    "show_image",
+    "top_eighth",
+]
 
 AFTER: dict[str, Any] = {"color": "#D55E00", "linewidth": 1.4}
 BEFORE: dict[str, Any] = {"color": "white", "linewidth": 1.0, "linestyle": (0, (3, 2))}
@@ -47,27 +58,11 @@ def sample_panel(panel: SamplePanel, record: EvaluationRecord) -> Figure | None:
         show_image(grid[row, 0], clean)
         show_image(grid[row, 1], adversarial)
         show_image(grid[row, 2], 0.5 + 0.5 * perturbation / max(scale, 1e-12))
-        _overlay(grid[row, 3], clean, panel.clean_maps[row])
-        _overlay(grid[row, 4], adversarial, panel.adv_maps[row])
-        if _defined(panel.clean_maps[row]):
-            _outline(grid[row, 4], _top_eighth(panel.clean_maps[row]), clean.shape, BEFORE)
-        label, before, after = (
-            int(values[row])
-            for values in (panel.labels, panel.clean_predictions, panel.adv_predictions)
-        )
-        grid[row, 0].set_ylabel(
-            f"{_short(panel.sample_ids[row])}\ntrue: {class_name(record.dataset, label)}",
-            fontsize=7,
-        )
-        for column, predicted in ((0, before), (1, after)):
-            if predicted >= 0:
-                wrong = predicted != label
-                grid[row, column].set_xlabel(
-                    f"{'✗' if wrong else '✓'} {class_name(record.dataset, predicted)}",
-                    fontsize=8,
-                    color="#B00000" if wrong else "black",
-                    labelpad=2,
-                )
+        overlay(grid[row, 3], clean, panel.clean_maps[row])
+        overlay(grid[row, 4], adversarial, panel.adv_maps[row])
+        if is_defined(panel.clean_maps[row]):
+            outline(grid[row, 4], top_eighth(panel.clean_maps[row]), clean.shape, BEFORE)
+        label_row(grid[row], panel, row, record)
     for axes, title in zip(grid[0], _COLUMNS, strict=True):
         axes.set_title(title, fontsize=8, loc="center")
     captioned(
@@ -79,21 +74,52 @@ def sample_panel(panel: SamplePanel, record: EvaluationRecord) -> Figure | None:
     return figure
 
 
+def label_row(
+    grid: npt.NDArray[np.object_], panel: SamplePanel, row: int, record: EvaluationRecord
+) -> None:
+    """Write a sample's id and class beside its row, predictions below the first two columns.
+
+    Args:
+        grid: the row's axes, the clean and the adversarial image first.
+        panel: the samples.
+        row: which one.
+        record: whose data set names the classes.
+    """
+    label, before, after = (
+        int(values[row])
+        for values in (panel.labels, panel.clean_predictions, panel.adv_predictions)
+    )
+    grid[0].set_ylabel(
+        f"{_short(panel.sample_ids[row])}\ntrue: {class_name(record.dataset, label)}",
+        fontsize=7,
+    )
+    for column, predicted in ((0, before), (1, after)):
+        if predicted >= 0:
+            wrong = predicted != label
+            grid[column].set_xlabel(
+                f"{'✗' if wrong else '✓'} {class_name(record.dataset, predicted)}",
+                fontsize=8,
+                color="#B00000" if wrong else "black",
+                labelpad=2,
+            )
+
+
 def show_image(axes: Axes, image: npt.NDArray[np.floating]) -> None:
     """Draw one image (H, W, 1 or 3) in [0, 1], without axes."""
     shown = np.clip(image, 0, 1)
     axes.imshow(shown[..., 0] if shown.shape[-1] == 1 else shown, cmap="gray", vmin=0, vmax=1)
-    _bare(axes)
+    bare(axes)
 
 
-def _overlay(
+def overlay(
     axes: Axes, image: npt.NDArray[np.floating], attention: npt.NDArray[np.floating]
 ) -> None:
+    """Lay a map (h, w) over the greyed image (H, W, C), its largest eighth of cells enclosed."""
     grey = np.clip(image, 0, 1).mean(axis=-1)
     height, width = grey.shape
     extent = (-0.5, width - 0.5, height - 0.5, -0.5)
     axes.imshow(0.35 + 0.65 * grey, cmap="gray", vmin=0, vmax=1)
-    if _defined(attention):
+    if is_defined(attention):
         axes.imshow(
             attention / attention.max(),
             cmap="cividis",
@@ -103,17 +129,19 @@ def _overlay(
             extent=extent,
             interpolation="nearest",
         )
-        _outline(axes, _top_eighth(attention), image.shape, AFTER)
+        outline(axes, top_eighth(attention), image.shape, AFTER)
     else:
         axes.text(0.5, 0.5, "empty", transform=axes.transAxes, ha="center", va="center")
-    _bare(axes)
+    bare(axes)
 
 
-def _defined(attention: npt.NDArray[np.floating]) -> bool:
+def is_defined(attention: npt.NDArray[np.floating]) -> bool:
+    """Whether a map has something to show: finite, and not zero throughout."""
     return bool(np.isfinite(attention).all() and attention.max() > 0)
 
 
-def _top_eighth(attention: npt.NDArray[np.floating]) -> npt.NDArray[np.bool_]:
+def top_eighth(attention: npt.NDArray[np.floating]) -> npt.NDArray[np.bool_]:
+    """The largest eighth of a map's cells (h, w), rounded up, equal ones by place."""
     kept = -(-attention.size // 8)
     order = np.argsort(-attention, axis=None, kind="stable")[:kept]
     top = np.zeros(attention.size, dtype=bool)
@@ -121,7 +149,7 @@ def _top_eighth(attention: npt.NDArray[np.floating]) -> npt.NDArray[np.bool_]:
     return top.reshape(attention.shape)
 
 
-def _outline(
+def outline(
     axes: Axes, cells: npt.NDArray[np.bool_], image_shape: tuple[int, ...], line: dict[str, Any]
 ) -> None:
     """Draw the border between cells inside and outside, along the cells' edges."""
@@ -134,7 +162,8 @@ def _outline(
         axes.plot(xs[column : column + 2], [ys[row]] * 2, **line, clip_on=False)
 
 
-def _bare(axes: Axes) -> None:
+def bare(axes: Axes) -> None:
+    """Take away ticks, grid and frame."""
     axes.set_xticks([])
     axes.set_yticks([])
     axes.grid(visible=False)

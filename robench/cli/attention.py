@@ -1,0 +1,142 @@
+"""``robench attention``: a closer look at what an attack does to what a model sees."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from robench.cli.options import DeviceOption, JsonFlag, ResultsFolder
+from robench.cli.output import print_json
+from robench.cli.run_options import (
+    ArchArgOption,
+    ArchOption,
+    BatchSizeOption,
+    DataFolderOption,
+    DataOption,
+    DatasetOption,
+    DownloadFlag,
+    EpsOption,
+    InputOption,
+    NOption,
+    NormOption,
+    SeedOption,
+    SplitOption,
+    SuiteOption,
+    TrustCodeFlag,
+    TrustPickleFlag,
+)
+from robench.cli.settings import parse_settings
+
+__all__ = ["attention"]
+
+
+def attention(
+    models: Annotated[
+        list[str],
+        typer.Argument(metavar="MODEL", help="As for `robench run`; one or more."),
+    ],
+    attack: Annotated[
+        str, typer.Option("--attack", metavar="NAME", help="An entry of the suite.")
+    ] = "pgd-20",
+    samples: Annotated[
+        int,
+        typer.Option("--samples", metavar="N", min=0, help="Samples in the picture; 0: none."),
+    ] = 16,
+    map_name: Annotated[
+        str | None,
+        typer.Option(
+            "--map",
+            metavar="NAME",
+            help="grad_cam, feature_sum or rollout; default: the card's.",
+        ),
+    ] = None,
+    layer: Annotated[
+        str | None,
+        typer.Option(
+            "--layer",
+            metavar="NAME",
+            help="Module whose output is the map; default: the card's, or the last spatial one.",
+        ),
+    ] = None,
+    target: Annotated[
+        str,
+        typer.Option(
+            "--target",
+            metavar="CLASS",
+            help="The class that maps are for: true, predicted, or a class's name or number.",
+        ),
+    ] = "true",
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", metavar="FOLDER", help="Where to; default: attention in the results folder."
+        ),
+    ] = None,
+    dataset: DatasetOption = None,
+    suite: SuiteOption = "standard",
+    n: NOption = None,
+    norm: NormOption = None,
+    eps: EpsOption = None,
+    seed: SeedOption = 0,
+    device: DeviceOption = "auto",
+    batch_size: BatchSizeOption = None,
+    results: ResultsFolder = Path("results"),
+    split: SplitOption = "test",
+    data: DataFolderOption = None,
+    data_option: DataOption = None,
+    download: DownloadFlag = False,
+    arch: ArchOption = None,
+    arch_arg: ArchArgOption = None,
+    input_option: InputOption = None,
+    trust_pickle: TrustPickleFlag = False,
+    trust_code: TrustCodeFlag = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Look closer at models' attention under one attack: metrics, findings, classes, pictures.
+
+    Adversarial inputs that the results folder holds (`robench run --save-adversarial`) are
+    measured as they are; otherwise the attack runs again, with the same draws, and its record is
+    not kept. Prints each metric over all correctly classified samples, the broken and the
+    survivors, and whether the published observations about attention hold. Writes these tables,
+    a CSV with a row for each sample, and overlays of some samples.
+    """
+    arguments = parse_settings(arch_arg or [], "--arch-arg")
+    expected = parse_settings(input_option or [], "--input")
+    # Everything below loads torch, which --help does without.
+    from robench.cli.attention_report import reports_of, write_reports
+    from robench.cli.attention_studies import Look, study_models
+    from robench.cli.requests import Request
+    from robench.records import ArchitectureSpec
+
+    request = Request(
+        models=models,
+        dataset=dataset,
+        suite=suite,
+        results=results,
+        n=n,
+        norm=norm,
+        eps=eps,
+        seed=seed,
+        split=split,
+        data=data,
+        data_options=parse_settings(data_option or [], "--data-option"),
+        download=download,
+        device=device,
+        batch_size=batch_size,
+        architecture=None if arch is None else ArchitectureSpec(name=arch, arguments=arguments),
+        input=expected,
+        trust_pickle=trust_pickle,
+        trust_code=trust_code,
+    )
+    folder = results / "attention" if out is None else out
+    look = Look(attack, map_name, layer, target, samples)
+    reports = reports_of(study_models(request, look, folder))
+    files = write_reports(reports, folder)
+    if as_json:
+        groups = [report.content() for report in reports]
+        print_json({"groups": groups, "files": [str(path) for path in files]})
+    else:
+        typer.echo("\n\n".join(report.text() for report in reports))
+        typer.echo(f"\nWritten: {files[0]} and {len(files) - 1} more", err=True)

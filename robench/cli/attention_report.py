@@ -1,0 +1,160 @@
+"""What `robench attention` prints and writes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from robench.cli.attention_studies import Studied
+from robench.cli.output import format_table, number
+from robench.cli.publishing import write_tables
+from robench.reporting.attention_table import attention_table
+from robench.reporting.export import samples_frame
+from robench.reporting.findings import attention_findings, attention_sentences
+from robench.reporting.model_results import GroupKey, ModelResult, collect
+from robench.reporting.per_class import class_table, worst_classes
+from robench.reporting.plots import attention_overlays, group_slug, safe_name, save
+
+__all__ = ["AttentionReport", "reports_of", "write_reports"]
+
+_METRICS = ("metric", "mean", "n", "mean_broken", "n_broken", "mean_survived", "n_survived")
+_FINDINGS = ("model", "finding", "auc", "auc_low", "auc_high", "rank_biserial", "p_holm", "verdict")
+
+
+@dataclass(frozen=True)
+class AttentionReport:
+    """The studies of models that were attacked alike, on the same samples.
+
+    Attributes:
+        members: the studies.
+        results: the same, in the same order, as reports read them.
+        findings: from :func:`robench.reporting.findings.attention_findings`, corrected over them.
+        classes: from :func:`robench.reporting.per_class.class_table`.
+    """
+
+    members: list[Studied]
+    results: list[ModelResult]
+    findings: pd.DataFrame
+    classes: pd.DataFrame
+
+    @property
+    def folder(self) -> str:
+        """Where its files go, such as ``digits-Linf-0.2-n500-seed0/pgd-20``."""
+        attack = self.members[0].study.stored.record.attack.name
+        return f"{group_slug(self.results[0].group)}/{safe_name(attack)}"
+
+    def text(self) -> str:
+        """For a terminal: metrics of each model, findings, and the classes that come off worst."""
+        blocks = [_metrics_text(*pair) for pair in zip(self.members, self.results, strict=True)]
+        if len(self.findings):
+            table = format_table(_FINDINGS, _cells(self.findings, _FINDINGS))
+            blocks.append("\n".join([table, "", *attention_sentences(self.findings)]))
+        blocks.append(_worst_text(worst_classes(self.classes)))
+        return "\n\n".join(blocks)
+
+    def content(self) -> dict[str, Any]:
+        """The same as plain data."""
+        models = []
+        for item, result in zip(self.members, self.results, strict=True):
+            record = item.study.stored.record
+            models.append(
+                {
+                    "model": record.model.id,
+                    "weights_sha256": record.model.weights_sha256,
+                    "source": item.source,
+                    "attention_method": record.attention_method,
+                    "notes": [flag.evidence for flag in record.flags],
+                    "metrics": attention_table([result]).to_dict("records"),
+                    "classes": class_table([result]).to_dict("records"),
+                }
+            )
+        return {
+            "group": str(self.results[0].group),
+            "attack": self.members[0].study.stored.record.attack.name,
+            "models": models,
+            "findings": self.findings.to_dict("records"),
+        }
+
+
+def reports_of(studied: Sequence[Studied]) -> list[AttentionReport]:
+    """The studies, group by group."""
+    groups: dict[GroupKey, tuple[list[Studied], list[ModelResult]]] = {}
+    for item in studied:
+        (result,) = collect([item.study.stored])
+        members, results = groups.setdefault(result.group, ([], []))
+        members.append(item)
+        results.append(result)
+    return [
+        AttentionReport(members, results, attention_findings(results), class_table(results))
+        for members, results in groups.values()
+    ]
+
+
+def write_reports(reports: Sequence[AttentionReport], folder: Path) -> list[Path]:
+    """Write tables, a CSV of samples for each model, and overlays.
+
+    A folder for each report has ``attention.csv``, ``findings.csv`` and ``per_class.csv``, and
+    for each model ``samples_MODEL.csv`` and ``overlays_MODEL.png`` and ``.svg``.
+
+    Returns:
+        The files.
+
+    Raises:
+        StoreError: a file cannot be written.
+    """
+    files: list[Path] = []
+    for report in reports:
+        place = folder / report.folder
+        files += write_tables(
+            place,
+            attention=attention_table(report.results),
+            findings=report.findings,
+            per_class=report.classes,
+        )
+        used: set[str] = set()
+        for item in report.members:
+            stored = item.study.stored
+            name = safe_name(stored.record.model.name)
+            if name in used:
+                # Two checkpoints under one name.
+                name = f"{name}-{stored.record.model.fingerprint[:8]}"
+            used.add(name)
+            files += write_tables(place, **{f"samples_{name}": samples_frame([stored])})
+            panel = item.study.panel
+            figure = None if panel is None else attention_overlays(panel, stored.record)
+            if figure is not None:
+                files += save(figure, place / f"overlays_{name}")
+    return files
+
+
+def _metrics_text(item: Studied, result: ModelResult) -> str:
+    record = item.study.stored.record
+    source = "kept adversarial inputs" if item.source == "stored" else "attacked anew"
+    title = (
+        f"{record.model.name} under {record.attack.name}, {record.attention_method or 'no maps'}, "
+        f"{source} ({result.group})"
+    )
+    notes = [f"note: {flag.evidence}" for flag in record.flags if flag.name.startswith("no_")]
+    table = attention_table([result])
+    if table.empty:
+        return "\n".join([title, *notes, "No metrics: no sample was classified correctly."])
+    return "\n".join([title, *notes, format_table(_METRICS, _cells(table, _METRICS))])
+
+
+def _worst_text(worst: pd.DataFrame) -> str:
+    rows = []
+    for row in worst.to_dict("records"):
+        for name, value in row.items():
+            label = row.get(f"{name}_class")
+            if label is not None:
+                rows.append([str(row["model"]), str(name), str(label), number(value, 3)])
+    return format_table(("model", "by", "worst class", "its value"), rows)
+
+
+def _cells(frame: pd.DataFrame, columns: Sequence[str]) -> Iterable[list[str]]:
+    for row in frame[list(columns)].itertuples(index=False):
+        yield [number(value, 3) for value in row]

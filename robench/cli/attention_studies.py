@@ -1,0 +1,123 @@
+"""From a request to studies of attention: stored adversarial inputs, or a fresh attack."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from robench.cli.evaluating import Evaluation, evaluate, prepare
+from robench.cli.requests import Request, ensure_writable
+from robench.cli.run_display import RunDisplay
+from robench.evaluation.attention_study import (
+    AttentionStudy,
+    chosen_attention,
+    chosen_target,
+    study_attention,
+)
+from robench.models.wrapper import RobenchModel
+from robench.records import Suite, job_key
+from robench.registry import unknown_name
+from robench.results import Store
+from robench.threat_models import ThreatModel
+
+__all__ = ["Look", "Studied", "study_models"]
+
+
+@dataclass(frozen=True)
+class Look:
+    """How to look.
+
+    Attributes:
+        attack: name of an entry of the suite.
+        map_name: kind of map; None: the card's.
+        layer: where; None: the card's, or found.
+        target: the class, as the user wrote it.
+        samples: how many to show.
+    """
+
+    attack: str
+    map_name: str | None
+    layer: str | None
+    target: str
+    samples: int
+
+
+@dataclass(frozen=True)
+class Studied:
+    """One model's study, and where its adversarial inputs came from."""
+
+    study: AttentionStudy
+    source: str
+    """``stored`` or ``fresh``."""
+
+
+def study_models(request: Request, look: Look, folder: Path) -> list[Studied]:
+    """Study every model that is asked for. Writes nothing.
+
+    Args:
+        request: models, data and attack's suite; the results folder is read.
+        look: how.
+        folder: where results will go; refused now if that cannot be.
+
+    Raises:
+        RobenchError: as :func:`robench.cli.evaluating.prepare` and
+            :func:`robench.evaluation.attention_study.study_attention`; an attack that the suite
+            has not, near misses listed.
+    """
+    ensure_writable(folder, "--out")
+    evaluation = prepare(request)
+    evaluation = replace(evaluation, suite=_only(evaluation.suite, look.attack))
+    specs = [
+        chosen_attention(model, method=look.map_name, layer=look.layer)
+        for model, _ in evaluation.models
+    ]
+    target = chosen_target(look.target, evaluation.dataset.class_names)
+    studied = []
+    for (model, threat), spec in zip(evaluation.models, specs, strict=True):
+        with tempfile.TemporaryDirectory(prefix="robench-") as scratch:
+            store, key, source = _adversarial(evaluation, model, threat, Path(scratch))
+            stored, adversarial = store.read(key), store.read_adversarial(key)
+            study = study_attention(
+                stored,
+                adversarial,
+                model,
+                evaluation.dataset,
+                attention=spec,
+                target=target,
+                samples=look.samples,
+                device=evaluation.device,
+            )
+        model.to("cpu")
+        studied.append(Studied(study, source))
+    return studied
+
+
+def _only(suite: Suite, attack: str) -> Suite:
+    entries = tuple(spec for spec in suite.attacks if spec.name == attack)
+    if not entries:
+        names = list(dict.fromkeys(spec.name for spec in suite.attacks))
+        raise unknown_name(f"attack (suite {suite.name})", attack, names)
+    return suite.model_copy(update={"attacks": entries})
+
+
+def _adversarial(
+    evaluation: Evaluation, model: RobenchModel, threat: ThreatModel, scratch: Path
+) -> tuple[Store, str, str]:
+    """A store that has the record with its adversarial inputs, the key, and where it is from."""
+    kept = Store(evaluation.request.results)
+    for spec in evaluation.suite.for_norm(threat.norm):
+        key = job_key(
+            model.summary.fingerprint,
+            evaluation.dataset.fingerprint,
+            threat,
+            spec,
+            evaluation.request.seed,
+        )
+        if kept.has(key) and "adversarial" in kept.read_arrays(key):
+            return kept, key, "stored"
+    request = replace(evaluation.request, results=scratch, save_adversarial=True)
+    job = replace(evaluation, request=request, models=[(model, threat)])
+    with RunDisplay(job.jobs) as display:
+        (stored,) = evaluate(job, display)
+    return Store(scratch), stored.record.key, "fresh"

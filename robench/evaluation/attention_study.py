@@ -1,0 +1,206 @@
+"""A closer look at a record: its adversarial inputs seen through any map, at any layer and class.
+
+The values come from the very functions that fill the records, so that the card's own map gives
+the record's own numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from robench.attention.maps import ATTENTION_METHODS, AttentionExtractor
+from robench.datasets import Dataset
+from robench.errors import UsageError
+from robench.evaluation.measures import Measures, Target, summarise
+from robench.evaluation.panels import half_broken, panel_of
+from robench.evaluation.reverify import check_sources
+from robench.metric_catalogue import METRICS
+from robench.models.wrapper import RobenchModel
+from robench.records import AttentionSpec, Outcome, SampleOutcome
+from robench.registry import unknown_name
+from robench.results import SamplePanel, StoredRecord
+
+__all__ = ["AttentionStudy", "chosen_attention", "chosen_target", "study_attention"]
+
+_MISSING = ("no_attention", "no_features")
+"""Flags that say why a kind of metric is missing."""
+
+
+@dataclass(frozen=True)
+class AttentionStudy:
+    """What the closer look saw.
+
+    Attributes:
+        stored: the record and its table with these maps' values in place of its own; in memory.
+        panel: samples for the overlays, half of them broken; None where inputs are no pictures.
+    """
+
+    stored: StoredRecord
+    panel: SamplePanel | None
+
+
+def chosen_attention(
+    model: RobenchModel, *, method: str | None = None, layer: str | None = None
+) -> AttentionSpec:
+    """The card's way to look, with another kind of map or another layer in its place.
+
+    Args:
+        model: whose card is the default.
+        method: name in :data:`robench.attention.ATTENTION_METHODS`.
+        layer: dotted name of a submodule.
+
+    Raises:
+        UnknownNameError: there is no such method; near misses are listed.
+        UsageError: the card switches attention off, and no method is given.
+    """
+    card = model.attention
+    name = card.method if method is None else method
+    if name == "none":
+        raise UsageError(
+            "the card switches attention maps off",
+            where=model.summary.id,
+            hint=f"Choose one of {', '.join(ATTENTION_METHODS)} with --map",
+        )
+    has_layers = ATTENTION_METHODS[name].find_layer is not None
+    kept = card.layer if layer is None and has_layers else layer
+    return AttentionSpec.model_validate(
+        {"method": name, "layer": kept, "feature_layer": card.feature_layer}
+    )
+
+
+def chosen_target(text: str, class_names: Sequence[str]) -> Target:
+    """``true``, ``predicted``, a class's name, or its number.
+
+    Raises:
+        UnknownNameError: there is no such class; near misses are listed.
+    """
+    names = list(class_names)
+    # A class may be called "true": its number is then the way to ask for it.
+    if text == "true":
+        return "true"
+    if text == "predicted":
+        return "predicted"
+    if text in names:
+        return names.index(text)
+    if text.isdecimal() and int(text) < len(names):
+        return int(text)
+    raise unknown_name("class", text, ["true", "predicted", *names])
+
+
+def study_attention(
+    stored: StoredRecord,
+    adversarial: npt.NDArray[np.float32],
+    model: RobenchModel,
+    dataset: Dataset,
+    *,
+    attention: AttentionSpec | None = None,
+    target: Target = "true",
+    samples: int = 16,
+    device: torch.device,
+    batch_size: int = 256,
+) -> AttentionStudy:
+    """Measure a record's adversarial inputs with a chosen map.
+
+    Args:
+        stored: the record and its table.
+        adversarial: (n, C, H, W) in [0, 1], in the order of the table's rows.
+        model: the model of the record; moved to the device, otherwise left as it is.
+        dataset: the samples of the record.
+        attention: how to look; None: as the card says.
+        target: the class that maps are for.
+        samples: how many go into the panel.
+        device: where to run.
+        batch_size: inputs at a time.
+
+    Raises:
+        UsageError: model or data are not those of the record, a class is chosen for maps that
+            are the same for every class, or a layer for maps that have none.
+        UnknownNameError: there is no such layer; near misses are listed.
+        ModelError: the method is not defined for this network or layer.
+        StoreError: as many adversarial inputs as samples are needed, and are not there.
+    """
+    check_sources(stored, adversarial, model, dataset)
+    spec = chosen_attention(model) if attention is None else attention
+    model = model.to(device)
+    _try_map(model, dataset, spec, target, device)
+    record, rows_of_table = stored.record, stored.samples
+    # Those that the record has values for: classified correctly, by finite logits.
+    kept = [i for i, row in enumerate(rows_of_table) if row.clean_prediction == row.label]
+    position = {name: index for index, name in enumerate(dataset.sample_ids)}
+    rows = torch.tensor([position[rows_of_table[i].sample_id] for i in kept], dtype=torch.int64)
+    measures = Measures(model, dataset, rows, device, batch_size, attention=spec, target=target)
+    adv_inputs = torch.from_numpy(np.ascontiguousarray(adversarial[kept], np.float32))
+    values = measures.values(adv_inputs)
+    broken, survived = (
+        torch.tensor([rows_of_table[i].outcome is kind for i in kept], dtype=torch.bool)
+        for kind in (Outcome.BROKEN, Outcome.SURVIVED)
+    )
+    changed = record.model_copy(
+        update={
+            "metrics": summarise(values, broken, survived),
+            "attention_method": _description(measures, target, dataset),
+            "flags": (
+                *(flag for flag in record.flags if flag.name not in _MISSING),
+                *measures.flags,
+            ),
+        }
+    )
+    panel = panel_of(
+        measures,
+        half_broken(broken, survived, samples),
+        adv_inputs,
+        _predictions([rows_of_table[i].clean_prediction for i in kept]),
+        _predictions([rows_of_table[i].adv_prediction for i in kept]),
+    )
+    columns = {name: column.tolist() for name, column in values.items()}
+    place = {i: number for number, i in enumerate(kept)}
+    table = [_with_values(row, columns, place.get(i)) for i, row in enumerate(rows_of_table)]
+    return AttentionStudy(StoredRecord.of(changed, table), panel)
+
+
+def _try_map(
+    model: RobenchModel,
+    dataset: Dataset,
+    spec: AttentionSpec,
+    target: Target,
+    device: torch.device,
+) -> None:
+    """Refuse what was asked for; a record would only note that there are no maps."""
+    if target != "true" and not ATTENTION_METHODS[spec.method].by_class:
+        raise UsageError(
+            f"{spec.method} maps are the same for every class",
+            where=str(target),
+            hint="Leave out the target, or choose grad_cam",
+        )
+    probe = dataset.batch([0]).to(device)
+    AttentionExtractor(model, method=spec.method, layer=spec.layer)(
+        probe, dataset.labels[:1].to(device)
+    )
+
+
+def _description(measures: Measures, target: Target, dataset: Dataset) -> str | None:
+    if measures.description is None or target == "true":
+        return measures.description
+    which = "the predicted class" if target == "predicted" else dataset.class_names[int(target)]
+    return f"{measures.description} for {which}"
+
+
+def _predictions(classes: list[int | None]) -> Tensor:
+    return torch.tensor([-1 if item is None else item for item in classes], dtype=torch.int64)
+
+
+def _with_values(
+    row: SampleOutcome, columns: dict[str, list[float]], place: int | None
+) -> SampleOutcome:
+    others = {name: value for name, value in row.values.items() if name not in METRICS}
+    own = {}
+    # An errored sample has no adversarial input that anything could be said of.
+    if place is not None and row.outcome is not Outcome.ERRORED:
+        own = {name: column[place] for name, column in columns.items()}
+    return row.model_copy(update={"values": {**own, **others}})

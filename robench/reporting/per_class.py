@@ -1,0 +1,116 @@
+"""Robustness and attention by class, and the classes that come off worst.
+
+A model may look at the object for most classes and at the background for one: a mean hides that.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from robench.metric_catalogue import METRICS, metric
+from robench.reporting.model_results import ModelResult, class_name
+from robench.statistics import wilson
+
+__all__ = ["CLASS_METRICS", "class_table", "worst_classes"]
+
+CLASS_METRICS = (
+    "attention_deviation",
+    "attention_scatter_increase",
+    "attention_coverage_clean",
+    "alignment",
+)
+"""Metrics shown by class; ``attention_empty`` counts the maps that they leave out."""
+
+_FACTS = ("group", "model", "class", "n", "clean_acc", "robust_acc")
+
+
+def class_table(results: Sequence[ModelResult]) -> pd.DataFrame:
+    """One row a model and class that has samples.
+
+    Returns:
+        Columns ``group``, ``model``, ``class``, ``n`` (its samples), ``clean_acc``,
+        ``robust_acc`` (worst case over all attacks) with ``robust_acc_low`` and
+        ``robust_acc_high`` (95 % Wilson), all in percent; ``attention_attack``, ``n_metrics``
+        (correctly classified samples that the means are over, before undefined values are left
+        out), the means of :data:`CLASS_METRICS`, NaN where undefined, and ``attention_empty``,
+        the number of empty maps, NaN where the model has no maps; ``worst``: whether it is the
+        model's class with the lowest robust accuracy (the lowest label among equals).
+    """
+    rows: list[dict[str, Any]] = []
+    for result in results:
+        for label in result.class_robust_acc:
+            rows.append(_row(result, label))
+    columns = [
+        *_FACTS,
+        *("robust_acc_low", "robust_acc_high", "attention_attack", "n_metrics"),
+        *CLASS_METRICS,
+        *("attention_empty", "worst"),
+    ]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def worst_classes(classes: pd.DataFrame) -> pd.DataFrame:
+    """The class that comes off worst by robustness and by each metric, a row a model.
+
+    Args:
+        classes: from :func:`class_table`.
+
+    Returns:
+        Columns ``group``, ``model``, and for ``robust_acc`` and each of :data:`CLASS_METRICS`
+        the class (``robust_acc_class``) and its value (``robust_acc``): the smallest where more is
+        better, else the largest, the first among equals; None and NaN where no class has one.
+    """
+    names = ("robust_acc", *CLASS_METRICS)
+    rows: list[dict[str, Any]] = []
+    for (group, model), block in classes.groupby(["group", "model"], sort=False):
+        row: dict[str, Any] = {"group": group, "model": model}
+        for name in names:
+            higher = name not in METRICS or metric(name).direction == "higher"
+            values = block[name].to_numpy(dtype=np.float64)
+            if np.isnan(values).all():
+                row |= {f"{name}_class": None, name: math.nan}
+                continue
+            place = int(np.nanargmin(values) if higher else np.nanargmax(values))
+            row |= {f"{name}_class": block["class"].iloc[place], name: float(values[place])}
+        rows.append(row)
+    columns = ["group", "model", *(part for name in names for part in (f"{name}_class", name))]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def _row(result: ModelResult, label: int) -> dict[str, Any]:
+    members = result.labels == label
+    n = int(members.sum())
+    robust = wilson(int(result.robust[members].sum()), n).scaled(100)
+    row: dict[str, Any] = {
+        "group": str(result.group),
+        "model": result.model.name,
+        "class": class_name(result.dataset, label),
+        "n": n,
+        "clean_acc": 100 * float(result.clean_correct[members].mean()),
+        "robust_acc": robust.estimate,
+        "robust_acc_low": robust.low,
+        "robust_acc_high": robust.high,
+        "attention_attack": result.attention_attack,
+        "worst": label == result.worst_class,
+    }
+    attack = result.attention_attack
+    if attack is None:
+        return {**row, "n_metrics": 0}
+    chosen = members & result.judged(attack)
+    row["n_metrics"] = int(chosen.sum())
+    for name in CLASS_METRICS:
+        row[name] = _mean(result.column(attack, name)[chosen])
+    empty = result.column(attack, "attention_empty")[chosen]
+    row["attention_empty"] = math.nan if np.isnan(empty).all() else float(np.nansum(empty))
+    return row
+
+
+def _mean(values: npt.NDArray[np.float64]) -> float:
+    defined = values[~np.isnan(values)]
+    return float(defined.mean()) if len(defined) else math.nan

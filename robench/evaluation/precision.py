@@ -26,7 +26,7 @@ from robench.attacks.losses import LOSSES, Loss, margin
 from robench.errors import UsageError
 from robench.evaluation.passes import SearchModel, is_out_of_memory
 from robench.evaluation.search_models import EagerModel
-from robench.geometry import random_point
+from robench.geometry import project, random_point, steepest
 from robench.models.wrapper import RobenchModel
 from robench.registry import unknown_name
 from robench.threat_models import ThreatModel
@@ -40,6 +40,8 @@ _WORTH_MEASURING = 200_000
 _MAX_DISAGREEMENT = 0.05
 """Largest allowed error of a margin, as a share of the median margin"""
 _TIMING_SECONDS = 0.15
+_PILOT = 32
+"""Inputs that tell whether a model falls at once"""
 _BATCHES = {"cpu": (128, 256, 512), "cuda": (256, 512, 1024, 2048), "mps": (128, 256)}
 
 
@@ -117,7 +119,7 @@ def choose_search_model(
     precision: str,
     threat_model: ThreatModel,
     batch_size: int | None = None,
-    planned_passes: int,
+    planned_passes: float,
 ) -> tuple[SearchModel, int]:
     """Choose what searches run on, and how many inputs at a time.
 
@@ -139,8 +141,14 @@ def choose_search_model(
     device = inputs.device.type
     default = batch_size or _BATCHES.get(device, (256,))[1]
     plain = EagerModel(model)
-    if precision == "fp32" or (precision == "auto" and planned_passes < _WORTH_MEASURING):
+    if precision == "fp32":
         return plain, default
+    if precision == "auto":
+        # Nothing is gained on models that fall at once, whatever the budget.
+        if planned_passes >= _WORTH_MEASURING:
+            planned_passes *= _surviving_share(plain, inputs, labels, threat_model)
+        if planned_passes < _WORTH_MEASURING:
+            return plain, default
     kinds = _AUTO.get(device, ("fp32",)) if precision == "auto" else (precision,)
     variants = [variant for kind in kinds for variant in _VARIANTS[kind]]
     points = _points(inputs, threat_model)
@@ -163,6 +171,20 @@ def choose_search_model(
     loss = Loss(LOSSES["ce"], classes, classes)
     backward = max(built, key=lambda candidate: _rate(lambda: candidate.gradient(batch, loss)))
     return MixedModel(forward, backward), default
+
+
+def _surviving_share(
+    plain: EagerModel, inputs: Tensor, labels: Tensor, threat_model: ThreatModel
+) -> float:
+    """Share of a few inputs that four gradient steps leave correctly classified."""
+    clean, classes = inputs[:_PILOT], labels[:_PILOT]
+    loss = Loss(LOSSES["ce"], classes, classes)
+    points = clean
+    for _ in range(4):
+        slope = plain.gradient(points, loss).gradient
+        ahead = points + threat_model.radius / 2 * steepest(slope, threat_model.norm)
+        points = project(ahead, clean, threat_model.norm, threat_model.radius)
+    return float((margin(plain.logits(points), classes) > 0).double().mean())
 
 
 def _points(inputs: Tensor, threat_model: ThreatModel) -> Tensor:

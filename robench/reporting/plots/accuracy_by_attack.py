@@ -20,6 +20,17 @@ from robench.statistics import Interval
 __all__ = ["accuracy_by_attack"]
 
 
+def _weakest_first(results: Sequence[ModelResult]) -> list[str]:
+    """Attacks by the mean accuracy that they leave; those that few models met go last."""
+    names = {name for result in results for name in result.attacks}
+
+    def order(name: str) -> tuple[int, float, str]:
+        left = [i.estimate for r in results if (i := _accuracy(r, name)) is not None]
+        return -len(left), -sum(left) / len(left), name
+
+    return sorted(names, key=order)
+
+
 @styled
 def accuracy_by_attack(results: Sequence[ModelResult]) -> Figure | None:
     """Horizontal bars with 95 % intervals: one block a model, one bar an attack.
@@ -29,7 +40,7 @@ def accuracy_by_attack(results: Sequence[ModelResult]) -> Figure | None:
     """
     if not results:
         return None
-    attacks = sorted({name for result in results for name in result.attacks})
+    attacks = _weakest_first(results)
     series = ["clean", *attacks, *(["worst case"] if len(attacks) > 1 else [])]
     thickness = 0.8 / len(series)
     # Bars of a fixed height in inches, however many there are.

@@ -117,7 +117,10 @@ def _samples(request: Request, name: str) -> Dataset:
         download=request.download,
         **dict(request.data_options),
     )
-    return whole.subset(min(DEFAULT_N, len(whole)) if request.n is None else request.n)
+    samples = whole.subset(min(DEFAULT_N, len(whole)) if request.n is None else request.n)
+    # Masks are needed only after the attacks; a wrong folder should not be found out then.
+    samples.masks(range(min(_PROBE, len(samples))))
+    return samples
 
 
 def _load(request: Request, model: LocatedCard | str, dataset: Dataset) -> RobenchModel:

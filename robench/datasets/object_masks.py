@@ -20,11 +20,14 @@ __all__ = ["BoxMasks", "MaskSource", "PngMasks", "open_masks", "read_coco", "rea
 Box = tuple[float, float, float, float]
 """left, top, right, bottom in pixels; right and bottom are outside."""
 
+Size = tuple[int, int]
+"""width, height in pixels."""
+
 
 class MaskSource(Protocol):
     """Gives the object's mask of an image by its path relative to the data set."""
 
-    def mask(self, relative: str, size: tuple[int, int]) -> Image.Image | None:
+    def mask(self, relative: str, size: Size) -> Image.Image | None:
         """``"L"`` image of ``size`` (width, height), object 255; None: not known."""
         ...
 
@@ -41,7 +44,7 @@ class PngMasks:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
-    def mask(self, relative: str, size: tuple[int, int]) -> Image.Image | None:
+    def mask(self, relative: str, size: Size) -> Image.Image | None:
         """The mask image, if there is one for this image."""
         path = self._folder / PurePosixPath(relative).with_suffix(".png")
         if not path.is_file():
@@ -63,25 +66,50 @@ class PngMasks:
 class BoxMasks:
     """Boxes by image, painted as filled rectangles.
 
+    What of a box lies beyond the image's border is left out.
+
     Args:
         boxes: relative path or bare file name of an image, without suffix → its boxes.
+        sizes: likewise → (width, height) of the image that was annotated, where that is known.
     """
 
-    def __init__(self, boxes: dict[str, list[Box]]) -> None:
+    def __init__(self, boxes: dict[str, list[Box]], sizes: dict[str, Size] | None = None) -> None:
         self._boxes = boxes
+        self._sizes = sizes or {}
 
-    def mask(self, relative: str, size: tuple[int, int]) -> Image.Image | None:
-        """The image's boxes painted, if it has any."""
+    def mask(self, relative: str, size: Size) -> Image.Image | None:
+        """The image's boxes painted, if it has any.
+
+        Raises:
+            DataError: the annotated image had another size, or a box lies outside the image.
+        """
         stem = PurePosixPath(relative).with_suffix("")
-        boxes = self._boxes.get(str(stem)) or self._boxes.get(stem.name)
+        key = str(stem) if self._boxes.get(str(stem)) else stem.name
+        boxes = self._boxes.get(key)
         if not boxes:
             return None
+        annotated = self._sizes.get(key, size)
+        if annotated != size:
+            raise DataError(
+                f"its boxes are for an image of {annotated[0]}x{annotated[1]}, "
+                f"it has {size[0]}x{size[1]}",
+                where=relative,
+                hint="Boxes count the pixels of the unprocessed image",
+            )
         mask = Image.new("L", size, 0)
         draw = ImageDraw.Draw(mask)
         for left, top, right, bottom in boxes:
+            if right <= left or bottom <= top:
+                continue
+            if right <= 0 or bottom <= 0 or left >= size[0] or top >= size[1]:
+                raise DataError(
+                    f"the box from ({left:g}, {top:g}) to ({right:g}, {bottom:g}) lies outside "
+                    f"the image of {size[0]}x{size[1]}",
+                    where=relative,
+                    hint="Boxes count the pixels of the unprocessed image",
+                )
             # PIL's rectangles include their last pixel.
-            if right > left and bottom > top:
-                draw.rectangle((left, top, max(left, right - 1), max(top, bottom - 1)), fill=255)
+            draw.rectangle((left, top, max(left, right - 1), max(top, bottom - 1)), fill=255)
         return mask
 
 
@@ -92,17 +120,22 @@ def read_voc(folder: Path) -> BoxMasks:
         DataError: a file is no VOC annotation.
     """
     boxes: dict[str, list[Box]] = {}
+    sizes: dict[str, Size] = {}
     for path in sorted(folder.rglob("*.xml")):
         key = path.relative_to(folder).with_suffix("").as_posix()
         if path.read_bytes().find(b"<!DOCTYPE") >= 0:
             # Entities could expand without bound; annotations have no use for them.
             raise DataError("the annotation declares a document type", where=path)
         try:
-            found = [_voc_box(node) for node in ElementTree.parse(path).iter("bndbox")]
+            tree = ElementTree.parse(path)
+            found = [_voc_box(node) for node in tree.iter("bndbox")]
+            size = _size(tree.findtext("size/width"), tree.findtext("size/height"))
         except (ElementTree.ParseError, TypeError, ValueError) as error:
             raise DataError(f"no Pascal-VOC annotation: {error}", where=path) from error
         boxes[key] = found
-    return BoxMasks(boxes)
+        if size is not None:
+            sizes[key] = size
+    return BoxMasks(boxes, sizes)
 
 
 def read_coco(path: Path) -> BoxMasks:
@@ -113,18 +146,22 @@ def read_coco(path: Path) -> BoxMasks:
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        names = {
-            image["id"]: str(PurePosixPath(image["file_name"]).with_suffix(""))
-            for image in content["images"]
-        }
+        names: dict[Any, str] = {}
+        sizes: dict[str, Size] = {}
+        for image in content["images"]:
+            name = str(PurePosixPath(image["file_name"]).with_suffix(""))
+            names[image["id"]] = name
+            size = _size(image.get("width"), image.get("height"))
+            if size is not None:
+                sizes[name] = size
         boxes: dict[str, list[Box]] = {}
         for annotation in content["annotations"]:
             left, top, width, height = (float(v) for v in annotation["bbox"])
             box = (left, top, left + width, top + height)
             boxes.setdefault(names[annotation["image_id"]], []).append(box)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"no COCO annotation file: {error!r}", where=path) from error
-    return BoxMasks(boxes)
+    return BoxMasks(boxes, sizes)
 
 
 def open_masks(path: Path) -> MaskSource:
@@ -153,3 +190,11 @@ def _voc_box(node: Any) -> Box:
     )
     # VOC counts pixels from 1 and includes the last one.
     return left - 1, top - 1, right, bottom
+
+
+def _size(width: Any, height: Any) -> Size | None:
+    """The annotated image's size; tools that do not know it write nothing, or 0."""
+    if width is None or height is None:
+        return None
+    size = int(width), int(height)
+    return size if min(size) > 0 else None

@@ -103,17 +103,26 @@ class Measures:
             inputs = self.dataset.batch(self.rows[: self.batch_size])
             clean.flags = self._choose_methods(inputs[:1])
             everything = _Clean(maps=torch.empty(0), features=torch.empty(0))
-            parts = []
+            parts, masks = [], []
             for rows in torch.split(self.rows, self.batch_size):
                 batch, labels = self.dataset.batch(rows), self.dataset.labels[rows]
-                parts.append(self._look(batch, labels, everything))
+                maps, features = self._look(batch, labels, everything)
+                parts.append((maps, features))
+                # Batch by batch: whole masks of many large images would fill the memory.
+                masks.append(None if maps is None else self._masks(rows, maps))
             clean.maps = _joined([maps for maps, _ in parts])
             clean.features = _joined([features for _, features in parts])
-            masks = self.dataset.masks(self.rows)
-            if masks is not None and clean.maps is not None:
-                clean.masks = downsample_masks(masks, (clean.maps.shape[1], clean.maps.shape[2]))
+            clean.masks = _joined(masks)
             self._clean = clean
         return self._clean
+
+    def _masks(self, rows: Tensor, maps: Tensor) -> Tensor | None:
+        """Where the objects are on the maps' grid, if the data set knows."""
+        masks = self.dataset.masks(rows)
+        if masks is None:
+            return None
+        grid = int(maps.shape[1]), int(maps.shape[2])
+        return downsample_masks(masks, grid, image_size=self.dataset.input_shape[1:])
 
     def _choose_methods(self, inputs: Tensor) -> list[Flag]:
         """Find out which metrics this network allows; the others are named in a flag."""

@@ -26,7 +26,8 @@ from typing import Any
 
 import torch
 
-from robench.evaluation.devices import describe_environment, resolve_device
+from robench.devices import resolve_device
+from robench.evaluation.environment import describe_environment
 
 _HERE = Path(__file__).resolve().parent
 _ISOLATED = {"torchattacks": ["torchattacks"], "Foolbox": ["foolbox", "eagerpy", "GitPython"]}

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from robench.attacks.suites import load_suite
 from robench.datasets import ArrayDataset, Dataset, from_torch, load_dataset
+from robench.devices import resolve_device
 from robench.errors import UsageError
-from robench.evaluation.devices import resolve_device
 from robench.evaluation.listener import Listener
 from robench.evaluation.runner import evaluate_model
 from robench.models import load_model, wrap_module

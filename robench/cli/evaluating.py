@@ -17,8 +17,8 @@ from robench.cli.requests import (
     threat_model_for,
 )
 from robench.datasets import Dataset, load_dataset
+from robench.devices import resolve_device
 from robench.errors import CardError, ModelError, UsageError
-from robench.evaluation.devices import resolve_device
 from robench.evaluation.listener import Listener
 from robench.evaluation.runner import evaluate_model
 from robench.models.loading import load_checkpoint, load_model

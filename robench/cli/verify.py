@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from robench.datasets import load_dataset
+from robench.devices import resolve_device
 from robench.errors import RobenchError, StoreError
-from robench.evaluation.devices import resolve_device
 from robench.evaluation.reverify import reverify
 from robench.models.loading import load_model
 from robench.results import Store

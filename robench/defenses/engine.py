@@ -28,7 +28,6 @@ __all__ = [
     "chosen_precision",
     "deterministic",
     "launch",
-    "resolve_device",
 ]
 
 
@@ -79,32 +78,6 @@ class FabricEngine:
         """The mean over all processes."""
         result: Tensor = self._fabric.all_reduce(values, reduce_op="mean")
         return result
-
-
-def resolve_device(name: str | torch.device) -> torch.device:
-    """``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"`` → a device that is there.
-
-    Raises:
-        DeviceError: the device is unknown or not there.
-    """
-    if str(name) == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise DeviceError(
-            f"unknown device {str(name)!r}", hint="Use auto, cpu, cuda, cuda:1 or mps"
-        ) from error
-    count = torch.cuda.device_count()
-    if device.type == "cuda" and (device.index or 0) >= count:
-        raise DeviceError(
-            f"{device} is not there: {count} CUDA device(s) found", hint="Use --device cpu or auto"
-        )
-    if device.type == "mps" and not torch.backends.mps.is_available():
-        raise DeviceError("mps is not there", hint="Use --device cpu or auto")
-    return device
 
 
 def launch(work: Callable[[Engine], None], device: torch.device, devices: int) -> None:

@@ -15,7 +15,7 @@ from robench import seeding
 from robench.datasets import Dataset, load_training_splits
 from robench.defenses.catalogue import RECIPES
 from robench.defenses.defaults import Defaults, defaults_for
-from robench.defenses.engine import Engine, chosen_precision, launch, resolve_device
+from robench.defenses.engine import Engine, chosen_precision, launch
 from robench.defenses.export import export_model
 from robench.defenses.progress import TrainingProgress
 from robench.defenses.provenance import command_line, describe_data, package_versions
@@ -24,6 +24,7 @@ from robench.defenses.settings import TrainingSettings
 from robench.defenses.trainer import Trainer
 from robench.defenses.training_data import check_batch_size
 from robench.defenses.training_state import STATE_FILE, TrainingState, ensure_writable
+from robench.devices import resolve_device
 from robench.errors import TrainingError, UsageError
 from robench.models.architectures.build import build_architecture
 from robench.records import (

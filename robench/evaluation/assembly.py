@@ -15,7 +15,7 @@ from torch import Tensor
 
 from robench.evaluation.cascade import Attacked
 from robench.evaluation.clean_pass import CleanPass
-from robench.evaluation.devices import describe_environment, peak_memory_mib
+from robench.evaluation.environment import describe_environment, peak_memory_mib
 from robench.evaluation.measures import summarise
 from robench.evaluation.panels import half_broken, panel_of
 from robench.evaluation.settings import Settings

@@ -24,11 +24,12 @@ from robench.datasets import ArrayDataset, hold_out, load_training_splits
 from robench.defenses import RECIPES, Batch, Context, Recipe, TrainingSettings, train
 from robench.defenses import engine as engine_module
 from robench.defenses.defaults import defaults_for
-from robench.defenses.engine import deterministic, launch, resolve_device
+from robench.defenses.engine import deterministic, launch
 from robench.defenses.standard import Standard
 from robench.defenses.trainer import validate
 from robench.defenses.training_data import TrainingData, shift_and_flip
 from robench.defenses.training_state import STATE_FILE, TrainingState, write_atomically
+from robench.devices import resolve_device
 from robench.errors import (
     CheckpointError,
     DataError,

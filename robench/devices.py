@@ -26,17 +26,16 @@ def resolve_device(name: str | torch.device) -> torch.device:
             f"unknown device {str(name)!r}", hint="Use auto, cpu, cuda, cuda:1 or mps"
         ) from error
     if device.type == "cuda":
-        if not torch.cuda.is_available():
+        count = torch.cuda.device_count()
+        if (device.index or 0) >= count:
             raise DeviceError(
-                "CUDA was asked for, but torch sees no CUDA device",
-                hint="Use --device cpu, or install a driver and a CUDA build of torch",
-            )
-        if device.index is not None and device.index >= torch.cuda.device_count():
-            raise DeviceError(
-                f"there is no {name}: torch sees {torch.cuda.device_count()} CUDA device(s)"
+                f"{device} is not there: torch sees {count} CUDA device(s)",
+                hint="Use --device cpu or auto, or install a driver and a CUDA build of torch",
             )
     elif device.type == "mps" and not torch.backends.mps.is_available():
-        raise DeviceError("MPS was asked for, but torch has no MPS here", hint="Use --device cpu")
+        raise DeviceError(
+            "mps is not there: torch has no MPS here", hint="Use --device cpu or auto"
+        )
     elif device.type not in ("cpu", "cuda", "mps"):
         raise DeviceError(f"robench does not run on {device.type!r}", hint="Use cpu, cuda or mps")
     return device

@@ -1,0 +1,385 @@
+"""Metrics of the correctly classified samples: from files with masks to numbers with an answer."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from attack_models import TinyCNN
+from PIL import Image
+from torch import Tensor, nn
+
+from robench.api import evaluate
+from robench.attention import attention_maps, attention_values
+from robench.datasets import ArrayDataset, load_dataset
+from robench.errors import DataError, ModelError, StoreError, UnknownNameError, UsageError
+from robench.evaluation.attention_study import chosen_attention, chosen_target, study_attention
+from robench.evaluation.measures import Measures, summarise
+from robench.evaluation.panels import half_broken
+from robench.models import wrap_module
+from robench.records import AttentionSpec, Outcome
+from robench.results import Store
+
+CPU = torch.device("cpu")
+SQUARE = 4
+"""Side of the bright square in the corner of an image of 8 x 8."""
+
+
+class Brightness(nn.Module):
+    """Says ``bright`` (class 0) or ``dark`` (class 1) by the mean of the pixels.
+
+    Grad-CAM for ``bright`` at ``look`` is the image itself, in some scale; for ``dark`` every
+    weight is negative, so that its map is empty.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.look = nn.Conv2d(3, 1, 1, bias=False)
+        self.fc = nn.Linear(1, 2)
+        with torch.no_grad():
+            self.look.weight.fill_(1 / 3)
+            self.fc.weight.copy_(torch.tensor([[50.0], [-50.0]]))
+            self.fc.bias.copy_(torch.tensor([-5.0, 5.0]))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.fc(self.look(inputs).mean(dim=(2, 3)))
+
+
+class Flat(nn.Module):
+    """No layer of it has a spatial output."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(192, 2)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.fc(inputs.flatten(1))
+
+
+def wrapped(module: nn.Module, **options):
+    return wrap_module(
+        module, num_classes=2, name="toy", threat_model="Linf-0.01", dataset="toy", **options
+    )
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """Two classes of 8 x 8 images: a white square in the corner, or one grey pixel in the middle."""
+    folder = tmp_path / "pictures"
+    bright, dark = np.zeros((2, 8, 8, 3), dtype=np.uint8)
+    bright[:SQUARE, :SQUARE] = 255
+    dark[4, 4] = 40
+    for name, pixels in (("bright", bright), ("dark", dark)):
+        (folder / name).mkdir(parents=True)
+        for i in range(3):
+            Image.fromarray(pixels).save(folder / name / f"{name}{i}.png")
+    return folder
+
+
+def write_png(folder: Path, box: tuple[int, int, int, int]) -> Path:
+    left, top, width, height = box
+    mask = np.zeros((8, 8), dtype=np.uint8)
+    mask[top : top + height, left : left + width] = 9
+    for name in ("bright", "dark"):
+        (folder / "png" / name).mkdir(parents=True)
+        for i in range(3):
+            Image.fromarray(mask).save(folder / "png" / name / f"{name}{i}.png")
+    return folder / "png"
+
+
+def write_voc(folder: Path, box: tuple[int, int, int, int], size: int = 8) -> Path:
+    left, top, width, height = box
+    (folder / "voc").mkdir()
+    for name in ("bright", "dark"):
+        for i in range(3):
+            (folder / "voc" / f"{name}{i}.xml").write_text(
+                f"<annotation><size><width>{size}</width><height>{size}</height></size>"
+                f"<object><bndbox><xmin>{left + 1}</xmin><ymin>{top + 1}</ymin>"
+                f"<xmax>{left + width}</xmax><ymax>{top + height}</ymax></bndbox></object>"
+                "</annotation>"
+            )
+    return folder / "voc"
+
+
+def write_coco(folder: Path, box: tuple[int, int, int, int], size: int = 8) -> Path:
+    names = [f"{name}/{name}{i}.png" for name in ("bright", "dark") for i in range(3)]
+    content = {
+        "images": [
+            {"id": i, "file_name": name, "width": size, "height": size}
+            for i, name in enumerate(names)
+        ],
+        "annotations": [{"image_id": i, "bbox": box} for i in range(len(names))],
+    }
+    (folder / "coco.json").write_text(json.dumps(content))
+    return folder / "coco.json"
+
+
+WRITERS = {"png": write_png, "voc": write_voc, "coco": write_coco}
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+@pytest.mark.parametrize(
+    ("box", "covered"),
+    # An object as large as the square: half of it, all of it, none of it. A column of 2 x 8 cells
+    # inside the square: the 16 brightest cells are the square, 8 of them in the column.
+    [((2, 0, 4, 4), 0.5), ((0, 0, 4, 4), 1.0), ((4, 4, 4, 4), 0.0), ((0, 0, 2, 8), 0.5)],
+)
+def test_masks_on_disk_become_coverage_in_the_record(pictures, tmp_path, kind, box, covered):
+    data = load_dataset(pictures, masks=WRITERS[kind](tmp_path, box))
+    (stored,) = evaluate(
+        wrapped(Brightness()), data, "quick", threat_model="Linf-0.01", device="cpu"
+    )[:1]
+    record, table = stored.record, stored.table.set_index("label")
+    assert record.count(Outcome.SURVIVED) == 6
+    assert record.attention_method == "grad_cam@look"
+    assert table.loc[0, "attention_coverage_clean"].tolist() == [covered] * 3
+    # The map of the dark class is empty: undefined and counted, not 0.
+    assert table.loc[1, "attention_coverage_clean"].isna().all()
+    assert table["attention_empty"].tolist() == [0, 0, 0, 1, 1, 1]
+    summary = record.metrics["attention_coverage_clean"]
+    assert (summary.mean, summary.n) == (covered, 3)
+    assert (record.metrics["attention_empty"].mean, record.metrics["attention_empty"].n) == (0.5, 6)
+
+
+def test_without_masks_there_is_no_coverage(pictures):
+    (stored, *_) = evaluate(
+        wrapped(Brightness()), load_dataset(pictures), "quick", threat_model="Linf-0.01"
+    )
+    assert "attention_deviation" in stored.record.metrics
+    assert not [name for name in stored.record.metrics if "coverage" in name]
+
+
+@pytest.mark.parametrize("write", [write_voc, write_coco])
+def test_boxes_that_are_not_the_images_are_refused(pictures, tmp_path, write):
+    for place, box, size, words in (
+        ("a", (8, 0, 4, 4), 8, "lies outside the image of 8x8"),
+        ("b", (-9, 2, 4, 4), 8, "lies outside the image of 8x8"),
+        ("c", (0, 0, 4, 4), 16, "for an image of 16x16, it has 8x8"),
+    ):
+        (tmp_path / place).mkdir()
+        data = load_dataset(pictures, masks=write(tmp_path / place, box, size))
+        with pytest.raises(DataError, match=words):
+            data.masks([0])
+
+
+@pytest.mark.parametrize("write", [write_voc, write_coco])
+def test_a_box_over_the_border_is_cut(pictures, tmp_path, write):
+    data = load_dataset(pictures, masks=write(tmp_path, (6, -2, 5, 4), 0))
+    masks = data.masks([0])
+    assert masks is not None
+    assert masks[0].nonzero().tolist() == [[0, 6], [0, 7], [1, 6], [1, 7]]
+
+
+def test_masks_of_another_size_are_refused(pictures, tmp_path):
+    masks = write_png(tmp_path, (0, 0, 4, 4))
+    Image.new("L", (4, 4), 1).save(masks / "bright" / "bright1.png")
+    data = load_dataset(pictures, masks=masks)
+    with pytest.raises(DataError, match=r"bright1.png: the mask is 4x4, its image 8x8"):
+        evaluate(wrapped(Brightness()), data, "quick", threat_model="Linf-0.01")
+
+
+# --- which map, which layer, which class ------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def problem():
+    """A network, 12 samples of which 9 count, and neighbours of those."""
+    torch.manual_seed(0)
+    generator = torch.Generator().manual_seed(1)
+    inputs = torch.rand(12, 1, 6, 6, generator=generator)
+    labels = torch.arange(12) % 3
+    rows = torch.tensor([0, 1, 3, 4, 5, 7, 8, 10, 11])
+    model = wrap_module(
+        TinyCNN(classes=3),
+        num_classes=3,
+        name="tiny",
+        threat_model="Linf-0.1",
+        input={"channels": 1},
+    )
+    dataset = ArrayDataset(inputs, labels, num_classes=3)
+    noise = 0.1 * torch.randn(9, 1, 6, 6, generator=generator)
+    return model, dataset, rows, (inputs[rows] + noise).clamp(0, 1)
+
+
+@pytest.mark.parametrize("target", ["true", "predicted", 2])
+@pytest.mark.parametrize("method", ["grad_cam", "feature_sum"])
+@pytest.mark.parametrize("batch_size", [2, 100])
+def test_values_are_those_of_the_maps(problem, target, method, batch_size):
+    model, dataset, rows, adv_inputs = problem
+    spec = AttentionSpec(method=method)
+    measures = Measures(model, dataset, rows, CPU, batch_size, attention=spec, target=target)
+    values = measures.values(adv_inputs)
+    maps = []
+    for inputs in (dataset.batch(rows), adv_inputs):
+        classes = {
+            "true": dataset.labels[rows],
+            "predicted": model(inputs).argmax(dim=1).detach(),
+        }.get(target, torch.full((9,), 2))
+        maps.append(attention_maps(model, inputs, classes, method=method))
+    for name, column in attention_values(*maps).items():
+        torch.testing.assert_close(values[name], column, equal_nan=True, msg=name)
+    assert measures.description is not None
+    assert measures.description.startswith(f"{method}@")
+
+
+def test_a_network_without_a_spatial_layer_says_so_and_keeps_its_features():
+    inputs = torch.rand(6, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    dataset = ArrayDataset(inputs, torch.arange(6) % 2, num_classes=2)
+    measures = Measures(wrapped(Flat()), dataset, torch.arange(6), CPU, 4)
+    values = measures.values(inputs)
+    assert set(values) == {"alignment", "exclusion", "separation"}
+    (flag,) = measures.flags
+    assert (flag.name, flag.severity) == ("no_attention", "note")
+    assert "no layer puts out a spatial feature map" in flag.evidence
+
+
+def test_no_rows_no_values(problem):
+    model, dataset, _, _ = problem
+    nothing = Measures(model, dataset, torch.empty(0, dtype=torch.int64), CPU, 4)
+    assert nothing.values(torch.empty(0, 1, 6, 6)) == {}
+
+
+def test_undefined_values_are_left_out_of_means():
+    values = {"m": torch.tensor([1.0, math.nan, 3.0, 5.0, math.nan])}
+    broken = torch.tensor([1, 1, 0, 0, 0]).bool()
+    survived = torch.tensor([0, 0, 1, 0, 0]).bool()
+    found = summarise(values, broken, survived)["m"]
+    assert (found.mean, found.mean_broken, found.mean_survived, found.n) == (2.0, 1.0, 3.0, 2)
+    none = summarise(values, ~broken & False, survived & False)["m"]
+    assert (none.mean, none.n) == (None, 0)
+
+
+@pytest.mark.parametrize("count", range(8))
+@pytest.mark.parametrize(("broken", "survived"), [(0, 5), (5, 0), (1, 4), (4, 1), (3, 3), (0, 0)])
+def test_panels_are_full_and_half_broken_where_they_can_be(count, broken, survived):
+    kinds = torch.tensor([True] * broken + [False] * survived, dtype=torch.bool)
+    chosen = half_broken(kinds, ~kinds, count)
+    assert len(chosen) == len(set(chosen.tolist())) == min(count, broken + survived)
+    fallen = int(kinds[chosen].sum())
+    assert fallen >= min(broken, count // 2)
+    assert len(chosen) - fallen >= min(survived, count // 2)
+
+
+# --- the closer look --------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def attacked(tmp_path_factory):
+    """A record with its adversarial inputs, of a network that breaks now and then."""
+    torch.manual_seed(3)
+    model = wrap_module(
+        TinyCNN(classes=3),
+        num_classes=3,
+        name="tiny",
+        threat_model="Linf-0.05",
+        input={"channels": 1},
+    )
+    inputs = torch.rand(60, 1, 6, 6, generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        labels = model(inputs).argmax(dim=1)
+    labels[:4] = (labels[:4] + 1) % 3
+    dataset = ArrayDataset(inputs, labels, num_classes=3)
+    store = Store(tmp_path_factory.mktemp("look"))
+    (stored, *_) = evaluate(
+        model, dataset, "quick", device="cpu", results=store.folder, save_adversarial=True
+    )
+    assert min(stored.record.count(k) for k in (Outcome.BROKEN, Outcome.SURVIVED)) > 0
+    assert stored.record.count(Outcome.CLEAN_ERROR) == 4
+    return stored, store.read_adversarial(stored.record.key), model, dataset
+
+
+def test_the_cards_own_map_gives_the_records_own_numbers(attacked):
+    stored, adversarial, model, dataset = attacked
+    study = study_attention(stored, adversarial, model, dataset, device=CPU, samples=6)
+    again = study.stored
+    assert again.record.attention_method == stored.record.attention_method
+    assert again.record.metrics.keys() == stored.record.metrics.keys()
+    for name, summary in stored.record.metrics.items():
+        assert again.record.metrics[name].model_dump() == pytest.approx(summary.model_dump())
+        assert np.allclose(
+            again.table[name].astype(float), stored.table[name].astype(float), equal_nan=True
+        )
+    assert study.panel is not None
+    assert len(study.panel) == 6
+    wrong = study.panel.adv_predictions != study.panel.labels
+    assert wrong.tolist() == [True] * wrong.sum() + [False] * (6 - wrong.sum())
+    assert (study.panel.clean_predictions == study.panel.labels).all()
+
+
+def test_maps_of_the_predicted_class_differ_only_for_the_broken(attacked):
+    stored, adversarial, model, dataset = attacked
+    look = {"device": CPU, "samples": 0}
+    own = study_attention(stored, adversarial, model, dataset, **look).stored
+    study = study_attention(stored, adversarial, model, dataset, target="predicted", **look)
+    other = study.stored
+    assert other.record.attention_method == f"{own.record.attention_method} for the predicted class"
+    survived = (stored.table["outcome"] == Outcome.SURVIVED.value).to_numpy()
+    name = "attention_divergence"
+    assert np.allclose(
+        own.table[name][survived].astype(float),
+        other.table[name][survived].astype(float),
+        equal_nan=True,
+    )
+    broken = (stored.table["outcome"] == Outcome.BROKEN.value).to_numpy()
+    mine, theirs = own.table[name][broken], other.table[name][broken]
+    assert not np.allclose(mine.astype(float), theirs.astype(float), equal_nan=True)
+    assert study.panel is None
+
+
+def test_the_class_names_stand_in_the_description(attacked):
+    stored, adversarial, model, dataset = attacked
+    study = study_attention(stored, adversarial, model, dataset, target=1, device=CPU, samples=0)
+    assert study.stored.record.attention_method.endswith(f" for {dataset.class_names[1]}")
+
+
+def test_what_the_look_refuses(attacked):
+    stored, adversarial, model, dataset = attacked
+    args = (stored, adversarial, model, dataset)
+    for choice, target, error, words in (
+        ({"layer": "conv3"}, "true", UnknownNameError, "Did you mean 'conv"),
+        ({"method": "feature_sum"}, "predicted", UsageError, "the same for every class"),
+        ({"method": "rollout", "layer": "conv1"}, "true", UsageError, "has no layer to choose"),
+        ({"method": "rollout"}, "true", ModelError, "attention"),
+        ({"layer": "fc"}, "true", ModelError, "did not put out a feature map"),
+    ):
+        spec = chosen_attention(model, **choice)
+        with pytest.raises(error, match=words):
+            study_attention(*args, attention=spec, target=target, device=CPU)
+    with pytest.raises(UnknownNameError, match="grad_cam"):
+        chosen_attention(model, method="grad-cma")
+    with pytest.raises(StoreError, match="adversarial inputs for"):
+        study_attention(stored, adversarial[:3], model, dataset, device=CPU)
+    with pytest.raises(UsageError, match="fingerprints differ"):
+        study_attention(stored, adversarial, model, dataset.subset(30), device=CPU)
+
+
+def test_a_card_without_attention_wants_a_map_named():
+    model = wrapped(Brightness(), attention={"method": "none"})
+    with pytest.raises(UsageError, match="switches attention maps off"):
+        chosen_attention(model)
+    assert chosen_attention(model, method="feature_sum").method == "feature_sum"
+
+
+def test_another_map_keeps_the_cards_layer_where_it_has_one():
+    model = wrapped(Brightness(), attention={"layer": "look", "feature_layer": "fc"})
+    assert chosen_attention(model, method="feature_sum").layer == "look"
+    assert chosen_attention(model, method="rollout").layer is None
+    assert chosen_attention(model, method="rollout").feature_layer == "fc"
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [("true", "true"), ("predicted", "predicted"), ("dog", 1), ("0", 0), ("2", 0)],
+)
+def test_targets_are_names_before_they_are_numbers(text, found):
+    assert chosen_target(text, ["2", "dog", "cat"]) == found
+
+
+@pytest.mark.parametrize("text", ["dgo", "3", "-1", ""])
+def test_unknown_targets_are_refused(text):
+    with pytest.raises(UnknownNameError, match="unknown class"):
+        chosen_target(text, ["2", "dog", "cat"])

@@ -13,6 +13,7 @@ from robench.attacks import build_attack
 from robench.attacks.base import BatchAttack
 from robench.attacks.losses import margin
 from robench.datasets import Dataset
+from robench.doctor import brief_flags
 from robench.errors import AttackError, ModelError
 from robench.evaluation.adjudicate import Adjudicator, Verdicts
 from robench.evaluation.measures import Measures
@@ -21,7 +22,6 @@ from robench.evaluation.precision import choose_search_model
 from robench.evaluation.samples import Samples
 from robench.evaluation.search_models import EagerModel
 from robench.evaluation.settings import Settings
-from robench.evaluation.validity import flags_of_model
 from robench.models.wrapper import RobenchModel
 from robench.records import AttackSpec
 from robench.threat_models import ThreatModel
@@ -81,7 +81,7 @@ class CleanPass:
         probe = finite.nonzero().squeeze(1)[:_PROBE]
         inputs = dataset.batch(probe).to(self.device)
         labels = dataset.labels[probe].to(self.device)
-        self.flags = flags_of_model(model, inputs, labels)
+        self.flags = brief_flags(model, inputs, labels)
         self.search_model, self.batch_size = choose_search_model(
             model,
             inputs,

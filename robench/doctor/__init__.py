@@ -1,0 +1,8 @@
+"""The doctor: what is wrong or odd with a model, in seconds, before hours are spent."""
+
+from __future__ import annotations
+
+from robench.doctor.examination import CHECKS, Check, brief_flags, examine
+from robench.doctor.finding import Finding, Severity
+
+__all__ = ["CHECKS", "Check", "Finding", "Severity", "brief_flags", "examine"]

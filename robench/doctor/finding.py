@@ -1,0 +1,41 @@
+"""What the doctor says: a fault, what shows it, and how to mend it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from robench.records import Flag
+
+__all__ = ["Finding", "Severity"]
+
+Severity = Literal["note", "warning", "severe"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that is wrong or odd.
+
+    Attributes:
+        name: what it is, as it reads among a record's flags.
+        severity: ``severe`` makes the numbers meaningless, ``warning`` doubtful; a ``note`` only
+            wants to be known.
+        evidence: what was seen, with figures.
+        mend: what to do about it, such as what to write in the card.
+        count: samples concerned, where that makes sense.
+    """
+
+    name: str
+    severity: Severity
+    evidence: str
+    mend: str
+    count: int | None = None
+
+    def flag(self) -> Flag:
+        """The finding as a record keeps it."""
+        return Flag(
+            name=self.name,
+            severity=self.severity,
+            evidence=f"{self.evidence}. {self.mend}",
+            count=self.count,
+        )

@@ -1,0 +1,179 @@
+"""Whether the network was trained on inputs in another range, normalisation or channel order.
+
+Two things tell: the clean accuracy, and the statistics that the first batch normalisation stored
+in training, which no longer fit when its inputs are read in another way. The latter need no
+labels, and see what a network that shrugs off a change of contrast does not show in its accuracy.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+
+from robench.doctor.comparison import gain, percent
+from robench.doctor.finding import Finding
+from robench.doctor.subject import Subject
+from robench.probes import forward_hooks
+from robench.records import InputSpec
+
+__all__ = ["READINGS", "better_reading", "first_divergence", "readings"]
+
+_IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+_CIFAR = {"mean": (0.4914, 0.4822, 0.4465), "std": (0.2470, 0.2435, 0.2616)}
+_MNIST = {"mean": (0.1307,), "std": (0.3081,)}
+_CAFFE = {"high": 255.0, "mean": (123.675, 116.28, 103.53)}
+
+READINGS: Final[dict[str, dict[str, Any]]] = {
+    "[0, 1]": {},
+    "[-1, 1]": {"low": -1.0, "high": 1.0},
+    "[0, 255]": {"high": 255.0},
+    "ImageNet's mean and std": _IMAGENET,
+    "CIFAR-10's mean and std": _CIFAR,
+    "MNIST's mean and std": _MNIST,
+    "[0, 255] minus ImageNet's mean": _CAFFE,
+}
+"""What networks are trained on, as fields of :class:`robench.records.InputSpec`."""
+
+_SEVERE_GAIN = 0.2
+_ENOUGH = 128
+_FAR = 0.25
+_NEAR = 0.1
+_TIMES_NEARER = 5
+
+
+def readings(channels: int) -> Iterator[tuple[str, InputSpec]]:
+    """Every reading that is defined for so many channels, with its name."""
+    for name, fields in READINGS.items():
+        if len(fields.get("mean", ())) not in (0, 1, channels):
+            continue
+        yield name, InputSpec(channels=channels, **fields)
+        if channels == 3:
+            # Means and deviations belong to the channels as the network sees them.
+            turned = {
+                key: value[::-1] if isinstance(value, tuple) else value
+                for key, value in fields.items()
+            }
+            yield f"{name}, BGR", InputSpec(channels=3, channel_order="BGR", **turned)
+
+
+def better_reading(subject: Subject) -> list[Finding]:
+    """A reading other than the card's that the network was more likely trained with."""
+    own = subject.model.prepare(subject.inputs[:4])
+    others = []
+    for name, spec in readings(subject.inputs.shape[1]):
+        other = subject.reading(spec)
+        if not torch.allclose(other.model.prepare(subject.inputs[:4]), own, atol=1e-4):
+            others.append((name, other))
+    return _by_accuracy(subject, others) or _by_statistics(subject, others)
+
+
+def _by_accuracy(subject: Subject, others: Sequence[tuple[str, Subject]]) -> list[Finding]:
+    none = torch.zeros_like(subject.correct)
+    # A reading can gain on misclassified samples alone: few as they are, they dismiss most.
+    wrong = ~subject.correct
+    if gain(wrong, none) is None:
+        return []
+    best: tuple[str, Subject] | None = None
+    for name, other in others:
+        correct = none.clone()
+        correct[wrong] = other.at(wrong).correct
+        if gain(correct, none) is None:
+            continue
+        if best is None or other.clean_acc > best[1].clean_acc:
+            best = name, other
+    if best is None:
+        return []
+    name, other = best
+    more = gain(other.correct, subject.correct)
+    if more is None:
+        return []
+    return [
+        Finding(
+            name="input_reading",
+            severity="severe" if more >= _SEVERE_GAIN else "warning",
+            evidence=f"{percent(other.correct)} % of {len(other.correct)} samples are classified "
+            f"correctly when inputs are read as {name}, {percent(subject.correct)} % as the card "
+            "says",
+            mend=_input_mend(other.model.input_spec),
+        )
+    ]
+
+
+def _by_statistics(subject: Subject, others: Sequence[tuple[str, Subject]]) -> list[Finding]:
+    own = first_divergence(subject)
+    if own is None or own < _FAR:
+        return []
+    found = [(first_divergence(other), name, other) for name, other in others]
+    near = [(value, name, other) for value, name, other in found if value is not None]
+    best, name, other = min(near, key=lambda entry: entry[0])
+    if best > min(_NEAR, own / _TIMES_NEARER):
+        return []
+    return [
+        Finding(
+            name="input_reading",
+            severity="warning",
+            evidence="what reaches the first batch normalisation is "
+            f"{own:.2g} nats from the statistics that it stored in training, and {best:.2g} when "
+            f"inputs are read as {name}",
+            mend=_input_mend(other.model.input_spec),
+        )
+    ]
+
+
+class _Reached(Exception):  # noqa: N818
+    """Ends a forward pass where everything that was asked for is known."""
+
+
+@torch.no_grad()
+def first_divergence(subject: Subject) -> float | None:
+    """How far inputs are from those of training, seen from the first batch normalisation.
+
+    The median over its channels of the Kullback-Leibler divergence, in nats, of a normal
+    distribution with the batch's mean and variance from one with the stored ones. None for a
+    network without such a layer.
+    """
+    norms = [
+        module
+        for module in subject.model.network.modules()
+        if isinstance(module, nn.BatchNorm2d) and module.running_mean is not None
+    ]
+    seen: list[tuple[nn.BatchNorm2d, Tensor]] = []
+
+    def reached(module: nn.BatchNorm2d, args: Any, kwargs: Any) -> None:
+        seen.append((module, args[0] if args else kwargs["input"]))
+        raise _Reached
+
+    # What stands before it is the cheap end of a network.
+    with suppress(_Reached), forward_hooks(norms, before=reached):
+        subject.call(subject.inputs[:_ENOUGH])
+    if not seen:
+        return None
+    norm, values = seen[0]
+    mean, var = norm.running_mean, norm.running_var
+    if mean is None or var is None:
+        return None
+    found_var, found_mean = torch.var_mean(values.double(), dim=(0, 2, 3), correction=0)
+    ratio = (found_var + norm.eps) / (var + norm.eps)
+    shift = (found_mean - mean).square() / (var + norm.eps)
+    return float((0.5 * (ratio + shift - 1 - ratio.log())).median())
+
+
+def _input_mend(spec: InputSpec) -> str:
+    given = spec.model_dump(mode="json", exclude_defaults=True, exclude={"channels"})
+    if not given:
+        return (
+            "Take the range and the normalisation out of the card's [input], or leave --input "
+            "out: the network does without, or normalises itself"
+        )
+    card = ", ".join(f"{name} = {json.dumps(value)}" for name, value in given.items())
+    options = " ".join(f"--input {name}={_on_command_line(v)}" for name, v in given.items())
+    return f"Write in the card, under [input]: {card}; without a card: {options}"
+
+
+def _on_command_line(value: object) -> str:
+    return ",".join(map(str, value)) if isinstance(value, list) else str(value)

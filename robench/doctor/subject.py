@@ -1,0 +1,94 @@
+"""The model under examination, together with the samples it is examined on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import chain
+
+import torch
+from torch import Tensor
+
+from robench.models.wrapper import RobenchModel
+from robench.records import ForwardSpec, InputSpec
+
+__all__ = ["Subject", "rewrapped"]
+
+_BATCH = 64
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What every check looks at.
+
+    Attributes:
+        model: inputs (N, C, H, W) in [0, 1] → logits (N, K).
+        inputs: float32 (N, C, H, W), on the model's device.
+        labels: int64 (N,), each in [0, K), on the same device.
+    """
+
+    model: RobenchModel
+    inputs: Tensor
+    labels: Tensor
+
+    @cached_property
+    def logits(self) -> Tensor:
+        """float32 (N, K)."""
+        return self.forward(self.inputs)
+
+    @cached_property
+    def predictions(self) -> Tensor:
+        """int64 (N,)."""
+        return self.logits.argmax(dim=1)
+
+    @cached_property
+    def correct(self) -> Tensor:
+        """bool (N,)."""
+        return self.predictions == self.labels
+
+    @property
+    def clean_acc(self) -> float:
+        """Share of samples that are classified correctly, in [0, 1]; NaN without samples."""
+        return float(self.correct.float().mean())
+
+    def call(self, inputs: Tensor) -> Tensor:
+        """float32 logits of a copy of ``inputs``: a network may work in place on its input."""
+        logits: Tensor = self.model(inputs.clone())
+        return logits.float()
+
+    @torch.no_grad()
+    def forward(self, inputs: Tensor) -> Tensor:
+        """float32 logits (M, K) of inputs (M, C, H, W), a few at a time."""
+        return torch.cat([self.call(part) for part in torch.split(inputs, _BATCH)])
+
+    def at(self, rows: Tensor) -> Subject:
+        """The same model with some of the samples; ``rows`` is a mask or indices."""
+        return replace(self, inputs=self.inputs[rows], labels=self.labels[rows])
+
+    def first(self, n: int) -> Subject:
+        """The same model with at most ``n`` samples."""
+        return replace(self, inputs=self.inputs[:n], labels=self.labels[:n])
+
+    def reading(self, input_spec: InputSpec) -> Subject:
+        """The same samples, read as another card would have the network read them."""
+        return replace(self, model=rewrapped(self.model, input_spec=input_spec))
+
+
+def rewrapped(
+    model: RobenchModel,
+    *,
+    input_spec: InputSpec | None = None,
+    forward_spec: ForwardSpec | None = None,
+) -> RobenchModel:
+    """The same network, sharing every parameter, under a card that says something else."""
+    other = RobenchModel(
+        model.network,
+        num_classes=model.num_classes,
+        summary=model.summary,
+        input_spec=input_spec or model.input_spec,
+        forward_spec=forward_spec or model.forward_spec,
+        attention=model.attention,
+    )
+    # The mean and deviation were made on the CPU; the network may be elsewhere.
+    tensor = next(chain(model.parameters(), model.buffers()), None)
+    return other if tensor is None else other.to(tensor.device)

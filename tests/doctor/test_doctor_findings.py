@@ -1,0 +1,407 @@
+"""Every planted fault is named; nothing is said about sound models."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from robench.datasets import load_dataset
+from robench.doctor import Finding, examine
+from robench.models import RobenchModel, list_cards, load_model, wrap_module
+
+N = 200
+ZOO = "digits/Linf-0.2/"
+
+
+@cache
+def digits() -> tuple[Tensor, Tensor]:
+    data = load_dataset("digits").subset(N)
+    return data.batch(range(N)), data.labels
+
+
+def trained() -> nn.Module:
+    """A fresh copy of a network that classifies digits in [0, 1]."""
+    return load_model(ZOO + "pgd-at").network
+
+
+class Around(nn.Module):
+    """A trained network with something done to what goes in or comes out."""
+
+    def __init__(
+        self,
+        before: Callable[[Tensor], Tensor] = lambda x: x,
+        after: Callable[[Tensor], object] = lambda z: z,
+    ) -> None:
+        super().__init__()
+        self.inner = trained()
+        self.before = before
+        self.after = after
+
+    def forward(self, inputs: Tensor) -> object:
+        return self.after(self.inner(self.before(inputs)))
+
+
+class StuckInTraining(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = trained()
+        self.inner.train()
+
+    def train(self, mode: bool = True) -> StuckInTraining:
+        self.training = False
+        return self
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.inner(inputs)
+
+
+class Counting(nn.Module):
+    calls: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = trained()
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        self.calls += 1
+        return self.inner(inputs)
+
+
+class BatchStatistics(nn.Module):
+    """Normalises with the statistics of the batch, also in evaluation mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(1, affine=False, track_running_stats=False)
+        self.inner = trained()
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.inner(0.3 + 0.37 * self.norm(inputs))
+
+
+class FreshNorm(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(1)
+        self.inner = trained()
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.inner(self.norm(inputs))
+
+
+class Straight(torch.autograd.Function):
+    """The identity, whose gradient points the wrong way."""
+
+    @staticmethod
+    def forward(ctx, inputs):
+        return inputs.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return -gradient
+
+
+class Colour(nn.Module):
+    """Reads a colour image whose digit is in red and its negative in blue."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = trained()
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.inner((inputs[:, :1] + 1 - inputs[:, 2:]) / 2)
+
+
+class Large(nn.Module):
+    """Computes through values that float16 does not hold."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = trained()
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.inner((inputs * 1e6) / 1e6)
+
+
+def optimises(logits: Tensor) -> Tensor:
+    with torch.enable_grad():
+        shift = torch.zeros_like(logits, requires_grad=True)
+        torch.autograd.grad((logits + shift).square().sum(), shift)
+    return logits
+
+
+def colourful(grey: Tensor) -> Tensor:
+    return torch.cat([grey, torch.full_like(grey, 0.5), 1 - grey], dim=1)
+
+
+def initialised() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
+
+
+def sick_weights() -> nn.Module:
+    network = trained()
+    with torch.no_grad():
+        next(network.parameters()).view(-1)[0] = torch.nan
+    return network
+
+
+def some_nan(logits: Tensor) -> Tensor:
+    return torch.where(logits.argmax(dim=1, keepdim=True) == 3, torch.nan, logits)
+
+
+def in_place(inputs: Tensor) -> Tensor:
+    return inputs.clamp_(0.1, 0.9)
+
+
+ORDER = torch.tensor([3, 1, 2, 0, 4, 5, 6, 7, 9, 8])
+CIFAR = {"mean": [0.4914, 0.4822, 0.4465], "std": [0.2470, 0.2435, 0.2616]}
+
+
+@dataclass
+class Fault:
+    """How to plant a fault, what it is called, and what its report must say."""
+
+    network: Callable[[], nn.Module]
+    name: str
+    says: str
+    card: dict[str, object] | None = None
+    inputs: Callable[[Tensor], Tensor] = lambda x: x
+    labels: Callable[[Tensor], Tensor] = lambda y: y
+    classes: int = 10
+
+
+FAULTS = {
+    "probabilities": Fault(
+        lambda: Around(after=lambda z: z.softmax(1)), "softmax_outputs", "sum to 1"
+    ),
+    "log-probabilities": Fault(
+        lambda: Around(after=lambda z: z.log_softmax(1)), "log_softmax_outputs", "log-prob"
+    ),
+    "sigmoids": Fault(lambda: Around(after=torch.sigmoid), "sigmoid_outputs", "sigmoid"),
+    "a tuple": Fault(
+        lambda: Around(after=lambda z: (z.mean(), z)), "output_path", "[forward] output = [1]"
+    ),
+    "a dict": Fault(
+        lambda: Around(after=lambda z: {"features": z[:, :3], "logits": z}),
+        "output_path",
+        '[forward] output = ["logits"]',
+    ),
+    "other classes": Fault(trained, "num_classes", "num_classes = 10", classes=7),
+    "no matrix": Fault(lambda: Around(after=lambda z: z.sum()), "no_logits", "shapes: ()"),
+    "another size": Fault(
+        initialised, "forward_fails", "RuntimeError", inputs=lambda x: x[:, :, :5]
+    ),
+    "stuck in training": Fault(StuckInTraining, "train_mode", "inner"),
+    "statistics that move": Fault(StuckInTraining, "changing_state", "running_mean"),
+    "a counter": Fault(Counting, "changing_state", "calls"),
+    "dropout": Fault(
+        lambda: Around(after=lambda z: nn.functional.dropout(z)), "randomised", "aa-rand"
+    ),
+    "noise": Fault(
+        lambda: Around(before=lambda x: x + 0.1 * torch.randn_like(x)), "randomised", "passes"
+    ),
+    "batch statistics": Fault(BatchStatistics, "batch_dependent", "track_running_stats"),
+    "centred logits": Fault(
+        lambda: Around(after=lambda z: z - z.mean(0)), "batch_dependent", "when the batch"
+    ),
+    "squeezed": Fault(
+        lambda: Around(after=lambda z: z.squeeze()), "fails_on_single_inputs", "flatten"
+    ),
+    "adapting": Fault(lambda: Around(after=optimises), "dynamic", "grad"),
+    "fresh normalisation": Fault(FreshNorm, "untrained_batch_norm", "norm"),
+    "in place": Fault(lambda: Around(before=in_place), "modifies_inputs", "up to 0.1"),
+    "detached": Fault(lambda: Around(before=lambda x: x.detach()), "no_gradients", "detach"),
+    "rounded": Fault(
+        lambda: Around(before=lambda x: (8 * x).round() / 8), "zero_gradients", "square"
+    ),
+    "saturated": Fault(
+        lambda: Around(after=lambda z: 1e3 * z), "vanishing_gradients", "cross-entropy"
+    ),
+    "faint": Fault(lambda: Around(after=lambda z: 1e-14 * z), "vanishing_gradients", "scale"),
+    "root at zero": Fault(
+        lambda: Around(before=lambda x: x + 0 * (x - x).abs().sqrt()), "nonfinite_gradients", "NaN"
+    ),
+    "reversed gradient": Fault(
+        lambda: Around(before=Straight.apply), "gradient_mismatch", "straight-through"
+    ),
+    "a detached half": Fault(
+        lambda: Around(before=lambda x: 0.3 * x + 0.7 * x.detach()), "gradient_mismatch", "slope"
+    ),
+    "expects [-1, 1]": Fault(
+        lambda: Around(before=lambda x: (x + 1) / 2), "input_reading", "--input low=-1.0"
+    ),
+    "expects [0, 255]": Fault(
+        lambda: Around(before=lambda x: x / 255), "input_reading", "high = 255.0"
+    ),
+    "expects a mean": Fault(
+        lambda: Around(before=lambda x: x * 0.3081 + 0.1307), "input_reading", "mean = [0.1307]"
+    ),
+    "card normalises": Fault(
+        trained, "input_reading", "Take the range", card={"mean": [0.5], "std": [0.5]}
+    ),
+    "card in [0, 255]": Fault(trained, "input_reading", "Take the range", card={"high": 255.0}),
+    "blue first": Fault(
+        Colour, "input_reading", "BGR", inputs=lambda x: colourful(x).flip(1), card={"channels": 3}
+    ),
+    "colour mean": Fault(
+        Colour, "input_reading", "Take the range", inputs=colourful, card={"channels": 3, **CIFAR}
+    ),
+    "classes in another order": Fault(
+        lambda: Around(after=lambda z: z[:, ORDER]), "class_order", "output 0 is class 3"
+    ),
+    "two classes swapped": Fault(
+        trained, "class_order", "folders", labels=lambda y: torch.where(y > 7, 17 - y, y)
+    ),
+    "labels from one": Fault(trained, "labels_out_of_range", "subtract 1", labels=lambda y: y + 1),
+    "labels of other data": Fault(trained, "labels_out_of_range", "to 90", labels=lambda y: 10 * y),
+    "untrained": Fault(initialised, "accuracy_near_chance", "chance: 10.0"),
+    "constant": Fault(
+        lambda: Around(after=lambda z: z * 0 + torch.arange(10.0)), "constant_outputs", "differ"
+    ),
+    "collapsed": Fault(
+        lambda: Around(after=lambda z: z + 1e3 * torch.eye(10)[4]),
+        "one_class_predicted",
+        "class 4",
+    ),
+    "NaN weights": Fault(sick_weights, "nonfinite_logits", "weight"),
+    "NaN for some": Fault(lambda: Around(after=some_nan), "nonfinite_logits", "divisions"),
+    "beyond float16": Fault(Large, "fp16_overflow", "1e+06"),
+    "weights beyond float16": Fault(
+        lambda: nn.Sequential(trained(), Scaled()), "fp16_overflow", "1.scale"
+    ),
+}
+
+
+class Scaled(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(1e5))
+
+    def forward(self, logits: Tensor) -> Tensor:
+        return logits * (self.scale / 1e5)
+
+
+def plant(fault: Fault) -> tuple[RobenchModel, Tensor, Tensor]:
+    grey, labels = digits()
+    card = fault.card or {"channels": 1}
+    model = wrap_module(
+        fault.network(), num_classes=fault.classes, input={"channels": 1, **card}, share=True
+    )
+    return model, fault.inputs(grey), fault.labels(labels)
+
+
+def by_name(found: list[Finding]) -> dict[str, Finding]:
+    return {finding.name: finding for finding in found}
+
+
+@pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS)
+def test_the_planted_fault_is_named(fault: Fault) -> None:
+    found = by_name(examine(*plant(fault)))
+    assert fault.name in found, found
+    finding = found[fault.name]
+    assert fault.says in finding.flag().evidence
+    assert finding.mend
+    assert "check_failed" not in found
+
+
+# Where one fault has several marks, all of them are its own.
+ALONE = [
+    *("probabilities", "log-probabilities", "a tuple", "a dict", "a counter", "adapting"),
+    *("in place", "detached", "reversed gradient", "expects [-1, 1]", "expects [0, 255]"),
+    *("expects a mean", "card in [0, 255]", "blue first", "classes in another order", "untrained"),
+    *("two classes swapped", "beyond float16", "weights beyond float16", "dropout", "noise"),
+]
+
+
+@pytest.mark.parametrize("name", ALONE)
+def test_nothing_else_is_said(name: str) -> None:
+    allowed = {FAULTS[name].name}
+    if name == "probabilities":
+        allowed.add("vanishing_gradients")
+    if name in ("dropout", "noise"):
+        # Two passes that differ also differ in other company, and have no slope.
+        allowed |= {"batch_dependent", "gradient_mismatch"}
+    if name == "card in [0, 255]":
+        allowed |= {"vanishing_gradients", "gradient_mismatch"}
+    assert set(by_name(examine(*plant(FAULTS[name])))) <= allowed
+
+
+@pytest.mark.parametrize("brief", [False, True])
+@pytest.mark.parametrize("located", list_cards("digits"), ids=lambda located: located.card.name)
+def test_nothing_is_found_on_the_zoo(located, brief: bool) -> None:
+    assert examine(load_model(located), *digits(), brief=brief) == []
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 10, 50])
+def test_few_samples_raise_no_suspicion(n: int) -> None:
+    inputs, labels = digits()
+    assert examine(load_model(ZOO + "standard"), inputs[:n], labels[:n]) == []
+
+
+def test_a_mend_mends() -> None:
+    """What the doctor says to write in the card leaves nothing to find."""
+    fault = FAULTS["expects a mean"]
+    _, inputs, labels = plant(fault)
+    card = {"channels": 1, "mean": [0.1307], "std": [0.3081]}
+    assert examine(wrap_module(fault.network(), num_classes=10, input=card), inputs, labels) == []
+    fault = FAULTS["a dict"]
+    healed = wrap_module(
+        fault.network(),
+        num_classes=10,
+        input={"channels": 1},
+        forward={"output": ["logits"]},
+        share=True,
+    )
+    assert examine(healed, inputs, labels) == []
+
+
+def test_the_model_is_left_as_it_was() -> None:
+    model, inputs, labels = plant(FAULTS["statistics that move"])
+    network = model.network
+    assert isinstance(network, StuckInTraining)
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    kept, random = inputs.clone(), torch.random.get_rng_state()
+    examine(model, inputs, labels)
+    for name, tensor in network.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
+    assert network.inner.training
+    assert torch.equal(inputs, kept)
+    assert torch.equal(torch.random.get_rng_state(), random)
+
+
+def test_in_place_operations_do_not_reach_the_samples() -> None:
+    model, inputs, labels = plant(FAULTS["in place"])
+    kept = inputs.clone()
+    examine(model, inputs, labels)
+    assert torch.equal(inputs, kept)
+
+
+def test_a_check_that_cannot_be_made_is_said() -> None:
+    class Fussy(nn.Module):
+        """Fails in the backward pass."""
+
+        def forward(self, inputs: Tensor) -> Tensor:
+            if inputs.requires_grad:
+                raise RuntimeError("no gradients here")
+            return inputs.flatten(1)[:, :10]
+
+    found = by_name(examine(wrap_module(Fussy(), num_classes=10, input={"channels": 1}), *digits()))
+    assert "no gradients here" in found["check_failed"].evidence
+
+
+def test_programs_can_be_examined(tmp_path) -> None:
+    import warnings
+
+    inputs, labels = digits()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        script = torch.jit.trace(trained().eval(), inputs[:2], check_trace=False)
+        model = wrap_module(script, num_classes=10, input={"channels": 1}, share=True)
+        assert examine(model, inputs, labels) == []

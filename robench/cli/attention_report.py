@@ -157,4 +157,9 @@ def _worst_text(worst: pd.DataFrame) -> str:
 
 def _cells(frame: pd.DataFrame, columns: Sequence[str]) -> Iterable[list[str]]:
     for row in frame[list(columns)].itertuples(index=False):
-        yield [number(value, 3) for value in row]
+        yield [_shown(name, value) for name, value in zip(columns, row, strict=True)]
+
+
+def _shown(name: str, value: Any) -> str:
+    # A p-value that is rounded to 0 would claim too much.
+    return "< 0.001" if name == "p_holm" and value < 0.001 else number(value, 3)

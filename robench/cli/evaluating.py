@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from robench.attacks import build_attack
+from robench.attention.maps import AttentionExtractor
 from robench.cli.requests import (
     DEFAULT_N,
     Request,
@@ -24,11 +25,12 @@ from robench.evaluation.runner import evaluate_model
 from robench.models.loading import load_checkpoint, load_model
 from robench.models.wrapper import RobenchModel
 from robench.models.zoo import LocatedCard
+from robench.probes import resolve_layer
 from robench.records import InputSpec, Suite
 from robench.results import Store, StoredRecord
 from robench.threat_models import ThreatModel
 
-__all__ = ["Evaluation", "evaluate", "prepare"]
+__all__ = ["Evaluation", "evaluate", "load_requested", "load_samples", "prepare"]
 
 _PROBE = 8
 
@@ -68,10 +70,10 @@ def prepare(request: Request) -> Evaluation:
     for model in found:
         if isinstance(model, LocatedCard):
             threat_model_for(request, model.card.threat_model)
-    dataset = _samples(request, dataset_name)
+    dataset = load_samples(request, dataset_name)
     models = []
     for model in found:
-        loaded = _load(request, model, dataset)
+        loaded = load_requested(request, model, dataset)
         _check_fit(loaded, dataset)
         models.append((loaded, threat_model_for(request, loaded.summary.threat_model)))
     for threat in {threat.identity: threat for _, threat in models}.values():
@@ -109,7 +111,12 @@ def evaluate(evaluation: Evaluation, listener: Listener) -> list[StoredRecord]:
     return records
 
 
-def _samples(request: Request, name: str) -> Dataset:
+def load_samples(request: Request, name: str) -> Dataset:
+    """The samples that a request names.
+
+    Raises:
+        RobenchError: as :func:`robench.datasets.load_dataset`, or masks that cannot be read.
+    """
     whole = load_dataset(
         name,
         split=request.split,
@@ -123,7 +130,13 @@ def _samples(request: Request, name: str) -> Dataset:
     return samples
 
 
-def _load(request: Request, model: LocatedCard | str, dataset: Dataset) -> RobenchModel:
+def load_requested(request: Request, model: LocatedCard | str, dataset: Dataset) -> RobenchModel:
+    """One of :func:`robench.cli.requests.chosen_models`, on the CPU.
+
+    Raises:
+        RobenchError: as :func:`robench.models.load_model` and
+            :func:`robench.models.load_checkpoint`.
+    """
     if isinstance(model, LocatedCard) or request.architecture is None:
         return load_model(model, trust_pickle=request.trust_pickle, trust_code=request.trust_code)
     try:
@@ -160,6 +173,7 @@ def _check_fit(model: RobenchModel, dataset: Dataset) -> None:
             where=model.summary.id,
             hint="Choose the data set with --dataset, or correct the card's num_classes",
         )
+    _check_layers(model)
     inputs = dataset.batch(range(min(_PROBE, len(dataset))))
     try:
         with torch.no_grad():
@@ -178,3 +192,15 @@ def _check_fit(model: RobenchModel, dataset: Dataset) -> None:
             where=model.summary.id,
             hint="The weights hold or produce NaN or infinity: check the checkpoint",
         )
+
+
+def _check_layers(model: RobenchModel) -> None:
+    """Refuse layers that a card names and the network has not; metrics come after the attacks."""
+    spec = model.attention
+    try:
+        if spec.method != "none":
+            AttentionExtractor(model, method=spec.method, layer=spec.layer)
+        if spec.feature_layer is not None:
+            resolve_layer(model, spec.feature_layer)
+    except UsageError as error:
+        raise CardError(str(error), where=f"{model.summary.id}: attention") from error

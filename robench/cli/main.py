@@ -16,6 +16,7 @@ from robench.cli.attacks import attacks
 from robench.cli.attention import attention
 from robench.cli.check import check
 from robench.cli.compare import compare
+from robench.cli.doctor import doctor
 from robench.cli.leaderboard import leaderboard
 from robench.cli.results import results_app
 from robench.cli.run import run
@@ -29,7 +30,7 @@ _INTERRUPTED = 130
 """128 + SIGINT, as shells report it."""
 
 _UNEXPECTED = 2
-"""Not 1: ``check`` says with 1 that a candidate is worse."""
+"""Not 1: ``check`` and ``doctor`` say something else with it."""
 
 
 class _ReportingGroup(TyperGroup):
@@ -115,6 +116,7 @@ app.command(short_help="Rebuild the leaderboard from the results.")(leaderboard)
 app.command(short_help="Hold models side by side.")(compare)
 app.command(short_help="Look closer at attention under attack.")(attention)
 app.command(short_help="Gate a checkpoint: is it worse than a baseline?")(check)
+app.command(short_help="Find what is wrong with a model before it is attacked.")(doctor)
 app.command(short_help="Make a checkpoint with a recipe.")(train)
 app.command(short_help="List attacks, adapters and suites.")(attacks)
 app.add_typer(results_app, name="results")
@@ -128,8 +130,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         arguments: without the program's name; None: those of the process.
 
     Raises:
-        SystemExit: always. 0: done; 1: ``check`` found the candidate worse; 2: an error, or
-            ``check`` could not tell; 130: interrupted.
+        SystemExit: always. 0: done; 1: ``check`` found the candidate worse, or ``doctor`` something
+            to mend; 2: an error, or ``check`` could not tell; 130: interrupted.
     """
     app(args=_debug_first(sys.argv[1:] if arguments is None else arguments), prog_name="robench")
 

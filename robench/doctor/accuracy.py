@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from robench.doctor.comparison import gain, percent
+from robench.doctor.comparison import gain, most_frequent, percent
 from robench.doctor.finding import Finding
 from robench.doctor.readings import better_reading
 from robench.doctor.subject import Subject
@@ -103,20 +103,20 @@ def _permuted_classes(subject: Subject) -> list[Finding]:
         held_out = torch.arange(n) % 2 == fold
         order = _assign(predicted[~held_out], labels[~held_out], classes)
         correct[held_out] = order[predicted[held_out]] == labels[held_out]
-    more_correct = gain(correct, subject.correct.cpu())
-    if more_correct is None:
+    more = gain(correct, subject.correct.cpu())
+    if more is None or float(correct.float().mean()) <= most_frequent(labels):
         return []
     order = _assign(predicted, labels, classes)
     moved = (order != torch.arange(classes)).nonzero().squeeze(1).tolist()
     pairs = [f"{output} is class {int(order[output])}" for output in moved]
-    more = f" and {len(pairs) - _SHOWN} more" if len(pairs) > _SHOWN else ""
+    rest = f" and {len(pairs) - _SHOWN} more" if len(pairs) > _SHOWN else ""
     return [
         Finding(
             name="class_order",
             severity="severe",
             evidence=f"with its outputs in another order the model classifies {percent(correct)} "
             f"% of held-out samples correctly instead of {percent(subject.correct)} %: "
-            f"output {', '.join(pairs[:_SHOWN])}{more}",
+            f"output {', '.join(pairs[:_SHOWN])}{rest}",
             mend="Give the data the order of classes that training had (folders sort by name), "
             "or reorder the rows of the network's last layer",
             count=len(moved),

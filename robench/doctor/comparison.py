@@ -6,7 +6,7 @@ from torch import Tensor
 
 from robench.statistics.paired import PairedCounts, mcnemar
 
-__all__ = ["gain", "percent"]
+__all__ = ["gain", "most_frequent", "percent"]
 
 _ALPHA = 1e-4
 """Level of the tests between readings: below one in a thousand after a dozen comparisons."""
@@ -30,3 +30,8 @@ def gain(candidate: Tensor, own: Tensor) -> float | None:
 def percent(correct: Tensor) -> str:
     """The share that is true, in percent."""
     return f"{100 * float(correct.float().mean()):.1f}"
+
+
+def most_frequent(labels: Tensor) -> float:
+    """The share of the most frequent label: what naming one class always would get right."""
+    return float(labels.bincount().max()) / len(labels)

@@ -58,7 +58,12 @@ CHECKS: Final[dict[str, Check]] = {
 
 
 def examine(
-    model: RobenchModel, inputs: Tensor, labels: Tensor, *, brief: bool = False
+    model: RobenchModel,
+    inputs: Tensor,
+    labels: Tensor,
+    *,
+    data_classes: int | None = None,
+    brief: bool = False,
 ) -> list[Finding]:
     """Look for what would make an evaluation worthless, with evidence and a mend for each fault.
 
@@ -70,6 +75,7 @@ def examine(
         inputs: float32 (N, C, H, W) in [0, 1], on the model's device. 200 tell most; with ten, only
             what needs no statistics is seen.
         labels: int64 (N,).
+        data_classes: how many classes the data set has; None: not known.
         brief: fewer samples, as before a run.
 
     Returns:
@@ -83,6 +89,8 @@ def examine(
             return found
         inside, problems = labels_in_range(labels, model.num_classes)
         found += problems
+        if data_classes not in (None, model.num_classes):
+            found.append(_class_count(model.num_classes, data_classes))
         subject = Subject(readable, inputs, labels).at(inside)
         try:
             finite, problems = finite_rows(subject) if bool(inside.any()) else (inside, [])
@@ -106,6 +114,16 @@ def examine(
 def brief_flags(model: RobenchModel, inputs: Tensor, labels: Tensor) -> list[Flag]:
     """What a short examination finds, as flags of a record; arguments as for :func:`examine`."""
     return [finding.flag() for finding in examine(model, inputs, labels, brief=True)]
+
+
+def _class_count(own: int, given: int | None) -> Finding:
+    return Finding(
+        name="num_classes",
+        severity="severe",
+        evidence=f"the model has {own} classes, the data set {given}",
+        mend="Choose the data set that the model was trained for with --dataset, or correct the "
+        "card's num_classes",
+    )
 
 
 def _stopped(name: str, error: Exception) -> Finding:

@@ -15,7 +15,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
-from robench.doctor.comparison import gain, percent
+from robench.doctor.comparison import gain, most_frequent, percent
 from robench.doctor.finding import Finding
 from robench.doctor.subject import Subject
 from robench.probes import forward_hooks
@@ -42,8 +42,13 @@ READINGS: Final[dict[str, dict[str, Any]]] = {
 _SEVERE_GAIN = 0.2
 _ENOUGH = 128
 _FAR = 0.25
-_NEAR = 0.1
-_TIMES_NEARER = 5
+_NEAR = 1.0
+_TIMES_NEARER = 10
+"""Nats. Networks on the inputs they were trained for are below 0.03, under any of the other
+readings (but for the order of channels) above 1."""
+
+_Other = tuple[str, Subject, float | None]
+"""A reading's name, the samples read so, and :func:`first_divergence`."""
 
 
 def readings(channels: int) -> Iterator[tuple[str, InputSpec]]:
@@ -63,23 +68,28 @@ def readings(channels: int) -> Iterator[tuple[str, InputSpec]]:
 
 def better_reading(subject: Subject) -> list[Finding]:
     """A reading other than the card's that the network was more likely trained with."""
-    own = subject.model.prepare(subject.inputs[:4])
+    prepared = subject.model.prepare(subject.inputs[:4])
+    own = first_divergence(subject)
     others = []
     for name, spec in readings(subject.inputs.shape[1]):
         other = subject.reading(spec)
-        if not torch.allclose(other.model.prepare(subject.inputs[:4]), own, atol=1e-4):
-            others.append((name, other))
-    return _by_accuracy(subject, others) or _by_statistics(subject, others)
+        if torch.allclose(other.model.prepare(subject.inputs[:4]), prepared, atol=1e-4):
+            continue
+        divergence = first_divergence(other)
+        # What is farther from training than the card's own reading is not worth whole passes.
+        if own is None or divergence is None or divergence <= max(own, _NEAR):
+            others.append((name, other, divergence))
+    return _by_accuracy(subject, others) or _by_statistics(own, others)
 
 
-def _by_accuracy(subject: Subject, others: Sequence[tuple[str, Subject]]) -> list[Finding]:
+def _by_accuracy(subject: Subject, others: Sequence[_Other]) -> list[Finding]:
     none = torch.zeros_like(subject.correct)
     # A reading can gain on misclassified samples alone: few as they are, they dismiss most.
     wrong = ~subject.correct
     if gain(wrong, none) is None:
         return []
     best: tuple[str, Subject] | None = None
-    for name, other in others:
+    for name, other, _ in others:
         correct = none.clone()
         correct[wrong] = other.at(wrong).correct
         if gain(correct, none) is None:
@@ -90,7 +100,7 @@ def _by_accuracy(subject: Subject, others: Sequence[tuple[str, Subject]]) -> lis
         return []
     name, other = best
     more = gain(other.correct, subject.correct)
-    if more is None:
+    if more is None or other.clean_acc <= most_frequent(subject.labels):
         return []
     return [
         Finding(
@@ -104,12 +114,10 @@ def _by_accuracy(subject: Subject, others: Sequence[tuple[str, Subject]]) -> lis
     ]
 
 
-def _by_statistics(subject: Subject, others: Sequence[tuple[str, Subject]]) -> list[Finding]:
-    own = first_divergence(subject)
-    if own is None or own < _FAR:
+def _by_statistics(own: float | None, others: Sequence[_Other]) -> list[Finding]:
+    near = [(value, name, other) for name, other, value in others if value is not None]
+    if own is None or own < _FAR or not near:
         return []
-    found = [(first_divergence(other), name, other) for name, other in others]
-    near = [(value, name, other) for value, name, other in found if value is not None]
     best, name, other = min(near, key=lambda entry: entry[0])
     if best > min(_NEAR, own / _TIMES_NEARER):
         return []

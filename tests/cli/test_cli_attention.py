@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,9 @@ import pytest
 from invoke_cli import invoke
 
 from robench.metric_catalogue import METRICS
-from robench.records import Outcome
+from robench.models.cards import write_card
+from robench.models.zoo import find_card
+from robench.records import AttentionSpec, Outcome
 from robench.results import Store
 
 N = 30
@@ -173,6 +176,22 @@ def test_a_folder_that_cannot_be_written_is_refused_before_the_attack(ran, tmp_p
     assert done.code == 2
     assert "--out" in done.err
     assert done.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("field", ["layer", "feature_layer"])
+def test_a_cards_wrong_layer_is_refused_before_the_attack(tmp_path, field):
+    source = find_card("digits/Linf-0.2/pgd-at")
+    shutil.copytree(source.folder, tmp_path / "copy")
+    card = source.card.model_copy(update={"attention": AttentionSpec(**{field: "blocs.1"})})
+    write_card(card, tmp_path / "copy" / "card.toml")
+    for command in ("run", "attention"):
+        done = invoke(
+            *(command, tmp_path / "copy" / "card.toml", *ALIKE, "--results", tmp_path / "r")
+        )
+        assert done.code == 2
+        assert "'blocks.1'" in done.err
+        assert done.err.count("\n") == 1
+        assert not (tmp_path / "r").exists()
 
 
 def test_leaderboard_writes_findings_and_classes(ran):

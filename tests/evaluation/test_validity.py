@@ -1,12 +1,8 @@
-"""Flags of the attacks; those of the model are tested with the doctor."""
+"""Flags that the attacks themselves raise."""
 
 from __future__ import annotations
 
-from robench.evaluation.validity import (
-    flag_few_classes,
-    flag_gradients,
-    flag_square,
-)
+from robench.evaluation.validity import flag_few_classes, flag_gradients, flag_square
 from robench.records import AttackSpec
 
 

@@ -124,6 +124,8 @@ def table_from_parquet(content: bytes) -> Any:
         CorruptRecordError: the bytes are no Parquet file.
     """
     try:
-        return pq.read_table(io.BytesIO(content))
+        # Without threads: with a pool of one (OMP_NUM_THREADS=1) Arrow sometimes aborts the process
+        # at its exit, and these tables are small.
+        return pq.read_table(io.BytesIO(content), use_threads=False)
     except (pa.ArrowException, OSError, ValueError) as error:
         raise CorruptRecordError(f"the table is no readable Parquet file: {error}") from error

@@ -106,7 +106,7 @@ def table_to_frame(table: Any) -> pd.DataFrame:
 
     Metric columns are ``float64``; absent and undefined are both NaN there.
     """
-    frame: pd.DataFrame = table.to_pandas(types_mapper=_INTEGERS.get)
+    frame: pd.DataFrame = table.to_pandas(types_mapper=_INTEGERS.get, use_threads=False)
     return frame
 
 

@@ -25,6 +25,14 @@ _MATES_ALPHA = 1e-3
 _ALONE = 8
 _SHOWN = 4
 
+_MODAL = (
+    nn.modules.batchnorm._NormBase,
+    nn.modules.dropout._DropoutNd,
+    nn.MultiheadAttention,
+    nn.RReLU,
+)
+"""Layers of torch that compute something else in training."""
+
 _AUTOGRAD = (torch.autograd.grad, torch.autograd.backward, Tensor.backward)
 
 
@@ -37,7 +45,11 @@ def modes(subject: Subject) -> list[Finding]:
     """Layers that stay in training mode, and normalisations that never saw a sample."""
     network = subject.model.network
     found = []
-    training = [name or "the network" for name, m in network.named_modules() if m.training]
+    training = [
+        name or "the network"
+        for name, module in network.named_modules()
+        if module.training and _heeds_mode(module)
+    ]
     if training:
         found.append(
             Finding(
@@ -62,6 +74,12 @@ def modes(subject: Subject) -> list[Finding]:
             )
         )
     return found
+
+
+def _heeds_mode(module: nn.Module) -> bool:
+    """Whether the mode can change what it computes; in exported graphs it cannot."""
+    own_code = not type(module).__module__.startswith("torch.")
+    return own_code or isinstance(module, _MODAL)
 
 
 def _never_tracked(module: nn.Module) -> bool:

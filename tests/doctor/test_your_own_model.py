@@ -1,0 +1,87 @@
+"""``docs/your-own-model.md`` works as written, in one folder, from the top."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from invoke_cli import invoke
+
+from robench.results import Store
+
+ROOT = Path(__file__).parents[2]
+TEXT = (ROOT / "docs/your-own-model.md").read_text()
+
+
+def commands(block: str) -> list[list[str]]:
+    """The arguments of every ``robench`` command of a block."""
+    lines = block.replace("\\\n", " ").splitlines()
+    words = [shlex.split(line.removeprefix("PYTHONPATH=. ")) for line in lines]
+    assert all(first == "robench" for first, *_ in words)
+    return [rest for _, *rest in words]
+
+
+def test_the_page_from_top_to_bottom(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    names: dict[str, object] = {}
+    done: list[str] = []
+    for language, block in re.findall(r"^```(\w*)\n(.*?)^```", TEXT, re.M | re.S):
+        if "timm" in block and importlib.util.find_spec("timm") is None:
+            continue
+        if named := re.match(r"# (\w+\.py)\n", block):
+            (tmp_path / named[1]).write_text(block)
+        elif language == "python":
+            exec(block, names)
+        else:
+            for arguments in commands(block):
+                if arguments[0] == "run":
+                    arguments.append("--no-plots")
+                result = invoke(*arguments)
+                assert result.code == 0, (arguments, result.err, result.out)
+                done.append(arguments[0])
+    assert "Outcome" in capsys.readouterr().out
+    assert done.count("doctor") >= 5
+    assert done.count("run") >= 7
+    # Each run ends with a row; the module from Python has its own.
+    models = {stored.record.model.name for stored in Store("results").records()}
+    assert {"my-module", "checkpoint", "own", "resnet18", "program", "mine"} <= models
+    assert (tmp_path / "results" / "leaderboard.csv").is_file()
+
+
+def test_what_the_page_says_would_happen(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    names: dict[str, object] = {}
+    for _, block in re.findall(r"^```(python)\n(.*?)^```", TEXT, re.M | re.S):
+        if named := re.match(r"# (\w+\.py)\n", block):
+            (tmp_path / named[1]).write_text(block)
+        elif "timm" not in block and "export" not in block:
+            exec(block.replace('results="results"', "results=None"), names)
+    forgotten = invoke(
+        *("doctor", "own.pt", "--arch", "my_network:build", "--arch-arg", "width=32"),
+        *("--dataset", "digits"),
+    )
+    assert forgotten.code == 1
+    assert "--input low=-1.0" in forgotten.out
+    untrained = invoke(
+        *("doctor", "resnet18.pt", "--arch", "torchvision:resnet18", "--dataset", "images"),
+        *("--data-option", "size=32"),
+    )
+    assert untrained.code == 1
+    assert "accuracy_near_chance" in untrained.out or "one_class_predicted" in untrained.out
+
+
+@pytest.mark.parametrize(
+    "name",
+    sorted(
+        name
+        for path in (ROOT / "robench/doctor").glob("*.py")
+        for name in re.findall(r'name="(\w+)"', path.read_text())
+    ),
+)
+def test_every_finding_is_explained(name):
+    assert f"`{name}`" in TEXT

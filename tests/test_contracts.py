@@ -98,6 +98,7 @@ def _commands(commands: Sequence[Sequence[str]], cwd: Path) -> dict[str, Any]:
 
 def test_every_help_starts_light(tmp_path):
     words = ["", "run", "check", "compare", "leaderboard", "results", "zoo", "zoo add", "train"]
+    words += ["doctor"]
     report = _commands([[*line.split(), "--help"] for line in words], tmp_path)
     assert report == {"codes": [0] * len(words), "loaded": []}
 

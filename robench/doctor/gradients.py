@@ -115,20 +115,21 @@ def _mismatch(subject: Subject, slopes: Tensor) -> list[Finding]:
     for _ in range(_DIRECTIONS):
         noise = torch.randn(slopes.shape, generator=generator)
         directions.append(noise.sign().to(slopes))
-    share = torch.full((len(slopes),), torch.inf, device=slopes.device)
+    share = torch.full((len(slopes),), torch.inf, dtype=torch.float64)
     for step in _STEPS:
-        apart = torch.zeros(len(slopes), dtype=torch.float64, device=slopes.device)
+        # Sums in double precision, which not every device has.
+        apart = torch.zeros(len(slopes), dtype=torch.float64)
         whole = torch.zeros_like(apart)
         for direction in directions:
-            predicted = (slopes.double() * direction).flatten(1).sum(dim=1)
+            predicted = (slopes * direction).cpu().double().flatten(1).sum(dim=1)
             ahead, behind = (
                 -margin(subject.forward(subject.inputs + side * step * direction), subject.labels)
                 for side in (1, -1)
             )
-            seen = (ahead - behind).double() / (2 * step)
+            seen = (ahead - behind).cpu().double() / (2 * step)
             apart += (seen - predicted).abs()
             whole += seen.abs() + predicted.abs()
-        share = torch.minimum(share, (apart / whole).nan_to_num(nan=0.0).float())
+        share = torch.minimum(share, (apart / whole).nan_to_num(nan=0.0))
     median = float(share.median())
     if median <= _MISMATCH:
         return []

@@ -165,7 +165,7 @@ def first_divergence(subject: Subject) -> float | None:
     mean, var = norm.running_mean, norm.running_var
     if mean is None or var is None:
         return None
-    found_var, found_mean = torch.var_mean(values.double(), dim=(0, 2, 3), correction=0)
+    found_var, found_mean = torch.var_mean(values.float(), dim=(0, 2, 3), correction=0)
     ratio = (found_var + norm.eps) / (var + norm.eps)
     shift = (found_mean - mean).square() / (var + norm.eps)
     return float((0.5 * (ratio + shift - 1 - ratio.log())).median())

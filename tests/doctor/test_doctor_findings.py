@@ -301,9 +301,10 @@ def by_name(found: list[Finding]) -> dict[str, Finding]:
     return {finding.name: finding for finding in found}
 
 
+@pytest.mark.parametrize("brief", [False, True], ids=["full", "brief"])
 @pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS)
-def test_the_planted_fault_is_named(fault: Fault) -> None:
-    found = by_name(examine(*plant(fault)))
+def test_the_planted_fault_is_named(fault: Fault, brief: bool) -> None:
+    found = by_name(examine(*plant(fault), brief=brief))
     assert fault.name in found, found
     finding = found[fault.name]
     assert fault.says in finding.flag().evidence
@@ -343,6 +344,23 @@ def test_nothing_is_found_on_the_zoo(located, brief: bool) -> None:
 def test_few_samples_raise_no_suspicion(n: int) -> None:
     inputs, labels = digits()
     assert examine(load_model(ZOO + "standard"), inputs[:n], labels[:n]) == []
+
+
+def test_no_label_is_a_class() -> None:
+    inputs, labels = digits()
+    found = by_name(examine(load_model(ZOO + "standard"), inputs, labels + 10, data_classes=20))
+    assert set(found) == {"labels_out_of_range", "num_classes"}
+    assert found["labels_out_of_range"].count == N
+
+
+def test_data_of_one_class_flatter_no_reading() -> None:
+    """A reading under which everything looks like the one class explains nothing."""
+    inputs, labels = digits()
+    for label in range(10):
+        rows = labels == label
+        found = by_name(examine(load_model(ZOO + "standard"), inputs[rows], labels[rows]))
+        assert "input_reading" not in found
+        assert "class_order" not in found
 
 
 def test_a_mend_mends() -> None:

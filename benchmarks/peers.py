@@ -30,7 +30,11 @@ from robench.devices import resolve_device
 from robench.evaluation.environment import describe_environment
 
 _HERE = Path(__file__).resolve().parent
-_ISOLATED = {"torchattacks": ["torchattacks"], "Foolbox": ["foolbox", "eagerpy", "GitPython"]}
+_REQUESTS = ["requests", "urllib3", "certifi", "charset-normalizer"]
+_ISOLATED = {
+    "torchattacks": ["torchattacks"],
+    "Foolbox": ["foolbox", "eagerpy", "GitPython", "gitdb", "smmap", *_REQUESTS],
+}
 
 
 @dataclass(frozen=True)
@@ -166,7 +170,8 @@ def machine(device: str) -> list[str]:
     return [
         f"{datetime.now(UTC):%Y-%m-%d}, {environment.device_name}{threads}, "
         f"Python {platform.python_version()}, {versions}. Seeds 0, 1, …; one process a run; "
-        "loading and judging are not timed, robench's choice of precision is.",
+        "loading and judging are not timed, robench's checks and choice of precision are (PGD-20: the "
+        "attack alone, as for its peers).",
         "",
         f"Command: `python benchmarks/peers.py {' '.join(sys.argv[1:])}`".replace(" `", "`"),
         "",

@@ -58,12 +58,12 @@ _PGD_PEERS = ("bare loop", "robench", "robench fp32", "ART", "torchattacks", "Fo
 _AA_PEERS = ("pyautoattack", "robench")
 
 TABLES = (
-    Table("pgd-20", _PGD_PEERS, "digits/Linf-0.2/pgd-at", "Linf", "0.2", repeats=7),
-    Table("aa-standard", _AA_PEERS, "digits/Linf-0.2/pgd-at", "Linf", "0.2", repeats=3),
-    Table("aa-core", ("robench",), "digits/Linf-0.2/pgd-at", "Linf", "0.2", repeats=3),
+    Table("pgd-20", _PGD_PEERS, "digits/Linf-0.2/pgd-at", "Linf", "0.2", repeats=3),
+    Table("aa-standard", _AA_PEERS, "digits/Linf-0.2/pgd-at", "Linf", "0.2", repeats=2),
+    Table("aa-core", ("robench",), "digits/Linf-0.2/pgd-at", "Linf", "0.2", repeats=2),
     Table("aa-standard", _AA_PEERS, "digits/Linf-0.2/pgd-at", "L2", "0.5"),
     Table("aa-standard", _AA_PEERS, "digits/Linf-0.2/standard", "Linf", "0.2", repeats=3),
-    Table("cifar-short", _AA_PEERS, "random:resnet18", "Linf", "1/255", n=100, repeats=3),
+    Table("cifar-short", _AA_PEERS, "random:resnet18", "Linf", "1/255", n=64),
 )
 
 
@@ -171,9 +171,9 @@ def machine(device: str) -> list[str]:
         f"{datetime.now(UTC):%Y-%m-%d}, {environment.device_name}{threads}, "
         f"Python {platform.python_version()}, {versions}. Seeds 0, 1, …; one process a run; "
         "loading and judging are not timed, robench's checks and choice of precision are (PGD-20: the "
-        "attack alone, as for its peers).",
+        "attack alone, as for its peers, the second of two calls).",
         "",
-        f"Command: `python benchmarks/peers.py {' '.join(sys.argv[1:])}`".replace(" `", "`"),
+        f"Command: `{' '.join(['python benchmarks/' + Path(sys.argv[0]).name, *sys.argv[1:]])}`",
         "",
     ]
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import platform
 import statistics
@@ -150,13 +151,14 @@ def render(table: Table, runs: dict[str, list[dict[str, Any]]], timed: bool) -> 
         stages = runs[peer][0].get("stages")
         if stages and len(stages) > 1:
             parts = [f"{k}: {a} → {a - b} in {s:.1f} s" for k, (a, b, s) in stages.items()]
-            passes = runs[peer][0]
-            lines += [
-                "",
-                f"{peer}, first run: {'; '.join(parts)}; "
-                f"{passes['forwards_per_survivor']:.0f} forward and "
-                f"{passes['backwards_per_survivor']:.0f} backward passes per survivor.",
-            ]
+            first = runs[peer][0]
+            passes = "no survivors"
+            if not math.isnan(first["forwards_per_survivor"]):
+                passes = (
+                    f"{first['forwards_per_survivor']:.0f} forward and "
+                    f"{first['backwards_per_survivor']:.0f} backward passes per survivor"
+                )
+            lines += ["", f"{peer}, first run: {'; '.join(parts)}; {passes}."]
     return [*lines, ""]
 
 

@@ -22,6 +22,7 @@ from robench.threat_models import Norm, ThreatModel
 
 __all__ = ["FAB", "FABState"]
 
+_DUAL: dict[Norm, Norm] = {"Linf": "L1", "L2": "L2", "L1": "Linf"}
 _ALPHA_MAX = 0.1  # largest pull towards the clean input
 _OVERSHOOT = 1.05  # the paper's η: how far past the hyperplane a step goes
 _BACKWARD = 0.9  # the paper's β: after crossing, return to this share of the perturbation
@@ -145,9 +146,8 @@ class FAB:
         differences = logits - logits.gather(1, label)
         own = label.view(-1, *([1] * (slopes.dim() - 1))).expand_as(slopes[:, :1])
         slopes = slopes - slopes.gather(1, own)
-        dual: Norm = {"Linf": "L1", "L2": "L2", "L1": "Linf"}[self.norm]  # type: ignore[assignment]
         count, classes = differences.shape
-        steepness = norm_of(slopes.flatten(0, 1), dual).view(count, classes)
+        steepness = norm_of(slopes.flatten(0, 1), _DUAL[self.norm]).view(count, classes)
         distance = differences.abs() / (steepness + 1e-12)
         nearest = distance.scatter(1, label, torch.inf).argmin(dim=1)
         rows = torch.arange(count, device=nearest.device)

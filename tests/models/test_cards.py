@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from robench.errors import CardError
@@ -46,6 +46,7 @@ def test_a_minimal_card_has_the_documented_defaults() -> None:
 
 
 @given(TABLES)
+@example({"0\n": {}})
 def test_the_writer_is_the_readers_inverse(content: dict[str, Any]) -> None:
     assert tomllib.loads(dumps(content)) == content
 

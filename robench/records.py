@@ -29,6 +29,7 @@ __all__ = [
     "DatasetSpec",
     "Environment",
     "EvaluationRecord",
+    "Examination",
     "Flag",
     "ForwardSpec",
     "InputSpec",
@@ -37,6 +38,7 @@ __all__ = [
     "ModelSummary",
     "Outcome",
     "OutputPath",
+    "PreprocessingSpec",
     "Provenance",
     "SampleOutcome",
     "StageResult",
@@ -121,6 +123,30 @@ class InputSpec(_Frozen):
         return self
 
 
+class PreprocessingSpec(_Frozen):
+    """How an image of any size becomes the pixels that are evaluated and attacked.
+
+    ``resize=256, crop=224`` is the field's preprocessing for ImageNet; ``size=(32, 32)``
+    stretches to exactly that size.
+    """
+
+    resize: int | None = Field(None, ge=1)
+    """Length of the shorter side, keeping the aspect ratio."""
+    crop: int | None = Field(None, ge=1)
+    """Side of the central square that is kept; zero-padded where the image is smaller."""
+    size: tuple[int, int] | None = None
+    """Height and width to stretch to, instead of ``resize``."""
+    interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"] = "bilinear"
+
+    @model_validator(mode="after")
+    def _one_way(self) -> PreprocessingSpec:
+        if self.size is not None and self.resize is not None:
+            raise ValueError("size and resize exclude each other")
+        if self.size is not None and min(self.size) < 1:
+            raise ValueError("size must be positive")
+        return self
+
+
 class ForwardSpec(_Frozen):
     """How to call the network and where its logits are."""
 
@@ -144,6 +170,28 @@ class AttentionSpec(_Frozen):
     """Module whose *input* is the penultimate feature vector; None: the last linear layer."""
 
 
+class Flag(_Frozen):
+    """A reason to doubt the number, as data."""
+
+    name: str
+    severity: Literal["note", "warning", "severe"]
+    evidence: str
+    """What was seen, with figures."""
+    count: int | None = None
+
+
+class Examination(_Frozen):
+    """What the doctor said of a model when its card was made."""
+
+    n: int = Field(ge=1)
+    """Samples looked at."""
+    data: str
+    """Which they were: name, split and fingerprint."""
+    date: str
+    findings: tuple[Flag, ...]
+    """Empty: nothing was found."""
+
+
 class Provenance(_Frozen):
     """Where the weights come from and what was said about them."""
 
@@ -165,6 +213,8 @@ class Provenance(_Frozen):
     """Figures that the authors report, in percent; never mixed with measured ones."""
     measured: dict[str, float | int | str] = Field(default_factory=dict)
     """Figures that we measured, with n, data and command among them."""
+    examination: Examination | None = None
+    """What ``robench doctor`` found when the card was made; None: not asked."""
     versions: dict[str, str] = Field(default_factory=dict)
     notes: str | None = None
 
@@ -185,6 +235,8 @@ class ModelCard(_Frozen):
     architecture: ArchitectureSpec
     weights: WeightsSpec
     input: InputSpec = Field(default_factory=lambda: InputSpec())
+    preprocessing: PreprocessingSpec | None = None
+    """How images of other sizes are prepared for it; None: as the data set does."""
     forward: ForwardSpec = Field(default_factory=lambda: ForwardSpec())
     attention: AttentionSpec = Field(default_factory=lambda: AttentionSpec())
     provenance: Provenance = Field(default_factory=lambda: Provenance())
@@ -376,6 +428,8 @@ class StageResult(_Frozen):
     """One stage of a cascade."""
 
     name: str
+    search: str | None = None
+    """What this run of the stage searched on, where it was not what the record names."""
     attempted: int
     broken: int
     errored: int = 0
@@ -384,16 +438,6 @@ class StageResult(_Frozen):
     seconds: float
     skipped: str | None = None
     """Why the stage did not run, if it did not."""
-
-
-class Flag(_Frozen):
-    """A reason to doubt the number, as data."""
-
-    name: str
-    severity: Literal["note", "warning", "severe"]
-    evidence: str
-    """What was seen, with figures."""
-    count: int | None = None
 
 
 class MetricSummary(_Frozen):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from robench.cli.requests import ensure_writable
 from robench.datasets import Dataset, load_dataset
+from robench.doctor import Finding, examine
 from robench.errors import CardError, StoreError, UsageError
 from robench.evaluation.adjudicate import Adjudicator
 from robench.models.cards import CARD_NAME, write_card
@@ -21,13 +22,16 @@ from robench.models.drafting import draft_card
 from robench.models.loading import load_model
 from robench.models.wrapper import RobenchModel
 from robench.models.zoo import LocatedCard
-from robench.records import ArchitectureSpec, InputSpec, ModelCard, Provenance
+from robench.records import ArchitectureSpec, Examination, InputSpec, ModelCard, Provenance
 from robench.threat_models import ThreatModel
 
 __all__ = ["Added", "Answers", "add_model"]
 
 _MEASURED = 500
 """Samples on which the clean accuracy is measured."""
+
+_EXAMINED = 200
+"""Samples that the doctor is shown, as by ``robench doctor``."""
 
 
 @dataclass(frozen=True)
@@ -51,19 +55,22 @@ class Answers:
 
 @dataclass(frozen=True)
 class Added:
-    """A card that was written, and the clean accuracy in percent that it records."""
+    """A card that was written, the clean accuracy in percent, and what the doctor found."""
 
     card: ModelCard
     path: Path
     clean_acc: float
     n: int
+    examined: int
+    """Samples that the doctor was shown."""
+    findings: Sequence[Finding]
 
 
 def add_model(answers: Answers) -> Added:
-    """Draft a card, load the model, measure it on clean samples, and write its folder.
+    """Draft a card, load the model, measure and examine it, and write its folder.
 
-    Nothing is written unless the model loads and classifies. The card comes last: without it the
-    folder is no model.
+    Nothing is written unless the model loads and classifies. What the doctor finds is written
+    into the card and stops nothing. The card comes last: without it the folder is no model.
 
     Raises:
         UsageError: there is a model of this id already.
@@ -87,19 +94,22 @@ def add_model(answers: Answers) -> Added:
     here = LocatedCard(card, answers.checkpoint.parent, answers.checkpoint)
     model = load_model(here, trust_pickle=answers.trust_pickle)
     accuracy = _clean_accuracy(model, samples, answers.threat_model)
+    found, examination = _examine(model, samples)
     # The shards of an index stay where they are; a single file moves in with its card.
     single = answers.checkpoint.suffix != ".json"
     target = folder / answers.checkpoint.name
     measured = {
         "clean_acc": round(accuracy, 2),
         "n": len(samples),
-        "data": f"{samples.name}, {samples.split} split, sha256 {samples.fingerprint}",
-        "date": datetime.now(UTC).date().isoformat(),
+        "data": _which(samples),
+        "date": _today(),
     }
     finished = card.model_copy(
         update={
             "weights": card.weights.model_copy(update={"path": target.name} if single else {}),
-            "provenance": card.provenance.model_copy(update={"measured": measured}),
+            "provenance": card.provenance.model_copy(
+                update={"measured": measured, "examination": examination}
+            ),
         }
     )
     try:
@@ -110,7 +120,7 @@ def add_model(answers: Answers) -> Added:
         target.unlink(missing_ok=True)
         raise StoreError(f"cannot be written: {error.strerror}", where=target) from error
     path = write_card(finished, folder / CARD_NAME)
-    return Added(finished, path, accuracy, len(samples))
+    return Added(finished, path, accuracy, len(samples), examination.n, found)
 
 
 def _draft(answers: Answers, samples: Dataset) -> ModelCard:
@@ -135,6 +145,25 @@ def _draft(answers: Answers, samples: Dataset) -> ModelCard:
         trust_pickle=answers.trust_pickle,
     )
     return card.model_copy(update={"provenance": provenance})
+
+
+def _examine(model: RobenchModel, samples: Dataset) -> tuple[list[Finding], Examination]:
+    few = samples.subset(min(_EXAMINED, len(samples)))
+    found = examine(model, few.batch(range(len(few))), few.labels, data_classes=samples.num_classes)
+    return found, Examination(
+        n=len(few),
+        data=_which(few),
+        date=_today(),
+        findings=tuple(finding.flag() for finding in found),
+    )
+
+
+def _which(samples: Dataset) -> str:
+    return f"{samples.name}, {samples.split} split, sha256 {samples.fingerprint}"
+
+
+def _today() -> str:
+    return datetime.now(UTC).date().isoformat()
 
 
 def _clean_accuracy(model: RobenchModel, samples: Dataset, threat: ThreatModel) -> float:

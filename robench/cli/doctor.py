@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from robench.cli.findings import findings_text
 from robench.cli.options import DeviceOption, JsonFlag
 from robench.cli.output import print_json
 from robench.cli.run_options import (
@@ -121,9 +122,6 @@ def doctor(
         )
     else:
         place_of = f"{name} on {len(samples)} samples of {samples.name} ({samples.split})"
-        typer.echo(f"{place_of}: {f'{len(found)} found' if found else 'nothing found'}")
-        for finding in found:
-            typer.echo(f"\n{finding.severity}: {finding.name}")
-            typer.echo(f"  {finding.evidence}\n  mend: {finding.mend}")
+        typer.echo(findings_text(place_of, found))
     if any(finding.severity != "note" for finding in found):
         raise typer.Exit(_FOUND)

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from robench.cli.findings import findings_text
 from robench.cli.options import JsonFlag
 from robench.cli.output import number, print_json, print_table
 from robench.cli.run_options import (
@@ -129,7 +130,10 @@ def add(
     trust_pickle: TrustPickleFlag = False,
     as_json: JsonFlag = False,
 ) -> None:
-    """Give a weights file a card: hash, state dict and prefix found, clean accuracy measured."""
+    """Give a weights file a card: hash, state dict and prefix found, clean accuracy measured.
+
+    The doctor looks at the model too; what it finds is shown, and kept in the card.
+    """
     arguments = parse_settings(arch_arg or [], "--arch-arg")
     expected = parse_settings(input_option or [], "--input")
     about = parse_settings(provenance or [], "--about")
@@ -160,7 +164,8 @@ def add(
         print_json({"id": added.card.id, "card": content, "path": str(added.path)})
     else:
         typer.echo(f"{added.card.id}: clean_acc {number(added.clean_acc)} % (n = {added.n})")
-        typer.echo(f"{added.path}")
+        examined = f"doctor, on {added.examined} of them"
+        typer.echo(f"{findings_text(examined, added.findings)}\n{added.path}")
 
 
 @zoo_app.command()

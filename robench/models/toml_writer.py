@@ -16,9 +16,9 @@ _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 def dumps(content: Mapping[str, Any]) -> str:
     """Write nested mappings of strings, numbers, booleans, sequences and mappings.
 
-    Mappings become tables, except inside sequences, where they become inline tables. Scalars
-    come before tables, otherwise the order is kept. TOML has no null: a key whose value is None
-    is left out.
+    Mappings become tables, sequences of nothing but mappings arrays of tables; deeper inside
+    sequences they are inline. Scalars come before tables, otherwise the order is kept. TOML has
+    no null: a key whose value is None is left out.
 
     Raises:
         TypeError: a value of any other type, or None inside a sequence.
@@ -26,16 +26,31 @@ def dumps(content: Mapping[str, Any]) -> str:
     return "\n\n".join(_tables(content, ())) + "\n"
 
 
-def _tables(content: Mapping[str, Any], path: tuple[str, ...]) -> list[str]:
-    tables = {k: v for k, v in content.items() if isinstance(v, Mapping)}
+def _tables(content: Mapping[str, Any], path: tuple[str, ...], header: str = "") -> list[str]:
+    tables = {k: v for k, v in content.items() if isinstance(v, Mapping) or _is_rows(v)}
     scalars = {k: v for k, v in content.items() if v is not None and k not in tables}
     lines = [f"{_key(k)} = {_value(v)}" for k, v in scalars.items()]
-    if path and (lines or not tables):
-        lines.insert(0, f"[{'.'.join(map(_key, path))}]")
+    # A table that only holds tables exists through them; a row of an array does not.
+    if header and (lines or not tables or header.startswith("[[")):
+        lines.insert(0, header)
     parts = ["\n".join(lines)] if lines else []
-    for key, table in tables.items():
-        parts += _tables(table, (*path, key))
+    for key, value in tables.items():
+        inner = (*path, key)
+        name = ".".join(map(_key, inner))
+        if isinstance(value, Mapping):
+            parts += _tables(value, inner, f"[{name}]")
+        else:
+            for row in value:
+                parts += _tables(row, inner, f"[[{name}]]")
     return parts
+
+
+def _is_rows(value: Any) -> bool:
+    return (
+        isinstance(value, Sequence)
+        and len(value) > 0
+        and all(isinstance(row, Mapping) for row in value)
+    )
 
 
 def _key(key: str) -> str:

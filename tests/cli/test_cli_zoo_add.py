@@ -7,6 +7,7 @@ import torch
 from invoke_cli import invoke
 from safetensors.torch import load_file
 
+from robench.datasets import load_dataset
 from robench.models.cards import read_card
 from robench.models.loading import load_model
 from robench.models.zoo import find_card
@@ -51,6 +52,26 @@ def test_a_checkpoint_becomes_a_model(checkpoint, tmp_path):
     assert float(card.provenance.measured["clean_acc"]) > 95
     assert invoke("zoo", "verify", "mine").code == 0
     assert "digits/Linf-0.2/mine" in invoke("zoo", "list").out
+
+
+def test_the_card_keeps_what_the_doctor_found(checkpoint):
+    sound = add(checkpoint, "--name", "sound")
+    assert "doctor, on 200 of them: nothing found" in sound.out
+    examination = find_card("sound").card.provenance.examination
+    assert (examination.n, examination.findings) == (200, ())
+    assert load_dataset("digits", n=200).fingerprint in examination.data
+
+    # A wrong range is serious and stops nothing: the user may want just that.
+    wrong = add(checkpoint, "--name", "wrong", "--input", "high=255")
+    assert wrong.code == 0, wrong.err
+    assert "severe: input_reading" in wrong.out
+    assert "mend: " in wrong.out
+    findings = {f.name: f for f in find_card("wrong").card.provenance.examination.findings}
+    assert findings["input_reading"].severity == "severe"
+    again = invoke("doctor", "wrong", "--json").json["findings"]
+    assert [f["name"] for f in again] == list(findings)
+    assert all(f["evidence"] in findings[f["name"]].evidence for f in again)
+    assert "input_reading" in invoke("zoo", "show", "wrong").out
 
 
 def test_it_can_be_run_at_once(checkpoint, tmp_path):

@@ -59,6 +59,15 @@ def test_the_writer_spells_values_as_toml_does(value: object, text: str) -> None
     assert dumps({"a": value}) == f"a = {text}\n"
 
 
+def test_rows_of_tables_get_headers_of_their_own() -> None:
+    rows = [{"name": "a", "where": {"n": 1}}, {}, {"name": "b", "deeper": [{"x": 1}]}]
+    text = dumps({"found": {"n": 3, "rows": rows}})
+    assert text.count("[[found.rows]]\n") == 3
+    assert "[found.rows.where]\nn = 1\n" in text
+    assert "[[found.rows.deeper]]\nx = 1\n" in text
+    assert tomllib.loads(text) == {"found": {"n": 3, "rows": rows}}
+
+
 def test_nan_is_written_and_none_is_left_out() -> None:
     assert math.isnan(tomllib.loads(dumps({"a": math.nan}))["a"])
     assert dumps({"a": None, "b": {"c": None, "d": 1}}) == "[b]\nd = 1\n"

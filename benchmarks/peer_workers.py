@@ -71,6 +71,7 @@ def robench(job: Job, precision: str) -> Result:
         job.threat_model,
         clean.search_model,
         clean.adjudicator,
+        exact_model=clean.exact_model,
         batch_size=clean.batch_size,
         shard_size=clean.shard_size,
         seed=job.seed,

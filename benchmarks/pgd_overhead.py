@@ -40,6 +40,7 @@ def main() -> None:
             job.threat_model,
             clean.search_model,
             clean.adjudicator,
+            exact_model=clean.exact_model,
             batch_size=job.batch_size,
             shard_size=clean.shard_size,
             seed=0,

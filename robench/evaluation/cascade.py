@@ -1,25 +1,31 @@
 """Stages of attacks: what survives one goes on to the next.
 
-A single attack is a cascade of one stage. The ``core`` protocol's audit lives here too: its later
-stages run on a random sample of survivors first, and on all of them after any hit or flag.
+A single attack is a cascade of one stage. What a run does is a list of phases, one stage on some
+samples each. After the stages, survivors that came closer to the boundary than a search in low
+precision can tell meet all of them once more in float32. The ``core`` protocol's audit is a list
+of phases too: its later stages run on a random sample of survivors first, and on all of them
+after any hit or flag.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from robench import seeding
 from robench.attacks import build_attack
 from robench.attacks.base import BatchAttack
-from robench.errors import AttackError, RobenchError
+from robench.errors import AttackError
 from robench.evaluation.adjudicate import Adjudicator
+from robench.evaluation.attacked import Attacked
 from robench.evaluation.engine import Engine
+from robench.evaluation.foreign import propose
 from robench.evaluation.passes import Passes, SearchModel
 from robench.evaluation.samples import Found, Samples
 from robench.evaluation.search_models import EagerModel
@@ -33,6 +39,9 @@ __all__ = ["Attacked", "Cascade", "SampleSource"]
 
 Save = Callable[[Callable[[], dict[str, Any]]], None]
 
+_NEAR = 2.0
+"""Survivors whose margin came within so many times the search's tolerance are searched again."""
+
 
 class SampleSource(Protocol):
     """Where a cascade gets its samples from, some at a time."""
@@ -44,58 +53,14 @@ class SampleSource(Protocol):
         ...
 
 
-@dataclass
-class Attacked:
-    """What a cascade did to each sample. Tensors are on the CPU, the sample is the first axis."""
+@dataclass(frozen=True)
+class _Phase:
+    """One stage on some of the samples."""
 
-    adv_inputs: Tensor
-    stage: Tensor
-    """int64 (n,): the stage that broke the sample, −1: none"""
-    closest_margin: Tensor
-    found_size: Tensor
-    forwards: Tensor
-    backwards: Tensor
-    errors: dict[int, str] = field(default_factory=dict)
-    stage_names: tuple[str, ...] = ()
-    stages: list[StageResult] = field(default_factory=list)
-    flags: list[Flag] = field(default_factory=list)
-    audit: AuditResult | None = None
-
-    @classmethod
-    def nothing_yet(cls, count: int, shape: tuple[int, ...]) -> Attacked:
-        """Before the first stage."""
-        zeros = torch.zeros(count, dtype=torch.int64)
-        return cls(
-            adv_inputs=torch.zeros(count, *shape),
-            stage=zeros - 1,
-            closest_margin=torch.full((count,), torch.inf),
-            found_size=torch.full((count,), torch.nan),
-            forwards=zeros.clone(),
-            backwards=zeros.clone(),
-        )
-
-    def survivors(self) -> Tensor:
-        """Rows that are neither broken nor errored, int64."""
-        alive = self.stage < 0
-        if self.errors:
-            alive[list(self.errors)] = False
-        return alive.nonzero().squeeze(1)
-
-    def merge(self, rows: Tensor, found: Found, stage: int) -> None:
-        """Take over what a stage found for ``rows``."""
-        broken = found.broken.cpu()
-        margins = found.closest_margin.cpu()
-        untouched = (self.forwards[rows] == 0) & self.closest_margin[rows].isinf()
-        better = broken | (margins < self.closest_margin[rows]) | untouched
-        self.adv_inputs[rows[better]] = found.adv_inputs.cpu()[better]
-        self.closest_margin[rows] = torch.minimum(margins, self.closest_margin[rows])
-        self.stage[rows[broken]] = stage
-        sizes = found.found_size.cpu()
-        self.found_size[rows] = torch.where(sizes.isnan(), self.found_size[rows], sizes)
-        self.forwards[rows] += found.forwards.cpu()
-        self.backwards[rows] += found.backwards.cpu()
-        for index, message in found.errors.items():
-            self.errors[int(rows[index])] = message
+    stage: int
+    who: Literal["all", "audited", "others"]
+    again: bool = False
+    """In float32, on survivors near the boundary"""
 
 
 class Cascade:
@@ -106,6 +71,8 @@ class Cascade:
         model: the model under evaluation, on its device.
         threat_model: the ball.
         search_model: what searches run on when they attack the final output.
+        exact_model: what they run on near the boundary; the original, or a rearrangement of it
+            in float32.
         adjudicator: judges with the original model.
         batch_size: slots of the engine.
         shard_size: samples that are on the device at a time.
@@ -125,6 +92,7 @@ class Cascade:
         search_model: SearchModel,
         adjudicator: Adjudicator,
         *,
+        exact_model: SearchModel | None = None,
         batch_size: int,
         shard_size: int,
         seed: int,
@@ -137,12 +105,41 @@ class Cascade:
         self.model = model
         self.threat_model = threat_model
         self.search_model = search_model
+        self.exact_model = exact_model or EagerModel(model)
         self.adjudicator = adjudicator
         self.batch_size = batch_size
         self.shard_size = shard_size
         self.seed = seed
         self.progress = progress
         self.save = save
+        self.plan = self._plan()
+
+    def _plan(self) -> list[_Phase]:
+        everything = range(len(self.stages))
+        audit = self.spec.audit
+        if audit is None:
+            return self._phases(everything, "all")
+        early, late = everything[: audit.first_stage], everything[audit.first_stage :]
+        return [
+            *self._phases(early, "all"),
+            *self._phases(late, "audited"),
+            *self._phases(late, "others"),
+        ]
+
+    def _phases(
+        self, stages: Iterable[int], who: Literal["all", "audited", "others"]
+    ) -> list[_Phase]:
+        first = [_Phase(index, who) for index in stages]
+        # What runs on the original model anyway would only be repeated.
+        exact = self.search_model is self.exact_model or self.search_model.tolerance == 0
+        again = [
+            _Phase(phase.stage, who, again=True)
+            for phase in first
+            if not exact
+            and self.stages[phase.stage].output is None
+            and not isinstance(self.attacks[phase.stage], BatchAttack)
+        ]
+        return first + again
 
     def total_steps(self, count: int, num_classes: int) -> int:
         """Steps for ``count`` samples if all of them survive; skipped stages cost none."""
@@ -159,75 +156,94 @@ class Cascade:
     def run(
         self, source: SampleSource, shape: tuple[int, ...], snapshot: dict[str, Any] | None = None
     ) -> Attacked:
-        """Run all stages, or go on from a snapshot.
+        """Run all phases, or go on from a snapshot.
 
         Raises:
             AttackError: no stage is defined for this model.
         """
-        attacked = Attacked.nothing_yet(len(source), shape)
-        attacked.stage_names = tuple(stage.name for stage in self.stages)
-        first, done_rows, engine_state = 0, None, None
-        if snapshot is not None:
-            for name, value in snapshot["attacked"].items():
-                setattr(attacked, name, value)
-            attacked.stages = [StageResult.model_validate(s) for s in snapshot["stages"]]
-            attacked.flags = [Flag.model_validate(f) for f in snapshot["flags"]]
-            first, done_rows = snapshot["stage"], snapshot["rows_done"]
-            engine_state = snapshot["engine"]
         count = len(source)
-        for index in range(first, len(self.stages)):
-            due = attacked.survivors()
-            if self.spec.audit is not None and index >= self.spec.audit.first_stage:
-                self._audit(attacked, source, due)
-                break
-            self._run_stage(index, attacked, source, due, done_rows, engine_state)
-            done_rows = engine_state = None
-        if all(stage.skipped for stage in attacked.stages) and count:
+        attacked = Attacked.nothing_yet(count, shape)
+        attacked.stage_names = tuple(stage.name for stage in self.stages)
+        first, rows_done, engine_state = 0, None, None
+        if snapshot is not None:
+            attacked.restore(snapshot["attacked"])
+            first, rows_done = snapshot["phase"], snapshot["rows_done"]
+            engine_state = snapshot["engine"]
+        for number in range(first, len(self.plan)):
+            phase = self.plan[number]
+            due = self._due(phase, attacked, source)
+            if len(due) or (phase.who == "all" and not phase.again):
+                self._run_phase(number, attacked, source, due, rows_done, engine_state)
+            rows_done = engine_state = None
+        if attacked.stages and all(stage.skipped for stage in attacked.stages) and count:
             raise AttackError(str(attacked.stages[0].skipped), where=self.spec.name)
+        if self.spec.audit is not None:
+            attacked.audit = self._audit_result(attacked, source)
         self._flag(attacked, count)
         return attacked
 
-    def _audit(self, attacked: Attacked, source: SampleSource, survivors: Tensor) -> None:
-        """The later stages on a random sample of survivors, on all of them if that hits."""
+    # --- who is due --------------------------------------------------------------------------
+
+    def _due(self, phase: _Phase, attacked: Attacked, source: SampleSource) -> Tensor:
+        """Rows that a phase runs on, int64."""
+        due = attacked.survivors()
+        if phase.who != "all":
+            self._choose_audited(attacked, source)
+            audited = torch.isin(due, attacked.audited)
+            if phase.who == "audited":
+                due = due[audited]
+            else:
+                due = due[~audited] if self._escalates(attacked) else due[:0]
+        if phase.again:
+            near = attacked.closest_margin[due] <= _NEAR * self.search_model.tolerance
+            due = due[near]
+        return due
+
+    def _choose_audited(self, attacked: Attacked, source: SampleSource) -> None:
+        """Draw the audit's sample of the survivors, once."""
         audit = self.spec.audit
-        if audit is None:
+        if audit is None or attacked.survivors_before_audit >= 0:
             return
+        survivors = attacked.survivors()
         wanted = max(audit.minimum, round(audit.fraction * len(survivors)))
         keys = seeding.derive(source.load(survivors).keys.cpu(), seeding.tag("audit"))
-        chosen = survivors[keys.argsort()[:wanted]].sort().values
-        flags_before = len(attacked.flags)
-        for index in range(audit.first_stage, len(self.stages)):
-            due = chosen[attacked.stage[chosen] < 0]
-            self._run_stage(index, attacked, source, due, None, None)
-        hits = int((attacked.stage[chosen] >= 0).sum())
-        escalate = hits > 0 or len(attacked.flags) > flags_before
-        rest = survivors[~torch.isin(survivors, chosen)]
-        if escalate and len(rest):
-            for index in range(audit.first_stage, len(self.stages)):
-                due = rest[attacked.stage[rest] < 0]
-                self._run_stage(index, attacked, source, due, None, None)
-        everyone = escalate or len(rest) == 0
-        bound = (
-            0.0 if everyone else missed_share_upper(hits, len(chosen), population=len(survivors))
-        )
-        attacked.audit = AuditResult(
-            survivors=len(survivors),
-            audited=len(chosen),
+        attacked.audited = survivors[keys.argsort()[:wanted]].sort().values
+        attacked.survivors_before_audit = len(survivors)
+        attacked.flags_before_audit = len(attacked.flags)
+
+    def _hits(self, attacked: Attacked) -> int:
+        return int((attacked.stage[attacked.audited] >= 0).sum())
+
+    def _escalates(self, attacked: Attacked) -> bool:
+        return self._hits(attacked) > 0 or len(attacked.flags) > attacked.flags_before_audit
+
+    def _audit_result(self, attacked: Attacked, source: SampleSource) -> AuditResult:
+        self._choose_audited(attacked, source)
+        survivors, audited = attacked.survivors_before_audit, len(attacked.audited)
+        hits, escalated = self._hits(attacked), self._escalates(attacked)
+        everyone = escalated or audited == survivors
+        bound = 0.0 if everyone else missed_share_upper(hits, audited, population=survivors)
+        return AuditResult(
+            survivors=survivors,
+            audited=audited,
             hits=hits,
-            escalated=escalate,
-            missed_share_upper=bound if len(survivors) else None,
+            escalated=escalated,
+            missed_share_upper=bound if survivors else None,
         )
 
-    def _run_stage(
+    # --- one phase ---------------------------------------------------------------------------
+
+    def _run_phase(
         self,
-        index: int,
+        number: int,
         attacked: Attacked,
         source: SampleSource,
         due: Tensor,
         done_rows: Tensor | None,
         engine_state: dict[str, Any] | None,
     ) -> None:
-        stage, attack = self.stages[index], self.attacks[index]
+        phase = self.plan[number]
+        stage = self.stages[phase.stage]
         started = time.perf_counter()
         before = (int(attacked.forwards.sum()), int(attacked.backwards.sum()))
         errors_before = len(attacked.errors)
@@ -236,26 +252,27 @@ class Cascade:
         rows_done = due[:0] if done_rows is None else done_rows
         todo = due[~torch.isin(due, rows_done)]
         for rows in torch.split(todo, self.shard_size) if len(todo) else ():
-            samples = source.load(rows)
+            keep = partial(self._keep, attacked, number, rows_done)
             try:
-                found = self._search(
-                    stage, attack, samples, attacked, index, rows_done, engine_state
-                )
+                found = self._search(phase, source.load(rows), keep, engine_state)
             except AttackError as error:
                 skipped = str(error)
                 break
             engine_state = None
-            attacked.merge(rows, found, index)
+            attacked.merge(rows, found, phase.stage)
             rows_done = torch.cat((rows_done, rows))
+            # What the last step left behind is merged; a snapshot must not merge it twice.
+            self._keep(attacked, number, rows_done)
             zero += found.zero_gradients
             nonfinite += found.nonfinite_gradients
-        attacked.flags += flag_gradients(zero, nonfinite, max(len(due), 1))
-        broken = int((attacked.stage[due] == index).sum())
+        if not phase.again:
+            attacked.flags += flag_gradients(zero, nonfinite, max(len(due), 1))
         attacked.stages.append(
             StageResult(
                 name=stage.name,
+                search=self.exact_model.description if phase.again else None,
                 attempted=0 if skipped else len(due),
-                broken=broken,
+                broken=int((attacked.stage[due] == phase.stage).sum()),
                 errored=len(attacked.errors) - errors_before,
                 forwards=int(attacked.forwards.sum()) - before[0],
                 backwards=int(attacked.backwards.sum()) - before[1],
@@ -263,20 +280,40 @@ class Cascade:
                 skipped=skipped,
             )
         )
+        self._keep(attacked, number + 1, due[:0])
+
+    def _keep(
+        self,
+        attacked: Attacked,
+        phase: int,
+        rows_done: Tensor,
+        engine: Callable[[], dict[str, Any]] | None = None,
+    ) -> None:
+        """Offer a snapshot; it is made only where one is kept."""
+        if self.save is not None:
+            self.save(
+                lambda: {
+                    "attacked": attacked.content(),
+                    "phase": phase,
+                    "rows_done": rows_done,
+                    "engine": engine() if engine is not None else None,
+                }
+            )
 
     def _search(
         self,
-        stage: AttackSpec,
-        attack: Any,
+        phase: _Phase,
         samples: Samples,
-        attacked: Attacked,
-        index: int,
-        rows_done: Tensor,
+        keep: Save,
         engine_state: dict[str, Any] | None,
     ) -> Found:
+        stage, attack = self.stages[phase.stage], self.attacks[phase.stage]
         if isinstance(attack, BatchAttack):
-            return self._propose(attack, samples)
-        search_model, samples = self._aim(stage, samples)
+            found = propose(attack, self.model, self.adjudicator, samples, self.seed)
+            if self.progress is not None:
+                self.progress(len(samples))
+            return found
+        search_model, samples = self._aim(stage, samples, phase.again)
         num_classes = samples.clean_logits.shape[1]
         passes = Passes(search_model, num_classes, self.batch_size)
         engine = Engine(
@@ -287,50 +324,17 @@ class Cascade:
             seed_tag=stage.name,
             judges_every_step=stage.output is not None,
         )
+        progress = None if phase.again else self.progress
+        return engine.run(samples, progress=progress, snapshot=engine_state, save=keep)
 
-        def save(snapshot: Callable[[], dict[str, Any]]) -> None:
-            if self.save is not None:
-                self.save(lambda: _snapshot(attacked, index, rows_done, snapshot()))
-
-        return engine.run(samples, progress=self.progress, snapshot=engine_state, save=save)
-
-    def _aim(self, stage: AttackSpec, samples: Samples) -> tuple[SearchModel, Samples]:
+    def _aim(self, stage: AttackSpec, samples: Samples, again: bool) -> tuple[SearchModel, Samples]:
         """The model to search on: the final output's, or that of another named output."""
         if stage.output is None:
-            return self.search_model, samples
+            return self.exact_model if again else self.search_model, samples
         other = self.model.with_output(stage.output)
         logits = Adjudicator(other, self.threat_model, self.batch_size).logits(samples.inputs)
         aimed = Samples(samples.inputs, samples.labels, logits, samples.keys)
         return EagerModel(other), aimed
-
-    def _propose(self, attack: BatchAttack, samples: Samples) -> Found:
-        """A foreign attack's proposals, judged like any other's."""
-        counted = _Counted(self.model)
-        count = len(samples)
-        errors: dict[int, str] = {}
-        try:
-            proposed = attack.propose(counted, samples.inputs, samples.labels, self.seed)
-        except RobenchError:
-            raise
-        except Exception as error:
-            # A foreign loop gives no hint which sample it failed on: none of them was tested.
-            proposed = samples.inputs
-            errors = dict.fromkeys(range(count), f"{type(error).__name__}: {error}")
-        verdicts = self.adjudicator.judge(proposed, samples.inputs, samples.labels)
-        if self.progress is not None:
-            self.progress(count)
-        zeros = torch.zeros(count, dtype=torch.int64, device=samples.inputs.device)
-        allowed = verdicts.allowed.view(-1, *([1] * (proposed.dim() - 1)))
-        return Found(
-            adv_inputs=torch.where(allowed, proposed, samples.inputs),
-            broken=verdicts.broken,
-            rank=torch.where(verdicts.broken, 0, -1),
-            closest_margin=torch.where(verdicts.allowed, verdicts.margin, torch.inf),
-            found_size=torch.full_like(verdicts.margin, torch.nan),
-            forwards=zeros + counted.forwards // max(count, 1),
-            backwards=zeros + counted.backwards // max(count, 1),
-            errors=errors,
-        )
 
     def _flag(self, attacked: Attacked, count: int) -> None:
         for index, stage in enumerate(self.stages):
@@ -344,37 +348,3 @@ class Cascade:
                 attacked.flags.append(
                     Flag(name="stage_skipped", severity="note", evidence=stage_result.skipped)
                 )
-
-
-class _Counted(nn.Module):
-    """Counts inputs that go through a model, forwards and backwards."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-        self.forwards = 0
-        self.backwards = 0
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        self.forwards += len(inputs)
-        logits: Tensor = self.model(inputs)
-        if logits.requires_grad:
-            logits.register_hook(self._count_backward)  # type: ignore[no-untyped-call]
-        return logits
-
-    def _count_backward(self, gradient: Tensor) -> None:
-        self.backwards += len(gradient)
-
-
-def _snapshot(
-    attacked: Attacked, stage: int, rows_done: Tensor, engine: dict[str, Any]
-) -> dict[str, Any]:
-    plain = {k: v for k, v in vars(attacked).items() if isinstance(v, Tensor) or k == "errors"}
-    return {
-        "attacked": plain,
-        "stages": [s.model_dump(mode="json") for s in attacked.stages],
-        "flags": [f.model_dump(mode="json") for f in attacked.flags],
-        "stage": stage,
-        "rows_done": rows_done,
-        "engine": engine,
-    }

@@ -82,7 +82,7 @@ class CleanPass:
         inputs = dataset.batch(probe).to(self.device)
         labels = dataset.labels[probe].to(self.device)
         self.flags = brief_flags(model, inputs, labels)
-        self.search_model, self.batch_size = choose_search_model(
+        choice = choose_search_model(
             model,
             inputs,
             labels,
@@ -91,6 +91,8 @@ class CleanPass:
             batch_size=wanted,
             planned_passes=_planned_passes(planned, threat_model, model) * len(self.rows),
         )
+        self.search_model, self.exact_model = choice.search, choice.exact
+        self.batch_size = choice.batch_size
         self.measures = Measures(model, dataset, self.rows, self.device, _BATCH)
 
     def _clean_logits(self, model: RobenchModel, batch_size: int) -> Tensor:

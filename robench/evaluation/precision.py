@@ -3,86 +3,70 @@
 Nothing here can change a verdict: every candidate is judged in float32 by the original model.
 What can change is how fast candidates are found. On the actual model and device each variant is
 built, its logits are compared with the original's, and its passes are timed; the fastest forward
-and the fastest forward-and-backward that agree are taken, which need not be the same.
-
-The first convolution and the last linear layer stay in float32: the first sees perturbations of a
-few grey levels that bfloat16's eight bits would round away, the last makes the logits.
+and the fastest forward-and-backward that agree are taken, which need not be the same. The time
+that this takes is kept small against the time that the search is expected to take.
 """
 
 from __future__ import annotations
 
-import contextlib
-import copy
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from robench import seeding
 from robench.attacks.base import Gradient
 from robench.attacks.losses import LOSSES, Loss, margin
 from robench.errors import UsageError
+from robench.evaluation.batch_size import BATCHES, fitting_batch
 from robench.evaluation.passes import SearchModel, is_out_of_memory
 from robench.evaluation.search_models import EagerModel
+from robench.evaluation.variants import VARIANTS, build_variant
 from robench.geometry import project, random_point, steepest
 from robench.models.wrapper import RobenchModel
 from robench.registry import unknown_name
 from robench.threat_models import ThreatModel
 
-__all__ = ["PRECISIONS", "choose_search_model"]
+__all__ = ["PRECISIONS", "SearchChoice", "choose_search_model"]
 
 PRECISIONS = ("auto", "fp32", "tf32", "bf16", "fp16")
 
-_WORTH_MEASURING = 200_000
-"""Planned passes below which a measurement would cost more than it saves"""
+_WORTH_REARRANGING = 0.2
+"""Expected seconds of search below which the model is run as it is"""
+_WORTH_MEASURING = 3.0
+"""Expected seconds of search below which variants are not timed"""
+_FEW = 2_000
+"""Planned passes below which not even their time is worth a look"""
 _MAX_DISAGREEMENT = 0.05
 """Largest allowed error of a margin, as a share of the median margin"""
+_ROUNDING = 1e-3
+"""The same, for what may stand for the original near the boundary"""
 _TIMING_SECONDS = 0.15
+_LONG_CALL = 0.12
+"""Seconds of one call above which a larger batch has nothing left to gain"""
 _PILOT = 32
 """Inputs that tell whether a model falls at once"""
-_BATCHES = {"cpu": (128, 256, 512), "cuda": (256, 512, 1024, 2048), "mps": (128, 256)}
+_HARDLY_ANY = 1 / 16
+"""Share of them that further steps are sure to bring down as well"""
+
+_AUTO = {
+    "cpu": ("fp32 rearranged", "bf16"),
+    "cuda": ("fp32 rearranged", "tf32", "bf16", "fp16"),
+    "mps": ("fp32 rearranged", "fp16"),
+}
 
 
 @dataclass(frozen=True)
-class Variant:
-    """One way to run the network."""
+class SearchChoice:
+    """What searches run on."""
 
-    name: str
-    dtype: torch.dtype = torch.float32
-    folded: bool = False
-    channels_last: bool = False
-    tf32: bool = False
-
-
-_FP32 = Variant("fp32")
-
-_VARIANTS: dict[str, tuple[Variant, ...]] = {
-    "fp32": (_FP32,),
-    "tf32": (
-        Variant("tf32", tf32=True),
-        Variant("tf32 folded channels-last", folded=True, channels_last=True, tf32=True),
-    ),
-    "bf16": (
-        Variant("bf16 folded", torch.bfloat16, folded=True),
-        Variant("bf16 folded channels-last", torch.bfloat16, folded=True, channels_last=True),
-    ),
-    "fp16": (
-        Variant("fp16 folded", torch.float16, folded=True),
-        Variant("fp16 folded channels-last", torch.float16, folded=True, channels_last=True),
-    ),
-    "fp32 rearranged": (
-        Variant("fp32 folded", folded=True),
-        Variant("fp32 folded channels-last", folded=True, channels_last=True),
-    ),
-}
-
-_AUTO = {
-    "cpu": ("fp32", "fp32 rearranged", "bf16"),
-    "cuda": ("fp32", "fp32 rearranged", "tf32", "bf16", "fp16"),
-    "mps": ("fp32", "fp32 rearranged", "fp16"),
-}
+    search: SearchModel
+    """The fastest that agrees"""
+    exact: SearchModel
+    """The fastest that differs from the original by float32 rounding only"""
+    batch_size: int
 
 
 class MixedModel:
@@ -92,11 +76,7 @@ class MixedModel:
         self.forward = forward
         self.backward = backward
         self.tolerance = max(forward.tolerance, backward.tolerance)
-        self.description = (
-            forward.description
-            if forward.description == backward.description
-            else f"{forward.description} forward, {backward.description} backward"
-        )
+        self.description = f"{forward.description} forward, {backward.description} backward"
 
     def logits(self, points: Tensor) -> Tensor:
         """(B, C, H, W) → float32 (B, K)."""
@@ -120,17 +100,18 @@ def choose_search_model(
     threat_model: ThreatModel,
     batch_size: int | None = None,
     planned_passes: float,
-) -> tuple[SearchModel, int]:
+) -> SearchChoice:
     """Choose what searches run on, and how many inputs at a time.
 
     Args:
         model: the original, on its device.
         inputs: (N, C, H, W), a sample of the data, on the device.
         labels: int64 (N,).
-        precision: ``auto``, or one of :data:`PRECISIONS` to have it whatever is faster.
+        precision: ``auto``; ``fp32`` for the original as it is; or another of :data:`PRECISIONS`
+            to have it whatever is faster.
         threat_model: the ball in which agreement is checked.
-        batch_size: the user's; None: measured.
-        planned_passes: how many passes are to come; few do not pay for a measurement.
+        batch_size: the user's; None: what fits into memory, by measurement.
+        planned_passes: how many gradients are to come; few do not pay for a measurement.
 
     Raises:
         UnknownNameError: no such precision.
@@ -138,59 +119,156 @@ def choose_search_model(
     """
     if precision not in PRECISIONS:
         raise unknown_name("precision", precision, list(PRECISIONS))
-    device = inputs.device.type
-    default = batch_size or _BATCHES.get(device, (256,))[1]
     plain = EagerModel(model)
-    if precision == "fp32":
-        return plain, default
-    if precision == "auto":
+    default = batch_size or fitting_batch(model, inputs)
+    if precision == "fp32" or (precision == "auto" and planned_passes < _FEW):
+        return SearchChoice(plain, plain, default)
+    rate = _passes_a_second(plain, inputs, labels)
+    seconds = planned_passes / rate
+    if precision == "auto" and seconds > _WORTH_MEASURING:
         # Nothing is gained on models that fall at once, whatever the budget.
-        if planned_passes >= _WORTH_MEASURING:
-            planned_passes *= _surviving_share(plain, inputs, labels, threat_model)
-        if planned_passes < _WORTH_MEASURING:
-            return plain, default
-    kinds = _AUTO.get(device, ("fp32",)) if precision == "auto" else (precision,)
-    variants = [variant for kind in kinds for variant in _VARIANTS[kind]]
-    points = _points(inputs, threat_model)
-    built = [plain] if precision == "auto" else []
-    for variant in variants:
-        if variant == _FP32:
-            continue
-        candidate = _build(model, variant)
-        if candidate is not None and _agrees(candidate, plain, points, labels):
-            built.append(candidate)
-    if not built:
+        seconds *= _surviving_share(plain, inputs, labels, threat_model)
+    if precision == "auto" and seconds < _WORTH_REARRANGING:
+        return SearchChoice(plain, plain, default)
+    # On a large network even a check has its price.
+    checked = max(16, min(len(inputs), int(rate / 4)))
+    trial = _Trial(model, plain, inputs[:checked], labels[:checked], threat_model)
+    rearranged = trial.agreeing("fp32 rearranged", _ROUNDING)
+    if precision == "auto" and seconds < _WORTH_MEASURING:
+        only = rearranged[0] if rearranged else plain
+        return SearchChoice(only, only, default)
+    exact = trial.fastest([plain, *rearranged], default)
+    if precision == "auto":
+        kinds = _AUTO.get(inputs.device.type, ("fp32 rearranged",))[1:]
+        candidates = [plain, *rearranged, *(c for kind in kinds for c in trial.agreeing(kind))]
+    else:
+        candidates = trial.agreeing(precision)
+    if not candidates:
         raise UsageError(
             f"in {precision} the logits do not agree with the original model's",
             where=model.summary.id,
             hint="Use --precision auto or fp32",
         )
-    batch = _tiled(points, default)
-    classes = _tiled(labels, default)
-    forward = max(built, key=lambda candidate: _rate(lambda: candidate.logits(batch)))
-    loss = Loss(LOSSES["ce"], classes, classes)
-    backward = max(built, key=lambda candidate: _rate(lambda: candidate.gradient(batch, loss)))
-    return MixedModel(forward, backward), default
+    search = trial.fastest(candidates, default)
+    if batch_size is None:
+        default = trial.best_batch(search, default)
+    return SearchChoice(search, exact, default)
+
+
+class _Trial:
+    """Variants of one model, checked and timed on the same inputs."""
+
+    def __init__(
+        self,
+        model: RobenchModel,
+        plain: EagerModel,
+        inputs: Tensor,
+        labels: Tensor,
+        threat_model: ThreatModel,
+    ) -> None:
+        self.model = model
+        self.plain = plain
+        self.labels = labels
+        # Where agreement is checked: clean inputs moved to random points of the ball.
+        keys = seeding.sample_keys(0, [str(i) for i in range(len(inputs))]).to(inputs.device)
+        self.points = random_point(inputs, threat_model.norm, threat_model.radius, keys)
+        self.expected = margin(plain.logits(self.points), labels)
+        self.rates: dict[tuple[str, str], float] = {}
+
+    def agreeing(self, kind: str, limit: float = _MAX_DISAGREEMENT) -> list[EagerModel]:
+        """The variants of one kind whose margins agree up to ``limit`` × the median margin."""
+        built = (build_variant(self.model, variant) for variant in VARIANTS[kind])
+        return [c for c in built if c is not None and self._agrees(c, limit)]
+
+    def _agrees(self, candidate: EagerModel, limit: float) -> bool:
+        """Sets the candidate's tolerance to twice the largest error seen."""
+        try:
+            error = (margin(candidate.logits(self.points), self.labels) - self.expected).abs().max()
+            loss = Loss(LOSSES["ce"], self.labels, self.labels)
+            finite = bool(candidate.gradient(self.points, loss).gradient.isfinite().all())
+        except Exception:
+            # An operation that does not exist in this precision, or a network that looks into
+            # layers that were replaced: whatever it is, the variant is not one to use.
+            return False
+        candidate.tolerance = 2 * float(error)
+        return finite and float(error) <= limit * float(self.expected.abs().median())
+
+    def fastest(self, candidates: Sequence[EagerModel], batch_size: int) -> SearchModel:
+        """The fastest forward and the fastest gradient."""
+        if len(candidates) == 1:
+            return candidates[0]
+        batch = min(batch_size, len(self.points)) if self._slow(batch_size) else batch_size
+        forward = max(candidates, key=lambda c: self._rate(c, "logits", batch))
+        backward = max(candidates, key=lambda c: self._rate(c, "gradient", batch))
+        return forward if forward is backward else MixedModel(forward, backward)
+
+    def _slow(self, batch_size: int) -> bool:
+        # Only slow networks are checked on few points.
+        return len(self.points) < min(batch_size, 64)
+
+    def _rate(self, candidate: EagerModel, what: str, batch_size: int) -> float:
+        key = candidate.description, what
+        if key not in self.rates:
+            self.rates[key] = self._measured(candidate, what, batch_size)[0]
+        return self.rates[key]
+
+    def best_batch(self, model: SearchModel, batch_size: int) -> int:
+        """Larger batches while they pay: what surrounds a pass costs the same for any size."""
+        best, seconds = self._measured(model, "gradient", batch_size)
+        for larger in BATCHES.get(self.points.device.type, ()):
+            if larger <= batch_size or seconds > _LONG_CALL:
+                continue
+            if larger > fitting_batch(self.model, self.points, at_most=larger):
+                break
+            rate, seconds = self._measured(model, "gradient", larger)
+            if rate < 0.97 * best:
+                break
+            best, batch_size = max(rate, best), larger
+        return batch_size
+
+    def _measured(self, model: SearchModel, what: str, batch_size: int) -> tuple[float, float]:
+        """Inputs a second and seconds a call; rate 0 where it does not fit into memory."""
+        points, labels = _tiled(self.points, batch_size), _tiled(self.labels, batch_size)
+        loss = Loss(LOSSES["ce"], labels, labels)
+        call: Callable[[], object] = (
+            (lambda: model.logits(points))
+            if what == "logits"
+            else (lambda: model.gradient(points, loss))
+        )
+        try:
+            seconds = _seconds_a_call(call)
+        except RuntimeError as error:
+            if is_out_of_memory(error):
+                return 0.0, float("inf")
+            raise
+        return batch_size / seconds, seconds
+
+
+def _passes_a_second(plain: EagerModel, inputs: Tensor, labels: Tensor) -> float:
+    """A first guess, from a few inputs."""
+    count = min(16, len(inputs))
+    loss = Loss(LOSSES["ce"], labels[:count], labels[:count])
+    plain.gradient(inputs[:count], loss)
+    _synchronise()
+    started = time.perf_counter()
+    plain.gradient(inputs[:count], loss)
+    _synchronise()
+    return count / (time.perf_counter() - started)
 
 
 def _surviving_share(
     plain: EagerModel, inputs: Tensor, labels: Tensor, threat_model: ThreatModel
 ) -> float:
-    """Share of a few inputs that four gradient steps leave correctly classified."""
+    """Share of a few inputs that three gradient steps leave right; 0 where hardly any is left."""
     clean, classes = inputs[:_PILOT], labels[:_PILOT]
     loss = Loss(LOSSES["ce"], classes, classes)
     points = clean
-    for _ in range(4):
+    for _ in range(3):
         slope = plain.gradient(points, loss).gradient
-        ahead = points + threat_model.radius / 2 * steepest(slope, threat_model.norm)
+        ahead = points + threat_model.radius * steepest(slope, threat_model.norm)
         points = project(ahead, clean, threat_model.norm, threat_model.radius)
-    return float((margin(plain.logits(points), classes) > 0).double().mean())
-
-
-def _points(inputs: Tensor, threat_model: ThreatModel) -> Tensor:
-    """Where agreement is checked: clean inputs moved to random points of the ball."""
-    keys = seeding.sample_keys(0, [str(i) for i in range(len(inputs))]).to(inputs.device)
-    return random_point(inputs, threat_model.norm, threat_model.radius, keys)
+    share = float((margin(plain.logits(points), classes) > 0).double().mean())
+    return share if share > _HARDLY_ANY else 0.0
 
 
 def _tiled(tensor: Tensor, count: int) -> Tensor:
@@ -198,117 +276,17 @@ def _tiled(tensor: Tensor, count: int) -> Tensor:
     return tensor.repeat(repeats, *([1] * (tensor.dim() - 1)))[:count]
 
 
-def _build(model: RobenchModel, variant: Variant) -> EagerModel | None:
-    """The model in another form; None where it cannot take that form."""
-    try:
-        other = copy.deepcopy(model)
-        if variant.folded:
-            _fold(other)
-        if variant.dtype != torch.float32:
-            _lower(other, variant.dtype)
-        layout = torch.channels_last if variant.channels_last else torch.contiguous_format
-        if variant.channels_last:
-            other = other.to(memory_format=torch.channels_last)
-    except (RuntimeError, TypeError, ValueError, AttributeError):
-        return None  # what cannot be copied, traced or cast is run as it is
-    kind = _TF32Model if variant.tf32 else EagerModel
-    return kind(other, variant.name, memory_format=layout)
-
-
-class _TF32Model(EagerModel):
-    """Matrix products in TF32, switched on for its own passes only."""
-
-    def logits(self, points: Tensor) -> Tensor:
-        with _tf32():
-            return super().logits(points)
-
-    def gradient(self, points: Tensor, loss: Loss) -> Gradient:
-        with _tf32():
-            return super().gradient(points, loss)
-
-
-@contextlib.contextmanager
-def _tf32() -> Iterator[None]:
-    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
-    before = matmul.allow_tf32, cudnn.allow_tf32
-    matmul.allow_tf32 = cudnn.allow_tf32 = True
-    try:
-        yield
-    finally:
-        matmul.allow_tf32, cudnn.allow_tf32 = before
-
-
-def _fold(model: RobenchModel) -> None:
-    """Merge each BatchNorm into the convolution before it, where the network can be traced."""
-    from torch.fx.experimental.optimization import fuse  # imports torch.fx, used here alone
-
-    # A network that cannot be traced is run unfolded; one that traces wrongly fails to agree.
-    with contextlib.suppress(Exception):
-        model.network = fuse(model.network.eval())
-        model.requires_grad_(False)
-
-
-class _Cast(nn.Module):
-    """A layer in float32 between others in lower precision."""
-
-    def __init__(self, layer: nn.Module, output: torch.dtype) -> None:
-        super().__init__()
-        self.layer = layer
-        self.output = output
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        result: Tensor = self.layer(inputs.float())
-        return result.to(self.output)
-
-
-def _lower(model: RobenchModel, dtype: torch.dtype) -> None:
-    """Cast the network, except its first convolution and its last linear layer."""
-    network = model.network
-    named = list(network.named_modules())
-    first = next((name for name, m in named if isinstance(m, nn.Conv2d)), None)
-    last = next((name for name, m in reversed(named) if isinstance(m, nn.Linear)), None)
-    network.to(dtype)
-    for name, output in ((first, dtype), (last, torch.float32)):
-        if name is None:
-            continue
-        parent = network.get_submodule(name.rpartition(".")[0])
-        layer = network.get_submodule(name).float()
-        setattr(parent, name.rpartition(".")[2], _Cast(layer, output))
-
-
-def _agrees(candidate: EagerModel, plain: EagerModel, points: Tensor, labels: Tensor) -> bool:
-    """Whether margins agree; sets the candidate's tolerance to twice the largest error seen."""
-    try:
-        expected = margin(plain.logits(points), labels)
-        error = (margin(candidate.logits(points), labels) - expected).abs().max()
-        loss = Loss(LOSSES["ce"], labels, labels)
-        finite = bool(candidate.gradient(points, loss).gradient.isfinite().all())
-    except Exception:
-        # An operation that does not exist in this precision, or a network that looks into layers
-        # that were replaced: whatever it is, the variant is not one to use.
-        return False
-    limit = _MAX_DISAGREEMENT * float(expected.abs().median())
-    candidate.tolerance = 2 * float(error)
-    return finite and float(error) <= limit
-
-
-def _rate(call: Callable[[], object]) -> float:
-    """Calls a second, 0 where it does not fit into memory."""
-    try:
+def _seconds_a_call(call: Callable[[], object]) -> float:
+    call()
+    _synchronise()
+    times: list[float] = []
+    started = time.perf_counter()
+    while time.perf_counter() - started < _TIMING_SECONDS or not times:
+        before = time.perf_counter()
         call()
         _synchronise()
-        times: list[float] = []
-        started = time.perf_counter()
-        while time.perf_counter() - started < _TIMING_SECONDS or len(times) < 3:
-            before = time.perf_counter()
-            call()
-            _synchronise()
-            times.append(time.perf_counter() - before)
-    except RuntimeError as error:
-        if is_out_of_memory(error):
-            return 0.0
-        raise
-    return 1 / min(times)
+        times.append(time.perf_counter() - before)
+    return min(times)
 
 
 def _synchronise() -> None:

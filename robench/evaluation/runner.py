@@ -169,6 +169,7 @@ class _ModelJob:
             self.threat_model,
             clean.search_model,
             clean.adjudicator,
+            exact_model=clean.exact_model,
             batch_size=clean.batch_size,
             shard_size=clean.shard_size,
             seed=self.settings.seed,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from typing import Any
 
 import pytest
@@ -9,12 +10,19 @@ import torch
 from torch import Tensor, nn
 
 import robench
+from robench.attacks.base import Gradient
+from robench.attacks.losses import Loss
 from robench.attacks.suites import load_suite
 from robench.datasets import ArrayDataset
 from robench.errors import AttackError
+from robench.evaluation.cascade import Cascade
+from robench.evaluation.clean_pass import CleanPass
+from robench.evaluation.search_models import EagerModel
+from robench.evaluation.settings import Settings
 from robench.models import wrap_module
 from robench.records import AttackSpec, AuditSpec, EvaluationRecord, Outcome, Suite
 from robench.statistics import missed_share_upper
+from robench.threat_models import ThreatModel
 
 
 class Threshold(nn.Module):
@@ -224,3 +232,103 @@ def test_samples_that_fail_are_errored_and_the_others_are_attacked() -> None:
     assert outcomes == ["errored", "errored", "broken", "survived"]
     assert "too bright" in stored.table["message"][0]
     assert "non-finite" in stored.table["message"][1]
+
+
+class Hazy(EagerModel):
+    """A search model that sees every margin larger by ``haze``, as low precision may."""
+
+    def __init__(self, model: nn.Module, haze: float) -> None:
+        super().__init__(model, "hazy", tolerance=haze)
+        self.haze = torch.tensor([-haze / 2, haze / 2])
+
+    def logits(self, points: Tensor) -> Tensor:
+        return super().logits(points) + self.haze
+
+    def gradient(self, points: Tensor, loss: Loss) -> Gradient:
+        seen = super().gradient(points, loss)
+        return seen._replace(logits=seen.logits + self.haze)
+
+
+def cascade(data: ArrayDataset, spec: AttackSpec, haze: float, save: Any = None) -> Any:
+    model = wrap_module(Threshold(), num_classes=2, input={"channels": 1}).eval()
+    threat = ThreatModel.of("Linf", "0.1")
+    settings = Settings(precision="fp32")
+    clean = CleanPass(model, data, threat, settings, [spec])
+    return clean, Cascade(
+        spec,
+        model,
+        threat,
+        Hazy(model, haze),
+        clean.adjudicator,
+        batch_size=4,
+        shard_size=3,
+        seed=0,
+        save=save,
+    )
+
+
+WEAK = pgd("weak", steps=3, relative_step_size=0.4, random_start=False)
+# A sample whose mean is 0.5 + m ends with the margin 20·(m − 0.1); the haze adds to it.
+DISTANCES = [0.05, 0.09, 0.1 - 1e-4, 0.099, 0.105, 0.12, 0.3]
+
+
+def test_survivors_near_the_boundary_are_searched_again_exactly() -> None:
+    data = stripes(DISTANCES)
+    clean, run = cascade(data, WEAK, haze=0.5)
+    attacked = run.run(clean, data.input_shape)
+    assert (attacked.stage >= 0).tolist() == [m < 0.1 for m in DISTANCES]
+    # Seen from afar: 0.5 + 20·(m − 0.1) is more than twice the haze from m = 0.125 on.
+    first, again = attacked.stages
+    assert (first.name, first.search, first.attempted) == ("weak", None, 7)
+    assert (again.name, again.search) == ("weak", "fp32")
+    assert again.attempted == 7 - first.broken - 1
+    assert first.broken + again.broken == 4
+    assert int(attacked.forwards[-1]) == 4
+    assert int(attacked.forwards[-2]) == 8
+
+
+def test_an_exact_search_is_not_repeated() -> None:
+    data = stripes(DISTANCES)
+    clean, run = cascade(data, WEAK, haze=0.0)
+    assert [s.search for s in run.run(clean, data.input_shape).stages] == [None]
+
+
+def test_an_audit_searches_again_too() -> None:
+    data = stripes([0.2] * 5 + [0.1 - 1e-3] * 4)
+    strong = pgd("strong", steps=3, relative_step_size=0.4, random_start=False)
+    # The first stage cannot reach the boundary; the audited one reaches it in the haze only.
+    feeble = pgd("feeble", steps=1, relative_step_size=0.1, random_start=False)
+    clean, run = cascade(data, audited(feeble, strong, minimum=9), haze=0.5)
+    attacked = run.run(clean, data.input_shape)
+    assert (attacked.stage >= 0).tolist() == [False] * 5 + [True] * 4
+    assert attacked.audit is not None
+    assert (attacked.audit.hits, attacked.audit.escalated) == (4, True)
+
+
+@pytest.mark.parametrize("minimum", [0, 4])
+def test_a_cascade_stopped_anywhere_goes_on_to_the_same_end(minimum: int) -> None:
+    data = stripes([0.2] * 3 + DISTANCES)
+    spec = AttackSpec(name="both", stages=(WEAK, pgd("strong", steps=2)))
+    if minimum:
+        spec = audited(WEAK, pgd("strong", steps=2), minimum)
+    snapshots: list[Any] = []
+
+    def keep(snapshot: Any) -> None:
+        buffer = io.BytesIO()
+        torch.save(snapshot(), buffer)
+        snapshots.append(buffer)
+
+    clean, run = cascade(data, spec, haze=0.5, save=keep)
+    expected = run.run(clean, data.input_shape)
+    assert len(snapshots) > 12
+    for buffer in snapshots:
+        buffer.seek(0)
+        saved = torch.load(buffer, weights_only=True)
+        clean, run = cascade(data, spec, haze=0.5)
+        attacked = run.run(clean, data.input_shape, saved)
+        assert torch.equal(attacked.stage, expected.stage)
+        assert torch.equal(attacked.adv_inputs, expected.adv_inputs)
+        assert torch.equal(attacked.forwards, expected.forwards)
+        assert attacked.audit == expected.audit
+        names = [(s.name, s.search) for s in attacked.stages]
+        assert names == [(s.name, s.search) for s in expected.stages]

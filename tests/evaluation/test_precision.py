@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -12,8 +14,9 @@ from robench.attacks.losses import LOSSES, Loss
 from robench.datasets import load_dataset
 from robench.errors import UnknownNameError, UsageError
 from robench.evaluation import precision as precisions
-from robench.evaluation.precision import PRECISIONS, choose_search_model
+from robench.evaluation.precision import PRECISIONS, SearchChoice, choose_search_model
 from robench.evaluation.search_models import EagerModel
+from robench.evaluation.variants import Variant, build_variant
 from robench.models import load_model, wrap_module
 from robench.models.wrapper import RobenchModel, buffer_fingerprint
 from robench.threat_models import ThreatModel
@@ -28,15 +31,20 @@ def digits() -> tuple[RobenchModel, Tensor, Tensor]:
 
 
 def choose(
-    model: RobenchModel, inputs: Tensor, labels: Tensor, precision: str, passes: int = 10**9
-):
+    model: RobenchModel,
+    inputs: Tensor,
+    labels: Tensor,
+    precision: str,
+    passes: int = 10**9,
+    batch_size: int | None = 64,
+) -> SearchChoice:
     return choose_search_model(
         model,
         inputs,
         labels,
         precision=precision,
         threat_model=THREAT,
-        batch_size=64,
+        batch_size=batch_size,
         planned_passes=passes,
     )
 
@@ -46,7 +54,7 @@ def test_logits_and_gradients_agree_with_the_original(digits, precision, monkeyp
     monkeypatch.setattr(precisions, "_TIMING_SECONDS", 0.01)
     model, inputs, labels = digits
     before = buffer_fingerprint(model)
-    chosen, _ = choose(model, inputs, labels, precision)
+    chosen = choose(model, inputs, labels, precision).search
     plain = EagerModel(model)
     loss = Loss(LOSSES["ce"], labels, labels)
     expected, seen = plain.gradient(inputs, loss), chosen.gradient(inputs, loss)
@@ -61,9 +69,22 @@ def test_logits_and_gradients_agree_with_the_original(digits, precision, monkeyp
     assert (chosen.tolerance == 0) == (chosen.description == "fp32")
 
 
+@pytest.mark.parametrize("precision", ["auto", "bf16"])
+def test_what_stands_for_the_original_near_the_boundary_is_exact(
+    digits, precision, monkeypatch
+) -> None:
+    monkeypatch.setattr(precisions, "_TIMING_SECONDS", 0.01)
+    model, inputs, labels = digits
+    choice = choose(model, inputs, labels, precision)
+    assert (choice.exact.logits(inputs) - model(inputs)).abs().max() < 1e-4
+    assert choice.exact.tolerance < 1e-3
+    if "bf16" in choice.search.description:
+        assert choice.search.tolerance > 10 * choice.exact.tolerance
+
+
 def test_folding_batch_norm_changes_rounding_only(digits) -> None:
     model, inputs, _ = digits
-    folded = precisions._build(model, precisions.Variant("folded", folded=True))
+    folded = build_variant(model, Variant("folded", folded=True))
     assert folded is not None
     norms = [m for m in folded.module.modules() if isinstance(m, nn.BatchNorm2d)]
     assert not norms
@@ -72,16 +93,50 @@ def test_folding_batch_norm_changes_rounding_only(digits) -> None:
 
 def test_fp32_is_the_model_itself(digits) -> None:
     model, inputs, labels = digits
-    chosen, batch_size = choose(model, inputs, labels, "fp32")
-    assert isinstance(chosen, EagerModel)
-    assert chosen.module is model
-    assert (chosen.tolerance, batch_size) == (0.0, 64)
+    choice = choose(model, inputs, labels, "fp32")
+    assert isinstance(choice.search, EagerModel)
+    assert choice.search.module is model
+    assert choice.exact is choice.search
+    assert (choice.search.tolerance, choice.batch_size) == (0.0, 64)
 
 
 def test_a_short_run_is_not_worth_a_measurement(digits, monkeypatch) -> None:
-    monkeypatch.setattr(precisions, "_build", lambda *_: pytest.fail("measured"))
+    monkeypatch.setattr(precisions, "build_variant", lambda *_: pytest.fail("measured"))
     model, inputs, labels = digits
-    assert choose(model, inputs, labels, "auto", passes=1000)[0].description == "fp32"
+    assert choose(model, inputs, labels, "auto", passes=1000).search.description == "fp32"
+
+
+def test_a_run_of_a_second_is_worth_folding_but_no_timing(digits, monkeypatch) -> None:
+    monkeypatch.setattr(precisions, "_passes_a_second", lambda *_: 10_000.0)
+    monkeypatch.setattr(precisions, "_seconds_a_call", lambda _: pytest.fail("timed"))
+    model, inputs, labels = digits
+    choice = choose(model, inputs, labels, "auto", passes=10_000)
+    assert choice.search is choice.exact
+    assert choice.search.description == "fp32 folded"
+
+
+def test_a_model_that_falls_at_once_is_not_measured(monkeypatch) -> None:
+    monkeypatch.setattr(precisions, "build_variant", lambda *_: pytest.fail("measured"))
+    model = load_model("digits/Linf-0.2/standard")
+    data = load_dataset("digits").subset(64)
+    choice = choose(model, data.batch(range(64)), data.labels, "auto")
+    assert choice.search.description == "fp32"
+
+
+def test_larger_batches_are_taken_while_they_pay(digits, monkeypatch) -> None:
+    model, inputs, labels = digits
+    monkeypatch.setattr(precisions, "_AUTO", {})
+
+    def chosen(seconds: Callable[[int], float]) -> int:
+        def measured(_trial: object, _model: object, _what: str, size: int) -> tuple[float, float]:
+            return size / seconds(size), seconds(size)
+
+        monkeypatch.setattr(precisions._Trial, "_measured", measured)
+        return choose(model, inputs, labels, "auto", batch_size=None).batch_size
+
+    assert chosen(lambda size: 1e-3 + 1e-5 * size) == 1024
+    assert chosen(lambda size: 1e-5 * size if size < 512 else 2e-5 * size) == 256
+    assert chosen(lambda size: 1e-3 * size) == 256  # a long call has nothing left to gain
 
 
 class Untouchable(nn.Module):
@@ -104,7 +159,7 @@ def test_a_network_that_takes_no_other_form_is_run_as_it_is(monkeypatch) -> None
     monkeypatch.setattr(precisions, "_TIMING_SECONDS", 0.01)
     model = wrap_module(Untouchable(), num_classes=10, input={"channels": 1})
     inputs, labels = torch.rand(16, 1, 8, 8), torch.zeros(16, dtype=torch.int64)
-    assert choose(model, inputs, labels, "auto")[0].description.startswith("fp32")
+    assert choose(model, inputs, labels, "auto").search.description.startswith("fp32")
     with pytest.raises(UsageError, match="bf16 the logits do not agree"):
         choose(model, inputs, labels, "bf16")
 
@@ -116,7 +171,7 @@ def test_unknown_precisions_list_near_misses(digits) -> None:
 
 
 def test_low_precision_gives_the_same_verdicts_as_fp32(monkeypatch) -> None:
-    monkeypatch.setattr(precisions, "_WORTH_MEASURING", 0)
+    monkeypatch.setattr(precisions, "_FEW", 0)
     outcomes = {}
     for precision in ("fp32", "bf16"):
         (stored,) = robench.evaluate(

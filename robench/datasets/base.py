@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from robench.errors import DataError, UsageError
-from robench.records import DatasetSpec
+from robench.records import DatasetSpec, PreprocessingSpec
 
 __all__ = ["Dataset", "Indices", "Subset", "sample_order"]
 
@@ -41,6 +41,7 @@ class Dataset(ABC):
         labels: int64 (N,), each in ``[0, len(class_names))``.
         class_names: one name a class, in the order of the labels.
         input_shape: (C, H, W) of every sample.
+        preprocessing: what was done to images of other sizes; None: nothing.
 
     Raises:
         DataError: no samples, ids that repeat, fewer than two classes, or labels out of range.
@@ -55,6 +56,7 @@ class Dataset(ABC):
         labels: Tensor,
         class_names: Sequence[str],
         input_shape: tuple[int, int, int],
+        preprocessing: PreprocessingSpec | None = None,
     ) -> None:
         where = f"{name} ({split})"
         if len(sample_ids) == 0:
@@ -91,6 +93,7 @@ class Dataset(ABC):
         self.labels = labels
         self.class_names = tuple(class_names)
         self.input_shape = input_shape
+        self.preprocessing = preprocessing
 
     @property
     def num_classes(self) -> int:
@@ -220,6 +223,7 @@ class Subset(Dataset):
             labels=parent.labels[torch.tensor(chosen, dtype=torch.int64)],
             class_names=parent.class_names,
             input_shape=parent.input_shape,
+            preprocessing=parent.preprocessing,
         )
         self._parent = parent
         self._indices = chosen

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from robench.datasets.arrays import ARRAY_SUFFIXES, load_arrays
 from robench.datasets.base import Dataset
 from robench.datasets.folder import FolderDataset
+from robench.datasets.preprocessing import PREPROCESSING_OPTIONS
 from robench.datasets.splits import hold_out
 from robench.errors import DataError, UnknownNameError, UsageError
+from robench.records import PreprocessingSpec
 from robench.registry import Registry, unknown_name
 
 __all__ = ["DATASETS", "load_dataset", "load_training_splits"]
@@ -27,11 +30,29 @@ for _name, _summary in (
     ("svhn", "house numbers, 32x32, 10 classes"),
     ("mnist", "70,000 handwritten digits, 28x28"),
     ("fashion-mnist", "70,000 pieces of clothing, 28x28"),
-    ("imagenet", "ILSVRC 2012, resized to 256, centre crop of 224"),
 ):
     DATASETS.add(
         _name, f"robench.datasets.torchvision_sets:load_{_name.replace('-', '_')}", _summary
     )
+DATASETS.add(
+    "cifar10-jpeg",
+    "robench.datasets.cifar10_jpeg:load_cifar10_jpeg",
+    "CIFAR-10's images as JPEG files: not CIFAR-10",
+)
+
+DATASETS.add(
+    "tiny-imagenet",
+    "robench.datasets.tiny_imagenet:load_tiny_imagenet",
+    "110,000 images, 64x64, 200 classes",
+)
+DATASETS.add(
+    "imagenet",
+    "robench.datasets.imagenet:load_imagenet",
+    "ILSVRC 2012: the field's 5,000 images, 1,000 classes",
+)
+
+_OF_ANY_SIZE = ("tiny-imagenet", "imagenet")
+"""Registered sets that prepare their images."""
 
 _VALIDATION_SHARE = 10
 """One in so many training samples validates where a data set has no validation split."""
@@ -46,17 +67,21 @@ def load_dataset(
     root: str | Path | None = None,
     n: int | None = None,
     download: bool = False,
+    preprocessing: PreprocessingSpec | None = None,
     **options: Any,
 ) -> Dataset:
-    """A data set by registered name, or from a folder of images or a file of arrays.
+    """A data set by registered name, from a folder, a file of arrays, or the Hugging Face Hub.
 
     Args:
         name: a name of ``DATASETS``; or the path of a folder of class subfolders or of an
-            ``.npz``, ``.npy``, ``.pt`` file, optionally written ``folder:PATH``, ``file:PATH``.
+            ``.npz``, ``.npy``, ``.pt`` file, optionally written ``folder:PATH``, ``file:PATH``;
+            or ``hf:OWNER/NAME``.
         split: which part; a folder may have one subfolder for each split.
         root: where downloaded sets are kept.
         n: take a fixed subset of so many samples (``Dataset.subset``).
         download: fetch what is missing, for sets that can be fetched.
+        preprocessing: what a model's card asks for; taken where images are of any size and
+            ``options`` say nothing of it. Sets of one size and arrays stay as they are.
         options: the loader's own, such as ``size`` and ``masks`` for folders.
 
     Raises:
@@ -64,7 +89,7 @@ def load_dataset(
         DataError: the data is missing, empty or malformed.
         UsageError: ``n`` does not fit, or an option is not known here.
     """
-    dataset = _load(str(name), split, root, download, options)
+    dataset = _load(str(name), split, root, download, options, preprocessing)
     return dataset if n is None else dataset.subset(n)
 
 
@@ -101,30 +126,48 @@ def load_training_splits(
 
 
 def _load(
-    name: str, split: str, root: str | Path | None, download: bool, options: dict[str, Any]
+    name: str,
+    split: str,
+    root: str | Path | None,
+    download: bool,
+    options: dict[str, Any],
+    preprocessing: PreprocessingSpec | None = None,
 ) -> Dataset:
-    kind, colon, rest = name.partition(":")
-    explicit = bool(colon) and kind in ("folder", "file")
-    path = Path(rest if explicit else name).expanduser()
+    where = None if root is None else Path(root).expanduser()
+    load, prepares = _loader(name, where, download)
+    if preprocessing is not None and prepares and not PREPROCESSING_OPTIONS & options.keys():
+        options = {**options, **preprocessing.model_dump(exclude_none=True)}
     try:
-        if not explicit and name in DATASETS:
-            where = None if root is None else Path(root)
-            return DATASETS[name](split, root=where, download=download, **options)
-        if explicit and not path.exists():
-            raise DataError("the path does not exist", where=path)
-        if path.is_dir():
-            return FolderDataset.open(path, split=split, **options)
-        if path.suffix in ARRAY_SUFFIXES and (path.exists() or "/" in name):
-            return load_arrays(path, split=split, **options)
-        if path.is_file():
-            raise UsageError(
-                f"{path.suffix or 'a file without suffix'} is no data format known here",
-                where=path,
-                hint=f"Use a folder of images, or one of {', '.join(ARRAY_SUFFIXES)}",
-            )
+        return load(split=split, **options)
     except TypeError as error:
         if "unexpected keyword argument" in str(error):
             option = str(error).rpartition("argument ")[2]
             raise UsageError(f"data set {name!r} has no option {option}") from error
         raise
+
+
+def _loader(name: str, root: Path | None, download: bool) -> tuple[Callable[..., Dataset], bool]:
+    """What loads it, and whether that prepares images of any size."""
+    kind, colon, rest = name.partition(":")
+    if colon and kind == "hf":
+        # Imported here: no other path needs it.
+        from robench.datasets.hugging_face import load_hugging_face
+
+        return partial(load_hugging_face, rest, root=root), True
+    explicit = bool(colon) and kind in ("folder", "file")
+    path = Path(rest if explicit else name).expanduser()
+    if not explicit and name in DATASETS:
+        return partial(DATASETS[name], root=root, download=download), name in _OF_ANY_SIZE
+    if explicit and not path.exists():
+        raise DataError("the path does not exist", where=path)
+    if path.is_dir():
+        return partial(FolderDataset.open, path), True
+    if path.suffix in ARRAY_SUFFIXES and (path.exists() or "/" in name):
+        return partial(load_arrays, path), False
+    if path.is_file():
+        raise UsageError(
+            f"{path.suffix or 'a file without suffix'} is no data format known here",
+            where=path,
+            hint=f"Use a folder of images, or one of {', '.join(ARRAY_SUFFIXES)}",
+        )
     raise unknown_name("data set", name, list(DATASETS))

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-from PIL import Image
-from torch import Tensor
-
-from robench.datasets.base import Dataset
+from robench.datasets.image_files import ImageFiles, composed
 from robench.datasets.object_masks import MaskSource, open_masks
 from robench.datasets.preprocessing import Preprocessing
-from robench.errors import DataError, UnknownNameError, UsageError
+from robench.errors import DataError, UnknownNameError
 
 __all__ = ["IMAGE_SUFFIXES", "FolderDataset"]
 
@@ -25,11 +20,10 @@ SPLIT_FOLDERS = {"train": ("train",), "validation": ("validation", "val"), "test
 """Subfolders that may hold a split, best first. Some sets publish only train and val."""
 
 
-class FolderDataset(Dataset):
-    """Images below ``root/<class>/``; nothing but the list of files is kept in memory.
+class FolderDataset(ImageFiles):
+    """Images below ``root/<class>/``, sorted by code point.
 
-    Ids are paths relative to ``root`` with ``/`` and composed Unicode, sorted by code point:
-    the same on every operating system. Files and folders that start with a dot are skipped.
+    Files and folders that start with a dot are skipped.
 
     Args:
         root: the folder whose subfolders are the classes.
@@ -57,13 +51,13 @@ class FolderDataset(Dataset):
     ) -> None:
         if not root.is_dir():
             raise DataError("the folder does not exist", where=root)
-        folders = {_normal(p.name): p for p in root.iterdir() if p.is_dir() and _visible(p)}
+        folders = {composed(p.name): p for p in root.iterdir() if p.is_dir() and _visible(p)}
         classes = _classes(root, sorted(folders), class_names)
-        files: list[tuple[str, Path, int]] = []
+        files: list[tuple[str, int]] = []
         for label, class_name in enumerate(classes):
             folder = folders[class_name]
             files += [
-                (_normal(path.relative_to(root).as_posix()), path, label)
+                (path.relative_to(root).as_posix(), label)
                 for path in folder.rglob("*")
                 if path.suffix.lower() in IMAGE_SUFFIXES and _visible(path) and path.is_file()
             ]
@@ -73,19 +67,17 @@ class FolderDataset(Dataset):
                 where=root,
                 hint=f"Understood: {', '.join(sorted(IMAGE_SUFFIXES))}",
             )
-        files.sort(key=lambda entry: entry[0])
-        self._relative = [entry[0] for entry in files]
-        self._paths = [entry[1] for entry in files]
-        self._preprocessing = preprocessing or Preprocessing.model_validate({})
-        self._masks = masks
-        first = self._image(self._paths[0])
+        files.sort(key=lambda entry: composed(entry[0]))
         super().__init__(
+            root,
+            [file for file, _ in files],
+            [label for _, label in files],
             name=name or root.resolve().name,
             split=split,
-            sample_ids=[id_prefix + entry[0] for entry in files],
-            labels=torch.tensor([entry[2] for entry in files]),
             class_names=classes,
-            input_shape=(first.shape[0], first.shape[1], first.shape[2]),
+            preprocessing=preprocessing,
+            masks=masks,
+            id_prefix=id_prefix,
         )
 
     @classmethod
@@ -94,9 +86,10 @@ class FolderDataset(Dataset):
         path: Path,
         *,
         split: str = "test",
-        size: int | tuple[int, int] | None = None,
+        size: int | Sequence[int] | None = None,
         resize: int | None = None,
         crop: int | None = None,
+        interpolation: str = "bilinear",
         grey: bool = False,
         masks: str | Path | None = None,
         class_names: Sequence[str] | None = None,
@@ -107,17 +100,17 @@ class FolderDataset(Dataset):
         Args:
             path: a folder of class folders, or of ``train`` and ``test`` (or ``val``) folders
                 that hold those.
-            size: stretch to this height and width.
-            resize, crop: shorter side, then central square.
-            grey: one channel instead of three.
+            size, resize, crop, interpolation, grey: see :meth:`Preprocessing.of`.
             masks: a folder of PNG masks or VOC annotations, or a COCO file.
 
         Raises:
             UnknownNameError: the folder has splits and this is none of them.
+            UsageError: a wrong option.
             DataError: as the class.
         """
-        if size is not None and resize is not None:
-            raise UsageError("size and resize exclude each other")
+        preprocessing = Preprocessing.of(
+            size=size, resize=resize, crop=crop, interpolation=interpolation, grey=grey
+        )
         root, prefix = path, ""
         candidates = SPLIT_FOLDERS.get(split, (split,))
         present = sorted(
@@ -134,43 +127,11 @@ class FolderDataset(Dataset):
             root,
             name=name or path.resolve().name,
             split=split,
-            preprocessing=Preprocessing(
-                size=(size, size) if isinstance(size, int) else size,
-                resize=resize,
-                crop=crop,
-                channels=1 if grey else 3,
-            ),
+            preprocessing=preprocessing,
             class_names=class_names,
             masks=None if masks is None else open_masks(Path(masks)),
             id_prefix=prefix,
         )
-
-    def _image(self, path: Path) -> Tensor:
-        return self._preprocessing.image(_open(path))
-
-    def _read(self, indices: list[int]) -> Tensor:
-        batch = torch.empty((len(indices), *self.input_shape), dtype=torch.float32)
-        for row, index in enumerate(indices):
-            image = self._image(self._paths[index])
-            if tuple(image.shape) != self.input_shape:
-                raise DataError(
-                    f"the image is {_size(image)}, the first one {_size(batch[0])}",
-                    where=self._paths[index],
-                    hint="Bring all to one size with size=, or resize= and crop=",
-                )
-            batch[row] = image
-        return batch
-
-    def _read_masks(self, indices: list[int]) -> Tensor | None:
-        if self._masks is None:
-            return None
-        result = torch.zeros((len(indices), *self.input_shape[1:]), dtype=torch.bool)
-        for row, index in enumerate(indices):
-            # The size is in the header; the pixels are not decoded again.
-            mask = self._masks.mask(self._relative[index], _image_size(self._paths[index]))
-            if mask is not None:
-                result[row] = self._preprocessing.mask(mask)
-        return result
 
 
 def _classes(root: Path, found: list[str], wanted: Sequence[str] | None) -> list[str]:
@@ -185,7 +146,7 @@ def _classes(root: Path, found: list[str], wanted: Sequence[str] | None) -> list
         )
     if wanted is None:
         return found
-    names = [_normal(name) for name in wanted]
+    names = [composed(name) for name in wanted]
     if sorted(names) != found:
         missing = sorted(set(names) - set(found))
         extra = sorted(set(found) - set(names))
@@ -197,35 +158,9 @@ def _classes(root: Path, found: list[str], wanted: Sequence[str] | None) -> list
     return names
 
 
-def _open(path: Path) -> Image.Image:
-    try:
-        with Image.open(path) as image:
-            image.load()
-            return image
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(f"the image cannot be read: {error}", where=path) from error
-
-
-def _image_size(path: Path) -> tuple[int, int]:
-    try:
-        with Image.open(path) as image:
-            return image.size
-    except (OSError, SyntaxError, ValueError) as error:
-        raise DataError(f"the image cannot be read: {error}", where=path) from error
-
-
-def _normal(text: str) -> str:
-    # macOS stores names decomposed; the same file must keep one id everywhere.
-    return unicodedata.normalize("NFC", text)
-
-
 def _visible(path: Path) -> bool:
     return not path.name.startswith(".")
 
 
 def _few(names: list[str]) -> str:
     return ", ".join(names[:5]) + (", …" if len(names) > 5 else "") if names else "none"
-
-
-def _size(image: Tensor) -> str:
-    return "x".join(str(side) for side in reversed(image.shape[-2:]))

@@ -2,40 +2,79 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ValidationError
 from torch import Tensor
 
-__all__ = ["Preprocessing"]
+from robench.errors import UsageError
+from robench.records import PreprocessingSpec
+
+__all__ = ["PREPROCESSING_OPTIONS", "Preprocessing"]
+
+PREPROCESSING_OPTIONS = frozenset({"size", "resize", "crop", "interpolation"})
+"""A loader that takes these prepares images; whichever is given replaces a card's."""
 
 
-class Preprocessing(BaseModel):
-    """Resize, crop and channels, applied to images and (with nearest cells) to their masks.
+class Preprocessing(PreprocessingSpec):
+    """Resize, crop and channels, applied to images and (with nearest cells) to their masks."""
 
-    ``resize=256, crop=224`` is the field's preprocessing for ImageNet; ``size=(32, 32)``
-    stretches to exactly that size.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    resize: int | None = Field(None, ge=1)
-    """Length of the shorter side, keeping the aspect ratio."""
-    crop: int | None = Field(None, ge=1)
-    """Side of the central square that is kept; zero-padded where the image is smaller."""
-    size: tuple[int, int] | None = None
-    """Height and width to stretch to, instead of ``resize``."""
     channels: Literal[1, 3] = 3
     """3: RGB, 1: grey."""
+
+    @classmethod
+    def of(
+        cls,
+        *,
+        size: int | Sequence[int] | None = None,
+        resize: int | None = None,
+        crop: int | None = None,
+        interpolation: str = "bilinear",
+        grey: bool = False,
+    ) -> Preprocessing:
+        """From a loader's options.
+
+        Args:
+            size: stretch to this height and width; one number for both.
+            resize: length of the shorter side.
+            crop: side of the central square.
+            interpolation: ``nearest``, ``bilinear``, ``bicubic`` or ``lanczos``.
+            grey: one channel instead of three.
+
+        Raises:
+            UsageError: a value is wrong, or ``size`` and ``resize`` are both given.
+        """
+        content: dict[str, Any] = {
+            "size": (size, size) if isinstance(size, int) else size,
+            "resize": resize,
+            "crop": crop,
+            "interpolation": interpolation,
+            "channels": 1 if grey else 3,
+        }
+        try:
+            return cls.model_validate(content)
+        except ValidationError as error:
+            first = error.errors()[0]
+            place = f"{first['loc'][0]}: " if first["loc"] else ""
+            message = first["msg"].removeprefix("Value error, ")
+            raise UsageError(f"{place}{message}", where="preprocessing") from error
+
+    @property
+    def spec(self) -> PreprocessingSpec | None:
+        """What a model's card says of it; None: images are taken as they are."""
+        spec = PreprocessingSpec.model_validate(self.model_dump(exclude={"channels"}))
+        return None if spec == PreprocessingSpec() else spec
 
     def image(self, image: Image.Image) -> Tensor:
         """float32 (C, H, W) in [0, 1]."""
         # A palette or alpha must be resolved before resizing, else indices are interpolated.
         plain = image.convert("RGB" if self.channels == 3 else "L")
-        pixels = np.asarray(self._fit(plain, Image.Resampling.BILINEAR), dtype=np.float32) / 255
+        fitted = self._fit(plain, Image.Resampling[self.interpolation.upper()])
+        pixels = np.asarray(fitted, dtype=np.float32) / 255
         tensor = torch.from_numpy(pixels)
         return tensor.permute(2, 0, 1).contiguous() if tensor.ndim == 3 else tensor.unsqueeze(0)
 

@@ -14,8 +14,6 @@ from typing import Any
 import torch
 
 from robench.datasets.arrays import ArrayDataset
-from robench.datasets.folder import FolderDataset
-from robench.datasets.preprocessing import Preprocessing
 from robench.errors import DataError
 from robench.registry import unknown_name
 
@@ -24,7 +22,6 @@ __all__ = [
     "load_cifar10",
     "load_cifar100",
     "load_fashion_mnist",
-    "load_imagenet",
     "load_mnist",
     "load_svhn",
 ]
@@ -78,38 +75,6 @@ def load_fashion_mnist(
     """Fashion-MNIST (Xiao et al., 2017): 60,000 training and 10,000 test images."""
     source = _fetch("FashionMNIST", "fashion-mnist", split, root, download, by_flag=True)
     return _from_arrays("fashion-mnist", split, source.data, source.targets, source.classes)
-
-
-def load_imagenet(
-    split: str = "test", *, root: Path | None = None, download: bool = False
-) -> FolderDataset:
-    """ILSVRC 2012; ``test`` is its validation part, as everybody evaluates.
-
-    The archives are licensed and cannot be fetched. Unpacked folders ``train/`` and ``val/`` of
-    1,000 class folders below ``root/imagenet`` are read as they are; sorted by WordNet id, they
-    are in the usual label order. Images are resized to 256 and cropped to 224.
-
-    Raises:
-        UnknownNameError: another split than train, test.
-        DataError: the images are not there.
-    """
-    if split not in ("train", "test"):
-        raise unknown_name("split of imagenet", split, ["train", "test"])
-    part = "val" if split == "test" else "train"
-    folder = data_root(root) / "imagenet"
-    if not (folder / part).is_dir():
-        raise DataError(
-            f"imagenet ({split}) is not there",
-            where=folder / part,
-            hint="It cannot be downloaded: put the class folders of the ILSVRC 2012 archive there",
-        )
-    return FolderDataset(
-        folder / part,
-        name="imagenet",
-        split=split,
-        preprocessing=Preprocessing(resize=256, crop=224),
-        id_prefix=f"{part}/",
-    )
 
 
 def _fetch(

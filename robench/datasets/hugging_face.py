@@ -1,0 +1,239 @@
+"""Data sets of the Hugging Face Hub, through its own package.
+
+The package keeps them as Arrow files in its cache and maps them into memory: only the images
+that are asked for are read and decoded. It executes no code of a repository since its version 4.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from robench.datasets.arrays import to_tensor
+from robench.datasets.base import Dataset
+from robench.datasets.preprocessing import Preprocessing
+from robench.errors import DataError, MissingDependencyError, UnknownNameError, UsageError
+
+__all__ = ["HuggingFaceDataset", "load_hugging_face"]
+
+_ADDRESS = re.compile(r"(?P<repo>[\w-][\w.-]*(?:/[\w-][\w.-]*)?)(?:@(?P<revision>[\w./-]+))?")
+_LABELS = ("label", "labels", "fine_label", "target", "class", "y")
+_IMAGES = ("image", "img", "pixel_values", "x")
+
+
+class HuggingFaceDataset(Dataset):
+    """Rows of a map-style ``datasets.Dataset``, read as they are asked for.
+
+    Args:
+        rows: has ``features``, ``__len__``, and ``__getitem__`` by row and by column.
+        image, label: columns; None: found by type, then by name.
+        preprocessing: of images; arrays are taken as they are.
+        num_classes: where the labels have no names; None: the largest label + 1.
+
+    Raises:
+        UsageError: there is no such column, or several could be meant.
+        DataError: no rows, labels that are unknown, or items that are no images.
+    """
+
+    def __init__(
+        self,
+        rows: Any,
+        *,
+        name: str,
+        split: str,
+        image: str | None = None,
+        label: str | None = None,
+        preprocessing: Preprocessing | None = None,
+        num_classes: int | None = None,
+    ) -> None:
+        where = f"{name} ({split})"
+        if len(rows) == 0:
+            raise DataError("the data set is empty", where=where)
+        features: Mapping[str, Any] = rows.features
+        images = _column(features, image, "image", ("Image",), _IMAGES, where)
+        labels = _column(features, label, "label", ("ClassLabel",), _LABELS, where)
+        # Reading a row would decode all of its columns.
+        self._rows = rows.select_columns([images])
+        self._column = images
+        self._preparation = preprocessing or Preprocessing()
+        self._where = where
+        values, class_names = _labels(rows[labels], features[labels], num_classes, where)
+        first = self._image(0)
+        super().__init__(
+            name=name,
+            split=split,
+            sample_ids=[f"{name}/{split}/{i:06d}" for i in range(len(rows))],
+            labels=values,
+            class_names=class_names,
+            input_shape=(first.shape[0], first.shape[1], first.shape[2]),
+            preprocessing=self._preparation.spec,
+        )
+
+    def _image(self, index: int) -> Tensor:
+        where = f"{self._where} row {index}"
+        try:
+            item = self._rows[index][self._column]
+        except Exception as error:  # Damaged images raise whatever their decoder raises.
+            raise DataError(f"cannot be read: {_reason(error)}", where=where) from error
+        if isinstance(item, Image.Image):
+            return self._preparation.image(item)
+        pixels = to_tensor(_array(item), where=where)
+        if not 0 <= float(pixels.min()) <= float(pixels.max()) <= 1:
+            raise DataError("the values are not in [0, 1]", where=where)
+        return pixels
+
+    def _read(self, indices: list[int]) -> Tensor:
+        batch = torch.empty((len(indices), *self.input_shape), dtype=torch.float32)
+        for row, index in enumerate(indices):
+            image = self._image(index)
+            if tuple(image.shape) != self.input_shape:
+                raise DataError(
+                    f"row {index} has shape {tuple(image.shape)}, the first {self.input_shape}",
+                    where=self._where,
+                    hint="Bring all to one size with size=, or resize= and crop=",
+                )
+            batch[row] = image
+        return batch
+
+
+def load_hugging_face(
+    address: str,
+    *,
+    split: str = "test",
+    root: Path | None = None,
+    config: str | None = None,
+    image: str | None = None,
+    label: str | None = None,
+    num_classes: int | None = None,
+    **preparation: Any,
+) -> HuggingFaceDataset:
+    """``OWNER/NAME`` or ``OWNER/NAME@REVISION`` → the data set, fetched if it is not in the cache.
+
+    Args:
+        address: the repository; name a revision to pin the data.
+        split: as the repository names it.
+        root: the package's cache folder; None: its own.
+        config: one of several configurations.
+        image, label: columns, where they cannot be found.
+        num_classes: where the labels are plain numbers.
+        preparation: ``size``, ``resize``, ``crop``, ``interpolation``, ``grey``
+            (:meth:`Preprocessing.of`).
+
+    Raises:
+        MissingDependencyError: ``datasets`` is not installed.
+        UsageError: the address has another form, or a wrong option.
+        UnknownNameError: no such split.
+        DataError: no such repository or configuration; no connection; no labels.
+    """
+    match = _ADDRESS.fullmatch(address)
+    if match is None:
+        raise UsageError(
+            f"{address!r} is not a repository of the Hub", hint="Write it as hf:OWNER/NAME@REVISION"
+        )
+    preprocessing = Preprocessing.of(**preparation)
+    try:
+        # Optional package, needed for this source only.
+        from datasets import load_dataset
+    except ImportError as error:
+        raise MissingDependencyError(
+            "datasets is not installed",
+            where=f"hf:{address}",
+            hint="pip install robench[hf-datasets]",
+        ) from error
+    try:
+        rows = load_dataset(
+            match["repo"],
+            config,
+            split=split,
+            revision=match["revision"],
+            cache_dir=None if root is None else str(root),
+        )
+    except Exception as error:  # The package raises errors of several HTTP and file libraries.
+        if isinstance(error, ValueError) and "Unknown split" in str(error):
+            raise UnknownNameError(_reason(error), where=f"hf:{address}") from error
+        raise DataError(
+            f"cannot be loaded: {_reason(error)}",
+            where=f"hf:{address}",
+            hint="Check the name, --split, --data-option config=NAME, and the network",
+        ) from error
+    return HuggingFaceDataset(
+        rows,
+        name=match["repo"].replace("/", "_"),
+        split=split,
+        image=image,
+        label=label,
+        preprocessing=preprocessing,
+        num_classes=num_classes,
+    )
+
+
+def _column(
+    features: Mapping[str, Any],
+    wanted: str | None,
+    what: str,
+    kinds: Sequence[str],
+    names: Sequence[str],
+    where: str,
+) -> str:
+    if wanted is not None:
+        if wanted not in features:
+            raise UsageError(
+                f"no column {wanted!r}", where=where, hint=f"There are: {', '.join(features)}"
+            )
+        return wanted
+    typed = [name for name, kind in features.items() if type(kind).__name__ in kinds]
+    named = [name for name in names if name in (typed or features)]
+    if len(typed) == 1:
+        return typed[0]
+    if named:
+        return named[0]
+    raise UsageError(
+        f"no column is known to be the {what}" if not typed else f"several {what} columns",
+        where=where,
+        hint=f"Choose one with --data-option {what}=NAME: {', '.join(typed or features)}",
+    )
+
+
+def _labels(
+    column: Any, kind: Any, num_classes: int | None, where: str
+) -> tuple[Tensor, list[str]]:
+    values = list(column)
+    names = getattr(kind, "names", None)
+    if any(value is None for value in values) or (values and set(values) == {-1}):
+        raise DataError("the labels are not known", where=where, hint="Choose another --split")
+    if all(isinstance(value, str) for value in values):
+        names = sorted(set(values))
+        position = {name: i for i, name in enumerate(names)}
+        values = [position[value] for value in values]
+    if not all(isinstance(value, int) and not isinstance(value, bool) for value in values):
+        raise DataError(
+            "the labels are no class numbers",
+            where=where,
+            hint="Choose a column with --data-option label=NAME",
+        )
+    if names is None:
+        names = [str(i) for i in range(num_classes or max(values) + 1)]
+    return torch.tensor(values, dtype=torch.int64), list(names)
+
+
+def _array(item: Any) -> Any:
+    """Nested lists, which the package gives for arrays, with their channels where they belong."""
+    if not isinstance(item, (list, np.ndarray)):
+        return item
+    array = np.asarray(item)
+    if array.dtype.kind in "iu" and array.size and 0 <= array.min() <= array.max() <= 255:
+        array = array.astype(np.uint8)
+    if array.ndim == 3 and array.shape[0] in (1, 3) and array.shape[2] not in (1, 3):
+        return torch.from_numpy(np.ascontiguousarray(array))
+    return array
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -41,6 +41,7 @@ DEFAULTS: dict[str, Defaults] = {
     "fashion-mnist": Defaults("Linf-0.1"),
     "svhn": Defaults(settings={"shift": 4}),
     "cifar10": Defaults(settings=_PHOTOGRAPHS),
+    "cifar10-jpeg": Defaults(settings=_PHOTOGRAPHS),
     "cifar100": Defaults(settings=_PHOTOGRAPHS),
     "imagenet": Defaults("Linf-4/255", settings={"flip": True}),
 }

@@ -73,7 +73,7 @@ class AgkdBml(AdversarialRecipe):
         """``smoothed``, ``margin``, ``kl``, ``distillation``, ``triplet``, weighted."""
         if context.teacher is None:
             raise TrainingError("agkd-bml needs a teacher", hint="Give one with --teacher")
-        network, teacher = context.network, getattr(context.teacher, "network", context.teacher)
+        network, teacher = context.network, context.teacher
         inputs, labels = batch.inputs, batch.labels
         with in_eval_mode(network), torch.no_grad():
             confusing = confusing_classes(network(inputs), labels)

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, Literal, Protocol
+from contextlib import contextmanager
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -22,10 +22,8 @@ __all__ = [
     "Engine",
     "FabricEngine",
     "LocalEngine",
-    "autocast",
     "average_buffers",
     "average_gradients",
-    "chosen_precision",
     "deterministic",
     "launch",
 ]
@@ -173,22 +171,3 @@ def deterministic(device: torch.device, threads: int = 0) -> Iterator[None]:
         torch.set_num_threads(had_threads)
         torch.use_deterministic_algorithms(before, warn_only=warn_only)
         torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = cudnn
-
-
-def autocast(
-    device: torch.device, precision: Literal["auto", "fp32", "bf16"]
-) -> AbstractContextManager[Any]:
-    """bfloat16 autocast, or nothing."""
-    chosen = chosen_precision(device, precision)
-    if chosen == "bf16":
-        return torch.autocast(device.type, torch.bfloat16)
-    return nullcontext()
-
-
-def chosen_precision(
-    device: torch.device, precision: Literal["auto", "fp32", "bf16"]
-) -> Literal["fp32", "bf16"]:
-    """What ``"auto"`` means on this device."""
-    if precision != "auto":
-        return precision
-    return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"

@@ -15,12 +15,12 @@ from robench import seeding
 from robench.datasets import Dataset
 from robench.defenses.engine import (
     Engine,
-    autocast,
     average_buffers,
     average_gradients,
     deterministic,
 )
 from robench.defenses.inner_maximisers import pgd
+from robench.defenses.precision import arranged, computing
 from robench.defenses.progress import TrainingProgress
 from robench.defenses.recipe import Context, Recipe
 from robench.defenses.settings import TrainingSettings
@@ -77,13 +77,13 @@ class Trainer:
         settings, device = self.settings, engine.device
         # A copy, because spawned processes on a CPU share the memory of what they are sent.
         network = copy.deepcopy(self.network).to(device)
-        if device.type == "cuda":
-            network = network.to(memory_format=torch.channels_last)
+        network = arranged(network, device, settings.precision)
         optimiser = _optimiser(network, settings)
         average = copy.deepcopy(network) if settings.ema else None
         data = TrainingData(self.train_data, settings, seed=self.seed, device=device)
-        teacher = None if self.teacher is None else self.teacher.to(device).eval()
-        context = Context(network, self.threat_model, self.train_data.num_classes, data, teacher)
+        teacher = None if self.teacher is None else self._prepared_teacher(self.teacher, device)
+        lowered = computing(network, device, settings.precision)
+        context = Context(lowered, self.threat_model, self.train_data.num_classes, data, teacher)
         state = TrainingState.load(self.folder, self.identity) or TrainingState(
             self.identity, 0, {}, {}
         )
@@ -96,7 +96,7 @@ class Trainer:
         if report is not None:
             report.start(settings.epochs, data.steps, state.epoch)
         for epoch in range(state.epoch, settings.epochs):
-            terms = self._epoch(engine, context, optimiser, average, epoch, report)
+            terms = self._epoch(engine, network, context, optimiser, average, epoch, report)
             row = {"epoch": float(epoch + 1), **terms}
             if (epoch + 1) % settings.validate_every == 0 or epoch + 1 == settings.epochs:
                 judged = network if average is None else average
@@ -124,30 +124,36 @@ class Trainer:
             raise TrainingError("no epoch was validated", where=self.folder)
         return state.best
 
+    def _prepared_teacher(self, teacher: nn.Module, device: torch.device) -> nn.Module:
+        # A loaded model wraps the bare network, whose features are wanted.
+        bare: nn.Module = getattr(teacher, "network", teacher).to(device).eval()
+        precision = self.settings.precision
+        return computing(arranged(bare, device, precision), device, precision).eval()
+
     def _epoch(
         self,
         engine: Engine,
+        network: nn.Module,
         context: Context,
         optimiser: torch.optim.Optimizer,
         average: nn.Module | None,
         epoch: int,
         report: TrainingProgress | None,
     ) -> dict[str, float]:
-        network, steps = context.network, context.data.steps
+        steps = context.data.steps
         share = self.settings.eps_share(epoch)
         weaker = replace(self.threat_model, eps=self.threat_model.eps * share)
         context = replace(context, threat_model=weaker)
         total = steps * self.settings.epochs
         sums: dict[str, Tensor] = {}
-        network.train()
+        context.network.train()
         # Keyed by epoch and process, so that a resumed run draws what an unbroken one draws.
         torch.manual_seed(seeding.tag(f"epoch {self.seed} {epoch} {engine.rank}"))
         for step, batch in enumerate(context.data.batches(epoch, engine.rank, engine.world_size)):
             done = epoch * steps + step
             for group in optimiser.param_groups:
                 group["lr"] = self.settings.lr_at(done / total)
-            with autocast(engine.device, self.settings.precision):
-                terms = self.recipe.terms(context, batch)
+            terms = self.recipe.terms(context, batch)
             loss = torch.stack([term.float() for term in terms.values()]).sum()
             if not torch.isfinite(loss.detach()):
                 raise TrainingError(

@@ -15,8 +15,9 @@ from robench import seeding
 from robench.datasets import Dataset, load_training_splits
 from robench.defenses.catalogue import RECIPES
 from robench.defenses.defaults import Defaults, defaults_for
-from robench.defenses.engine import Engine, chosen_precision, launch
+from robench.defenses.engine import Engine, launch
 from robench.defenses.export import export_model
+from robench.defenses.precision import chosen_precision
 from robench.defenses.progress import TrainingProgress
 from robench.defenses.provenance import command_line, describe_data, package_versions
 from robench.defenses.recipe import Recipe

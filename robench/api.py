@@ -46,6 +46,8 @@ def evaluate(
 ) -> list[StoredRecord]:
     """Evaluate one model.
 
+    A data set that is given by name is prepared as the model's card says, if it says so.
+
     Args:
         model: a card's id, name or path, or any ``nn.Module`` that maps float32 (N, C, H, W) in
             [0, 1] to logits (N, K).
@@ -96,6 +98,8 @@ def evaluate(
         )
     else:
         wrapped = load_model(model, dataset=data.name)
+        if wrapped.preprocessing is not None and isinstance(dataset, str | Path):
+            data = load_dataset(dataset, n=n, preprocessing=wrapped.preprocessing)
     with ExitStack() as stack:
         folder = results or stack.enter_context(tempfile.TemporaryDirectory(prefix="robench-"))
         return evaluate_model(

@@ -142,6 +142,7 @@ def _draft(answers: Answers, samples: Dataset) -> ModelCard:
         name=answers.name,
         defense=answers.defense,
         input=expected,
+        preprocessing=samples.preprocessing,
         trust_pickle=answers.trust_pickle,
     )
     return card.model_copy(update={"provenance": provenance})

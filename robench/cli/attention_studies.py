@@ -6,7 +6,7 @@ import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from robench.cli.evaluating import Evaluation, evaluate, prepare
+from robench.cli.evaluating import Evaluation, Planned, evaluate, prepare
 from robench.cli.requests import Request, ensure_writable
 from robench.cli.run_display import RunDisplay
 from robench.evaluation.attention_study import (
@@ -15,11 +15,9 @@ from robench.evaluation.attention_study import (
     chosen_target,
     study_attention,
 )
-from robench.models.wrapper import RobenchModel
 from robench.records import Suite, job_key
 from robench.registry import unknown_name
 from robench.results import Store
-from robench.threat_models import ThreatModel
 
 __all__ = ["Look", "Studied", "study_models"]
 
@@ -69,26 +67,26 @@ def study_models(request: Request, look: Look, folder: Path) -> list[Studied]:
     evaluation = prepare(request)
     evaluation = replace(evaluation, suite=_only(evaluation.suite, look.attack))
     specs = [
-        chosen_attention(model, method=look.map_name, layer=look.layer)
-        for model, _ in evaluation.models
+        chosen_attention(planned.model, method=look.map_name, layer=look.layer)
+        for planned in evaluation.models
     ]
-    target = chosen_target(look.target, evaluation.dataset.class_names)
+    target = chosen_target(look.target, evaluation.models[0].dataset.class_names)
     studied = []
-    for (model, threat), spec in zip(evaluation.models, specs, strict=True):
+    for planned, spec in zip(evaluation.models, specs, strict=True):
         with tempfile.TemporaryDirectory(prefix="robench-") as scratch:
-            store, key, source = _adversarial(evaluation, model, threat, Path(scratch))
+            store, key, source = _adversarial(evaluation, planned, Path(scratch))
             stored, adversarial = store.read(key), store.read_adversarial(key)
             study = study_attention(
                 stored,
                 adversarial,
-                model,
-                evaluation.dataset,
+                planned.model,
+                planned.dataset,
                 attention=spec,
                 target=target,
                 samples=look.samples,
                 device=evaluation.device,
             )
-        model.to("cpu")
+        planned.model.to("cpu")
         studied.append(Studied(study, source))
     return studied
 
@@ -101,23 +99,21 @@ def _only(suite: Suite, attack: str) -> Suite:
     return suite.model_copy(update={"attacks": entries})
 
 
-def _adversarial(
-    evaluation: Evaluation, model: RobenchModel, threat: ThreatModel, scratch: Path
-) -> tuple[Store, str, str]:
+def _adversarial(evaluation: Evaluation, planned: Planned, scratch: Path) -> tuple[Store, str, str]:
     """A store that has the record with its adversarial inputs, the key, and where it is from."""
     kept = Store(evaluation.request.results)
-    for spec in evaluation.suite.for_norm(threat.norm):
+    for spec in evaluation.suite.for_norm(planned.threat.norm):
         key = job_key(
-            model.summary.fingerprint,
-            evaluation.dataset.fingerprint,
-            threat,
+            planned.model.summary.fingerprint,
+            planned.dataset.fingerprint,
+            planned.threat,
             spec,
             evaluation.request.seed,
         )
         if kept.has(key) and "adversarial" in kept.read_arrays(key):
             return kept, key, "stored"
     request = replace(evaluation.request, results=scratch, save_adversarial=True)
-    job = replace(evaluation, request=request, models=[(model, threat)])
+    job = replace(evaluation, request=request, models=[planned])
     with RunDisplay(job.jobs) as display:
         (stored,) = evaluate(job, display)
     return Store(scratch), stored.record.key, "fresh"

@@ -72,7 +72,7 @@ def doctor(
             hint="Name their architecture with --arch",
         )
     # Everything below loads torch, which --help does without.
-    from robench.cli.evaluating import load_requested, load_samples
+    from robench.cli.evaluating import Samples, load_requested
     from robench.cli.requests import Request, chosen_models
     from robench.devices import resolve_device
     from robench.doctor import examine
@@ -98,10 +98,8 @@ def doctor(
     )
     place = resolve_device(device)
     (chosen,), dataset_name = chosen_models(request)
-    samples = load_samples(request, dataset_name)
-    if n is None:
-        samples = samples.subset(min(_DEFAULT_N, len(samples)))
-    loaded = load_requested(request, chosen, samples).to(place)
+    loaded, samples = load_requested(request, chosen, Samples(request, dataset_name, _DEFAULT_N))
+    loaded = loaded.to(place)
     rows = range(len(samples))
     found = examine(
         loaded,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
@@ -26,13 +27,21 @@ from robench.models.loading import load_checkpoint, load_model
 from robench.models.wrapper import RobenchModel
 from robench.models.zoo import LocatedCard
 from robench.probes import resolve_layer
-from robench.records import InputSpec, Suite
+from robench.records import InputSpec, PreprocessingSpec, Suite
 from robench.results import Store, StoredRecord
 from robench.threat_models import ThreatModel
 
-__all__ = ["Evaluation", "evaluate", "load_requested", "load_samples", "prepare"]
+__all__ = ["Evaluation", "Planned", "Samples", "evaluate", "load_requested", "prepare"]
 
 _PROBE = 8
+
+
+class Planned(NamedTuple):
+    """A model, what it is evaluated under, and the samples, prepared as it wants them."""
+
+    model: RobenchModel
+    threat: ThreatModel
+    dataset: Dataset
 
 
 @dataclass(frozen=True)
@@ -40,17 +49,17 @@ class Evaluation:
     """A checked request, ready to be run."""
 
     request: Request
-    dataset: Dataset
     suite: Suite
     device: torch.device
-    models: Sequence[tuple[RobenchModel, ThreatModel]]
+    models: Sequence[Planned]
     """Loaded, on the CPU; moved to the device one at a time."""
 
     @property
     def jobs(self) -> int:
         """Number of records that the run will give."""
         return sum(
-            len(self.suite.for_model(threat.norm, model.outputs)) for model, threat in self.models
+            len(self.suite.for_model(planned.threat.norm, planned.model.outputs))
+            for planned in self.models
         )
 
 
@@ -70,17 +79,18 @@ def prepare(request: Request) -> Evaluation:
     for model in found:
         if isinstance(model, LocatedCard):
             threat_model_for(request, model.card.threat_model)
-    dataset = load_samples(request, dataset_name)
+    samples = Samples(request, dataset_name)
     models = []
     for model in found:
-        loaded = load_requested(request, model, dataset)
+        loaded, dataset = load_requested(request, model, samples)
         _check_fit(loaded, dataset)
-        models.append((loaded, threat_model_for(request, loaded.summary.threat_model)))
-    for threat in {threat.identity: threat for _, threat in models}.values():
+        threat = threat_model_for(request, loaded.summary.threat_model)
+        models.append(Planned(loaded, threat, dataset))
+    for threat in {planned.threat.identity: planned.threat for planned in models}.values():
         for spec in suite.for_norm(threat.norm):
             for stage in spec.stages or (spec,):
                 build_attack(stage, threat)
-    return Evaluation(request, dataset, suite, device, models)
+    return Evaluation(request, suite, device, models)
 
 
 def evaluate(evaluation: Evaluation, listener: Listener) -> list[StoredRecord]:
@@ -92,10 +102,10 @@ def evaluate(evaluation: Evaluation, listener: Listener) -> list[StoredRecord]:
     request = evaluation.request
     store = Store(request.results)
     records: list[StoredRecord] = []
-    for model, threat in evaluation.models:
+    for model, threat, dataset in evaluation.models:
         records += evaluate_model(
             model.to(evaluation.device),
-            evaluation.dataset,
+            dataset,
             evaluation.suite,
             store=store,
             threat_model=threat,
@@ -111,49 +121,72 @@ def evaluate(evaluation: Evaluation, listener: Listener) -> list[StoredRecord]:
     return records
 
 
-def load_samples(request: Request, name: str) -> Dataset:
-    """The samples that a request names.
+class Samples:
+    """The samples that a request names, prepared once for each preprocessing that models want."""
+
+    def __init__(self, request: Request, name: str, default_n: int = DEFAULT_N) -> None:
+        self._request = request
+        self._name = name
+        self._default_n = default_n
+        self._loaded: dict[PreprocessingSpec | None, Dataset] = {}
+
+    def prepared(self, preprocessing: PreprocessingSpec | None = None) -> Dataset:
+        """The samples for a model whose card says this.
+
+        Raises:
+            RobenchError: as :func:`robench.datasets.load_dataset`, or masks that cannot be read.
+        """
+        if preprocessing not in self._loaded:
+            self._loaded[preprocessing] = self._load(preprocessing)
+        return self._loaded[preprocessing]
+
+    def _load(self, preprocessing: PreprocessingSpec | None) -> Dataset:
+        request = self._request
+        whole = load_dataset(
+            self._name,
+            split=request.split,
+            root=request.data,
+            download=request.download,
+            preprocessing=preprocessing,
+            **dict(request.data_options),
+        )
+        n = min(self._default_n, len(whole)) if request.n is None else request.n
+        samples = whole.subset(n)
+        # Masks are needed only after the attacks; a wrong folder should not be found out then.
+        samples.masks(range(min(_PROBE, len(samples))))
+        return samples
+
+
+def load_requested(
+    request: Request, model: LocatedCard | str, samples: Samples
+) -> tuple[RobenchModel, Dataset]:
+    """One of :func:`robench.cli.requests.chosen_models`, on the CPU, and its samples.
 
     Raises:
-        RobenchError: as :func:`robench.datasets.load_dataset`, or masks that cannot be read.
-    """
-    whole = load_dataset(
-        name,
-        split=request.split,
-        root=request.data,
-        download=request.download,
-        **dict(request.data_options),
-    )
-    samples = whole.subset(min(DEFAULT_N, len(whole)) if request.n is None else request.n)
-    # Masks are needed only after the attacks; a wrong folder should not be found out then.
-    samples.masks(range(min(_PROBE, len(samples))))
-    return samples
-
-
-def load_requested(request: Request, model: LocatedCard | str, dataset: Dataset) -> RobenchModel:
-    """One of :func:`robench.cli.requests.chosen_models`, on the CPU.
-
-    Raises:
-        RobenchError: as :func:`robench.models.load_model` and
-            :func:`robench.models.load_checkpoint`.
+        RobenchError: as :func:`robench.models.load_model`,
+            :func:`robench.models.load_checkpoint` and :meth:`Samples.prepared`.
     """
     if isinstance(model, LocatedCard) or request.architecture is None:
-        return load_model(model, trust_pickle=request.trust_pickle, trust_code=request.trust_code)
+        loaded = load_model(model, trust_pickle=request.trust_pickle, trust_code=request.trust_code)
+        return loaded, samples.prepared(loaded.preprocessing)
+    dataset = samples.prepared()
     try:
         input_spec = InputSpec.model_validate(
             {"channels": dataset.input_shape[0], **dict(request.input)}
         )
     except ValueError as error:
         raise CardError(" ".join(str(error).split()), where="--input") from error
-    return load_checkpoint(
+    loaded = load_checkpoint(
         model,
         request.architecture,
         num_classes=dataset.num_classes,
         dataset=dataset.name,
         threat_model=_assumed_threat(request),
         input=input_spec,
+        preprocessing=dataset.preprocessing,
         trust_pickle=request.trust_pickle,
     )
+    return loaded, dataset
 
 
 def _assumed_threat(request: Request) -> ThreatModel:

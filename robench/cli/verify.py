@@ -71,14 +71,15 @@ def verify_store(
             found.append(Verified(*about, True, 0, "files intact; no adversarial inputs kept"))
             continue
         try:
+            model = load_model(record.model.id, trust_pickle=trust_pickle)
             samples = load_dataset(
                 dataset or record.dataset.name,
                 split=record.dataset.split,
                 root=data,
                 n=record.dataset.n,
+                preprocessing=model.preprocessing,
                 **dict(data_options or {}),
             )
-            model = load_model(record.model.id, trust_pickle=trust_pickle)
         except RobenchError as error:
             found.append(Verified(*about, True, 0, f"files intact; not judged again: {error}"))
             continue

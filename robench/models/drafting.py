@@ -16,6 +16,7 @@ from robench.records import (
     ForwardSpec,
     InputSpec,
     ModelCard,
+    PreprocessingSpec,
     WeightsSpec,
 )
 from robench.threat_models import ThreatModel
@@ -35,6 +36,7 @@ def draft_card(
     input: InputSpec | None = None,
     forward: ForwardSpec | None = None,
     attention: AttentionSpec | None = None,
+    preprocessing: PreprocessingSpec | None = None,
     key: str | None = None,
     prefix: str | None = None,
     trust_pickle: bool = False,
@@ -52,6 +54,7 @@ def draft_card(
         input: range and normalisation; None: [0, 1] as it is.
         forward: arguments and output path.
         attention: how to look at its attention.
+        preprocessing: how images of other sizes are prepared for it.
         key: place of the state dict; None: guessed.
         prefix: prefix to strip; None: guessed, with the architecture's own names as the judge.
         trust_pickle: execute the code that the file carries.
@@ -80,6 +83,7 @@ def draft_card(
             input=input or InputSpec(),
             forward=forward or ForwardSpec(),
             attention=attention or AttentionSpec(),
+            preprocessing=preprocessing,
         )
     except ValueError as error:
         raise CardError(" ".join(str(error).split()), where=path) from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any, Final
 
 from robench.errors import CheckpointError, MissingDependencyError, UsageError
 from robench.models.drafting import draft_card
-from robench.records import ArchitectureSpec, InputSpec, ModelCard
+from robench.records import ArchitectureSpec, InputSpec, ModelCard, PreprocessingSpec
 
 __all__ = ["fetch_hub_file", "fetch_hub_weights", "hub_card"]
 
@@ -146,6 +147,7 @@ def hub_card(address: str) -> ModelCard:
         architecture = ArchitectureSpec(
             name=f"timm:{name}", arguments=config.get("model_args") or {}
         )
+        preprocessing = _preprocessing(details, height, width)
         num_classes = int(config.get("num_classes", details.get("num_classes", 1000)))
     except (TypeError, ValueError) as error:
         raise CheckpointError(
@@ -158,4 +160,20 @@ def hub_card(address: str) -> ModelCard:
         dataset="imagenet" if num_classes == 1000 else "custom",
         name=repo.replace("/", "_"),
         input=spec,
+        preprocessing=preprocessing,
+    )
+
+
+def _preprocessing(details: Mapping[str, Any], height: int, width: int) -> PreprocessingSpec:
+    """timm's transform for evaluation: the shorter side to ``side / crop_pct``, then a crop."""
+    share = float(details.get("crop_pct") or 0.875)
+    mode = details.get("crop_mode") or "center"
+    if height != width or mode not in ("center", "squash") or not 0 < share <= 1:
+        raise ValueError(f"a preprocessing unknown here: {height}x{width}, {mode} {share}")
+    side = math.floor(height / share)
+    return PreprocessingSpec(
+        resize=side if mode == "center" else None,
+        size=None if mode == "center" else (side, side),
+        crop=height,
+        interpolation=details.get("interpolation") or "bicubic",
     )

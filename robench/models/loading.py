@@ -77,6 +77,7 @@ def load_model(
         input_spec=card.input,
         forward_spec=card.forward,
         attention=card.attention,
+        preprocessing=card.preprocessing,
     )
     return _to_device(wrapped, device)
 

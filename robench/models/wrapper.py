@@ -9,7 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from robench.errors import ModelError, UsageError
-from robench.records import AttentionSpec, ForwardSpec, InputSpec, ModelSummary, OutputPath
+from robench.records import (
+    AttentionSpec,
+    ForwardSpec,
+    InputSpec,
+    ModelSummary,
+    OutputPath,
+    PreprocessingSpec,
+)
 from robench.registry import near_misses
 
 if TYPE_CHECKING:
@@ -35,6 +42,7 @@ class RobenchModel(nn.Module):
         input_spec: range, mean/std and channel order that it expects.
         forward_spec: arguments of its ``forward`` and the paths to its outputs.
         attention: how to look at its attention and features.
+        preprocessing: how images of other sizes are prepared for it; None: as their data set does.
         summary: what records and leaderboards say about it.
     """
 
@@ -51,6 +59,7 @@ class RobenchModel(nn.Module):
         input_spec: InputSpec | None = None,
         forward_spec: ForwardSpec | None = None,
         attention: AttentionSpec | None = None,
+        preprocessing: PreprocessingSpec | None = None,
     ) -> None:
         super().__init__()
         self.network = network
@@ -59,6 +68,7 @@ class RobenchModel(nn.Module):
         self.input_spec = input_spec or InputSpec()
         self.forward_spec = forward_spec or ForwardSpec()
         self.attention = attention or AttentionSpec()
+        self.preprocessing = preprocessing
         self.output_name: str | None = None
         # Plain attributes, because torch.compile guards on them more cheaply than on pydantic's.
         self._arguments: dict[str, Any] = dict(self.forward_spec.arguments)
@@ -96,6 +106,7 @@ class RobenchModel(nn.Module):
             input_spec=self.input_spec,
             forward_spec=self.forward_spec,
             attention=self.attention,
+            preprocessing=self.preprocessing,
         )
         # The buffers made above are on the CPU in float32; the network may have moved since.
         other._mean, other._std = self._mean, self._std

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from robench.datasets import Preprocessing
 from robench.errors import (
     CheckpointError,
     MissingDependencyError,
@@ -31,6 +32,8 @@ CONFIG = {
         "input_size": [3, 160, 160],
         "mean": [0.5, 0.4, 0.3],
         "std": [0.2, 0.3, 0.4],
+        "crop_pct": 0.95,
+        "interpolation": "bicubic",
     },
 }
 
@@ -93,6 +96,32 @@ def test_a_timm_model_of_the_hub_needs_no_card(hub: Path, network: nn.Module) ->
     assert model.summary.id == "custom/Linf-8_255/someone_tiny_vit"
     assert model.summary.architecture == "timm:test_vit"
     torch.testing.assert_close(load_model(f"{ADDRESS}@main")(INPUTS), model(INPUTS))
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        {},
+        {"crop_pct": 1.0, "interpolation": "bilinear"},
+        {"crop_pct": 0.9, "crop_mode": "squash"},
+        {"crop_pct": None, "interpolation": None},
+    ],
+)
+def test_the_preprocessing_is_timms(hub: Path, network: nn.Module, told: dict[str, Any]) -> None:
+    from PIL import Image
+    from timm.data import create_transform, resolve_data_config
+
+    details = {**CONFIG["pretrained_cfg"], **told}
+    (hub / "config.json").write_text(json.dumps({**CONFIG, "pretrained_cfg": details}))
+    save_file(network.state_dict(), hub / "model.safetensors")
+    told_by_card = load_model(ADDRESS).preprocessing
+    assert told_by_card is not None
+    pixels = torch.randint(0, 256, (9, 7, 3), generator=torch.Generator().manual_seed(0))
+    image = Image.fromarray(pixels.byte().numpy()).resize((300, 260), Image.Resampling.BICUBIC)
+    config = resolve_data_config(pretrained_cfg={k: v for k, v in details.items() if v is not None})
+    transform = create_transform(**{**config, "mean": (0, 0, 0), "std": (1, 1, 1)})
+    ours = Preprocessing.model_validate(told_by_card.model_dump()).image(image)
+    torch.testing.assert_close(ours, transform(image), atol=1e-6, rtol=0)
 
 
 def test_shards_of_the_hub_are_fetched(hub: Path, network: nn.Module) -> None:

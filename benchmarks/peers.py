@@ -49,6 +49,8 @@ class Table:
     eps: str
     n: int = 500
     repeats: int = 1
+    dataset: str | None = None
+    """Where it is not the one that the model's card names"""
 
     @property
     def title(self) -> str:
@@ -91,6 +93,8 @@ def measure(table: Table, peer: str, seed: int, device: str, folder: Path) -> di
         "seed": seed,
         "device": device,
     }
+    if table.dataset is not None:
+        options["dataset"] = table.dataset
     for name, value in options.items():
         command += [f"--{name}", str(value)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)

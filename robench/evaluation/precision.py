@@ -123,11 +123,11 @@ def choose_search_model(
     default = batch_size or fitting_batch(model, inputs)
     if precision == "fp32" or (precision == "auto" and planned_passes < _FEW):
         return SearchChoice(plain, plain, default)
-    rate = _passes_a_second(plain, inputs, labels)
+    rate, surviving = _pilot(plain, inputs, labels, threat_model)
     seconds = planned_passes / rate
-    if precision == "auto" and seconds > _WORTH_MEASURING:
+    if seconds > _WORTH_MEASURING:
         # Nothing is gained on models that fall at once, whatever the budget.
-        seconds *= _surviving_share(plain, inputs, labels, threat_model)
+        seconds *= surviving
     if precision == "auto" and seconds < _WORTH_REARRANGING:
         return SearchChoice(plain, plain, default)
     # On a large network even a check has its price.
@@ -244,31 +244,25 @@ class _Trial:
         return batch_size / seconds, seconds
 
 
-def _passes_a_second(plain: EagerModel, inputs: Tensor, labels: Tensor) -> float:
-    """A first guess, from a few inputs."""
-    count = min(16, len(inputs))
-    loss = Loss(LOSSES["ce"], labels[:count], labels[:count])
-    plain.gradient(inputs[:count], loss)
-    _synchronise()
-    started = time.perf_counter()
-    plain.gradient(inputs[:count], loss)
-    _synchronise()
-    return count / (time.perf_counter() - started)
-
-
-def _surviving_share(
+def _pilot(
     plain: EagerModel, inputs: Tensor, labels: Tensor, threat_model: ThreatModel
-) -> float:
-    """Share of a few inputs that three gradient steps leave right; 0 where hardly any is left."""
+) -> tuple[float, float]:
+    """A first guess from a few inputs: gradients a second, and the share that survives three.
+
+    The share is 0 where hardly any is left.
+    """
     clean, classes = inputs[:_PILOT], labels[:_PILOT]
     loss = Loss(LOSSES["ce"], classes, classes)
-    points = clean
+    points, rate = clean, 1.0
     for _ in range(3):
+        started = time.perf_counter()
         slope = plain.gradient(points, loss).gradient
+        _synchronise()
+        rate = max(rate, len(clean) / (time.perf_counter() - started))
         ahead = points + threat_model.radius * steepest(slope, threat_model.norm)
         points = project(ahead, clean, threat_model.norm, threat_model.radius)
     share = float((margin(plain.logits(points), classes) > 0).double().mean())
-    return share if share > _HARDLY_ANY else 0.0
+    return rate, share if share > _HARDLY_ANY else 0.0
 
 
 def _tiled(tensor: Tensor, count: int) -> Tensor:

@@ -217,14 +217,20 @@ class Search(Generic[StateT]):
         over[rows[broken]] = True
         for position in (verdicts.allowed & ~verdicts.finite).nonzero().squeeze(1).tolist():
             self._fail(int(sample[position]), int(self.rank[rows[position]]), _UNJUDGED)
-        for position in broken.nonzero().squeeze(1).tolist():
-            index, rank = int(sample[position]), int(self.rank[rows[position]])
-            if rank < int(self.broken_rank[index]):
-                self.broken_rank[index] = rank
-                self.errored[index] = False
-                self.found.errors.pop(index, None)
-                self.found.adv_inputs[index] = points[position]
+        self._keep_finds(sample[broken], self.rank[rows[broken]], points[broken])
         return over
+
+    def _keep_finds(self, sample: Tensor, rank: Tensor, points: Tensor) -> None:
+        """Of each sample, the find of the lowest rank so far; (sample, rank) occurs only once."""
+        before = self.broken_rank
+        self.broken_rank = before.scatter_reduce(0, sample, rank, "amin")
+        first = (rank == self.broken_rank[sample]) & (rank < before[sample])
+        winners = sample[first]
+        self.errored[winners] = False
+        self.found.adv_inputs[winners] = points[first]
+        if self.found.errors:
+            for index in winners.tolist():
+                self.found.errors.pop(index, None)
 
     def _retire(self, done: Tensor) -> None:
         state = self.state
@@ -242,15 +248,20 @@ class Search(Generic[StateT]):
 
     def _keep_closest(self, done: Tensor) -> None:
         """For samples that are not broken: the smallest margin, of equals the lowest rank."""
-        for slot in done.nonzero().squeeze(1).tolist():
-            index, rank = int(self.sample[slot]), int(self.rank[slot])
-            if int(self.broken_rank[index]) < self.ranks:
-                continue
-            mine = (float(self.best_margin[slot]), rank)
-            if mine < (float(self.found.closest_margin[index]), int(self.closest_rank[index])):
-                self.found.closest_margin[index] = self.best_margin[slot]
-                self.closest_rank[index] = rank
-                self.found.adv_inputs[index] = self.best[slot]
+        slots = (done & (self.broken_rank[self.sample] >= self.ranks)).nonzero().squeeze(1)
+        if len(slots) == 0:
+            return
+        sample, rank, margins = self.sample[slots], self.rank[slots], self.best_margin[slots]
+        before = self.found.closest_margin
+        closest = before.scatter_reduce(0, sample, margins, "amin")
+        # A sample whose margin got smaller forgets the rank that had the larger one.
+        ranks = torch.where(closest < before, self.ranks, self.closest_rank)
+        equal = margins == closest[sample]
+        ranks = ranks.scatter_reduce(0, sample[equal], rank[equal], "amin")
+        best = equal & (rank == ranks[sample])
+        best = best & ((closest < before) | (ranks < self.closest_rank))[sample]
+        self.found.closest_margin, self.closest_rank = closest, ranks
+        self.found.adv_inputs[sample[best]] = self.best[slots[best]]
 
     def _count(self, sample: Tensor) -> None:
         self.found.forwards.index_add_(0, sample, self.passes.forwards)

@@ -107,7 +107,7 @@ def test_a_short_run_is_not_worth_a_measurement(digits, monkeypatch) -> None:
 
 
 def test_a_run_of_a_second_is_worth_folding_but_no_timing(digits, monkeypatch) -> None:
-    monkeypatch.setattr(precisions, "_passes_a_second", lambda *_: 10_000.0)
+    monkeypatch.setattr(precisions, "_pilot", lambda *_: (10_000.0, 1.0))
     monkeypatch.setattr(precisions, "_seconds_a_call", lambda _: pytest.fail("timed"))
     model, inputs, labels = digits
     choice = choose(model, inputs, labels, "auto", passes=10_000)

@@ -7,31 +7,21 @@ from typing import Annotated
 
 import typer
 
+from robench.cli.option_groups import expand_groups
 from robench.cli.options import DeviceOption, JsonFlag, ResultsFolder
 from robench.cli.output import print_json
 from robench.cli.run_options import (
-    ArchArgOption,
-    ArchOption,
+    AttackOptions,
     BatchSizeOption,
-    DataFolderOption,
-    DataOption,
-    DatasetOption,
-    DownloadFlag,
-    EpsOption,
-    InputOption,
-    NOption,
-    NormOption,
-    SeedOption,
-    SplitOption,
-    SuiteOption,
-    TrustCodeFlag,
-    TrustPickleFlag,
+    SampleOptions,
+    TrustOptions,
+    WeightsOptions,
 )
-from robench.cli.settings import parse_settings
 
 __all__ = ["attention"]
 
 
+@expand_groups
 def attention(
     models: Annotated[
         list[str],
@@ -74,24 +64,14 @@ def attention(
             "--out", metavar="FOLDER", help="Where to; default: attention in the results folder."
         ),
     ] = None,
-    dataset: DatasetOption = None,
-    suite: SuiteOption = "standard",
-    n: NOption = None,
-    norm: NormOption = None,
-    eps: EpsOption = None,
-    seed: SeedOption = 0,
+    *,
+    data: SampleOptions,
+    attacks: AttackOptions,
+    weights: WeightsOptions,
+    trust: TrustOptions,
     device: DeviceOption = "auto",
     batch_size: BatchSizeOption = None,
     results: ResultsFolder = Path("results"),
-    split: SplitOption = "test",
-    data: DataFolderOption = None,
-    data_option: DataOption = None,
-    download: DownloadFlag = False,
-    arch: ArchOption = None,
-    arch_arg: ArchArgOption = None,
-    input_option: InputOption = None,
-    trust_pickle: TrustPickleFlag = False,
-    trust_code: TrustCodeFlag = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Look closer at models' attention under one attack: metrics, findings, classes, pictures.
@@ -102,33 +82,20 @@ def attention(
     survivors, and whether the published observations about attention hold. Writes these tables,
     a CSV with a row for each sample, and overlays of some samples.
     """
-    arguments = parse_settings(arch_arg or [], "--arch-arg")
-    expected = parse_settings(input_option or [], "--input")
     # Everything below loads torch, which --help does without.
     from robench.cli.attention_report import reports_of, write_reports
     from robench.cli.attention_studies import Look, study_models
     from robench.cli.requests import Request
-    from robench.records import ArchitectureSpec
 
     request = Request(
         models=models,
-        dataset=dataset,
-        suite=suite,
         results=results,
-        n=n,
-        norm=norm,
-        eps=eps,
-        seed=seed,
-        split=split,
-        data=data,
-        data_options=parse_settings(data_option or [], "--data-option"),
-        download=download,
         device=device,
         batch_size=batch_size,
-        architecture=None if arch is None else ArchitectureSpec(name=arch, arguments=arguments),
-        input=expected,
-        trust_pickle=trust_pickle,
-        trust_code=trust_code,
+        **data.request(),
+        **attacks.request(),
+        **weights.request(),
+        **trust.request(),
     )
     folder = results / "attention" if out is None else out
     look = Look(attack, map_name, layer, target, samples)

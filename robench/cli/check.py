@@ -2,27 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from robench.cli.option_groups import expand_groups
 from robench.cli.options import DeviceOption, JsonFlag, ResultsFolder
-from robench.cli.run_options import (
-    DataFolderOption,
-    DataOption,
-    DatasetOption,
-    DownloadFlag,
-    EpsOption,
-    NOption,
-    NormOption,
-    SeedOption,
-    SplitOption,
-    SuiteOption,
-    TrustCodeFlag,
-    TrustPickleFlag,
-)
-from robench.cli.settings import parse_settings
+from robench.cli.run_options import AttackOptions, SampleOptions, TrustOptions
 
 if TYPE_CHECKING:
     from robench.regression_check import LeaderboardRow
@@ -31,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["check"]
 
 
+@expand_groups
 def check(
     candidate: Annotated[
         str, typer.Argument(metavar="CANDIDATE", help="Name, id, or start of a sha256.")
@@ -63,19 +52,11 @@ def check(
             "--fill", help="First run the attacks of --suite that are missing.", show_default=False
         ),
     ] = False,
-    suite: SuiteOption = "standard",
-    dataset: DatasetOption = None,
-    n: NOption = None,
-    norm: NormOption = None,
-    eps: EpsOption = None,
-    seed: SeedOption = 0,
-    split: SplitOption = "test",
-    data: DataFolderOption = None,
-    data_option: DataOption = None,
-    download: DownloadFlag = False,
+    *,
+    data: SampleOptions,
+    attacks: AttackOptions,
+    trust: TrustOptions,
     device: DeviceOption = "auto",
-    trust_pickle: TrustPickleFlag = False,
-    trust_code: TrustCodeFlag = False,
     json_file: Annotated[
         Path | None, typer.Option("--json-file", metavar="FILE", help="Also write JSON.")
     ] = None,
@@ -98,7 +79,13 @@ def check(
     rules = Policy() if policy is None else Policy.load(policy)
     if margin is not None:
         rules = rules.with_margin(margin)
-    filters = {"dataset": dataset, "norm": norm, "eps": eps, "n": n, "seed": seed}
+    filters = {
+        "dataset": data.dataset,
+        "norm": attacks.norm,
+        "eps": attacks.eps,
+        "n": attacks.n,
+        "seed": attacks.seed,
+    }
     wanted = [candidate] if baseline_from is not None else [candidate, against]
     missing, same_n = _without_records(wanted, results, filters)
     if fill or missing:
@@ -107,25 +94,17 @@ def check(
         from robench.cli.requests import Request
         from robench.cli.run_display import RunDisplay
 
-        evaluation = prepare(
-            Request(
-                models=wanted if fill else missing,
-                dataset=dataset,
-                suite=suite,
-                results=results,
-                n=same_n if n is None else n,
-                norm=norm,
-                eps=eps,
-                seed=seed,
-                split=split,
-                data=data,
-                data_options=parse_settings(data_option or [], "--data-option"),
-                download=download,
-                device=device,
-                trust_pickle=trust_pickle,
-                trust_code=trust_code,
-            )
+        request = Request(
+            models=wanted if fill else missing,
+            results=results,
+            device=device,
+            **data.request(),
+            **attacks.request(),
+            **trust.request(),
         )
+        if request.n is None:
+            request = replace(request, n=same_n)
+        evaluation = prepare(request)
         with RunDisplay(evaluation.jobs) as display:
             evaluate(evaluation, display)
     pair = _pair(candidate, against, results, baseline_from, filters)

@@ -9,22 +9,10 @@ from typing import Annotated
 import typer
 
 from robench.cli.findings import findings_text
+from robench.cli.option_groups import expand_groups
 from robench.cli.options import DeviceOption, JsonFlag
 from robench.cli.output import print_json
-from robench.cli.run_options import (
-    ArchArgOption,
-    ArchOption,
-    DataFolderOption,
-    DataOption,
-    DatasetOption,
-    DownloadFlag,
-    InputOption,
-    SplitOption,
-    TrustCodeFlag,
-    TrustPickleFlag,
-)
-from robench.cli.settings import parse_settings
-from robench.errors import UsageError
+from robench.cli.run_options import SampleOptions, TrustOptions, WeightsOptions
 
 __all__ = ["doctor"]
 
@@ -34,6 +22,7 @@ _FOUND = 1
 """The exit code where something is to be mended."""
 
 
+@expand_groups
 def doctor(
     model: Annotated[
         str,
@@ -43,58 +32,38 @@ def doctor(
             "robustbench:… address.",
         ),
     ],
-    dataset: DatasetOption = None,
+    *,
+    data: SampleOptions,
     n: Annotated[
         int | None,
         typer.Option("--n", metavar="N", min=1, help="Samples; default: 200, or all of fewer."),
     ] = None,
-    split: SplitOption = "test",
-    data: DataFolderOption = None,
-    data_option: DataOption = None,
-    download: DownloadFlag = False,
+    weights: WeightsOptions,
+    trust: TrustOptions,
     device: DeviceOption = "auto",
-    arch: ArchOption = None,
-    arch_arg: ArchArgOption = None,
-    input_option: InputOption = None,
-    trust_pickle: TrustPickleFlag = False,
-    trust_code: TrustCodeFlag = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Say what is wrong or odd with a model, with evidence and a mend, in seconds.
 
     Exit code 0: nothing but notes, 1: something to mend, 2: an error.
     """
-    arguments = parse_settings(arch_arg or [], "--arch-arg")
-    expected = parse_settings(input_option or [], "--input")
-    if arch is None and (arguments or expected):
-        raise UsageError(
-            "--arch-arg and --input are for weights without a card",
-            hint="Name their architecture with --arch",
-        )
     # Everything below loads torch, which --help does without.
     from robench.cli.evaluating import Samples, load_requested
     from robench.cli.requests import Request, chosen_models
     from robench.devices import resolve_device
     from robench.doctor import examine
-    from robench.records import ArchitectureSpec
 
     request = Request(
         models=[model],
-        dataset=dataset,
         suite="quick",
         results=Path("results"),
         n=n,
         # No attack is made: it only completes the card of a file that has none.
         eps="8/255",
-        split=split,
-        data=data,
-        data_options=parse_settings(data_option or [], "--data-option"),
-        download=download,
         device=device,
-        architecture=None if arch is None else ArchitectureSpec(name=arch, arguments=arguments),
-        input=expected,
-        trust_pickle=trust_pickle,
-        trust_code=trust_code,
+        **data.request(),
+        **weights.request(),
+        **trust.request(),
     )
     place = resolve_device(device)
     (chosen,), dataset_name = chosen_models(request)

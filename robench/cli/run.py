@@ -7,34 +7,23 @@ from typing import Annotated
 
 import typer
 
+from robench.cli.option_groups import expand_groups
 from robench.cli.options import DeviceOption, JsonFlag, PlotsFlag, ResultsFolder
 from robench.cli.output import print_json
 from robench.cli.run_options import (
-    ArchArgOption,
-    ArchOption,
+    AttackOptions,
     BatchSizeOption,
-    DataFolderOption,
-    DataOption,
-    DatasetOption,
-    DownloadFlag,
-    EpsOption,
-    InputOption,
-    NOption,
-    NormOption,
     Precision,
     PrecisionOption,
-    SeedOption,
-    SplitOption,
-    SuiteOption,
-    TrustCodeFlag,
-    TrustPickleFlag,
+    SampleOptions,
+    TrustOptions,
+    WeightsOptions,
 )
-from robench.cli.settings import parse_settings
-from robench.errors import UsageError
 
 __all__ = ["run"]
 
 
+@expand_groups
 def run(
     models: Annotated[
         list[str] | None,
@@ -44,12 +33,11 @@ def run(
             "robustbench:… addresses; none: all of the zoo for the data set.",
         ),
     ] = None,
-    dataset: DatasetOption = None,
-    suite: SuiteOption = "standard",
-    n: NOption = None,
-    norm: NormOption = None,
-    eps: EpsOption = None,
-    seed: SeedOption = 0,
+    *,
+    samples: SampleOptions,
+    attacks: AttackOptions,
+    weights: WeightsOptions,
+    trust: TrustOptions,
     device: DeviceOption = "auto",
     precision: PrecisionOption = Precision.AUTO,
     batch_size: BatchSizeOption = None,
@@ -61,15 +49,6 @@ def run(
         ),
     ] = False,
     plots: PlotsFlag = True,
-    split: SplitOption = "test",
-    data: DataFolderOption = None,
-    data_option: DataOption = None,
-    download: DownloadFlag = False,
-    arch: ArchOption = None,
-    arch_arg: ArchArgOption = None,
-    input_option: InputOption = None,
-    trust_pickle: TrustPickleFlag = False,
-    trust_code: TrustCodeFlag = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Attack models, keep a record of each attack, and show the leaderboard.
@@ -77,43 +56,25 @@ def run(
     What the results folder already holds is read, not computed again, so the same command goes
     on where an interrupted one stopped.
     """
-    arguments = parse_settings(arch_arg or [], "--arch-arg")
-    expected = parse_settings(input_option or [], "--input")
-    if arch is None and (arguments or expected):
-        raise UsageError(
-            "--arch-arg and --input are for weights without a card",
-            hint="Name their architecture with --arch",
-        )
     # Everything below loads torch, which --help does without.
     from robench.cli.evaluating import evaluate, prepare
     from robench.cli.publishing import board_rows, board_text, publish
     from robench.cli.requests import Request
     from robench.cli.run_display import RunDisplay
-    from robench.records import ArchitectureSpec
     from robench.reporting.leaderboard import build_leaderboard
     from robench.results import Store
 
     request = Request(
         models=models or (),
-        dataset=dataset,
-        suite=suite,
         results=results,
-        n=n,
-        norm=norm,
-        eps=eps,
-        seed=seed,
-        split=split,
-        data=data,
-        data_options=parse_settings(data_option or [], "--data-option"),
-        download=download,
         device=device,
         precision=precision.value,
         batch_size=batch_size,
         save_adversarial=save_adversarial,
-        architecture=None if arch is None else ArchitectureSpec(name=arch, arguments=arguments),
-        input=expected,
-        trust_pickle=trust_pickle,
-        trust_code=trust_code,
+        **samples.request(),
+        **attacks.request(),
+        **weights.request(),
+        **trust.request(),
     )
     evaluation = prepare(request)
     with RunDisplay(evaluation.jobs) as display:

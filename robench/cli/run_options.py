@@ -1,32 +1,31 @@
-"""Options of every command that evaluates, each defined once."""
+"""Options of every command that evaluates, each defined once, and in groups."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from robench.cli.settings import parse_settings
+from robench.errors import UsageError
+
 __all__ = [
     "ArchArgOption",
-    "ArchOption",
+    "AttackOptions",
     "BatchSizeOption",
     "DataFolderOption",
     "DataOption",
-    "DatasetOption",
-    "DownloadFlag",
-    "EpsOption",
     "InputOption",
-    "NOption",
-    "NormOption",
     "Precision",
     "PrecisionOption",
-    "SeedOption",
+    "SampleOptions",
     "SplitOption",
-    "SuiteOption",
-    "TrustCodeFlag",
+    "TrustOptions",
     "TrustPickleFlag",
+    "WeightsOptions",
 ]
 
 
@@ -131,3 +130,87 @@ TrustCodeFlag = Annotated[
         show_default=False,
     ),
 ]
+
+
+@dataclass(frozen=True)
+class SampleOptions:
+    """Where the samples are."""
+
+    dataset: DatasetOption = None
+    split: SplitOption = "test"
+    data: DataFolderOption = None
+    data_option: DataOption = None
+    download: DownloadFlag = False
+
+    def request(self) -> dict[str, Any]:
+        """Fields of :class:`robench.cli.requests.Request`."""
+        return {
+            "dataset": self.dataset,
+            "split": self.split,
+            "data": self.data,
+            "data_options": parse_settings(self.data_option or [], "--data-option"),
+            "download": self.download,
+        }
+
+
+@dataclass(frozen=True)
+class AttackOptions:
+    """What attacks, on how many samples, in which ball, with which draws."""
+
+    suite: SuiteOption = "standard"
+    n: NOption = None
+    norm: NormOption = None
+    eps: EpsOption = None
+    seed: SeedOption = 0
+
+    def request(self) -> dict[str, Any]:
+        """Fields of :class:`robench.cli.requests.Request`."""
+        return {
+            "suite": self.suite,
+            "n": self.n,
+            "norm": self.norm,
+            "eps": self.eps,
+            "seed": self.seed,
+        }
+
+
+@dataclass(frozen=True)
+class WeightsOptions:
+    """What weights files without a card do not say themselves."""
+
+    arch: ArchOption = None
+    arch_arg: ArchArgOption = None
+    input_option: InputOption = None
+
+    def request(self) -> dict[str, Any]:
+        """Fields of :class:`robench.cli.requests.Request`.
+
+        Raises:
+            UsageError: arguments or an input without an architecture.
+        """
+        arguments = parse_settings(self.arch_arg or [], "--arch-arg")
+        expected = parse_settings(self.input_option or [], "--input")
+        if self.arch is None:
+            if arguments or expected:
+                raise UsageError(
+                    "--arch-arg and --input are for weights without a card",
+                    hint="Name their architecture with --arch",
+                )
+            return {}
+        # Pydantic takes time to import, which --help does without.
+        from robench.records import ArchitectureSpec
+
+        architecture = ArchitectureSpec(name=self.arch, arguments=arguments)
+        return {"architecture": architecture, "input": expected}
+
+
+@dataclass(frozen=True)
+class TrustOptions:
+    """What may be executed."""
+
+    trust_pickle: TrustPickleFlag = False
+    trust_code: TrustCodeFlag = False
+
+    def request(self) -> dict[str, Any]:
+        """Fields of :class:`robench.cli.requests.Request`."""
+        return {"trust_pickle": self.trust_pickle, "trust_code": self.trust_code}

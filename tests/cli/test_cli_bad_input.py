@@ -51,6 +51,12 @@ def rewrite(folder, *, state=None, **changes):
     write_card(card.model_copy(update={"weights": weights, **changes}), folder / "card.toml")
 
 
+@pytest.mark.parametrize("command", ["run", "doctor", "attention"])
+@pytest.mark.parametrize("option", ["--arch-arg=width=3", "--input=low=-1"])
+def test_what_belongs_to_weights_without_a_card(command, option):
+    assert "Name their architecture with --arch" in refused(command, MODEL, option)
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

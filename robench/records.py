@@ -51,7 +51,7 @@ __all__ = [
 RECORD_SCHEMA_VERSION = 1
 """Version of the JSON layout. A change of fields raises it and needs a migration."""
 
-RESULTS_REVISION = 1
+RESULTS_REVISION = 2
 """Raised when the same job would give other numbers, so that old records are not reused."""
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$", max_length=100)]

@@ -118,6 +118,8 @@ def main() -> None:
                 gain = float(measured["apgd_acc_mean"]) - baseline
                 measured["gain_over_baseline"] = round(gain, 2)
                 measured["baseline"] = f"{reference.id}, apgd_acc_mean"
+            # What zoo_figures.py wrote stays; run it again to set its command beside this one.
+            measured = {**card.provenance.measured, **measured}
             origin = card.provenance.model_copy(update={"measured": measured})
             write_card(card.model_copy(update={"provenance": origin}), located.path)
             print(name, {k: v for k, v in measured.items() if not isinstance(v, str)}, flush=True)

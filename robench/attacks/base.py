@@ -48,7 +48,8 @@ class Gradient(NamedTuple):
 class Query(Protocol):
     """The engine's side: passes through the model, counted for each slot.
 
-    ``rows`` names the slots that the given points belong to, int64 (B,); None: all, in order.
+    ``rows`` names the slots that the given points belong to, int64 (B,); None: all, in order. A
+    slot may be named more than once.
     """
 
     def logits(self, points: Tensor, rows: Tensor | None = None) -> Tensor:

@@ -7,7 +7,9 @@ its own windows, so a result does not depend on its batch.
 
 For Linf a proposal is one of finitely many (window, signs). One that was rejected since the last
 acceptance would be rejected again, and one that changes nothing cannot be accepted; both are
-recognised and answered without a forward pass. The search is the reference's, query for query.
+recognised and answered without a forward pass. Some of the passes that this saves are spent on
+asking several queries of a search at once: all that follow the first accepted one are thrown away
+and asked again at the new point. The search is the reference's, query for query.
 """
 
 from __future__ import annotations
@@ -31,6 +33,8 @@ __all__ = ["Square", "SquareState", "window_share"]
 
 _LARGEST_MEMORY = 1 << 14  # proposals a slot may remember; beyond, repetitions are too rare
 _LOOKAHEAD = 64
+_AT_ONCE = 8
+"""Most queries of one search in a pass; after r rejections in a row, r/4 of them"""
 
 _HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 
@@ -55,6 +59,8 @@ class SquareState(State):
     """int64 (B,): the window size that ``tried`` speaks of"""
     tried: Tensor
     """bool (B, M): Linf proposals known to be rejected at the current best point"""
+    asked: Tensor
+    """int64 (B,): forward passes, never more than queries"""
 
 
 class Square:
@@ -88,7 +94,7 @@ class Square:
         self.queries = queries
         self.initial_share = initial_share
         self.rescale_schedule = rescale_schedule
-        self._lookahead = 1
+        self._lookahead = _AT_ONCE
 
     def ranks(self, num_classes: int) -> int:
         """A single search."""
@@ -123,6 +129,7 @@ class Square:
             best_margin=seen,
             window=torch.zeros_like(slots.labels),
             tried=torch.zeros(count, memory if useful else 0, dtype=torch.bool, device=best.device),
+            asked=torch.zeros_like(slots.labels),
         )
 
     def _sizes(self, state: SquareState) -> Tensor:
@@ -138,69 +145,93 @@ class Square:
         if self.threat_model.norm != "Linf":
             return self._step_with_mass(query, state)
         sizes = self._sizes(state)
-        state, draws, rows = self._next_unknown(state, sizes)
-        if len(rows) == 0:
-            return replace(state, margin=torch.full_like(state.margin, torch.inf))
-        proposal = self._repaint(state, draws, rows)
-        changed = (proposal != state.best[rows]).flatten(1).any(dim=1)
-        if self._remembers(state):
-            state.tried[rows, draws.identity[rows]] = True
-            if not bool(changed.all()):  # known to be rejected, and now remembered
-                rows, proposal = rows[changed], proposal[changed]
-                if len(rows) == 0:
-                    return replace(state, margin=torch.full_like(state.margin, torch.inf))
-        return self._accept(query, state, proposal, rows)
+        size = sizes[state.step]
+        if not self._remembers(state):
+            draws = _draw(state.keys, state.step, size, *state.inputs.shape[1:])
+            rows = torch.arange(len(size), device=size.device)
+            proposal = self._repaint(state, draws, rows)
+            return self._accept(query, replace(state, step=state.step + 1), proposal)
+        fresh = state.window != size
+        if bool(fresh.any()):
+            state = replace(state, tried=state.tried & ~fresh[:, None], window=size)
+        ahead = self._unknown(state, sizes, size)
+        proposal = self._repaint(state, ahead.draws, ahead.rows)
+        changed = (proposal != state.best[ahead.rows]).flatten(1).any(dim=1)
+        state.tried[ahead.rows, ahead.draws.identity] = True
+        if not bool(changed.all()):  # known to be rejected, and now remembered
+            ahead, proposal = ahead.at(changed), proposal[changed]
+        if len(ahead.rows) == 0:
+            step = state.step + ahead.reach
+            return replace(state, step=step, margin=torch.full_like(state.margin, torch.inf))
+        return self._accept_first(query, state, proposal, ahead)
 
     def _remembers(self, state: SquareState) -> bool:
         return state.tried.shape[1] > 0
 
-    def _next_unknown(
-        self, state: SquareState, sizes: Tensor
-    ) -> tuple[SquareState, _Draws, Tensor]:
-        """Advance every slot to its next proposal whose answer is not known yet.
-
-        Returns:
-            The state with ``step`` just past that proposal, the draws for all slots, and the
-            slots that have a proposal, int64 (B′,).
-        """
-        height, width = state.inputs.shape[2:]
-        channels = state.inputs.shape[1]
-        size = sizes[state.step]
-        if not self._remembers(state):
-            draws = _draw(state.keys, state.step, size, channels, height, width)
-            rows = torch.arange(len(size), device=size.device)
-            return replace(state, step=state.step + 1), draws, rows
-        fresh = state.window != size
-        if bool(fresh.any()):
-            tried = state.tried & ~fresh[:, None]
-            state = replace(state, tried=tried, window=size)
-        ahead = self._lookahead
-        steps = state.step[:, None] + torch.arange(ahead, device=size.device)
+    def _unknown(self, state: SquareState, sizes: Tensor, size: Tensor) -> _Ahead:
+        """The next proposals of every slot whose answers are not known yet."""
+        count, window = len(size), self._lookahead
+        positions = torch.arange(window, device=size.device)
+        steps = state.step[:, None] + positions
         # Only proposals of the same window size may be looked up in the same memory.
         valid = (steps < self.queries) & (sizes[steps.clamp(max=self.queries)] == size[:, None])
         draws = _draw(
-            state.keys.repeat_interleave(ahead),
+            state.keys.repeat_interleave(window),
             steps.flatten(),
-            size.repeat_interleave(ahead),
-            channels,
-            height,
-            width,
+            size.repeat_interleave(window),
+            *state.inputs.shape[1:],
         )
-        known = state.tried.gather(1, draws.identity.view(-1, ahead))
-        unknown = valid & ~known
-        found = unknown.any(dim=1)
-        first = torch.where(found, unknown.int().argmax(dim=1), valid.sum(dim=1))
-        chosen = first.clamp(max=ahead - 1) + torch.arange(len(size), device=size.device) * ahead
+        identity = draws.identity.view(count, window)
+        same = identity[:, :, None] == identity[:, None, :]
+        repeated = (same & (positions[:, None] > positions)).any(dim=2)
+        unknown = valid & ~state.tried.gather(1, identity) & ~repeated
+        # The passes that memory has saved are what asking ahead may waste.
+        saved = state.step - state.asked
+        at_once = (state.tried.sum(dim=1) // 4).clamp(max=_AT_ONCE).minimum(saved).clamp_min(1)
+        order = unknown.cumsum(dim=1)
+        chosen = unknown & (order <= at_once[:, None])
+        full = order[:, -1] >= at_once
+        last = torch.where(chosen, positions, 0).amax(dim=1)
         # The lookahead changes nothing but the number of passes over the slots.
-        share = float(found.float().mean())
-        self._lookahead = max(1, ahead // 2) if share > 0.9 else min(_LOOKAHEAD, ahead * 2)
-        state = replace(state, step=state.step + first + found.long())
-        return state, draws.at(chosen), found.nonzero().squeeze(1)
+        share = float(full.float().mean())
+        longer, shorter = min(_LOOKAHEAD, window * 2), max(_AT_ONCE, window // 2)
+        self._lookahead = shorter if share > 0.9 else longer
+        rows, place = chosen.nonzero(as_tuple=True)
+        return _Ahead(
+            rows=rows,
+            place=place,
+            draws=draws.at(rows * window + place),
+            reach=torch.where(full, last + 1, valid.sum(dim=1)),
+        )
+
+    def _accept_first(
+        self, query: Query, state: SquareState, proposal: Tensor, ahead: _Ahead
+    ) -> SquareState:
+        """Take the first proposal of each slot that is better, and forget what follows it."""
+        rows, place = ahead.rows, ahead.place
+        seen = margin(query.logits(proposal, rows), state.labels[rows])
+        better = (seen < state.best_margin[rows]) | (seen <= 0)
+        none = torch.full_like(state.step, _LOOKAHEAD)
+        first = none.scatter_reduce(0, rows[better], place[better], "amin")
+        taken = better & (place == first[rows])
+        winners = rows[taken]
+        state.tried[winners] = False
+        best = state.best.index_copy(0, winners, proposal[taken])
+        best_margin = state.best_margin.index_copy(0, winners, seen[taken])
+        return replace(
+            state,
+            step=state.step + torch.where(first < none, first + 1, ahead.reach),
+            asked=state.asked.index_add(0, rows, torch.ones_like(rows)),
+            best=best,
+            best_margin=best_margin,
+            candidate=best,
+            margin=best_margin,
+        )
 
     def _repaint(self, state: SquareState, draws: _Draws, rows: Tensor) -> Tensor:
-        """Set the windows to ±ε around the clean input: (B′, C, H, W)."""
+        """Set windows to ±ε around the clean input, a draw for each of ``rows``: (P, C, H, W)."""
         height, width = state.inputs.shape[2:]
-        inputs, draws = state.inputs[rows], draws.at(rows)
+        inputs = state.inputs[rows]
         y = torch.arange(height, device=rows.device)
         x = torch.arange(width, device=rows.device)
         in_rows = (y >= draws.top[:, None]) & (y < (draws.top + draws.size)[:, None])
@@ -219,29 +250,16 @@ class Square:
             proposal[here] = move_mass(
                 state.best[here], state.inputs[here], self.threat_model, size, keys[here]
             )
-        rows = torch.arange(len(sizes), device=sizes.device)
-        return self._accept(query, replace(state, step=state.step + 1), proposal, rows)
+        return self._accept(query, replace(state, step=state.step + 1), proposal)
 
-    def _accept(
-        self, query: Query, state: SquareState, proposal: Tensor, rows: Tensor
-    ) -> SquareState:
-        everything = len(rows) == len(state.labels)
-        logits = query.logits(proposal, None if everything else rows)
-        seen = margin(logits, state.labels[rows])
-        better = (seen < state.best_margin[rows]) | (seen <= 0)
-        best = torch.where(expand(better, proposal), proposal, state.best[rows])
-        best_margin = torch.where(better, seen, state.best_margin[rows])
-        if everything:
-            state = replace(state, best=best, best_margin=best_margin)
-        else:
-            state = replace(
-                state,
-                best=state.best.index_copy(0, rows, best),
-                best_margin=state.best_margin.index_copy(0, rows, best_margin),
-            )
-        if self._remembers(state) and bool(better.any()):
-            state.tried[rows[better]] = False
-        return replace(state, candidate=state.best, margin=state.best_margin)
+    def _accept(self, query: Query, state: SquareState, proposal: Tensor) -> SquareState:
+        seen = margin(query.logits(proposal), state.labels)
+        better = (seen < state.best_margin) | (seen <= 0)
+        best = torch.where(expand(better, proposal), proposal, state.best)
+        best_margin = torch.where(better, seen, state.best_margin)
+        return replace(
+            state, best=best, best_margin=best_margin, candidate=best, margin=best_margin
+        )
 
     def finished(self, state: SquareState) -> Tensor:
         """All queries asked, or answered from memory."""
@@ -250,7 +268,7 @@ class Square:
 
 @dataclass
 class _Draws:
-    """One Linf proposal for each row."""
+    """Linf proposals."""
 
     top: Tensor
     left: Tensor
@@ -264,6 +282,22 @@ class _Draws:
         return _Draws(
             self.top[rows], self.left[rows], self.size[rows], self.signs[rows], self.identity[rows]
         )
+
+
+@dataclass
+class _Ahead:
+    """Proposals to be asked at once: by slot, and of each slot in the order of its queries."""
+
+    rows: Tensor
+    """int64 (P,): slots"""
+    place: Tensor
+    """int64 (P,): queries after the slot's ``step``"""
+    draws: _Draws
+    reach: Tensor
+    """int64 (B,): how far the slot gets if nothing is accepted"""
+
+    def at(self, chosen: Tensor) -> _Ahead:
+        return _Ahead(self.rows[chosen], self.place[chosen], self.draws.at(chosen), self.reach)
 
 
 def _draw(

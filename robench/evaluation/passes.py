@@ -123,7 +123,7 @@ class Passes:
         if rows is None:
             counter += passes
         else:
-            counter[rows] += passes
+            counter.index_add_(0, rows, torch.full_like(rows, passes))
 
     def _note_nonfinite(self, logits: Tensor, rows: Tensor | None) -> None:
         finite = logits.isfinite()

@@ -98,9 +98,37 @@ def test_the_acceptance_rule_is_the_references(
     attack = Square(ThreatModel.of("Linf", 0.1), queries=5)
     query = PlainQuery(Scripted())
     state = attack.start(query, slots_for(Scripted(), inputs, torch.tensor([0])))
-    after = attack._accept(query, state, there, torch.tensor([0]))
+    after = attack._accept(query, state, there)
     assert torch.equal(after.best, there if accepted else state.best)
     assert float(after.best_margin) == pytest.approx(margin_there if accepted else margin_now)
+
+
+def test_of_queries_asked_at_once_those_after_the_first_accepted_are_forgotten() -> None:
+    inputs = torch.full((1, 1, 2, 2), 0.5)
+
+    class Mean(nn.Module):
+        def forward(self, points: Tensor) -> Tensor:
+            lead = points.mean(dim=(1, 2, 3))
+            return torch.stack((lead, torch.zeros_like(lead)), dim=1)
+
+    attack = Square(ThreatModel.of("Linf", 0.1), queries=50)
+    query = PlainQuery(Mean())
+    state = attack.start(query, slots_for(Mean(), inputs, torch.tensor([0])))
+    state.best, state.best_margin = inputs, torch.tensor([0.5])
+    # Worse, better, better still: the second is the one that a query at a time would take.
+    proposals = torch.cat([torch.full_like(inputs, value) for value in (0.6, 0.45, 0.4)])
+    places = torch.tensor([3, 5, 9])
+    state.tried[:, :7] = True
+    none = torch.zeros(3, dtype=torch.int64)
+    draws = square._Draws(none, none, none, torch.zeros(3, 1), none)
+    ahead = square._Ahead(none, places, draws, torch.tensor([12]))
+    after = attack._accept_first(query, state, proposals, ahead)
+    assert torch.equal(after.best, proposals[1:2])
+    assert (int(after.step), int(after.asked)) == (6, 3)
+    assert not bool(after.tried.any())
+    rejected = attack._accept_first(query, after, proposals[:1], ahead.at(torch.tensor([0])))
+    assert torch.equal(rejected.best, after.best)
+    assert (int(rejected.step), int(rejected.asked)) == (18, 4)
 
 
 def _replayed(attack: SquareAttack, slot: Slots, threat_model: ThreatModel) -> None:
@@ -208,6 +236,7 @@ def _whole_search(memory: bool, monkeypatch: pytest.MonkeyPatch) -> tuple[list[A
     last = state.best_margin.clone()
     while not bool(attack.finished(state).all()):
         state = attack.step(query, state)
+        assert bool((state.asked <= state.step).all())
         for slot in (state.best_margin != last).nonzero().flatten().tolist():
             path[slot].append((int(state.step[slot]), float(state.best_margin[slot])))
         last = state.best_margin.clone()

@@ -10,8 +10,9 @@ import argparse
 import importlib
 import json
 import logging
+import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,7 +29,7 @@ from robench.evaluation.search_models import EagerModel
 from robench.evaluation.settings import Settings
 from robench.models import build_architecture, load_model, wrap_module
 from robench.models.wrapper import RobenchModel
-from robench.records import ArchitectureSpec, AttackSpec
+from robench.records import ArchitectureSpec, AttackSpec, StageResult
 from robench.threat_models import ThreatModel
 
 _PGD = {"steps": 20, "relative_step_size": 0.25}
@@ -91,33 +92,50 @@ def robench(job: Job, precision: str) -> Result:
         "backwards": backwards,
         "forwards_per_survivor": float(attacked.forwards[alive].double().mean()),
         "backwards_per_survivor": float(attacked.backwards[alive].double().mean()),
-        "stages": {s.name: [s.attempted, s.broken, round(s.seconds, 2)] for s in attacked.stages},
-        "bare_seconds": _bare_passes(job, clean, forwards, backwards),
+        "stages": {
+            f"{s.name}{f' in {s.search}' if s.search else ''}": [
+                s.attempted,
+                s.broken,
+                round(s.seconds, 2),
+            ]
+            for s in attacked.stages
+        },
+        "bare_seconds": _bare_passes(job, clean, attacked.stages),
         "audit": attacked.audit.model_dump() if attacked.audit else None,
     }
     return proposed, seconds, figures
 
 
-def _bare_passes(job: Job, clean: CleanPass, forwards: int, backwards: int) -> float:
+def _bare_passes(job: Job, clean: CleanPass, stages: Sequence[StageResult]) -> float:
     """Time that the same number of passes takes without any attack, at the same precision."""
     count = clean.batch_size
     repeats = -(-count // len(job.inputs))
     points = job.inputs.repeat(repeats, 1, 1, 1)[:count]
     labels = job.labels.repeat(repeats)[:count]
     loss = Loss(LOSSES["ce"], labels, labels)
-    one_forward = _median_time(lambda: clean.search_model.logits(points), job.device)
-    one_backward = _median_time(lambda: clean.search_model.gradient(points, loss), job.device)
-    return ((forwards - backwards) * one_forward + backwards * one_backward) / count
+    total = 0.0
+    # Near the boundary the search is repeated on an exact form of the network.
+    for model, again in ((clean.search_model, False), (clean.exact_model, True)):
+        ran = [stage for stage in stages if (stage.search is not None) == again]
+        backwards = sum(stage.backwards for stage in ran)
+        forwards = sum(stage.forwards for stage in ran) - backwards
+        if forwards + backwards == 0:
+            continue
+        one_forward = _median_time(lambda model=model: model.logits(points), job.device)
+        one_backward = _median_time(lambda model=model: model.gradient(points, loss), job.device)
+        total += (forwards * one_forward + backwards * one_backward) / count
+    return total
 
 
 def _median_time(call: Callable[[], object], device: torch.device) -> float:
-    times = []
-    for _ in range(25):
+    times: list[float] = []
+    call()
+    while len(times) < 20 and (len(times) < 3 or sum(times) < 5):
         started = time.perf_counter()
         call()
         _synchronise(device)
         times.append(time.perf_counter() - started)
-    return sorted(times[5:])[10]
+    return statistics.median(times)
 
 
 def bare_loop(job: Job) -> Result:

@@ -11,7 +11,9 @@ from torch.autograd.graph import saved_tensors_hooks
 __all__ = ["BATCHES", "bytes_per_input", "fitting_batch"]
 
 BATCHES = {"cpu": (256, 512, 1024), "cuda": (512, 1024, 2048), "mps": (256, 512)}
-"""Sizes that are tried, by device; the first is the default"""
+"""Sizes that are tried, by device; the first is the default, larger ones for small networks"""
+_COMFORTABLE = 64 * 2**20
+"""Bytes below which a larger batch costs nothing but saves overhead"""
 _SHARE = 0.25
 """Of the memory; the rest is for temporaries, the attack's state, and everybody else"""
 _UNKNOWN = 4 * 2**30
@@ -27,9 +29,11 @@ def fitting_batch(model: nn.Module, inputs: Tensor, at_most: int | None = None) 
         inputs: (N, C, H, W) on the same device; two of them are used.
         at_most: the size that is wanted; None: the device's default.
     """
-    size = at_most or BATCHES.get(inputs.device.type, (256,))[0]
+    sizes = BATCHES.get(inputs.device.type, (256,))
     limit = _SHARE * _memory(inputs.device)
     needed = bytes_per_input(model, inputs)
+    comfortable = [size for size in sizes if 0 < size * needed <= _COMFORTABLE]
+    size = at_most or max(sizes[:1] + tuple(comfortable))
     while size > 1 and size * needed > limit:
         size //= 2
     return size

@@ -51,6 +51,13 @@ def test_what_autograd_keeps_is_counted_for_each_input() -> None:
 def test_the_batch_is_halved_until_it_fits(monkeypatch, inputs_that_fit, size) -> None:
     memory = inputs_that_fit * 2 * 192 * 4 / sizes._SHARE
     monkeypatch.setattr(sizes, "_memory", lambda _: memory)
+    monkeypatch.setattr(sizes, "_COMFORTABLE", 0)
+    assert fitting_batch(Powers(), INPUTS) == size
+
+
+@pytest.mark.parametrize(("comfortable", "size"), [(100, 256), (512, 512), (5000, 1024)])
+def test_small_networks_start_with_larger_batches(monkeypatch, comfortable, size) -> None:
+    monkeypatch.setattr(sizes, "_COMFORTABLE", comfortable * 2 * 192 * 4)
     assert fitting_batch(Powers(), INPUTS) == size
 
 

@@ -126,6 +126,7 @@ def test_a_model_that_falls_at_once_is_not_measured(monkeypatch) -> None:
 def test_larger_batches_are_taken_while_they_pay(digits, monkeypatch) -> None:
     model, inputs, labels = digits
     monkeypatch.setattr(precisions, "_AUTO", {})
+    monkeypatch.setattr("robench.evaluation.batch_size._COMFORTABLE", 0)
 
     def chosen(seconds: Callable[[int], float]) -> int:
         def measured(_trial: object, _model: object, _what: str, size: int) -> tuple[float, float]:

@@ -273,7 +273,13 @@ def _text(record: EvaluationRecord) -> str:
     parts = ["\n".join(f"{name:<{width}}  {value}" for name, value in facts)]
     if record.stages:
         rows = [
-            (s.name, str(s.attempted), str(s.broken), str(s.errored), s.skipped or "")
+            (
+                s.name,
+                str(s.attempted),
+                str(s.broken),
+                str(s.errored),
+                s.skipped or (f"again, in {s.search}" if s.search else ""),
+            )
             for s in record.stages
         ]
         parts.append(format_table(("stage", "attempted", "broken", "errored", ""), rows))

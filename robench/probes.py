@@ -108,14 +108,22 @@ def forward_hooks(
         modules: modules to hook.
         before: forward pre-hook ``(module, args, kwargs)``.
         after: forward hook ``(module, args, output)``; a value it returns replaces the output.
+
+    Raises:
+        ModelError: a module takes no hooks, as those of TorchScript files.
     """
     with ExitStack() as stack:
         for module in modules:
-            if before is not None:
-                handle = module.register_forward_pre_hook(before, with_kwargs=True)
-                stack.callback(handle.remove)
-            if after is not None:
-                stack.callback(module.register_forward_hook(after).remove)
+            try:
+                if before is not None:
+                    handle = module.register_forward_pre_hook(before, with_kwargs=True)
+                    stack.callback(handle.remove)
+                if after is not None:
+                    stack.callback(module.register_forward_hook(after).remove)
+            except RuntimeError as error:
+                raise ModelError(
+                    f"{type(module).__name__} lets nobody look at its layers: {error}"
+                ) from error
         yield
 
 

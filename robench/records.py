@@ -14,7 +14,14 @@ from collections.abc import Iterable, Mapping
 from enum import StrEnum
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from robench.threat_models import Norm, ThreatModel
 
@@ -46,6 +53,7 @@ __all__ = [
     "WeightsSpec",
     "canonical_hash",
     "job_key",
+    "validation_problems",
 ]
 
 RECORD_SCHEMA_VERSION = 1
@@ -68,6 +76,21 @@ def canonical_hash(content: Any) -> str:
     """SHA-256 of the canonical JSON form (sorted keys, no spaces) of plain data."""
     text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def validation_problems(error: ValidationError) -> str:
+    """What is wrong with which field, in one line for people."""
+    problems = []
+    for detail in error.errors():
+        field = ".".join(map(str, detail["loc"]))
+        if detail["type"] == "missing":
+            problems.append(f"{field} is missing")
+        elif detail["type"] == "extra_forbidden":
+            problems.append(f"{field} is not a field")
+        else:
+            message = detail["msg"].removeprefix("Value error, ")
+            problems.append(f"{field}: {message}" if field else message)
+    return "; ".join(problems)
 
 
 # --- cards ---------------------------------------------------------------------------------
@@ -109,17 +132,20 @@ class InputSpec(_Frozen):
     std: tuple[float, ...] | None = None
     channel_order: Literal["RGB", "BGR"] = "RGB"
 
+    @field_validator("mean", "std", mode="before")
+    @classmethod
+    def _for_all_channels(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, (int, float)) else value
+
     @model_validator(mode="after")
     def _consistent(self) -> InputSpec:
         if self.high <= self.low:
-            raise ValueError(f"input.high ({self.high}) must be above input.low ({self.low})")
+            raise ValueError(f"high ({self.high}) must be above low ({self.low})")
         for name, values in (("mean", self.mean), ("std", self.std)):
             if values is not None and len(values) not in (1, self.channels):
-                raise ValueError(
-                    f"input.{name} has {len(values)} values for {self.channels} channels"
-                )
+                raise ValueError(f"{name} has {len(values)} values for {self.channels} channels")
         if self.std is not None and min(self.std) <= 0:
-            raise ValueError("input.std must be positive")
+            raise ValueError("std must be positive")
         return self
 
 

@@ -22,7 +22,14 @@ from robench.models.drafting import draft_card
 from robench.models.loading import load_model
 from robench.models.wrapper import RobenchModel
 from robench.models.zoo import LocatedCard
-from robench.records import ArchitectureSpec, Examination, InputSpec, ModelCard, Provenance
+from robench.records import (
+    ArchitectureSpec,
+    Examination,
+    InputSpec,
+    ModelCard,
+    Provenance,
+    validation_problems,
+)
 from robench.threat_models import ThreatModel
 
 __all__ = ["Added", "Answers", "add_model"]
@@ -130,9 +137,7 @@ def _draft(answers: Answers, samples: Dataset) -> ModelCard:
         )
         provenance = Provenance.model_validate(dict(answers.provenance))
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(map(str, first["loc"]))
-        raise CardError(f"{place}: {first['msg']}", where=answers.checkpoint) from error
+        raise CardError(validation_problems(error), where=answers.checkpoint) from error
     card = draft_card(
         answers.checkpoint,
         answers.architecture,

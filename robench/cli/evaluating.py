@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
+from pydantic import ValidationError
 
 from robench.attacks import build_attack
 from robench.attention.maps import AttentionExtractor
@@ -27,7 +28,7 @@ from robench.models.loading import load_checkpoint, load_model
 from robench.models.wrapper import RobenchModel
 from robench.models.zoo import LocatedCard
 from robench.probes import resolve_layer
-from robench.records import InputSpec, PreprocessingSpec, Suite
+from robench.records import InputSpec, PreprocessingSpec, Suite, validation_problems
 from robench.results import Store, StoredRecord
 from robench.threat_models import ThreatModel
 
@@ -174,8 +175,8 @@ def load_requested(
         input_spec = InputSpec.model_validate(
             {"channels": dataset.input_shape[0], **dict(request.input)}
         )
-    except ValueError as error:
-        raise CardError(" ".join(str(error).split()), where="--input") from error
+    except ValidationError as error:
+        raise CardError(validation_problems(error), where="--input") from error
     loaded = load_checkpoint(
         model,
         request.architecture,

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from robench.errors import UsageError
-from robench.records import PreprocessingSpec
+from robench.records import PreprocessingSpec, validation_problems
 
 __all__ = ["PREPROCESSING_OPTIONS", "Preprocessing"]
 
@@ -58,10 +58,7 @@ class Preprocessing(PreprocessingSpec):
         try:
             return cls.model_validate(content)
         except ValidationError as error:
-            first = error.errors()[0]
-            place = f"{first['loc'][0]}: " if first["loc"] else ""
-            message = first["msg"].removeprefix("Value error, ")
-            raise UsageError(f"{place}{message}", where="preprocessing") from error
+            raise UsageError(validation_problems(error), where="preprocessing") from error
 
     @property
     def spec(self) -> PreprocessingSpec | None:

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from robench.errors import CardError
 from robench.models.toml_writer import dumps
-from robench.records import ModelCard
+from robench.records import ModelCard, validation_problems
 
 __all__ = ["CARD_NAME", "format_card", "parse_card", "read_card", "write_card"]
 
@@ -49,19 +49,9 @@ def parse_card(text: str, *, where: object = CARD_NAME) -> ModelCard:
     try:
         return ModelCard.model_validate(content)
     except ValidationError as error:
-        problems = [_problem(tuple(e["loc"]), e["msg"], e["type"]) for e in error.errors()]
         raise CardError(
-            "; ".join(problems), where=where, hint="`robench zoo show` prints a valid card"
+            validation_problems(error), where=where, hint="`robench zoo show` prints a valid card"
         ) from error
-
-
-def _problem(location: tuple[int | str, ...], message: str, kind: str) -> str:
-    field = ".".join(map(str, location)) or "card"
-    if kind == "missing":
-        return f"{field} is missing"
-    if kind == "extra_forbidden":
-        return f"{field} is not a field of a card"
-    return f"{field}: {message.removeprefix('Value error, ')}"
 
 
 def format_card(card: ModelCard) -> str:

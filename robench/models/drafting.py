@@ -6,6 +6,8 @@ import os
 import re
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from robench.errors import CardError, CheckpointError
 from robench.models.architectures.build import build_architecture
 from robench.models.inspection import CheckpointInspection, inspect_checkpoint, matching_prefix
@@ -18,6 +20,7 @@ from robench.records import (
     ModelCard,
     PreprocessingSpec,
     WeightsSpec,
+    validation_problems,
 )
 from robench.threat_models import ThreatModel
 
@@ -85,8 +88,8 @@ def draft_card(
             attention=attention or AttentionSpec(),
             preprocessing=preprocessing,
         )
-    except ValueError as error:
-        raise CardError(" ".join(str(error).split()), where=path) from error
+    except ValidationError as error:
+        raise CardError(validation_problems(error), where=path) from error
 
 
 def _place(

@@ -9,11 +9,19 @@ from collections.abc import Mapping
 from types import FunctionType
 from typing import Any
 
+from pydantic import ValidationError
 from torch import nn
 
 from robench.errors import CardError, UsageError
 from robench.models.wrapper import RobenchModel, buffer_fingerprint
-from robench.records import AttentionSpec, ForwardSpec, InputSpec, ModelSummary, canonical_hash
+from robench.records import (
+    AttentionSpec,
+    ForwardSpec,
+    InputSpec,
+    ModelSummary,
+    canonical_hash,
+    validation_problems,
+)
 from robench.threat_models import ThreatModel
 
 __all__ = ["wrap_module"]
@@ -57,8 +65,8 @@ def wrap_module(
         input_spec = InputSpec.model_validate(input or {})
         forward_spec = ForwardSpec.model_validate(forward or {})
         attention_spec = AttentionSpec.model_validate(attention or {})
-    except ValueError as error:
-        raise CardError(" ".join(str(error).split()), where=name) from error
+    except ValidationError as error:
+        raise CardError(validation_problems(error), where=name) from error
     threat = ThreatModel.parse(threat_model) if isinstance(threat_model, str) else threat_model
     if not share:
         try:

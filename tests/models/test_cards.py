@@ -114,7 +114,7 @@ def test_files_round_trip_and_leave_nothing_behind(tmp_path: Path) -> None:
         ("Linf-8/255", "Linf-8", "at most 1"),
         ("ab" * 32, "xyz", "weights.sha256"),
         ("[weights]", "[weigths]", "weights is missing"),
-        ("[weights]", "[input]\nlow = 2.0\n[weights]", r"input: input.high \(1.0\) must be above"),
+        ("[weights]", "[input]\nlow = 2.0\n[weights]", r"input: high \(1.0\) must be above"),
         ('"tiny"', '"../evil"', "name: "),
         ('"tiny"', '"tiny', "not valid TOML"),
     ],

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import sys
-import types
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from fake_model_hubs import serve_hub, serve_robustbench
 from safetensors.torch import save_file
 from torch import nn
 
@@ -38,38 +38,11 @@ CONFIG = {
 }
 
 
-class NotInRepositoryError(Exception):
-    pass
-
-
-class NotReachableError(NotInRepositoryError):
-    pass
-
-
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder that plays the repository ``someone/tiny_vit``."""
-    root = tmp_path / "someone" / "tiny_vit"
+    root = serve_hub(monkeypatch, tmp_path) / "someone" / "tiny_vit"
     root.mkdir(parents=True)
-
-    def hf_hub_download(repo_id: str, filename: str, revision: str | None = None) -> str:
-        if revision == "offline":
-            raise NotReachableError("no connection")
-        if not (tmp_path / repo_id).is_dir():
-            raise OSError("401 no such\nrepository")
-        if not (tmp_path / repo_id / filename).is_file():
-            raise NotInRepositoryError(filename)
-        return str(tmp_path / repo_id / filename)
-
-    package, errors = (
-        types.ModuleType("huggingface_hub"),
-        types.ModuleType("huggingface_hub.errors"),
-    )
-    package.hf_hub_download = hf_hub_download  # type: ignore[attr-defined]
-    errors.EntryNotFoundError = NotInRepositoryError  # type: ignore[attr-defined]
-    errors.LocalEntryNotFoundError = NotReachableError  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "huggingface_hub", package)
-    monkeypatch.setitem(sys.modules, "huggingface_hub.errors", errors)
     return root
 
 
@@ -198,16 +171,7 @@ def test_unreachable_and_malformed_addresses(hub: Path, monkeypatch: pytest.Monk
 def robustbench(monkeypatch: pytest.MonkeyPatch) -> nn.Module:
     network = nn.Sequential(nn.Flatten(), nn.Linear(3 * 4 * 4, 10))
 
-    def load_model(model_name: str, dataset: str, threat_model: str) -> nn.Module:
-        if model_name != "Known2023_WRN":
-            raise KeyError(model_name)
-        assert (dataset, threat_model) == ("cifar10", "L2")
-        return network
-
-    package, utils = types.ModuleType("robustbench"), types.ModuleType("robustbench.utils")
-    utils.load_model = load_model  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "robustbench", package)
-    monkeypatch.setitem(sys.modules, "robustbench.utils", utils)
+    serve_robustbench(monkeypatch, {"Known2023_WRN": network})
     return network
 
 

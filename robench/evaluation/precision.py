@@ -3,8 +3,9 @@
 Nothing here can change a verdict: every candidate is judged in float32 by the original model.
 What can change is how fast candidates are found. On the actual model and device each variant is
 built, its logits are compared with the original's, and its passes are timed; the fastest forward
-and the fastest forward-and-backward that agree are taken, which need not be the same. The time
-that this takes is kept small against the time that the search is expected to take.
+and the fastest forward-and-backward that agree are taken, which need not be the same. Where the
+search is expected to be long, compiled forms of both are tried as well. The time that all this
+takes is kept small against the time that the search is expected to take.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from robench import seeding
@@ -21,8 +21,10 @@ from robench.attacks.base import Gradient
 from robench.attacks.losses import LOSSES, Loss, margin
 from robench.errors import UsageError
 from robench.evaluation.batch_size import BATCHES, fitting_batch
+from robench.evaluation.compiled import Check, Kind, compiling_pays, try_compiled
 from robench.evaluation.passes import SearchModel, is_out_of_memory
 from robench.evaluation.search_models import EagerModel
+from robench.evaluation.timing import synchronise, tiled
 from robench.evaluation.variants import VARIANTS, build_variant
 from robench.geometry import project, random_point, steepest
 from robench.models.wrapper import RobenchModel
@@ -72,11 +74,13 @@ class SearchChoice:
 class MixedModel:
     """Forward passes through one variant, gradients through another."""
 
-    def __init__(self, forward: EagerModel, backward: EagerModel) -> None:
+    def __init__(self, forward: SearchModel, backward: SearchModel) -> None:
         self.forward = forward
         self.backward = backward
         self.tolerance = max(forward.tolerance, backward.tolerance)
-        self.description = f"{forward.description} forward, {backward.description} backward"
+        self.description = forward.description
+        if backward.description != forward.description:
+            self.description += f" forward, {backward.description} backward"
 
     def logits(self, points: Tensor) -> Tensor:
         """(B, C, H, W) → float32 (B, K)."""
@@ -89,6 +93,14 @@ class MixedModel:
     def jacobian(self, points: Tensor) -> tuple[Tensor, Tensor]:
         """Logits and the gradients of each."""
         return self.backward.jacobian(points)
+
+
+_Pair = tuple[SearchModel, SearchModel]
+"""For forward passes, and for gradients"""
+
+
+def _joined(forward: SearchModel, backward: SearchModel) -> SearchModel:
+    return forward if forward is backward else MixedModel(forward, backward)
 
 
 def choose_search_model(
@@ -149,10 +161,11 @@ def choose_search_model(
             where=model.summary.id,
             hint="Use --precision auto or fp32",
         )
-    search = trial.fastest(candidates, default)
+    fastest = trial.fastest(candidates, default)
     if batch_size is None:
-        default = trial.best_batch(search, default)
-    return SearchChoice(search, exact, default)
+        default = trial.best_batch(_joined(*fastest), default)
+    search = trial.compiled(*fastest, default, planned_passes * surviving)
+    return SearchChoice(_joined(*search), _joined(*exact), default)
 
 
 class _Trial:
@@ -193,14 +206,16 @@ class _Trial:
         candidate.tolerance = 2 * float(error)
         return finite and float(error) <= limit * float(self.expected.abs().median())
 
-    def fastest(self, candidates: Sequence[EagerModel], batch_size: int) -> SearchModel:
+    def fastest(
+        self, candidates: Sequence[EagerModel], batch_size: int
+    ) -> tuple[EagerModel, EagerModel]:
         """The fastest forward and the fastest gradient."""
         if len(candidates) == 1:
-            return candidates[0]
+            return candidates[0], candidates[0]
         batch = min(batch_size, len(self.points)) if self._slow(batch_size) else batch_size
         forward = max(candidates, key=lambda c: self._rate(c, "logits", batch))
         backward = max(candidates, key=lambda c: self._rate(c, "gradient", batch))
-        return forward if forward is backward else MixedModel(forward, backward)
+        return forward, backward
 
     def _slow(self, batch_size: int) -> bool:
         # Only slow networks are checked on few points.
@@ -226,9 +241,27 @@ class _Trial:
             best, batch_size = max(rate, best), larger
         return batch_size
 
+    def compiled(
+        self, forward: EagerModel, backward: EagerModel, batch_size: int, passes: float
+    ) -> _Pair:
+        """Compiled forms of what was chosen, where so many passes are worth a compilation."""
+        limit = _MAX_DISAGREEMENT * float(self.expected.abs().median())
+        check = Check(self.points, self.labels, self.expected, limit)
+        measured = min(batch_size, len(self.points)) if self._slow(batch_size) else batch_size
+
+        def better(form: EagerModel, kind: Kind) -> SearchModel:
+            rate = self._rate(form, kind, measured)
+            if not rate or not compiling_pays(
+                form.module, self.points.device, passes, rate, batch_size
+            ):
+                return form
+            return try_compiled(form, kind, batch_size, check)
+
+        return better(forward, "logits"), better(backward, "gradient")
+
     def _measured(self, model: SearchModel, what: str, batch_size: int) -> tuple[float, float]:
         """Inputs a second and seconds a call; rate 0 where it does not fit into memory."""
-        points, labels = _tiled(self.points, batch_size), _tiled(self.labels, batch_size)
+        points, labels = tiled(self.points, batch_size), tiled(self.labels, batch_size)
         loss = Loss(LOSSES["ce"], labels, labels)
         call: Callable[[], object] = (
             (lambda: model.logits(points))
@@ -257,7 +290,7 @@ def _pilot(
     for _ in range(3):
         started = time.perf_counter()
         slope = plain.gradient(points, loss).gradient
-        _synchronise()
+        synchronise()
         rate = max(rate, len(clean) / (time.perf_counter() - started))
         ahead = points + threat_model.radius * steepest(slope, threat_model.norm)
         points = project(ahead, clean, threat_model.norm, threat_model.radius)
@@ -265,24 +298,14 @@ def _pilot(
     return rate, share if share > _HARDLY_ANY else 0.0
 
 
-def _tiled(tensor: Tensor, count: int) -> Tensor:
-    repeats = -(-count // len(tensor))
-    return tensor.repeat(repeats, *([1] * (tensor.dim() - 1)))[:count]
-
-
 def _seconds_a_call(call: Callable[[], object]) -> float:
     call()
-    _synchronise()
+    synchronise()
     times: list[float] = []
     started = time.perf_counter()
     while time.perf_counter() - started < _TIMING_SECONDS or not times:
         before = time.perf_counter()
         call()
-        _synchronise()
+        synchronise()
         times.append(time.perf_counter() - before)
     return min(times)
-
-
-def _synchronise() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()

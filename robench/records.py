@@ -135,6 +135,8 @@ class InputSpec(_Frozen):
     @field_validator("mean", "std", mode="before")
     @classmethod
     def _for_all_channels(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            raise ValueError("give a number, or one for each channel")
         return (value,) if isinstance(value, (int, float)) else value
 
     @model_validator(mode="after")

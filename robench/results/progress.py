@@ -32,8 +32,9 @@ class Progress:
         Raises:
             StoreError: it cannot be written.
         """
-        digest = hashlib.sha256(content).digest()
-        atomic_write(self.path, _MAGIC + digest + content)
+        header = _MAGIC + hashlib.sha256(content).digest()
+        # In two parts: joined they would be a second copy of what may fill half the memory.
+        atomic_write(self.path, lambda stream: stream.writelines((header, content)))
 
     def load(self) -> bytes | None:
         """What was saved last; None if nothing was.

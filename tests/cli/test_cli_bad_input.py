@@ -51,6 +51,25 @@ def rewrite(folder, *, state=None, **changes):
     write_card(card.model_copy(update={"weights": weights, **changes}), folder / "card.toml")
 
 
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [
+        ("std=0", "--input: std must be positive"),
+        ("mean=grey", "--input: mean: give a number, or one for each channel"),
+        ("mean=0.1,0.2", "--input: mean has 2 values for 1 channels"),
+        ("low=2", "--input: high (1.0) must be above low (2.0)"),
+        ("range=255", "--input: range is not a field"),
+    ],
+)
+def test_inputs_that_cannot_be(zoo_model, option, words):
+    line = refused(
+        *("doctor", zoo_model / "weights.safetensors", "--arch", "digits_resnet"),
+        *("--dataset", "digits", f"--input={option}"),
+    )
+    assert words in line
+    assert "pydantic" not in line
+
+
 @pytest.mark.parametrize("command", ["run", "doctor", "attention"])
 @pytest.mark.parametrize("option", ["--arch-arg=width=3", "--input=low=-1"])
 def test_what_belongs_to_weights_without_a_card(command, option):

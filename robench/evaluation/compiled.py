@@ -34,15 +34,17 @@ Kind = Literal["logits", "gradient"]
 """What a form is for: forward passes, or forward and backward passes"""
 Compile = Callable[[nn.Module, torch.device], Callable[[Tensor], Tensor]]
 
-_LIKELY_GAIN = {"cpu": 0.03, "cuda": 0.2}
+_LIKELY_GAIN: dict[str, dict[Kind, float]] = {
+    "cpu": {"logits": 0.05, "gradient": 0.01},
+    "cuda": {"logits": 0.2, "gradient": 0.2},
+}
 """Share of a pass's time that compiling saves, cautiously guessed; elsewhere it is not tried.
 
-On a CPU benchmarks/results/compiled.md is the reason: in bfloat16, which is taken where there are
-instructions for it, passes are hardly faster and small gradients slower, as three quarters of
-their time and more are convolutions that are the same in both; what float32's forward passes
-gain is mostly lost to filling up. So it takes a search of more than an hour to try. On CUDA small
-networks wait for kernels to be launched, which a captured graph spares; that figure was not
-measured.
+On a CPU from benchmarks/results/compiled.md: in bfloat16 forward passes of batches that are a
+sixteenth short gain a fifth on a small transformer, a twentieth on a ResNet-18 and nothing on a
+small one; gradients gain nothing worth a mention. So it takes a search of the better part of an
+hour to try one, of several hours to try the other. On CUDA small networks wait for kernels to be
+launched, which a captured graph spares; those figures were not measured.
 """
 _SECONDS = 20.0
 """What compiling one form takes at least: importing the compiler, tracing, C++ or Triton"""
@@ -170,21 +172,29 @@ class _Run(nn.Module):
 
 
 def compiling_pays(
-    module: nn.Module, device: torch.device, passes: float, rate: float, batch_size: int
+    module: nn.Module,
+    kind: Kind,
+    device: torch.device,
+    *,
+    passes: float,
+    rate: float,
+    batch_size: int,
 ) -> bool:
     """Whether a compiled form is likely to save clearly more time than it costs.
 
     Args:
         module: what would be compiled.
+        kind: for which passes.
         device: where.
-        passes: inputs that are to go through forward, or forward and backward.
+        passes: inputs that are to go through the model, in passes of either kind.
         rate: how many of them the eager form takes a second.
         batch_size: inputs of one call.
     """
     expected = _SHARE * passes / rate
     layers = sum(1 for part in module.modules() if not list(part.children()))
     cost = _SECONDS + _SECONDS_A_LAYER * layers + _CALLS * batch_size / rate
-    return expected * _LIKELY_GAIN.get(device.type, 0.0) > _CLEARLY * cost
+    likely = _LIKELY_GAIN.get(device.type, {}).get(kind, 0.0)
+    return expected * likely > _CLEARLY * cost
 
 
 def try_compiled(

@@ -251,11 +251,16 @@ class _Trial:
 
         def better(form: EagerModel, kind: Kind) -> SearchModel:
             rate = self._rate(form, kind, measured)
-            if not rate or not compiling_pays(
-                form.module, self.points.device, passes, rate, batch_size
+            if rate and compiling_pays(
+                form.module,
+                kind,
+                self.points.device,
+                passes=passes,
+                rate=rate,
+                batch_size=batch_size,
             ):
-                return form
-            return try_compiled(form, kind, batch_size, check)
+                return try_compiled(form, kind, batch_size, check)
+            return form
 
         return better(forward, "logits"), better(backward, "gradient")
 

@@ -23,7 +23,6 @@ from robench.models import wrap_module
 from robench.threat_models import ThreatModel
 
 SIZE = 16
-CPU = torch.device("cpu")
 
 
 def network(channels: int = 1) -> nn.Module:
@@ -242,15 +241,20 @@ def test_the_tolerance_is_twice_the_error_that_was_seen(eager, monkeypatch) -> N
     )
 
 
-def test_compiling_is_for_long_searches_on_devices_that_gain_from_it() -> None:
-    module = network()
-    calls = forms._CALLS * SIZE / 1000
-    cost = forms._SECONDS + 4 * forms._SECONDS_A_LAYER + calls
+@pytest.mark.parametrize("kind", ["logits", "gradient"])
+def test_compiling_is_for_long_searches_on_devices_that_gain_from_it(kind) -> None:
+    def pays(device: str, seconds: float) -> bool:
+        passes = seconds * 1000 / forms._SHARE
+        place = torch.device(device)
+        return compiling_pays(network(), kind, place, passes=passes, rate=1000, batch_size=SIZE)
+
+    cost = forms._SECONDS + 4 * forms._SECONDS_A_LAYER + forms._CALLS * SIZE / 1000
     for device in ("cpu", "cuda"):
-        needed = forms._CLEARLY * cost / forms._LIKELY_GAIN[device] / forms._SHARE
-        assert not compiling_pays(module, torch.device(device), 0.99 * needed * 1000, 1000, SIZE)
-        assert compiling_pays(module, torch.device(device), 1.01 * needed * 1000, 1000, SIZE)
-    assert not compiling_pays(module, torch.device("mps"), 1e15, 1000, SIZE)
+        needed = forms._CLEARLY * cost / forms._LIKELY_GAIN[device][kind]
+        assert not pays(device, 0.99 * needed)
+        assert pays(device, 1.01 * needed)
+        assert not pays(device, 60)
+    assert not pays("mps", 1e12)
 
 
 def test_gains_are_the_ratio_of_the_best_calls(monkeypatch) -> None:

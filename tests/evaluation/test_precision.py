@@ -27,7 +27,7 @@ THREAT = ThreatModel.of("Linf", "0.2")
 @pytest.fixture(autouse=True)
 def _eager(monkeypatch: pytest.MonkeyPatch) -> None:
     """Compiled forms have tests of their own."""
-    monkeypatch.setattr(precisions, "compiling_pays", lambda *_: False)
+    monkeypatch.setattr(precisions, "compiling_pays", lambda *_, **__: False)
 
 
 @pytest.fixture(scope="module")

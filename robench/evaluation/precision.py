@@ -45,7 +45,7 @@ _MAX_DISAGREEMENT = 0.05
 """Largest allowed error of a margin, as a share of the median margin"""
 _ROUNDING = 1e-3
 """The same, for what may stand for the original near the boundary"""
-_TIMING_SECONDS = 0.15
+_TIMING_SECONDS = 0.06
 _LONG_CALL = 0.12
 """Seconds of one call above which a larger batch has nothing left to gain"""
 _PILOT = 32

@@ -34,6 +34,7 @@ from robench.threat_models import ThreatModel
 __all__ = ["Assembly"]
 
 _PANEL_SAMPLES = 8
+_BATCH = 256
 
 
 class Assembly:
@@ -172,7 +173,8 @@ class Assembly:
     def adversarial(self) -> NDArray[np.float32]:
         """Every sample's adversarial input (n, C, H, W), the clean one where none was sought."""
         everything = self.clean.dataset.batch(range(self.dataset.n))
-        everything[self.clean.rows] = self.attacked.adv_inputs
+        for part in torch.split(torch.arange(len(self.clean.rows)), _BATCH):
+            everything[self.clean.rows[part]] = self.attacked.adv_inputs[part]
         array: NDArray[np.float32] = everything.numpy()
         return array
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from robench.evaluation.adversarial_inputs import Inputs
 from robench.evaluation.samples import Found
 from robench.records import AuditResult, Flag, StageResult
 
@@ -18,7 +19,7 @@ __all__ = ["Attacked"]
 class Attacked:
     """What a cascade did to each sample. Tensors are on the CPU, the sample is the first axis."""
 
-    adv_inputs: Tensor
+    adv_inputs: Inputs
     stage: Tensor
     """int64 (n,): the stage that broke the sample, −1: none"""
     closest_margin: Tensor
@@ -37,11 +38,12 @@ class Attacked:
     flags_before_audit: int = 0
 
     @classmethod
-    def nothing_yet(cls, count: int, shape: tuple[int, ...]) -> Attacked:
-        """Before the first stage."""
+    def nothing_yet(cls, adv_inputs: Inputs) -> Attacked:
+        """Before the first stage, with room for an adversarial input of each sample."""
+        count = len(adv_inputs)
         zeros = torch.zeros(count, dtype=torch.int64)
         return cls(
-            adv_inputs=torch.zeros(count, *shape),
+            adv_inputs=adv_inputs,
             stage=zeros - 1,
             closest_margin=torch.full((count,), torch.inf),
             found_size=torch.full((count,), torch.nan),

@@ -23,6 +23,7 @@ from robench.attacks import build_attack
 from robench.attacks.base import BatchAttack
 from robench.errors import AttackError
 from robench.evaluation.adjudicate import Adjudicator
+from robench.evaluation.adversarial_inputs import Inputs
 from robench.evaluation.attacked import Attacked
 from robench.evaluation.engine import Engine
 from robench.evaluation.foreign import propose
@@ -154,15 +155,24 @@ class Cascade:
             return 0
 
     def run(
-        self, source: SampleSource, shape: tuple[int, ...], snapshot: dict[str, Any] | None = None
+        self,
+        source: SampleSource,
+        room: tuple[int, ...] | Inputs,
+        snapshot: dict[str, Any] | None = None,
     ) -> Attacked:
         """Run all phases, or go on from a snapshot.
+
+        Args:
+            source: the samples.
+            room: where their adversarial inputs go, or the shape (C, H, W) of one.
+            snapshot: what ``save`` was given in an interrupted run.
 
         Raises:
             AttackError: no stage is defined for this model.
         """
         count = len(source)
-        attacked = Attacked.nothing_yet(count, shape)
+        adv_inputs = torch.zeros(count, *room) if isinstance(room, tuple) else room
+        attacked = Attacked.nothing_yet(adv_inputs)
         attacked.stage_names = tuple(stage.name for stage in self.stages)
         first, rows_done, engine_state = 0, None, None
         if snapshot is not None:

@@ -16,6 +16,7 @@ from robench.datasets import Dataset
 from robench.doctor import brief_flags
 from robench.errors import AttackError, ModelError
 from robench.evaluation.adjudicate import Adjudicator, Verdicts
+from robench.evaluation.adversarial_inputs import Inputs
 from robench.evaluation.measures import Measures
 from robench.evaluation.passes import Passes
 from robench.evaluation.precision import choose_search_model
@@ -119,7 +120,7 @@ class CleanPass:
             self.keys[chosen].to(self.device),
         )
 
-    def judge(self, adv_inputs: Tensor) -> Verdicts:
+    def judge(self, adv_inputs: Inputs) -> Verdicts:
         """Final verdicts for the correctly classified samples (m, C, H, W), on the CPU."""
         if len(self.rows) == 0:
             return Verdicts.none()

@@ -13,6 +13,7 @@ from robench.attention.masks import downsample_masks
 from robench.attention.summary import attention_values
 from robench.datasets import Dataset
 from robench.errors import RobenchError
+from robench.evaluation.adversarial_inputs import Inputs
 from robench.models.wrapper import RobenchModel
 from robench.records import AttentionSpec, Flag, MetricSummary
 from robench.representations.features import penultimate_features
@@ -74,7 +75,7 @@ class Measures:
         """Why a kind of metric is missing, if one is."""
         return [] if self._clean is None else list(self._clean.flags)
 
-    def values(self, adv_inputs: Tensor) -> dict[str, Tensor]:
+    def values(self, adv_inputs: Inputs) -> dict[str, Tensor]:
         """Every metric by its column's name: float32 (m,), NaN where undefined.
 
         Args:
@@ -149,15 +150,12 @@ class Measures:
         return flags
 
     def _look(
-        self, inputs: Tensor, labels: Tensor, wanted: _Clean
+        self, inputs: Inputs, labels: Tensor, wanted: _Clean
     ) -> tuple[Tensor | None, Tensor | None]:
         maps: list[Tensor | None] = []
         features: list[Tensor | None] = []
-        batches = zip(
-            torch.split(inputs, self.batch_size), torch.split(labels, self.batch_size), strict=True
-        )
-        for part, part_labels in batches:
-            on_device, classes = part.to(self.device), part_labels.to(self.device)
+        for part in torch.split(torch.arange(len(labels)), self.batch_size):
+            on_device, classes = inputs[part].to(self.device), labels[part].to(self.device)
             if self._extractor is not None and wanted.maps is not None:
                 targets = self._targets(on_device, classes)
                 maps.append(self._extractor(on_device, targets).detach().cpu())

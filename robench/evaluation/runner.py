@@ -11,6 +11,7 @@ from typing import Any
 
 from robench.datasets import Dataset
 from robench.errors import CorruptRecordError, UsageError
+from robench.evaluation.adversarial_inputs import FileInputs, room_for
 from robench.evaluation.assembly import Assembly
 from robench.evaluation.cascade import Cascade
 from robench.evaluation.clean_pass import CleanPass
@@ -160,7 +161,11 @@ class _ModelJob:
         clean = self._clean_pass(plan)
         before = buffer_fingerprint(self.model)
         progress = self.store.progress(key)
+        shape = self.dataset.input_shape
+        room = room_for(len(clean), shape, lambda: progress.row_file(len(clean), shape))
         saved = load_snapshot(progress.load())
+        if isinstance(room, FileInputs) and not room.file.resumed:
+            saved = None  # a snapshot without its inputs is of no use
         seconds_before = float(saved["seconds"]) if saved else 0.0
         saver = Saver(progress.save, self.settings.snapshot_seconds, seconds_before)
         cascade = Cascade(
@@ -180,7 +185,7 @@ class _ModelJob:
         self.listener.job_started(self.model.summary.name, spec.name, steps, False)
         try:
             snapshot = saved["cascade"] if saved else None
-            attacked = cascade.run(clean, self.dataset.input_shape, snapshot)
+            attacked = cascade.run(clean, room, snapshot)
         except KeyboardInterrupt:
             # An interrupted step may be half done; the engine's last whole step is what is kept.
             saver.save_now()

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from robench.results.atomic import atomic_write, store_error
+from robench.results.row_file import RowFile
 
 __all__ = ["Progress"]
 
@@ -58,13 +59,26 @@ class Progress:
             return None
         return content
 
+    def row_file(self, count: int, shape: tuple[int, ...]) -> RowFile:
+        """Arrays too large to be saved over and over: float32 rows that are kept as written.
+
+        Raises:
+            StoreError: the file cannot be opened.
+        """
+        return RowFile(self._rows, count, shape)
+
     def clear(self) -> None:
         """Forget it: the job is done, or starts over.
 
         Raises:
-            StoreError: the file cannot be removed.
+            StoreError: the files cannot be removed.
         """
-        try:
-            self.path.unlink(missing_ok=True)
-        except OSError as error:
-            raise store_error("remove", self.path, error) from error
+        for path in (self.path, self._rows):
+            try:
+                path.unlink(missing_ok=True)
+            except OSError as error:
+                raise store_error("remove", path, error) from error
+
+    @property
+    def _rows(self) -> Path:
+        return self.path.with_suffix(".rows")

@@ -5,7 +5,7 @@
     records/ab/abcd….json              the record, the names and checksums of its files
     records/ab/abcd….<digest>.parquet  one row a sample
     records/ab/abcd….<digest>.npz      arrays on request: adversarial inputs, maps
-    progress/abcd….bin                 an unfinished job
+    progress/abcd….bin, .rows          an unfinished job
     claims/abcd….lock                  who works on a job now
     quarantine/                        damaged files with the reason, never deleted
 
@@ -301,7 +301,8 @@ class Store:
                 with contextlib.suppress(FileNotFoundError):
                     if path.stat().st_mtime <= limit:
                         victims.append(path)
-        for path in sorted((self.folder / "progress").glob("*.bin")):
+        unfinished = self.folder / "progress"
+        for path in sorted((*unfinished.glob("*.bin"), *unfinished.glob("*.rows"))):
             if _KEY.fullmatch(path.stem) and self.has(path.stem):
                 victims.append(path)
         for path in sorted((self.folder / "claims").glob("*.lock")):

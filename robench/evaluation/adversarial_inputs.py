@@ -1,0 +1,66 @@
+"""The adversarial inputs of a job: a tensor, or a file where a tensor would fill the memory."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from robench.results.row_file import RowFile
+
+__all__ = ["FileInputs", "Inputs", "room_for"]
+
+_IN_MEMORY = 256 * 2**20
+"""Bytes up to which everything stays in memory, and in the snapshots"""
+
+
+class Inputs(Protocol):
+    """What tensors and files of inputs have in common: rows by int64 positions."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, rows: Tensor, /) -> Tensor:
+        """(k,) → (k, C, H, W) on the CPU."""
+        ...
+
+    def __setitem__(self, rows: Tensor, values: Tensor, /) -> None:
+        """(k,), (k, C, H, W) on the CPU."""
+        ...
+
+
+class FileInputs:
+    """Inputs in a file that outlives the process, so that snapshots need not hold them.
+
+    What was written after the last snapshot is written again, and the same, when the job goes on.
+    """
+
+    def __init__(self, file: RowFile) -> None:
+        self.file = file
+
+    def __len__(self) -> int:
+        return len(self.file)
+
+    def __getitem__(self, rows: Tensor) -> Tensor:
+        return torch.from_numpy(self.file.read(rows.tolist()))
+
+    def __setitem__(self, rows: Tensor, values: Tensor) -> None:
+        self.file.write(rows.tolist(), values.numpy())
+
+
+def room_for(count: int, shape: tuple[int, ...], open_file: Callable[[], RowFile]) -> Inputs:
+    """Room for ``count`` inputs, all zero, or as an interrupted job left them.
+
+    Args:
+        count: how many.
+        shape: (C, H, W).
+        open_file: where they go if they are too many for the memory.
+
+    Raises:
+        StoreError: the file cannot be opened.
+    """
+    if 4 * count * math.prod(shape) <= _IN_MEMORY:
+        return torch.zeros(count, *shape)
+    return FileInputs(open_file())

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from robench.attacks.adapters.pyautoattack import limit_targets
 from robench.attacks.losses import LOSSES, Loss
 from robench.attacks.suites import load_suite
 from robench.datasets import ArrayDataset, Dataset, load_dataset
@@ -234,6 +235,7 @@ def pyautoattack(job: Job) -> Result:
         device=job.device,
         version="standard",
     )
+    limit_targets(reference, job.model.num_classes)
     if job.task == "cifar-short":
         reference.attacks_to_run = ["apgd-ce", "square"]
         reference.apgd.n_iter = reference.apgd.n_iter_orig = _CIFAR_STEPS

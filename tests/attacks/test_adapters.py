@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from robench.attacks import ADAPTERS, ATTACKS, build_attack
 from robench.attacks.adapters.art import art_attacks
+from robench.attacks.adapters.pyautoattack import limit_targets
 from robench.attacks.base import BatchAttack
 from robench.errors import AttackError, UnknownNameError, UsageError
 from robench.evaluation.adjudicate import Adjudicator
@@ -212,6 +213,38 @@ def test_the_references_autoattack_runs_by_name() -> None:
     proposed = built.propose(model, inputs, labels, 0)
     verdicts = Adjudicator(model, threat_model).judge(proposed, inputs, labels)
     assert bool(verdicts.broken.all())
+
+
+@pytest.mark.parametrize(("classes", "targets"), [(4, 3), (5, 4), (10, 9), (100, 9)])
+def test_the_reference_aims_at_wrong_classes_only(classes: int, targets: int) -> None:
+    from pyautoattack import AutoAttack
+
+    reference = AutoAttack(TinyCNN(), norm="Linf", eps=0.1, device="cpu")
+    limit_targets(reference, classes)
+    assert reference.apgd_targeted.n_target_classes == targets
+    assert reference.fab.n_target_classes == targets
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("classes", [4, 5])
+def test_the_reference_runs_on_few_classes(classes: int) -> None:
+    """On a model that its first attack cannot break, so that all targets have their turn."""
+    model, inputs = TinyCNN(classes=classes, seed=2), images(3, seed=8)
+    labels = predictions(model, inputs)
+    built = build_attack(
+        AttackSpec(name="a", attack="pyautoattack:standard"), ThreatModel.of("Linf", "0.000001")
+    )
+    assert isinstance(built, BatchAttack)
+    proposed = built.propose(model, inputs, labels, 0)
+    assert (proposed - inputs).abs().max() <= 1.1e-6
+
+
+def test_the_reference_is_not_defined_for_three_classes() -> None:
+    model, inputs = TinyCNN(classes=3), images(2)
+    built = build_attack(AttackSpec(name="a", attack="pyautoattack:standard"), LINF)
+    assert isinstance(built, BatchAttack)
+    with pytest.raises(AttackError, match="four classes"):
+        built.propose(model, inputs, torch.tensor([0, 1]), 0)
 
 
 def test_entries_of_a_suite_become_attacks() -> None:

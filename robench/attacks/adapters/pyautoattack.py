@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import logging
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from robench.errors import AttackError, MissingDependencyError
 from robench.threat_models import ThreatModel
 
-__all__ = ["PyAutoAttack"]
+__all__ = ["PyAutoAttack", "limit_targets"]
 
 _VERSIONS = ("standard", "plus", "rand")
 
@@ -45,7 +47,12 @@ class PyAutoAttack:
         self.batch_size = batch_size
 
     def propose(self, model: nn.Module, inputs: Tensor, labels: Tensor, seed: int) -> Tensor:
-        """Run the reference on correctly classified inputs (N, C, H, W) in [0, 1]."""
+        """Run the reference on correctly classified inputs (N, C, H, W) in [0, 1].
+
+        Raises:
+            MissingDependencyError: the package is not installed.
+            AttackError: fewer than four classes.
+        """
         try:  # an optional code path; the package is heavy
             from pyautoattack import AutoAttack
         except ImportError as error:
@@ -61,8 +68,27 @@ class PyAutoAttack:
             device=inputs.device,
             version=self.version,
         )
+        with torch.no_grad():
+            limit_targets(reference, model(inputs[:1]).shape[1])
         adv_inputs: Tensor
         adv_inputs, _ = reference.run_standard_evaluation(
             inputs, labels, batch_size=self.batch_size
         )
         return adv_inputs.detach()
+
+
+def limit_targets(reference: Any, num_classes: int) -> None:
+    """Let an ``AutoAttack`` aim at no more classes than there are wrong ones.
+
+    It aims at nine whatever the model, and fails on an index where there are fewer.
+
+    Raises:
+        AttackError: fewer than four classes, for which its targeted loss is not defined.
+    """
+    if num_classes < 4:
+        raise AttackError(
+            f"pyautoattack's targeted DLR loss needs four classes, the model has {num_classes}",
+            hint="Use the suite aa-standard, which runs the attacks that are defined",
+        )
+    for attack in (reference.apgd_targeted, reference.fab):
+        attack.n_target_classes = min(attack.n_target_classes, num_classes - 1)

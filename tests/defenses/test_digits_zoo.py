@@ -46,6 +46,33 @@ def test_provenance(located: LocatedCard) -> None:
     assert 15_000 < load_model(located).summary.parameters < 60_000
 
 
+@pytest.mark.parametrize("located", MODELS, ids=lambda located: located.card.name)
+def test_each_card_says_what_it_gains_or_loses_under_autoattack(located: LocatedCard) -> None:
+    cards = {other.card.name: other.card for other in MODELS}
+    measured = located.card.provenance.measured
+    baseline = cards["pgd-at"].provenance.measured["autoattack_acc"]
+    assert measured["n"] == 500
+    if located.card.name == "pgd-at":
+        assert "autoattack_gain" not in measured
+        return
+    gain = measured["autoattack_acc"] - baseline
+    assert measured["autoattack_gain"] == pytest.approx(gain, abs=0.06)
+    low, high = measured["autoattack_gain_low"], measured["autoattack_gain_high"]
+    assert low <= gain <= high
+    sentence = str(measured["against_baseline"])
+    assert f"{measured['autoattack_gain']:+.1f} points" in sentence
+    # Only what the interval leaves no doubt of is called a gain or a loss.
+    expected = "gains" if low > 0 else "loses" if high < 0 else "does not tell"
+    assert expected in sentence
+
+
+def test_ancra_s_card_says_that_it_is_suspect() -> None:
+    (card,) = (located.card for located in MODELS if located.card.name == "ancra")
+    assert "Suspect" in str(card.provenance.notes)
+    measured = card.provenance.measured
+    assert measured["auxiliary_acc"] < measured["autoattack_acc"]
+
+
 @pytest.mark.parametrize("name", sorted(EXPECTED))
 def test_accuracy(name: str) -> None:
     (located,) = (located for located in MODELS if located.card.name == name)

@@ -96,6 +96,9 @@ def main() -> None:
     if options.baseline is not None and base is None:
         raise SystemExit(f"{options.results} has no records of {options.baseline}'s weights")
     for located, result in rows:
+        if _COLUMNS[_AUTOATTACK] not in result.attacks:
+            print(located.id, "has not been under AutoAttack yet", flush=True)
+            continue
         found = figures(result, options.suite)
         if base is not None and located.id != options.baseline:
             found |= against(base[1], result, base[0].card.name)

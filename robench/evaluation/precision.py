@@ -46,6 +46,7 @@ _MAX_DISAGREEMENT = 0.05
 _ROUNDING = 1e-3
 """The same, for what may stand for the original near the boundary"""
 _TIMING_SECONDS = 0.06
+_TURNS = 3
 _LONG_CALL = 0.12
 """Seconds of one call above which a larger batch has nothing left to gain"""
 _PILOT = 32
@@ -213,19 +214,31 @@ class _Trial:
         if len(candidates) == 1:
             return candidates[0], candidates[0]
         batch = min(batch_size, len(self.points)) if self._slow(batch_size) else batch_size
-        forward = max(candidates, key=lambda c: self._rate(c, "logits", batch))
-        backward = max(candidates, key=lambda c: self._rate(c, "gradient", batch))
+        kinds: tuple[Kind, ...] = ("logits", "gradient")
+        # In turns: whatever else the machine does for a moment must not hit one of them alone.
+        for turn in range(_TURNS):
+            for candidate in candidates:
+                for kind in kinds:
+                    self._time(candidate, kind, batch, again=turn > 0)
+        forward = max(candidates, key=lambda c: self.rates[c.description, "logits"])
+        backward = max(candidates, key=lambda c: self.rates[c.description, "gradient"])
         return forward, backward
+
+    def _time(self, candidate: EagerModel, kind: Kind, batch_size: int, again: bool) -> None:
+        key = candidate.description, kind
+        if again and batch_size > _LONG_CALL * self.rates[key]:
+            return  # a long call has seen enough of the machine
+        rate = self._measured(candidate, kind, batch_size)[0]
+        self.rates[key] = max(rate, self.rates.get(key, 0.0))
 
     def _slow(self, batch_size: int) -> bool:
         # Only slow networks are checked on few points.
         return len(self.points) < min(batch_size, 64)
 
-    def _rate(self, candidate: EagerModel, what: str, batch_size: int) -> float:
-        key = candidate.description, what
-        if key not in self.rates:
-            self.rates[key] = self._measured(candidate, what, batch_size)[0]
-        return self.rates[key]
+    def _rate(self, candidate: EagerModel, kind: Kind, batch_size: int) -> float:
+        if (candidate.description, kind) not in self.rates:
+            self._time(candidate, kind, batch_size, again=False)
+        return self.rates[candidate.description, kind]
 
     def best_batch(self, model: SearchModel, batch_size: int) -> int:
         """Larger batches while they pay: what surrounds a pass costs the same for any size."""

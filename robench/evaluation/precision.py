@@ -242,6 +242,9 @@ class _Trial:
 
     def best_batch(self, model: SearchModel, batch_size: int) -> int:
         """Larger batches while they pay: what surrounds a pass costs the same for any size."""
+        known = self.rates.get((model.description, "gradient"))
+        if known and batch_size > _LONG_CALL * known:
+            return batch_size
         best, seconds = self._measured(model, "gradient", batch_size)
         for larger in BATCHES.get(self.points.device.type, ()):
             if larger <= batch_size or seconds > _LONG_CALL:

@@ -46,7 +46,7 @@ _MAX_DISAGREEMENT = 0.05
 _ROUNDING = 1e-3
 """The same, for what may stand for the original near the boundary"""
 _TIMING_SECONDS = 0.06
-_TURNS = 3
+_TURNS = 2
 _LONG_CALL = 0.12
 """Seconds of one call above which a larger batch has nothing left to gain"""
 _PILOT = 32
@@ -150,10 +150,10 @@ def choose_search_model(
     if precision == "auto" and seconds < _WORTH_MEASURING:
         only = rearranged[0] if rearranged else plain
         return SearchChoice(only, only, default)
-    exact = trial.fastest([plain, *rearranged], default)
+    exact_forms = [plain, *rearranged]
     if precision == "auto":
         kinds = _AUTO.get(inputs.device.type, ("fp32 rearranged",))[1:]
-        candidates = [plain, *rearranged, *(c for kind in kinds for c in trial.agreeing(kind))]
+        candidates = [*exact_forms, *(c for kind in kinds for c in trial.agreeing(kind))]
     else:
         candidates = trial.agreeing(precision)
     if not candidates:
@@ -163,6 +163,8 @@ def choose_search_model(
             hint="Use --precision auto or fp32",
         )
     fastest = trial.fastest(candidates, default)
+    # Among all that were timed already; where a precision was asked for, folding is a good guess.
+    exact = trial.fastest(exact_forms if precision == "auto" else exact_forms[:2][-1:], default)
     if batch_size is None:
         default = trial.best_batch(_joined(*fastest), default)
     search = trial.compiled(*fastest, default, planned_passes * surviving)
@@ -216,8 +218,9 @@ class _Trial:
         batch = min(batch_size, len(self.points)) if self._slow(batch_size) else batch_size
         kinds: tuple[Kind, ...] = ("logits", "gradient")
         # In turns: whatever else the machine does for a moment must not hit one of them alone.
+        fresh = [c for c in candidates if (c.description, "gradient") not in self.rates]
         for turn in range(_TURNS):
-            for candidate in candidates:
+            for candidate in fresh:
                 for kind in kinds:
                     self._time(candidate, kind, batch, again=turn > 0)
         forward = max(candidates, key=lambda c: self.rates[c.description, "logits"])

@@ -142,30 +142,36 @@ def test_cw_linf_equals_arts_pgd_on_the_margin(network: str) -> None:
     assert abs(_robust_acc(ours) - _robust_acc(theirs)) <= 1.0
 
 
+CW_BUDGET = {"initial_const": 0.1, "learning_rate": 0.05}
+
+
+def _both_cw_l2(radius: float, network: str, n: int) -> tuple[float, float]:
+    """Robust accuracy under our minimum-norm attack and under ART's, with the same budget."""
+    ball = ThreatModel.of("L2", str(radius))
+    ours, _ = _foreign("cw-l2", {**CW_BUDGET, "rounds": 5, "steps": 40}, ball, network, n)
+    params = {**CW_BUDGET, "binary_search_steps": 5, "max_iter": 40, "batch_size": 250}
+    theirs, _ = _foreign("art:CarliniL2Method", params, ball, network, n)
+    return _robust_acc(ours), _robust_acc(theirs)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("radius", [0.2, 0.3])
+def test_cw_l2_equals_arts(radius: float) -> None:
+    """Both minimise the norm, of which robust accuracy at a radius is one value."""
+    ours, theirs = _both_cw_l2(radius, "small", N)
+    assert 80 < theirs < 95
+    assert abs(ours - theirs) <= 1.0
+
+
 @pytest.mark.parametrize(
-    ("network", "n"),
-    [
-        ("small", 20),
-        pytest.param("small", N, marks=pytest.mark.slow),
-        pytest.param("zoo", 100, marks=pytest.mark.slow),
-    ],
+    ("network", "n"), [("small", 20), pytest.param("zoo", 100, marks=pytest.mark.slow)]
 )
-def test_cw_l2_equals_arts(network: str, n: int) -> None:
-    """Same rounds, steps and first constant; a sample is broken if its least perturbation is in
-    the ball. Ours uses Adam as the paper does, ART a line search on the same objective, so ours
-    may be better and must not be worse by more than the tolerance."""
-    budget = {"initial_const": 0.1, "learning_rate": 0.05}
-    ours, _ = _foreign("cw-l2", {**budget, "rounds": 5, "steps": 40}, L2, network, n)
-    theirs, _ = _foreign(
-        "art:CarliniL2Method",
-        {**budget, "binary_search_steps": 5, "max_iter": 40, "batch_size": 250},
-        L2,
-        network,
-        n,
-    )
-    assert 0 < _robust_acc(theirs) < 100
-    difference = _robust_acc(ours) - _robust_acc(theirs)
-    assert difference <= (1.0 if n == N else 5.0)
+def test_cw_l2_is_no_worse_than_arts(network: str, n: int) -> None:
+    """At larger radii ART's line search stays behind the paper's Adam, on a linear model too,
+    whose optimum ours reaches: there the comparison can only be one-sided."""
+    ours, theirs = _both_cw_l2(L2.radius, network, n)
+    assert 0 < theirs < 100
+    assert ours <= theirs + (5.0 if n < 100 else 1.0)
 
 
 def test_foreign_attacks_are_found_by_name() -> None:

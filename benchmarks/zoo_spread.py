@@ -14,6 +14,7 @@ import argparse
 import shlex
 import statistics
 import tempfile
+import time
 from pathlib import Path
 
 import torch
@@ -98,7 +99,9 @@ def main() -> None:
             located = find_card(name)
             card = located.card
             folder = options.keep or Path(temporary)
+            started = time.perf_counter()
             paths = [retrain(card, seed, folder) for seed in options.seeds]
+            minutes = (time.perf_counter() - started) / 60 / len(paths)
             rows = [measure(path) for path in (located.path, *paths)]
             measured: dict[str, float | int | str] = {
                 "data": f"{card.dataset} test",
@@ -107,6 +110,7 @@ def main() -> None:
                 "command": f"python benchmarks/zoo_spread.py {name} --baseline {options.baseline}",
                 "apgd": "pyautoattack, " + " then ".join(_ATTACKS),
             }
+            print(name, f"trained in {minutes:.1f} minutes a seed", flush=True)
             for key in rows[0]:
                 values = [row[key] for row in rows]
                 measured[key] = round(values[0], 2)

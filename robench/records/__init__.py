@@ -1,0 +1,76 @@
+"""The frozen, versioned facts that pass between rooms.
+
+Everything that is read from a file or written to one has its type here: model cards, attack
+specifications, suites, per-sample outcomes and evaluation records. All are immutable, refuse
+unknown fields, and round-trip through JSON.
+"""
+
+from robench.records.base import (
+    Flag,
+    canonical_hash,
+    validation_problems,
+)
+from robench.records.cards import (
+    ArchitectureSpec,
+    AttentionSpec,
+    Examination,
+    ForwardSpec,
+    InputSpec,
+    ModelCard,
+    OutputPath,
+    PreprocessingSpec,
+    Provenance,
+    WeightsSpec,
+)
+from robench.records.evaluations import (
+    RECORD_SCHEMA_VERSION,
+    RESULTS_REVISION,
+    AuditResult,
+    Cost,
+    DatasetSpec,
+    Environment,
+    EvaluationRecord,
+    MetricSummary,
+    ModelSummary,
+    Outcome,
+    SampleOutcome,
+    StageResult,
+    job_key,
+)
+from robench.records.suites import (
+    AttackSpec,
+    AuditSpec,
+    Suite,
+)
+
+__all__ = [
+    "RECORD_SCHEMA_VERSION",
+    "RESULTS_REVISION",
+    "ArchitectureSpec",
+    "AttackSpec",
+    "AttentionSpec",
+    "AuditResult",
+    "AuditSpec",
+    "Cost",
+    "DatasetSpec",
+    "Environment",
+    "EvaluationRecord",
+    "Examination",
+    "Flag",
+    "ForwardSpec",
+    "InputSpec",
+    "MetricSummary",
+    "ModelCard",
+    "ModelSummary",
+    "Outcome",
+    "OutputPath",
+    "PreprocessingSpec",
+    "Provenance",
+    "SampleOutcome",
+    "StageResult",
+    "Suite",
+    "WeightsSpec",
+    "canonical_hash",
+    "job_key",
+    "validation_problems",
+]

@@ -1,0 +1,58 @@
+"""What all records share: immutability, their hash, and what a bad one says."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+__all__ = [
+    "Flag",
+    "Frozen",
+    "Name",
+    "Sha256",
+    "canonical_hash",
+    "validation_problems",
+]
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$", max_length=100)]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class Frozen(BaseModel):
+    """Immutable; refuses fields that it does not know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+def canonical_hash(content: Any) -> str:
+    """SHA-256 of the canonical JSON form (sorted keys, no spaces) of plain data."""
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def validation_problems(error: ValidationError) -> str:
+    """What is wrong with which field, in one line for people."""
+    problems = []
+    for detail in error.errors():
+        field = ".".join(map(str, detail["loc"]))
+        if detail["type"] == "missing":
+            problems.append(f"{field} is missing")
+        elif detail["type"] == "extra_forbidden":
+            problems.append(f"{field} is not a field")
+        else:
+            message = detail["msg"].removeprefix("Value error, ")
+            problems.append(f"{field}: {message}" if field else message)
+    return "; ".join(problems)
+
+
+class Flag(Frozen):
+    """A reason to doubt the number, as data."""
+
+    name: str
+    severity: Literal["note", "warning", "severe"]
+    evidence: str
+    """What was seen, with figures."""
+    count: int | None = None

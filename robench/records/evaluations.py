@@ -1,0 +1,214 @@
+"""Evaluation records: what was found, on which samples, and at what cost."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import StrEnum
+from typing import Any
+
+from pydantic import Field
+
+from robench.records.base import Flag, Frozen, Sha256, canonical_hash
+from robench.records.suites import AttackSpec
+from robench.threat_models import ThreatModel
+
+__all__ = [
+    "RECORD_SCHEMA_VERSION",
+    "RESULTS_REVISION",
+    "AuditResult",
+    "Cost",
+    "DatasetSpec",
+    "Environment",
+    "EvaluationRecord",
+    "MetricSummary",
+    "ModelSummary",
+    "Outcome",
+    "SampleOutcome",
+    "StageResult",
+    "job_key",
+]
+
+RECORD_SCHEMA_VERSION = 1
+"""Version of the JSON layout. A change of fields raises it and needs a migration."""
+
+RESULTS_REVISION = 2
+"""Raised when the same job would give other numbers, so that old records are not reused."""
+
+
+class Outcome(StrEnum):
+    """The verdict on one sample. ``errored`` is never robust."""
+
+    CLEAN_ERROR = "clean_error"
+    BROKEN = "broken"
+    SURVIVED = "survived"
+    ERRORED = "errored"
+
+
+class SampleOutcome(Frozen):
+    """One row of a record's table.
+
+    ``values`` holds attention and representation numbers under their metric names; a missing
+    key or NaN means undefined, never 0.
+    """
+
+    sample_id: str
+    label: int
+    outcome: Outcome
+    clean_prediction: int | None
+    clean_margin: float | None
+    """logit of the label minus the largest other, fp32; negative: misclassified."""
+    adv_prediction: int | None = None
+    adv_margin: float | None = None
+    """Margin at the adversarial input, for survivors at the attack's best input."""
+    broken_by: str | None = None
+    """The stage that broke it, or the attack's own name."""
+    perturbation_size: float | None = None
+    """In the threat model's norm, [0, 1] pixel units."""
+    forwards: int = 0
+    backwards: int = 0
+    message: str | None = None
+    values: dict[str, float] = Field(default_factory=dict)
+
+
+class DatasetSpec(Frozen):
+    """Which samples were used."""
+
+    name: str
+    split: str
+    fingerprint: Sha256
+    """Hash over sample ids, labels and pixels, in order of ids."""
+    n: int = Field(ge=1)
+    num_classes: int = Field(ge=2)
+    class_names: tuple[str, ...] = ()
+
+
+class ModelSummary(Frozen):
+    """What a leaderboard needs to know of a model without its card."""
+
+    id: str
+    name: str
+    dataset: str
+    defense: str
+    architecture: str
+    parameters: int
+    threat_model: ThreatModel
+    """What it was trained or carded for; the record's own says what it was attacked under."""
+    weights_sha256: Sha256
+    fingerprint: Sha256
+
+
+class StageResult(Frozen):
+    """One stage of a cascade."""
+
+    name: str
+    search: str | None = None
+    """What this run of the stage searched on, where it was not what the record names."""
+    attempted: int
+    broken: int
+    errored: int = 0
+    forwards: int
+    backwards: int
+    seconds: float
+    skipped: str | None = None
+    """Why the stage did not run, if it did not."""
+
+
+class MetricSummary(Frozen):
+    """Mean of one metric over the correctly classified samples, and by outcome."""
+
+    mean: float | None
+    mean_broken: float | None = None
+    mean_survived: float | None = None
+    n: int = 0
+    """Samples that went into ``mean``."""
+
+
+class AuditResult(Frozen):
+    """What the audit of a ``core`` protocol saw."""
+
+    survivors: int
+    audited: int
+    hits: int
+    escalated: bool
+    missed_share_upper: float | None
+    """95 % upper bound on the share of survivors that the audit may have missed."""
+
+
+class Cost(Frozen):
+    """What the evaluation took."""
+
+    forwards: int
+    backwards: int
+    seconds: float
+    samples_per_second: float | None = None
+    peak_memory_mib: float | None = None
+
+
+class Environment(Frozen):
+    """Where and how it ran."""
+
+    device: str
+    device_name: str
+    precision: str
+    """What the search used: precision, layout and compilation, as chosen."""
+    batch_size: int
+    threads: int | None = None
+    versions: dict[str, str] = Field(default_factory=dict)
+    git: str | None = None
+    """Commit and dirty state of the working tree, if run from one."""
+
+
+class EvaluationRecord(Frozen):
+    """One (checkpoint, data, threat model, attack, seed), evaluated."""
+
+    schema_version: int = RECORD_SCHEMA_VERSION
+    key: Sha256
+    model: ModelSummary
+    dataset: DatasetSpec
+    threat_model: ThreatModel
+    attack: AttackSpec
+    seed: int
+    counts: dict[Outcome, int]
+    stages: tuple[StageResult, ...] = ()
+    audit: AuditResult | None = None
+    flags: tuple[Flag, ...] = ()
+    metrics: dict[str, MetricSummary] = Field(default_factory=dict)
+    attention_method: str | None = None
+    """The map and the layer it was taken at."""
+    class_robust_acc: dict[str, float] = Field(default_factory=dict)
+    """Robust accuracy in percent by class name."""
+    cost: Cost
+    environment: Environment
+    created: str
+    """UTC, ISO 8601."""
+
+    @property
+    def n(self) -> int:
+        """Number of samples."""
+        return sum(self.counts.values())
+
+    def count(self, outcome: Outcome) -> int:
+        """Number of samples with this outcome."""
+        return self.counts.get(outcome, 0)
+
+
+def job_key(
+    model_fingerprint: str,
+    dataset_fingerprint: str,
+    threat_model: ThreatModel,
+    attack: AttackSpec,
+    seed: int,
+    extra: Mapping[str, Any] | None = None,
+) -> str:
+    """The content address of a record: a hash of exactly what determines its numbers."""
+    return canonical_hash(
+        {
+            "revision": RESULTS_REVISION,
+            "model": model_fingerprint,
+            "dataset": dataset_fingerprint,
+            "threat_model": threat_model.identity,
+            "attack": attack.identity,
+            "seed": seed,
+            **(extra or {}),
+        }
+    )

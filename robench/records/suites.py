@@ -1,0 +1,118 @@
+"""Attack specifications and suites: what is run."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Iterable
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from robench.records.base import Frozen, Name
+from robench.threat_models import Norm
+
+__all__ = [
+    "AttackSpec",
+    "AuditSpec",
+    "Suite",
+]
+
+
+class AuditSpec(Frozen):
+    """The audit of the ``core`` protocol: later stages on a random sample of survivors first."""
+
+    fraction: float = Field(0.1, gt=0, le=1)
+    minimum: int = Field(100, ge=1)
+    first_stage: int = Field(ge=1)
+    """Index of the first stage that only the audited sample runs."""
+
+
+class AttackSpec(Frozen):
+    """One attack, or a cascade of stages in which only survivors go on."""
+
+    name: Name
+    """The column's name."""
+    attack: str = "cascade"
+    """A registered attack, ``art:CLASS``, ``pyautoattack:VERSION``, or ``cascade`` with stages."""
+    params: dict[str, Any] = Field(default_factory=dict)
+    norms: tuple[Norm, ...] = ("Linf", "L2", "L1")
+    """Norms for which a suite uses this entry."""
+    output: str | None = None
+    """Pattern (``auxiliary_*``) for the names of other outputs of the model to attack, one after
+    the other; the verdict is always the final output's. Models without such an output do not run
+    the entry, and lack nothing."""
+    stages: tuple[AttackSpec, ...] = ()
+    audit: AuditSpec | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> AttackSpec:
+        if (self.attack == "cascade") != bool(self.stages):
+            raise ValueError(
+                f"attack {self.name!r}: a cascade has stages, any other attack has none"
+            )
+        if self.audit is not None and not 1 <= self.audit.first_stage < len(self.stages):
+            raise ValueError(f"attack {self.name!r}: audit.first_stage is not one of its stages")
+        names = [stage.name for stage in self.stages]
+        if len(set(names)) != len(names):
+            raise ValueError(f"attack {self.name!r}: stage names repeat")
+        return self
+
+    @property
+    def is_optional(self) -> bool:
+        """Whether only models with certain further outputs run it."""
+        return self.output is not None or any(stage.is_optional for stage in self.stages)
+
+    def for_outputs(self, names: Iterable[str]) -> tuple[AttackSpec, ...]:
+        """The stages that a model with these further outputs runs; none: the entry is not for it."""
+        expanded: list[AttackSpec] = []
+        for stage in self.stages or (self,):
+            if stage.output is None:
+                expanded.append(stage)
+                continue
+            for name in sorted(fnmatch.filter(names, stage.output)):
+                expanded.append(stage.model_copy(update={"name": name, "output": name}))
+        return tuple(expanded)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Plain data that determines the numbers (not the column's name)."""
+        content = self.model_dump(mode="json", exclude={"name", "norms", "stages"})
+        content["stages"] = [{"name": s.name, **s.identity} for s in self.stages]
+        return content
+
+    def for_norm(self, norm: Norm) -> AttackSpec:
+        """The same attack with only the stages that are meant for ``norm``."""
+        if not self.stages:
+            return self
+        stages = tuple(stage for stage in self.stages if norm in stage.norms)
+        return self.model_copy(update={"stages": stages})
+
+
+class Suite(Frozen):
+    """A versioned list of attacks. Each entry starts from the clean inputs of all samples."""
+
+    schema_version: Literal[1] = 1
+    name: Name
+    version: int = Field(1, ge=1)
+    description: str = ""
+    attacks: tuple[AttackSpec, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _distinct(self) -> Suite:
+        # The same column may be defined once for each norm.
+        seen: set[tuple[str, str]] = set()
+        for spec in self.attacks:
+            for norm in spec.norms:
+                if (spec.name, norm) in seen:
+                    raise ValueError(f"suite {self.name!r}: {spec.name!r} twice for {norm}")
+                seen.add((spec.name, norm))
+        return self
+
+    def for_norm(self, norm: Norm) -> tuple[AttackSpec, ...]:
+        """The entries that are meant for ``norm``."""
+        return tuple(spec.for_norm(norm) for spec in self.attacks if norm in spec.norms)
+
+    def for_model(self, norm: Norm, outputs: Iterable[str]) -> tuple[AttackSpec, ...]:
+        """The entries for ``norm`` that a model with these further outputs runs."""
+        names = list(outputs)
+        return tuple(spec for spec in self.for_norm(norm) if spec.for_outputs(names))

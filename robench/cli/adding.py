@@ -9,14 +9,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import torch
 from pydantic import ValidationError
 
+from robench.cli.clean_accuracy import clean_accuracy
 from robench.cli.requests import ensure_writable
 from robench.datasets import Dataset, load_dataset
 from robench.doctor import Finding, examine
 from robench.errors import CardError, StoreError, UsageError
-from robench.evaluation.adjudicate import Adjudicator
 from robench.models.cards import CARD_NAME, write_card
 from robench.models.drafting import draft_card
 from robench.models.loading import load_model
@@ -100,7 +99,7 @@ def add_model(answers: Answers) -> Added:
         )
     here = LocatedCard(card, answers.checkpoint.parent, answers.checkpoint)
     model = load_model(here, trust_pickle=answers.trust_pickle)
-    accuracy = _clean_accuracy(model, samples, answers.threat_model)
+    accuracy = clean_accuracy(model, samples, answers.threat_model)
     found, examination = _examine(model, samples)
     # The shards of an index stay where they are; a single file moves in with its card.
     single = answers.checkpoint.suffix != ".json"
@@ -108,6 +107,7 @@ def add_model(answers: Answers) -> Added:
     measured = {
         "clean_acc": round(accuracy, 2),
         "n": len(samples),
+        "split": samples.split,
         "data": _which(samples),
         "date": _today(),
     }
@@ -170,12 +170,3 @@ def _which(samples: Dataset) -> str:
 
 def _today() -> str:
     return datetime.now(UTC).date().isoformat()
-
-
-def _clean_accuracy(model: RobenchModel, samples: Dataset, threat: ThreatModel) -> float:
-    judge = Adjudicator(model, threat)
-    correct = 0
-    for rows in torch.split(torch.arange(len(samples)), judge.batch_size):
-        logits = judge.logits(samples.batch(rows))
-        correct += int((logits.argmax(dim=1) == samples.labels[rows]).sum())
-    return 100 * correct / len(samples)

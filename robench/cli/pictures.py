@@ -131,7 +131,13 @@ def _deciding_attack(
 
 def _samples(result: ModelResult, data: Path | None, dataset: str | None) -> Dataset:
     spec = result.dataset
-    samples = load_dataset(dataset or spec.name, split=spec.split, root=data, n=spec.n)
+    samples = load_dataset(
+        dataset or spec.name,
+        split=spec.split,
+        root=data,
+        n=spec.n,
+        preprocessing=spec.preprocessing,
+    )
     if samples.fingerprint != spec.fingerprint:
         raise UsageError(
             "the samples are not the ones that were used: the fingerprints differ", where=spec.name

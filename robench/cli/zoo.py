@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -19,6 +20,9 @@ from robench.cli.run_options import (
     TrustPickleFlag,
 )
 from robench.cli.settings import parse_settings
+
+if TYPE_CHECKING:
+    from robench.cli.clean_accuracy import Rechecked
 
 __all__ = ["zoo_app"]
 
@@ -175,11 +179,17 @@ def verify(
         typer.Argument(metavar="MODEL", help="Which models; none: all of them."),
     ] = None,
     dataset: _DatasetFilter = None,
+    accuracy: Annotated[
+        bool, typer.Option("--accuracy", help="Measure the recorded clean accuracy again.")
+    ] = False,
+    data: DataFolderOption = None,
+    data_option: DataOption = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Load every model: card, hash and weights must agree. Exit code 2 if one does not."""
-    from robench.errors import CardError, RobenchError
-    from robench.models.loading import load_model  # torch
+    options = parse_settings(data_option or [], "--data-option")
+    from robench.cli.clean_accuracy import Rechecked, recheck  # torch
+    from robench.errors import CardError
     from robench.models.zoo import find_card, list_cards
 
     problems: list[CardError] = []
@@ -187,20 +197,23 @@ def verify(
         cards = [find_card(name, dataset) for name in models]
     else:
         cards = list_cards(dataset, problems=problems)
-    found: list[dict[str, object]] = [
-        {"id": str(problem.where), "ok": False, "problem": str(problem)} for problem in problems
+    found = [Rechecked(str(problem.where), False, str(problem)) for problem in problems]
+    found += [
+        recheck(located, accuracy=accuracy, data=data, data_options=options) for located in cards
     ]
-    for located in cards:
-        try:
-            load_model(located)
-        except RobenchError as error:
-            found.append({"id": located.id, "ok": False, "problem": str(error)})
-        else:
-            found.append({"id": located.id, "ok": True, "problem": None})
     if as_json:
-        print_json(found)
+        print_json([asdict(item) for item in found])
     else:
-        rows = [(str(f["id"]), "ok" if f["ok"] else str(f["problem"])) for f in found]
-        print_table(("model", "verdict"), rows)
-    if not all(item["ok"] for item in found):
+        print_table(("model", "verdict"), [(item.id, _verdict(item)) for item in found])
+    if not all(item.ok for item in found):
         raise typer.Exit(2)
+
+
+def _verdict(item: Rechecked) -> str:
+    if not item.ok or item.accuracy == "not asked":
+        return "ok" if item.ok else str(item.problem)
+    if item.accuracy == "agrees":
+        return f"ok; clean_acc {number(item.clean_acc)} % (n = {item.n}), as recorded"
+    if item.accuracy == "no data":
+        return f"ok; accuracy not measured: {item.problem}"
+    return "ok; its card records no accuracy"

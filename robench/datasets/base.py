@@ -156,6 +156,7 @@ class Dataset(ABC):
             n=len(self),
             num_classes=self.num_classes,
             class_names=self.class_names,
+            preprocessing=self.preprocessing,
         )
 
     def subset(self, n: int) -> Dataset:

@@ -97,7 +97,7 @@ def _fetch(
         raise DataError(
             f"{name} is not there, or damaged",
             where=folder,
-            hint="Fetch it with --download (download=True), or say where it is with --data-root",
+            hint="Fetch it with --download (download=True), or say where it is with --data",
         ) from error
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import Field
 
 from robench.records.base import Flag, Frozen, Sha256, canonical_hash
+from robench.records.cards import PreprocessingSpec
 from robench.records.suites import AttackSpec
 from robench.threat_models import ThreatModel
 
@@ -29,7 +30,8 @@ __all__ = [
 ]
 
 RECORD_SCHEMA_VERSION = 1
-"""Version of the JSON layout. A change of fields raises it and needs a migration."""
+"""Version of the JSON layout. A change of fields raises it and needs a migration; a new field with a
+default does not."""
 
 RESULTS_REVISION = 2
 """Raised when the same job would give other numbers, so that old records are not reused."""
@@ -80,6 +82,8 @@ class DatasetSpec(Frozen):
     n: int = Field(ge=1)
     num_classes: int = Field(ge=2)
     class_names: tuple[str, ...] = ()
+    preprocessing: PreprocessingSpec | None = None
+    """What was done to images of other sizes; None: nothing, or not recorded then."""
 
 
 class ModelSummary(Frozen):

@@ -82,7 +82,9 @@ def test_zoo_show_prints_a_valid_card():
 def test_zoo_verify_loads_what_is_named(own_zoo):
     done = invoke("zoo", "verify", "pgd-at", "--json")
     assert done.code == 0
-    assert done.json == [{"id": "digits/Linf-0.2/pgd-at", "ok": True, "problem": None}]
+    (found,) = done.json
+    assert (found["id"], found["ok"], found["problem"]) == ("digits/Linf-0.2/pgd-at", True, None)
+    assert found["accuracy"] == "not asked"
 
 
 def test_zoo_verify_finds_a_flipped_bit(own_zoo):

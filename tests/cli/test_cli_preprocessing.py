@@ -38,24 +38,25 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
-def linear(side: int) -> dict[str, torch.Tensor]:
-    """Brightness above one half is a dog."""
+def linear(side: int, threshold: float = 0.5) -> dict[str, torch.Tensor]:
+    """Brightness above the threshold is a dog."""
     network = nn.Linear(3 * side * side, 2)
     weight = torch.stack([-torch.ones(3 * side * side), torch.ones(3 * side * side)])
-    half = 3 * side * side / 2
+    half = 3 * side * side * threshold
     network.load_state_dict({"weight": weight, "bias": torch.tensor([half, -half])})
     return {f"1.{key}": value for key, value in network.state_dict().items()}
 
 
-def add(side: int, *options: str):
-    torch.save(linear(side), f"side-{side}.pt")
+def add(side: int, *options: str, name: str | None = None, threshold: float = 0.5):
+    name = name or f"side-{side}"
+    torch.save(linear(side, threshold), f"{name}.pt")
     done = invoke(
-        *("zoo", "add", f"side-{side}.pt", "--arch", "prepared_network:build"),
+        *("zoo", "add", f"{name}.pt", "--arch", "prepared_network:build"),
         *(f"--arch-arg=side={side}", "--dataset", "pets", "--eps", "0.1"),
         *(f"--data-option={option}" for option in options),
     )
     assert done.code == 0, done.err
-    return find_card(f"side-{side}").card
+    return find_card(name).card
 
 
 def test_each_model_sees_its_own_samples(folder):
@@ -88,6 +89,21 @@ def test_each_model_sees_its_own_samples(folder):
     told = invoke("run", "side-8", "--dataset", "pets", "--data-option", "size=6", "--no-plots")
     assert told.code == 2
     assert "does not take pets's inputs (8, 3, 6, 6)" in told.err
+
+
+def test_pictures_show_the_samples_as_they_were_prepared(folder):
+    for name, threshold in (("sound", 0.5), ("weak", 0.75)):
+        add(8, "size=8,8", name=name, threshold=threshold)
+    ran = invoke(
+        *("run", "sound", "weak", "--dataset", "pets", "--suite", "quick", "--no-plots"),
+        "--save-adversarial",
+    )
+    assert ran.code == 0, ran.err
+    (prepared,) = {stored.record.dataset.preprocessing for stored in Store("results").records()}
+    assert prepared.size == (8, 8)
+    done = invoke("compare", "sound", "weak", "--dataset", "pets", "--pictures", "pictures")
+    assert done.code == 0, done.err
+    assert list((folder / "pictures").glob("resisted_by_sound_not_by_weak*")), done.out
 
 
 def test_sets_of_one_size_stay_as_they_are(folder):

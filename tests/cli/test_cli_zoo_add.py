@@ -74,6 +74,31 @@ def test_the_card_keeps_what_the_doctor_found(checkpoint):
     assert "input_reading" in invoke("zoo", "show", "wrong").out
 
 
+def test_the_recorded_accuracy_is_measured_again(checkpoint, tmp_path):
+    added = add(checkpoint, "--name", "mine", "--json")
+    recorded = added.json["card"]["provenance"]["measured"]
+    (again,) = invoke("zoo", "verify", "mine", "--accuracy", "--json").json
+    assert (again["ok"], again["accuracy"], again["n"]) == (True, "agrees", 500)
+    assert again["clean_acc"] == pytest.approx(recorded["clean_acc"], abs=0.01)
+
+    # A card that was edited since: the weights are its own, the range is not.
+    card = tmp_path / "model_zoo/digits/Linf-0.2/mine/card.toml"
+    card.write_text(card.read_text().replace("[input]", "[input]\nhigh = 255.0"))
+    assert invoke("zoo", "verify", "mine").code == 0
+    done = invoke("zoo", "verify", "mine", "--accuracy", "--json")
+    assert done.code == 2
+    assert done.json[0]["accuracy"] == "differs"
+    assert f"the card says {recorded['clean_acc']:.1f} %" in done.json[0]["problem"]
+
+
+def test_missing_data_is_not_the_models_fault(tmp_path, monkeypatch):
+    monkeypatch.setenv("ROBENCH_DATA", str(tmp_path))
+    done = invoke("zoo", "verify", "resnet10-standard", "--accuracy", "--json")
+    assert done.code == 0, done.err
+    assert (done.json[0]["ok"], done.json[0]["accuracy"]) == (True, "no data")
+    assert "cifar10-jpeg" in done.json[0]["problem"]
+
+
 def test_it_can_be_run_at_once(checkpoint, tmp_path):
     assert add(checkpoint, "--json").json["id"] == "digits/Linf-0.2/best"
     ran = invoke("run", "best", "--suite", "quick", "--n", 3, "--no-plots", "--json")

@@ -85,10 +85,18 @@ class Measures:
             return {}
         clean = self._measure_clean()
         labels = self.dataset.labels[self.rows]
-        maps, features = self._look(adv_inputs, labels, clean)
-        values: dict[str, Tensor] = {}
-        if clean.maps is not None and maps is not None:
-            values |= attention_values(clean.maps, maps, clean.masks)
+        attention: list[dict[str, Tensor]] = []
+        found: list[Tensor | None] = []
+        # Batch by batch: what the metrics put beside the maps is several times as large.
+        for part in torch.split(torch.arange(len(labels)), self.batch_size):
+            maps, features = self._look(adv_inputs[part], labels[part], clean)
+            found.append(features)
+            if clean.maps is not None and maps is not None:
+                masks = None if clean.masks is None else clean.masks[part]
+                attention.append(attention_values(clean.maps[part], maps, masks))
+        columns = attention[0] if attention else ()
+        values = {name: torch.cat([batch[name] for batch in attention]) for name in columns}
+        features = _joined(found)
         if clean.features is not None and features is not None:
             values |= representation_values(clean.features, features, labels)
         return values

@@ -166,7 +166,7 @@ def choose_search_model(
     # Among all that were timed already; where a precision was asked for, folding is a good guess.
     exact = trial.fastest(exact_forms if precision == "auto" else exact_forms[:2][-1:], default)
     if batch_size is None:
-        default = trial.best_batch(_joined(*fastest), default)
+        default = trial.best_batch(fastest[1], default)
     search = trial.compiled(*fastest, default, planned_passes * surviving)
     return SearchChoice(_joined(*search), _joined(*exact), default)
 
@@ -215,7 +215,7 @@ class _Trial:
         """The fastest forward and the fastest gradient."""
         if len(candidates) == 1:
             return candidates[0], candidates[0]
-        batch = min(batch_size, len(self.points)) if self._slow(batch_size) else batch_size
+        batch = self._timed(batch_size)
         kinds: tuple[Kind, ...] = ("logits", "gradient")
         # In turns: whatever else the machine does for a moment must not hit one of them alone.
         fresh = [c for c in candidates if (c.description, "gradient") not in self.rates]
@@ -234,19 +234,19 @@ class _Trial:
         rate = self._measured(candidate, kind, batch_size)[0]
         self.rates[key] = max(rate, self.rates.get(key, 0.0))
 
-    def _slow(self, batch_size: int) -> bool:
-        # Only slow networks are checked on few points.
-        return len(self.points) < min(batch_size, 64)
+    def _timed(self, batch_size: int) -> int:
+        """How many inputs a measurement takes: only slow networks are checked on few points."""
+        slow = len(self.points) < min(batch_size, 64)
+        return min(batch_size, len(self.points)) if slow else batch_size
 
     def _rate(self, candidate: EagerModel, kind: Kind, batch_size: int) -> float:
         if (candidate.description, kind) not in self.rates:
             self._time(candidate, kind, batch_size, again=False)
         return self.rates[candidate.description, kind]
 
-    def best_batch(self, model: SearchModel, batch_size: int) -> int:
+    def best_batch(self, model: EagerModel, batch_size: int) -> int:
         """Larger batches while they pay: what surrounds a pass costs the same for any size."""
-        known = self.rates.get((model.description, "gradient"))
-        if known and batch_size > _LONG_CALL * known:
+        if batch_size > _LONG_CALL * self._rate(model, "gradient", self._timed(batch_size)):
             return batch_size
         best, seconds = self._measured(model, "gradient", batch_size)
         for larger in BATCHES.get(self.points.device.type, ()):
@@ -266,7 +266,7 @@ class _Trial:
         """Compiled forms of what was chosen, where so many passes are worth a compilation."""
         limit = _MAX_DISAGREEMENT * float(self.expected.abs().median())
         check = Check(self.points, self.labels, self.expected, limit)
-        measured = min(batch_size, len(self.points)) if self._slow(batch_size) else batch_size
+        measured = self._timed(batch_size)
 
         def better(form: EagerModel, kind: Kind) -> SearchModel:
             rate = self._rate(form, kind, measured)

@@ -100,7 +100,8 @@ def measure(
     nearly = points[: size * 15 // 16]
     for candidate in (eager, compiled):
         call(candidate, points)
-    full, padded = [], []
+    full: list[tuple[float, float]] = []
+    padded: list[tuple[float, float]] = []
     started = time.perf_counter()
     while len(full) < 5 or time.perf_counter() - started < seconds:
         full.append((call(eager, points), call(compiled, points)))

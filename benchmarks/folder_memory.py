@@ -56,7 +56,10 @@ def make_folder(root: Path, n: int) -> None:
 def network() -> nn.Module:
     """Classifies by mean brightness: the nearest of ten levels, so that all is classified right."""
     built = nn.Sequential(
-        nn.Conv2d(3, 8, 3, stride=4), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, CLASSES)
+        nn.Conv2d(3, 8, 3, stride=4, bias=False),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(8, CLASSES),
     )
     convolution, linear = built[0], built[3]
     assert isinstance(convolution, nn.Conv2d)
@@ -64,7 +67,6 @@ def network() -> nn.Module:
     levels = (14 + 25 * torch.arange(CLASSES)) / 255
     with torch.no_grad():
         convolution.weight.fill_(1 / 27)
-        convolution.bias.zero_()
         linear.weight.copy_((2 * levels / 8)[:, None].expand(-1, 8) * 100)
         linear.bias.copy_(-100 * levels**2)
     return built.eval()

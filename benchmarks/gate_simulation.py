@@ -205,7 +205,7 @@ def table(pairs: int, seed: int) -> str:
             100 * answers[v] / pairs
             for v in (Verdict.NOT_WORSE, Verdict.WORSE, Verdict.CANNOT_TELL)
         ]
-        exact = ("–", "–")
+        exact: tuple[str, ...] = ("–", "–")
         if situation.only_robust:
             exact = tuple(f"{100 * p:.1f}" for p in expected(situation))
         lines.append(

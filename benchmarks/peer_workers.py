@@ -14,6 +14,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -33,8 +34,11 @@ from robench.models.wrapper import RobenchModel
 from robench.records import ArchitectureSpec, AttackSpec, StageResult
 from robench.threat_models import ThreatModel
 
-_PGD = {"steps": 20, "relative_step_size": 0.25}
-_CIFAR_STEPS, _CIFAR_QUERIES = 10, 100
+_PGD_STEPS, _PGD_STEP_SIZE = 20, 0.25
+"""The latter as a share of ε"""
+_SHORT_CE, _SHORT_STEPS, _SHORT_TARGETS, _SHORT_QUERIES = 4, 6, 3, 100
+"""``aa-short``: a fiftieth of AutoAttack's budgets, where the whole would take hours. All four
+attacks, so that gradients and forward passes stand to each other as they do in the whole."""
 
 
 @dataclass
@@ -83,7 +87,8 @@ def robench(job: Job, precision: str) -> Result:
     # The peers' PGD is a bare attack, their AutoAttack begins with a clean pass and checks too.
     seconds = ended - (chosen if job.task == "pgd-20" else started)
     proposed = job.inputs.clone()
-    proposed[clean.rows.to(job.device)] = attacked.adv_inputs.to(job.device)
+    found = attacked.adv_inputs[torch.arange(len(clean))]
+    proposed[clean.rows.to(job.device)] = found.to(job.device)
     forwards, backwards = int(attacked.forwards.sum()), int(attacked.backwards.sum())
     alive = attacked.survivors()
     figures = {
@@ -122,8 +127,8 @@ def _bare_passes(job: Job, clean: CleanPass, stages: Sequence[StageResult]) -> f
         forwards = sum(stage.forwards for stage in ran) - backwards
         if forwards + backwards == 0:
             continue
-        one_forward = _median_time(lambda model=model: model.logits(points), job.device)
-        one_backward = _median_time(lambda model=model: model.gradient(points, loss), job.device)
+        one_forward = _median_time(partial(model.logits, points), job.device)
+        one_backward = _median_time(partial(model.gradient, points, loss), job.device)
         total += (forwards * one_forward + backwards * one_backward) / count
     return total
 
@@ -146,11 +151,11 @@ def bare_loop(job: Job) -> Result:
     started = time.perf_counter()
     points = job.inputs + job.eps * (2 * torch.rand_like(job.inputs) - 1)
     points = points.clamp(0, 1)
-    for _ in range(_PGD["steps"]):
+    for _ in range(_PGD_STEPS):
         points.requires_grad_()
         loss = nn.functional.cross_entropy(model(points), labels, reduction="sum")
         (gradient,) = torch.autograd.grad(loss, points)
-        ahead = points.detach() + _PGD["relative_step_size"] * job.eps * gradient.sign()
+        ahead = points.detach() + _PGD_STEP_SIZE * job.eps * gradient.sign()
         points = torch.minimum(torch.maximum(ahead, low), high)
     _synchronise(job.device)
     return points, time.perf_counter() - started, {}
@@ -172,8 +177,8 @@ def art(job: Job) -> Result:
         classifier,
         norm="inf" if job.threat_model.norm == "Linf" else 2,
         eps=job.eps,
-        eps_step=_PGD["relative_step_size"] * job.eps,
-        max_iter=int(_PGD["steps"]),
+        eps_step=_PGD_STEP_SIZE * job.eps,
+        max_iter=_PGD_STEPS,
         num_random_init=1,
         batch_size=job.batch_size,
         verbose=False,
@@ -190,15 +195,17 @@ def torchattacks(job: Job) -> Result:
     attack = PGD(
         job.model,
         eps=job.eps,
-        alpha=_PGD["relative_step_size"] * job.eps,
-        steps=int(_PGD["steps"]),
+        alpha=_PGD_STEP_SIZE * job.eps,
+        steps=_PGD_STEPS,
         random_start=True,
     )
     started = time.perf_counter()
     parts = [
         attack(x, y)
         for x, y in zip(
-            job.inputs.split(job.batch_size), job.labels.split(job.batch_size), strict=True
+            torch.split(job.inputs, job.batch_size),
+            torch.split(job.labels, job.batch_size),
+            strict=True,
         )
     ]
     _synchronise(job.device)
@@ -210,12 +217,14 @@ def foolbox(job: Job) -> Result:
     from foolbox.attacks import LinfPGD
 
     model = PyTorchModel(job.model, bounds=(0, 1), device=job.device)
-    attack = LinfPGD(rel_stepsize=_PGD["relative_step_size"], steps=int(_PGD["steps"]))
+    attack = LinfPGD(rel_stepsize=_PGD_STEP_SIZE, steps=_PGD_STEPS)
     started = time.perf_counter()
     parts = [
         attack(model, x, y, epsilons=job.eps)[1]
         for x, y in zip(
-            job.inputs.split(job.batch_size), job.labels.split(job.batch_size), strict=True
+            torch.split(job.inputs, job.batch_size),
+            torch.split(job.labels, job.batch_size),
+            strict=True,
         )
     ]
     _synchronise(job.device)
@@ -236,10 +245,12 @@ def pyautoattack(job: Job) -> Result:
         version="standard",
     )
     limit_targets(reference, job.model.num_classes)
-    if job.task == "cifar-short":
-        reference.attacks_to_run = ["apgd-ce", "square"]
-        reference.apgd.n_iter = reference.apgd.n_iter_orig = _CIFAR_STEPS
-        reference.square.n_queries = _CIFAR_QUERIES
+    if job.task == "aa-short":
+        targeted = reference.apgd_targeted
+        reference.apgd.n_iter = reference.apgd.n_iter_orig = _SHORT_CE
+        targeted.n_iter = targeted.n_iter_orig = reference.fab.n_iter = _SHORT_STEPS
+        targeted.n_target_classes = reference.fab.n_target_classes = _SHORT_TARGETS
+        reference.square.n_queries = _SHORT_QUERIES
     started = time.perf_counter()
     proposed, _ = reference.run_standard_evaluation(job.inputs, job.labels, batch_size=250)
     _synchronise(job.device)
@@ -260,17 +271,22 @@ PEERS: dict[str, Callable[[Job], Result]] = {
 def specification(job: Job) -> AttackSpec:
     """What robench runs for the task."""
     if job.task == "pgd-20":
-        return AttackSpec(name="pgd-20", attack="pgd", params=_PGD)
-    if job.task == "cifar-short":
-        return AttackSpec(
-            name="short",
-            stages=(
-                AttackSpec(
-                    name="apgd-ce", attack="apgd", params={"loss": "ce", "steps": _CIFAR_STEPS}
-                ),
-                AttackSpec(name="square", attack="square", params={"queries": _CIFAR_QUERIES}),
-            ),
+        params = {"steps": _PGD_STEPS, "relative_step_size": _PGD_STEP_SIZE}
+        return AttackSpec(name="pgd-20", attack="pgd", params=params)
+    if job.task == "aa-short":
+        targeted = {"steps": _SHORT_STEPS, "targets": _SHORT_TARGETS}
+        shortened: dict[str, dict[str, Any]] = {
+            "apgd-ce": {"steps": _SHORT_CE},
+            "apgd-t": targeted,
+            "fab-t": targeted,
+            "square": {"queries": _SHORT_QUERIES},
+        }
+        (whole,) = load_suite("aa-standard").for_norm(job.threat_model.norm)
+        stages = tuple(
+            stage.model_copy(update={"params": {**stage.params, **shortened[stage.name]}})
+            for stage in whole.stages
         )
+        return whole.model_copy(update={"name": "short", "stages": stages})
     (spec,) = load_suite(job.task).for_norm(job.threat_model.norm)
     return spec
 
@@ -294,7 +310,7 @@ def job_for(
         network = build_architecture(ArchitectureSpec(name=model_name[7:]), 10, 3).eval()
         inputs = torch.rand(n, 3, 32, 32)
         with torch.no_grad():
-            labels = torch.cat([network(x).argmax(dim=1) for x in inputs.split(100)])
+            labels = torch.cat([network(x).argmax(dim=1) for x in torch.split(inputs, 100)])
         data: Dataset = ArrayDataset(inputs, labels, name="random", num_classes=10)
         model = wrap_module(network, num_classes=10, name=model_name, dataset="random")
     else:

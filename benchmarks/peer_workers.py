@@ -80,6 +80,7 @@ def robench(job: Job, precision: str) -> Result:
         exact_model=clean.exact_model,
         batch_size=clean.batch_size,
         shard_size=clean.shard_size,
+        workers=clean.workers,
         seed=job.seed,
     ).run(clean, job.dataset.input_shape)
     _synchronise(job.device)

@@ -43,6 +43,7 @@ def main() -> None:
             exact_model=clean.exact_model,
             batch_size=job.batch_size,
             shard_size=clean.shard_size,
+            workers=clean.workers,
             seed=0,
         )
         started = time.perf_counter()

@@ -37,6 +37,7 @@ def evaluate(
     device: str | torch.device = "auto",
     precision: str = "auto",
     batch_size: int | None = None,
+    workers: int | None = None,
     results: str | Path | None = None,
     save_adversarial: bool = False,
     num_classes: int | None = None,
@@ -61,6 +62,7 @@ def evaluate(
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:1`` or ``mps``.
         precision: of the search: ``auto``, ``fp32``, ``tf32``, ``bf16`` or ``fp16``.
         batch_size: inputs at a time; None: chosen for the device.
+        workers: searches side by side; None: on a CPU one for each core, four at most.
         results: folder of records, read and written; None: nothing is kept.
         save_adversarial: keep adversarial inputs with the records.
         num_classes: for a module that is not robench's; None: the data set's.
@@ -113,6 +115,7 @@ def evaluate(
             device=place,
             precision=precision,
             batch_size=batch_size,
+            workers=workers,
             save_adversarial=save_adversarial,
         )
 

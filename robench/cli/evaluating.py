@@ -115,6 +115,7 @@ def evaluate(evaluation: Evaluation, listener: Listener) -> list[StoredRecord]:
             device=evaluation.device,
             precision=request.precision,
             batch_size=request.batch_size,
+            workers=request.workers,
             save_adversarial=request.save_adversarial,
         )
         # The device's memory belongs to the next model.

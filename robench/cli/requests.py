@@ -59,6 +59,7 @@ class Request:
     device: str = "auto"
     precision: str = "auto"
     batch_size: int | None = None
+    workers: int | None = None
     save_adversarial: bool = False
     architecture: ArchitectureSpec | None = None
     input: Mapping[str, Any] = field(default_factory=dict)

@@ -18,6 +18,7 @@ from robench.cli.run_options import (
     SampleOptions,
     TrustOptions,
     WeightsOptions,
+    WorkersOption,
 )
 
 __all__ = ["run"]
@@ -41,6 +42,7 @@ def run(
     device: DeviceOption = "auto",
     precision: PrecisionOption = Precision.AUTO,
     batch_size: BatchSizeOption = None,
+    workers: WorkersOption = None,
     results: ResultsFolder = Path("results"),
     save_adversarial: Annotated[
         bool,
@@ -70,6 +72,7 @@ def run(
         device=device,
         precision=precision.value,
         batch_size=batch_size,
+        workers=workers,
         save_adversarial=save_adversarial,
         **samples.request(),
         **attacks.request(),

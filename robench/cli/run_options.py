@@ -26,6 +26,7 @@ __all__ = [
     "TrustOptions",
     "TrustPickleFlag",
     "WeightsOptions",
+    "WorkersOption",
 ]
 
 
@@ -94,6 +95,16 @@ PrecisionOption = Annotated[
 BatchSizeOption = Annotated[
     int | None,
     typer.Option("--batch-size", metavar="N", min=1, help="Default: measured. Changes no result."),
+]
+WorkersOption = Annotated[
+    int | None,
+    typer.Option(
+        "--workers",
+        metavar="N",
+        min=1,
+        help="Searches side by side; default: on a CPU one for each core, four at most. Changes "
+        "no result.",
+    ),
 ]
 ArchOption = Annotated[
     str | None,

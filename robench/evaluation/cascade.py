@@ -9,10 +9,10 @@ after any hit or flag.
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from functools import partial
+from contextlib import suppress
 from typing import Any, Literal, Protocol
 
 import torch
@@ -28,17 +28,17 @@ from robench.evaluation.attacked import Attacked
 from robench.evaluation.engine import Engine
 from robench.evaluation.foreign import propose
 from robench.evaluation.passes import Passes, SearchModel
+from robench.evaluation.phases import Phase, Tally
 from robench.evaluation.samples import Found, Samples
 from robench.evaluation.search_models import EagerModel
 from robench.evaluation.validity import flag_few_classes, flag_gradients, flag_square
+from robench.evaluation.workers import Crew, Save, Shard, Worker
 from robench.models.wrapper import RobenchModel
-from robench.records import AttackSpec, AuditResult, Flag, StageResult
+from robench.records import AttackSpec, AuditResult, Flag
 from robench.statistics.intervals import missed_share_upper
 from robench.threat_models import ThreatModel
 
 __all__ = ["Attacked", "Cascade", "SampleSource"]
-
-Save = Callable[[Callable[[], dict[str, Any]]], None]
 
 _NEAR = 2.0
 """Survivors whose margin came within so many times the search's tolerance are searched again."""
@@ -54,16 +54,6 @@ class SampleSource(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class _Phase:
-    """One stage on some of the samples."""
-
-    stage: int
-    who: Literal["all", "audited", "others"]
-    again: bool = False
-    """In float32, on survivors near the boundary"""
-
-
 class Cascade:
     """Runs the stages of one attack specification over one model's samples.
 
@@ -75,8 +65,9 @@ class Cascade:
         exact_model: what they run on near the boundary; the original, or a rearrangement of it
             in float32.
         adjudicator: judges with the original model.
-        batch_size: slots of the engine.
+        batch_size: slots of all engines together.
         shard_size: samples that are on the device at a time.
+        workers: engines side by side; one if the model cannot be copied. Changes no result.
         seed: of all draws.
         progress: told about completed steps.
         save: decides when to keep a snapshot; see :meth:`Engine.run`.
@@ -96,6 +87,7 @@ class Cascade:
         exact_model: SearchModel | None = None,
         batch_size: int,
         shard_size: int,
+        workers: int = 1,
         seed: int,
         progress: Callable[[int], None] | None = None,
         save: Save | None = None,
@@ -107,15 +99,18 @@ class Cascade:
         self.threat_model = threat_model
         self.search_model = search_model
         self.exact_model = exact_model or EagerModel(model)
-        self.adjudicator = adjudicator
-        self.batch_size = batch_size
-        self.shard_size = shard_size
+        self.workers = [Worker(model, search_model, self.exact_model, adjudicator)]
+        # Whatever it is that makes a module refuse to be copied, one worker is enough.
+        with suppress(Exception):
+            self.workers += [self.workers[0].twin() for _ in range(1, min(workers, batch_size))]
+        self.batch_size = max(1, batch_size // len(self.workers))
+        self.shard_size = max(1, shard_size // len(self.workers))
         self.seed = seed
-        self.progress = progress
+        self.progress = None if progress is None else _one_at_a_time(progress)
         self.save = save
         self.plan = self._plan()
 
-    def _plan(self) -> list[_Phase]:
+    def _plan(self) -> list[Phase]:
         everything = range(len(self.stages))
         audit = self.spec.audit
         if audit is None:
@@ -129,12 +124,12 @@ class Cascade:
 
     def _phases(
         self, stages: Iterable[int], who: Literal["all", "audited", "others"]
-    ) -> list[_Phase]:
-        first = [_Phase(index, who) for index in stages]
+    ) -> list[Phase]:
+        first = [Phase(index, who) for index in stages]
         # What runs on the original model anyway would only be repeated.
         exact = self.search_model is self.exact_model or self.search_model.tolerance == 0
         again = [
-            _Phase(phase.stage, who, again=True)
+            Phase(phase.stage, who, again=True)
             for phase in first
             if not exact
             and self.stages[phase.stage].output is None
@@ -174,17 +169,18 @@ class Cascade:
         adv_inputs = torch.zeros(count, *room) if isinstance(room, tuple) else room
         attacked = Attacked.nothing_yet(adv_inputs)
         attacked.stage_names = tuple(stage.name for stage in self.stages)
-        first, rows_done, engine_state = 0, None, None
+        first, tally, begun = 0, None, list[Shard]()
         if snapshot is not None:
             attacked.restore(snapshot["attacked"])
-            first, rows_done = snapshot["phase"], snapshot["rows_done"]
-            engine_state = snapshot["engine"]
+            first = snapshot["phase"]
+            begun = [Shard(rows, engine) for rows, engine in snapshot["engines"]]
+            tally = Tally(**snapshot["tally"]) if snapshot["tally"] else None
         for number in range(first, len(self.plan)):
             phase = self.plan[number]
-            due = self._due(phase, attacked, source)
-            if len(due) or (phase.who == "all" and not phase.again):
-                self._run_phase(number, attacked, source, due, rows_done, engine_state)
-            rows_done = engine_state = None
+            tally = tally or Tally(due=self._due(phase, attacked, source))
+            if len(tally.due) or (phase.who == "all" and not phase.again):
+                self._run_phase(number, attacked, source, tally, begun)
+            tally, begun = None, []
         if attacked.stages and all(stage.skipped for stage in attacked.stages) and count:
             raise AttackError(str(attacked.stages[0].skipped), where=self.spec.name)
         if self.spec.audit is not None:
@@ -194,7 +190,7 @@ class Cascade:
 
     # --- who is due --------------------------------------------------------------------------
 
-    def _due(self, phase: _Phase, attacked: Attacked, source: SampleSource) -> Tensor:
+    def _due(self, phase: Phase, attacked: Attacked, source: SampleSource) -> Tensor:
         """Rows that a phase runs on, int64."""
         due = attacked.survivors()
         if phase.who != "all":
@@ -248,88 +244,78 @@ class Cascade:
         number: int,
         attacked: Attacked,
         source: SampleSource,
-        due: Tensor,
-        done_rows: Tensor | None,
-        engine_state: dict[str, Any] | None,
+        tally: Tally,
+        begun: list[Shard],
     ) -> None:
         phase = self.plan[number]
         stage = self.stages[phase.stage]
-        started = time.perf_counter()
-        before = (int(attacked.forwards.sum()), int(attacked.backwards.sum()))
-        errors_before = len(attacked.errors)
-        skipped = None
-        zero = nonfinite = 0
-        rows_done = due[:0] if done_rows is None else done_rows
-        todo = due[~torch.isin(due, rows_done)]
-        for rows in torch.split(todo, self.shard_size) if len(todo) else ():
-            keep = partial(self._keep, attacked, number, rows_done)
-            try:
-                found = self._search(phase, source.load(rows), keep, engine_state)
-            except AttackError as error:
-                skipped = str(error)
-                break
-            engine_state = None
-            attacked.merge(rows, found, phase.stage)
-            rows_done = torch.cat((rows_done, rows))
-            # What the last step left behind is merged; a snapshot must not merge it twice.
-            self._keep(attacked, number, rows_done)
-            zero += found.zero_gradients
-            nonfinite += found.nonfinite_gradients
-        if not phase.again:
-            attacked.flags += flag_gradients(zero, nonfinite, max(len(due), 1))
-        attacked.stages.append(
-            StageResult(
-                name=stage.name,
-                search=self.exact_model.description if phase.again else None,
-                attempted=0 if skipped else len(due),
-                broken=int((attacked.stage[due] == phase.stage).sum()),
-                errored=len(attacked.errors) - errors_before,
-                forwards=int(attacked.forwards.sum()) - before[0],
-                backwards=int(attacked.backwards.sum()) - before[1],
-                seconds=time.perf_counter() - started,
-                skipped=skipped,
-            )
-        )
-        self._keep(attacked, number + 1, due[:0])
+        started = time.perf_counter() - tally.seconds
 
-    def _keep(
-        self,
-        attacked: Attacked,
-        phase: int,
-        rows_done: Tensor,
-        engine: Callable[[], dict[str, Any]] | None = None,
-    ) -> None:
-        """Offer a snapshot; it is made only where one is kept."""
-        if self.save is not None:
-            self.save(
-                lambda: {
-                    "attacked": attacked.content(),
-                    "phase": phase,
-                    "rows_done": rows_done,
-                    "engine": engine() if engine is not None else None,
-                }
+        def search(worker: Worker, shard: Shard, keep: Save) -> Found:
+            return self._search(worker, phase, source.load(shard.rows), keep, shard.engine)
+
+        def merge(shard: Shard, found: Found) -> None:
+            attacked.merge(shard.rows, found, phase.stage)
+            tally.add(shard.rows, found)
+
+        def snapshot(unfinished: list[Shard]) -> dict[str, Any]:
+            tally.seconds = time.perf_counter() - started
+            return {
+                "attacked": attacked.content(),
+                "phase": number,
+                "tally": dict(vars(tally)),
+                "engines": [[shard.rows, shard.engine] for shard in unfinished],
+            }
+
+        foreign = isinstance(self.attacks[phase.stage], BatchAttack)
+        # A foreign attack may draw one number for a whole batch, and share what it likes.
+        workers = self.workers[:1] if foreign else self.workers
+        skipped = None
+        try:
+            crew = Crew(workers, self.save, snapshot)
+            crew.run([*begun, *self._shards(tally, begun, len(workers))], search, merge)
+        except AttackError as error:
+            skipped = str(error)
+        tally.seconds = time.perf_counter() - started
+        if not phase.again:
+            attacked.flags += flag_gradients(
+                tally.zero_gradients, tally.nonfinite_gradients, max(len(tally.due), 1)
             )
+        search_name = self.exact_model.description if phase.again else None
+        attacked.stages.append(tally.result(stage.name, search_name, skipped))
+        if self.save is not None:
+            # What the last step left behind is merged; a snapshot must not merge it twice.
+            after = {"phase": number + 1, "tally": None, "engines": list[Any]()}
+            self.save(lambda: {"attacked": attacked.content(), **after})
+
+    def _shards(self, tally: Tally, begun: list[Shard], workers: int) -> list[Shard]:
+        """What is left to be searched, in equal parts that fit onto the device."""
+        rows = tally.todo(torch.cat([tally.due[:0], *(shard.rows for shard in begun)]))
+        if len(rows) == 0:
+            return []
+        share = min(self.shard_size, -(-len(rows) // workers))
+        return [Shard(part) for part in torch.split(rows, share)]
 
     def _search(
         self,
-        phase: _Phase,
+        worker: Worker,
+        phase: Phase,
         samples: Samples,
         keep: Save,
         engine_state: dict[str, Any] | None,
     ) -> Found:
         stage, attack = self.stages[phase.stage], self.attacks[phase.stage]
         if isinstance(attack, BatchAttack):
-            found = propose(attack, self.model, self.adjudicator, samples, self.seed)
+            found = propose(attack, worker.model, worker.adjudicator, samples, self.seed)
             if self.progress is not None:
                 self.progress(len(samples))
             return found
-        search_model, samples = self._aim(stage, samples, phase.again)
+        search_model, samples = self._aim(worker, stage, samples, phase.again)
         num_classes = samples.clean_logits.shape[1]
-        passes = Passes(search_model, num_classes, self.batch_size)
         engine = Engine(
             attack,
-            passes,
-            self.adjudicator,
+            Passes(search_model, num_classes, self.batch_size),
+            worker.adjudicator,
             batch_size=self.batch_size,
             seed_tag=stage.name,
             judges_every_step=stage.output is not None,
@@ -337,11 +323,13 @@ class Cascade:
         progress = None if phase.again else self.progress
         return engine.run(samples, progress=progress, snapshot=engine_state, save=keep)
 
-    def _aim(self, stage: AttackSpec, samples: Samples, again: bool) -> tuple[SearchModel, Samples]:
+    def _aim(
+        self, worker: Worker, stage: AttackSpec, samples: Samples, again: bool
+    ) -> tuple[SearchModel, Samples]:
         """The model to search on: the final output's, or that of another named output."""
         if stage.output is None:
-            return self.exact_model if again else self.search_model, samples
-        other = self.model.with_output(stage.output)
+            return worker.exact if again else worker.search, samples
+        other = worker.model.with_output(stage.output)
         logits = Adjudicator(other, self.threat_model, self.batch_size).logits(samples.inputs)
         aimed = Samples(samples.inputs, samples.labels, logits, samples.keys)
         return EagerModel(other), aimed
@@ -358,3 +346,14 @@ class Cascade:
                 attacked.flags.append(
                     Flag(name="stage_skipped", severity="note", evidence=stage_result.skipped)
                 )
+
+
+def _one_at_a_time(tell: Callable[[int], None]) -> Callable[[int], None]:
+    """Whoever listens need not know that several threads may have something to tell."""
+    lock = threading.Lock()
+
+    def told(steps: int) -> None:
+        with lock:
+            tell(steps)
+
+    return told

@@ -23,6 +23,7 @@ from robench.evaluation.precision import choose_search_model
 from robench.evaluation.samples import Samples
 from robench.evaluation.search_models import EagerModel
 from robench.evaluation.settings import Settings
+from robench.evaluation.workers import worker_count
 from robench.models.wrapper import RobenchModel
 from robench.records import AttackSpec
 from robench.threat_models import ThreatModel
@@ -32,6 +33,7 @@ __all__ = ["CleanPass"]
 _SHARD_BYTES = 512 * 2**20
 _STATE_COPIES = 16  # tensors of the inputs' size that the largest attack state holds
 _BATCH = 256  # for passes outside the search
+_ONE_AT_A_TIME = {"randomised", "changing_state"}  # the doctor's names
 _PROBE = 128  # samples that flags and the choice of precision are based on
 
 
@@ -94,6 +96,9 @@ class CleanPass:
         )
         self.search_model, self.exact_model = choice.search, choice.exact
         self.batch_size = choice.batch_size
+        # Passes that leave something behind, or draw from one stream, must not overlap.
+        alone = bool({flag.name for flag in self.flags} & _ONE_AT_A_TIME)
+        self.workers = 1 if alone else worker_count(self.device, settings.workers)
         self.measures = Measures(model, dataset, self.rows, self.device, _BATCH)
 
     def _clean_logits(self, model: RobenchModel, batch_size: int) -> Tensor:

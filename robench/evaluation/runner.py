@@ -71,7 +71,7 @@ def evaluate_model(
         threat_model: the ball; None: the model's own.
         listener: is told about progress.
         settings: fields of :class:`~robench.evaluation.settings.Settings`: ``seed``, ``device``, ``precision``,
-            ``batch_size``, ``save_adversarial``, ``snapshot_seconds``.
+            ``batch_size``, ``workers``, ``save_adversarial``, ``snapshot_seconds``.
 
     Returns:
         One stored record for each attack, in the suite's order.
@@ -177,6 +177,7 @@ class _ModelJob:
             exact_model=clean.exact_model,
             batch_size=clean.batch_size,
             shard_size=clean.shard_size,
+            workers=clean.workers,
             seed=self.settings.seed,
             progress=self.listener.advanced,
             save=saver,

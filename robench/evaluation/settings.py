@@ -18,6 +18,7 @@ class Settings:
         device: where the model runs.
         precision: of the search, ``auto`` or a name of :mod:`robench.evaluation.precision`.
         batch_size: inputs at a time; None: chosen by measurement.
+        workers: searches side by side; None: one for each of a CPU's cores, four at most.
         save_adversarial: keep every adversarial input in the store.
         snapshot_seconds: how often an unfinished job is saved.
     """
@@ -26,5 +27,6 @@ class Settings:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     precision: str = "auto"
     batch_size: int | None = None
+    workers: int | None = None
     save_adversarial: bool = False
     snapshot_seconds: float = 10.0

@@ -367,6 +367,8 @@ def main() -> None:
     )
     importlib.import_module("torch._dynamo")
     correct = adjudicator.logits(job.inputs).argmax(dim=1) == job.labels
+    # Peers get the network as it comes, with parameters that take gradients.
+    job.model.requires_grad_(not arguments.peer.startswith("robench"))
     if arguments.task == "pgd-20":  # half a second: what a first call costs would be a tenth of it
         PEERS[arguments.peer](job)
     proposed, seconds, figures = PEERS[arguments.peer](job)

@@ -211,7 +211,7 @@ class Cascade:
         if audit is None or attacked.survivors_before_audit >= 0:
             return
         survivors = attacked.survivors()
-        wanted = max(audit.minimum, round(audit.fraction * len(survivors)))
+        wanted = audit.sample_size(len(survivors))
         keys = seeding.derive(source.load(survivors).keys.cpu(), seeding.tag("audit"))
         attacked.audited = survivors[keys.argsort()[:wanted]].sort().values
         attacked.survivors_before_audit = len(survivors)

@@ -92,7 +92,7 @@ class CleanPass:
             precision=settings.precision,
             threat_model=threat_model,
             batch_size=wanted,
-            planned_passes=_planned_passes(planned, threat_model, model) * len(self.rows),
+            planned_passes=_planned_passes(planned, threat_model, model, len(self.rows)),
         )
         self.search_model, self.exact_model = choice.search, choice.exact
         self.batch_size = choice.batch_size
@@ -148,17 +148,21 @@ class CleanPass:
 
 
 def _planned_passes(
-    planned: Sequence[AttackSpec], threat_model: ThreatModel, model: RobenchModel
-) -> int:
-    """Search steps for one sample that survives everything."""
-    steps = 0
+    planned: Sequence[AttackSpec], threat_model: ThreatModel, model: RobenchModel, count: int
+) -> float:
+    """Search steps for ``count`` samples that survive everything."""
+    steps = 0.0
     for spec in planned:
-        for stage in spec.for_outputs(model.outputs):
+        for index, stage in enumerate(spec.for_outputs(model.outputs)):
             attack = build_attack(stage, threat_model)
             if isinstance(attack, BatchAttack):
                 continue
+            audit = spec.audit
+            samples = count
+            if audit is not None and index >= audit.first_stage:
+                samples = audit.sample_size(count)
             try:
-                steps += attack.ranks(model.num_classes) * attack.steps()
+                steps += samples * attack.ranks(model.num_classes) * attack.steps()
             except AttackError:  # not defined for so few classes, and skipped later
                 continue
     return steps

@@ -45,8 +45,10 @@ _MAX_DISAGREEMENT = 0.05
 """Largest allowed error of a margin, as a share of the median margin"""
 _ROUNDING = 1e-3
 """The same, for what may stand for the original near the boundary"""
-_TIMING_SECONDS = 0.06
+_TIMING_SECONDS = 0.03
 _TURNS = 2
+_STILL_IN = 0.8
+"""Share of the best rate so far below which a variant gets no second turn"""
 _LONG_CALL = 0.12
 """Seconds of one call above which a larger batch has nothing left to gain"""
 _PILOT = 32
@@ -224,9 +226,11 @@ class _Trial:
         # In turns: whatever else the machine does for a moment must not hit one of them alone.
         fresh = [c for c in candidates if (c.description, "gradient") not in self.rates]
         for turn in range(_TURNS):
-            for candidate in fresh:
-                for kind in kinds:
-                    self._time(candidate, kind, batch, again=turn > 0)
+            for kind in kinds:
+                best = max((self.rates.get((c.description, kind), 0.0) for c in fresh), default=0.0)
+                for candidate in fresh:
+                    if turn == 0 or self.rates[candidate.description, kind] >= _STILL_IN * best:
+                        self._time(candidate, kind, batch, again=turn > 0)
         forward = max(candidates, key=lambda c: self.rates[c.description, "logits"])
         backward = max(candidates, key=lambda c: self.rates[c.description, "gradient"])
         return forward, backward

@@ -26,6 +26,10 @@ class AuditSpec(Frozen):
     first_stage: int = Field(ge=1)
     """Index of the first stage that only the audited sample runs."""
 
+    def sample_size(self, survivors: int) -> int:
+        """How many of so many survivors are audited."""
+        return min(survivors, max(self.minimum, round(self.fraction * survivors)))
+
 
 class AttackSpec(Frozen):
     """One attack, or a cascade of stages in which only survivors go on."""

@@ -19,7 +19,7 @@ leaderboard: $(VENV)/installed
 	$(bin)/robench run --dataset digits --suite $(SUITE) --n $(N) --results $(RESULTS)
 
 test: lint package
-	OMP_NUM_THREADS=1 $(dev)/python -m pytest --numprocesses auto
+	$(dev)/python -m pytest --numprocesses auto
 
 lint: $(DEV_VENV)/installed
 	$(dev)/ruff check .

@@ -10,6 +10,7 @@ import argparse
 import importlib
 import json
 import logging
+import multiprocessing
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -29,6 +30,7 @@ from robench.evaluation.cascade import Cascade
 from robench.evaluation.clean_pass import CleanPass
 from robench.evaluation.search_models import EagerModel
 from robench.evaluation.settings import Settings
+from robench.evaluation.timing import synchronise, tiled
 from robench.models import build_architecture, load_model, wrap_module
 from robench.models.wrapper import RobenchModel
 from robench.records import ArchitectureSpec, AttackSpec, StageResult
@@ -71,7 +73,7 @@ def robench(job: Job, precision: str) -> Result:
     started = time.perf_counter()
     clean = CleanPass(job.model, job.dataset, job.threat_model, settings, [spec])
     chosen = time.perf_counter()
-    attacked = Cascade(
+    cascade = Cascade(
         spec,
         job.model,
         job.threat_model,
@@ -82,8 +84,9 @@ def robench(job: Job, precision: str) -> Result:
         shard_size=clean.shard_size,
         workers=clean.workers,
         seed=job.seed,
-    ).run(clean, job.dataset.input_shape)
-    _synchronise(job.device)
+    )
+    attacked = cascade.run(clean, job.dataset.input_shape)
+    synchronise()
     ended = time.perf_counter()
     # The peers' PGD is a bare attack, their AutoAttack begins with a clean pass and checks too.
     seconds = ended - (chosen if job.task == "pgd-20" else started)
@@ -107,18 +110,22 @@ def robench(job: Job, precision: str) -> Result:
             ]
             for s in attacked.stages
         },
-        "bare_seconds": _bare_passes(job, clean, attacked.stages),
+        "workers": cascade.workers,
+        "bare_seconds": _bare_passes(job, clean, cascade, attacked.stages),
         "audit": attacked.audit.model_dump() if attacked.audit else None,
     }
     return proposed, seconds, figures
 
 
-def _bare_passes(job: Job, clean: CleanPass, stages: Sequence[StageResult]) -> float:
-    """Time that the same number of passes takes without any attack, at the same precision."""
-    count = clean.batch_size
-    repeats = -(-count // len(job.inputs))
-    points = job.inputs.repeat(repeats, 1, 1, 1)[:count]
-    labels = job.labels.repeat(repeats)[:count]
+def _bare_passes(
+    job: Job, clean: CleanPass, cascade: Cascade, stages: Sequence[StageResult]
+) -> float:
+    """Time that the same number of passes takes without any attack.
+
+    At the same precision and batch size, by as many workers side by side.
+    """
+    count = cascade.batch_size
+    points, labels = tiled(job.inputs, count), tiled(job.labels, count)
     loss = Loss(LOSSES["ce"], labels, labels)
     total = 0.0
     # Near the boundary the search is repeated on an exact form of the network.
@@ -128,19 +135,40 @@ def _bare_passes(job: Job, clean: CleanPass, stages: Sequence[StageResult]) -> f
         forwards = sum(stage.forwards for stage in ran) - backwards
         if forwards + backwards == 0:
             continue
-        one_forward = _median_time(partial(model.logits, points), job.device)
-        one_backward = _median_time(partial(model.gradient, points, loss), job.device)
-        total += (forwards * one_forward + backwards * one_backward) / count
+        one_forward = _median_time(partial(model.logits, points), cascade.workers)
+        one_backward = _median_time(partial(model.gradient, points, loss), cascade.workers)
+        total += (forwards * one_forward + backwards * one_backward) / (count * cascade.workers)
     return total
 
 
-def _median_time(call: Callable[[], object], device: torch.device) -> float:
+def _median_time(call: Callable[[], object], workers: int) -> float:
+    """Seconds a call, where so many processes do the same at the same time."""
+    if workers == 1:
+        return _timed_alone(call)
+    context = multiprocessing.get_context("fork")
+    seen, ready = context.SimpleQueue(), context.Barrier(workers)
+
+    def child() -> None:
+        torch.set_num_threads(1)
+        seen.put(_timed_alone(call, ready.wait))
+
+    children = [context.Process(target=child) for _ in range(workers)]
+    for process in children:
+        process.start()
+    medians = [seen.get() for _ in children]
+    for process in children:
+        process.join()
+    return statistics.fmean(medians)
+
+
+def _timed_alone(call: Callable[[], object], begin: Callable[[], object] = lambda: None) -> float:
     times: list[float] = []
     call()
+    begin()
     while len(times) < 20 and (len(times) < 3 or sum(times) < 5):
         started = time.perf_counter()
         call()
-        _synchronise(device)
+        synchronise()
         times.append(time.perf_counter() - started)
     return statistics.median(times)
 
@@ -158,7 +186,7 @@ def bare_loop(job: Job) -> Result:
         (gradient,) = torch.autograd.grad(loss, points)
         ahead = points.detach() + _PGD_STEP_SIZE * job.eps * gradient.sign()
         points = torch.minimum(torch.maximum(ahead, low), high)
-    _synchronise(job.device)
+    synchronise()
     return points, time.perf_counter() - started, {}
 
 
@@ -209,7 +237,7 @@ def torchattacks(job: Job) -> Result:
             strict=True,
         )
     ]
-    _synchronise(job.device)
+    synchronise()
     return torch.cat(parts), time.perf_counter() - started, {}
 
 
@@ -228,7 +256,7 @@ def foolbox(job: Job) -> Result:
             strict=True,
         )
     ]
-    _synchronise(job.device)
+    synchronise()
     return torch.cat(parts), time.perf_counter() - started, {}
 
 
@@ -254,7 +282,7 @@ def pyautoattack(job: Job) -> Result:
         reference.square.n_queries = _SHORT_QUERIES
     started = time.perf_counter()
     proposed, _ = reference.run_standard_evaluation(job.inputs, job.labels, batch_size=250)
-    _synchronise(job.device)
+    synchronise()
     return proposed, time.perf_counter() - started, {}
 
 
@@ -330,11 +358,6 @@ def job_for(
         device=place,
         batch_size=min(500, n),
     )
-
-
-def _synchronise(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def main() -> None:

@@ -9,10 +9,9 @@ after any hit or flag.
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Iterable
-from contextlib import suppress
+from functools import partial
 from typing import Any, Literal, Protocol
 
 import torch
@@ -32,7 +31,7 @@ from robench.evaluation.phases import Phase, Tally
 from robench.evaluation.samples import Found, Samples
 from robench.evaluation.search_models import EagerModel
 from robench.evaluation.validity import flag_few_classes, flag_gradients, flag_square
-from robench.evaluation.workers import Crew, Save, Shard, Worker
+from robench.evaluation.workers import Crew, Save, Search, Shard, Tell
 from robench.models.wrapper import RobenchModel
 from robench.records import AttackSpec, AuditResult, Flag
 from robench.statistics.intervals import missed_share_upper
@@ -67,7 +66,7 @@ class Cascade:
         adjudicator: judges with the original model.
         batch_size: slots of all engines together.
         shard_size: samples that are on the device at a time.
-        workers: engines side by side; one if the model cannot be copied. Changes no result.
+        workers: engines side by side (:mod:`robench.evaluation.workers`). Changes no result.
         seed: of all draws.
         progress: told about completed steps.
         save: decides when to keep a snapshot; see :meth:`Engine.run`.
@@ -99,14 +98,12 @@ class Cascade:
         self.threat_model = threat_model
         self.search_model = search_model
         self.exact_model = exact_model or EagerModel(model)
-        self.workers = [Worker(model, search_model, self.exact_model, adjudicator)]
-        # Whatever it is that makes a module refuse to be copied, one worker is enough.
-        with suppress(Exception):
-            self.workers += [self.workers[0].twin() for _ in range(1, min(workers, batch_size))]
-        self.batch_size = max(1, batch_size // len(self.workers))
-        self.shard_size = max(1, shard_size // len(self.workers))
+        self.adjudicator = adjudicator
+        self.workers = min(workers, batch_size)
+        self.batch_size = batch_size // self.workers
+        self.shard_size = max(1, shard_size // self.workers)
         self.seed = seed
-        self.progress = None if progress is None else _one_at_a_time(progress)
+        self.progress = progress
         self.save = save
         self.plan = self._plan()
 
@@ -251,8 +248,8 @@ class Cascade:
         stage = self.stages[phase.stage]
         started = time.perf_counter() - tally.seconds
 
-        def search(worker: Worker, shard: Shard, keep: Save) -> Found:
-            return self._search(worker, phase, source.load(shard.rows), keep, shard.engine)
+        def prepare(shard: Shard) -> Search:
+            return partial(self._search, phase, source.load(shard.rows), shard.engine)
 
         def merge(shard: Shard, found: Found) -> None:
             attacked.merge(shard.rows, found, phase.stage)
@@ -269,11 +266,12 @@ class Cascade:
 
         foreign = isinstance(self.attacks[phase.stage], BatchAttack)
         # A foreign attack may draw one number for a whole batch, and share what it likes.
-        workers = self.workers[:1] if foreign else self.workers
+        workers = 1 if foreign else self.workers
+        shards = [*begun, *self._shards(tally, begun, workers)]
         skipped = None
         try:
-            crew = Crew(workers, self.save, snapshot)
-            crew.run([*begun, *self._shards(tally, begun, len(workers))], search, merge)
+            tell = None if phase.again else self.progress
+            Crew(workers, self.save, snapshot, tell).run(shards, prepare, merge)
         except AttackError as error:
             skipped = str(error)
         tally.seconds = time.perf_counter() - started
@@ -298,38 +296,34 @@ class Cascade:
 
     def _search(
         self,
-        worker: Worker,
         phase: Phase,
         samples: Samples,
-        keep: Save,
         engine_state: dict[str, Any] | None,
+        tell: Tell,
+        keep: Save,
     ) -> Found:
         stage, attack = self.stages[phase.stage], self.attacks[phase.stage]
         if isinstance(attack, BatchAttack):
-            found = propose(attack, worker.model, worker.adjudicator, samples, self.seed)
-            if self.progress is not None:
-                self.progress(len(samples))
+            found = propose(attack, self.model, self.adjudicator, samples, self.seed)
+            tell(len(samples))
             return found
-        search_model, samples = self._aim(worker, stage, samples, phase.again)
+        search_model, samples = self._aim(stage, samples, phase.again)
         num_classes = samples.clean_logits.shape[1]
         engine = Engine(
             attack,
             Passes(search_model, num_classes, self.batch_size),
-            worker.adjudicator,
+            self.adjudicator,
             batch_size=self.batch_size,
             seed_tag=stage.name,
             judges_every_step=stage.output is not None,
         )
-        progress = None if phase.again else self.progress
-        return engine.run(samples, progress=progress, snapshot=engine_state, save=keep)
+        return engine.run(samples, progress=tell, snapshot=engine_state, save=keep)
 
-    def _aim(
-        self, worker: Worker, stage: AttackSpec, samples: Samples, again: bool
-    ) -> tuple[SearchModel, Samples]:
+    def _aim(self, stage: AttackSpec, samples: Samples, again: bool) -> tuple[SearchModel, Samples]:
         """The model to search on: the final output's, or that of another named output."""
         if stage.output is None:
-            return worker.exact if again else worker.search, samples
-        other = worker.model.with_output(stage.output)
+            return self.exact_model if again else self.search_model, samples
+        other = self.model.with_output(stage.output)
         logits = Adjudicator(other, self.threat_model, self.batch_size).logits(samples.inputs)
         aimed = Samples(samples.inputs, samples.labels, logits, samples.keys)
         return EagerModel(other), aimed
@@ -346,14 +340,3 @@ class Cascade:
                 attacked.flags.append(
                     Flag(name="stage_skipped", severity="note", evidence=stage_result.skipped)
                 )
-
-
-def _one_at_a_time(tell: Callable[[int], None]) -> Callable[[int], None]:
-    """Whoever listens need not know that several threads may have something to tell."""
-    lock = threading.Lock()
-
-    def told(steps: int) -> None:
-        with lock:
-            tell(steps)
-
-    return told

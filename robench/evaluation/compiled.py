@@ -134,10 +134,6 @@ class CompiledModel:
         """Logits and the gradients of each, never compiled."""
         return self.eager.jacobian(points)
 
-    def modules(self) -> tuple[nn.Module, ...]:
-        """What its passes go through."""
-        return self.eager.modules()
-
     def compile(self, points: Tensor, loss: Loss) -> None:
         """The first passes on a full batch: they compile, or fail as compilers do."""
         # On CUDA the first warms up, the second captures the graph, the third is as all others.

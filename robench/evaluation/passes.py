@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from robench.attacks.base import Gradient
 from robench.attacks.losses import Loss
@@ -38,10 +38,6 @@ class SearchModel(Protocol):
 
     def jacobian(self, points: Tensor) -> tuple[Tensor, Tensor]:
         """Logits (B, K) and their gradients (B, K, C, H, W)."""
-        ...
-
-    def modules(self) -> tuple[nn.Module, ...]:
-        """What its passes go through."""
         ...
 
 

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from robench import seeding
 from robench.attacks.base import Gradient
@@ -96,10 +96,6 @@ class MixedModel:
     def jacobian(self, points: Tensor) -> tuple[Tensor, Tensor]:
         """Logits and the gradients of each."""
         return self.backward.jacobian(points)
-
-    def modules(self) -> tuple[nn.Module, ...]:
-        """What its passes go through."""
-        return (*self.forward.modules(), *self.backward.modules())
 
 
 _Pair = tuple[SearchModel, SearchModel]

@@ -74,7 +74,3 @@ class EagerModel:
             (slope,) = torch.autograd.grad(logits, leaf, unit, retain_graph=True)
             slopes.append(slope.to(dtype=points.dtype, memory_format=torch.contiguous_format))
         return logits.detach().float(), torch.stack(slopes, dim=1)
-
-    def modules(self) -> tuple[nn.Module, ...]:
-        """What its passes go through."""
-        return (self.module,)

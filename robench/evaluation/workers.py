@@ -1,58 +1,46 @@
-"""Workers: searches of one stage side by side, each with models of its own.
+"""Workers: searches of one stage side by side, each in a process of its own.
 
-Two threads that search on one core each do more than one search whose every operation is split
-over two cores: nothing waits for the slower half, and the search's own bookkeeping is shared out
-as well. What a search finds does not depend on the samples beside it, so dividing them changes no
+Two processes that search on one core each do more than one whose every operation is split over
+two cores: nothing waits for the slower half, and the search's own bookkeeping is shared out as
+well. What a search finds does not depend on the samples beside it, so dividing them changes no
 result.
+
+The processes are forks of this one: they have the models, the data and the attack without a copy.
+They search and report; merging, saving and showing progress are the parent's. Where forking is not
+to be had, or not safe, there is one worker: the process itself.
 """
 
 from __future__ import annotations
 
-import copy
-import queue
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+import io
+import multiprocessing
+import multiprocessing.connection
+import os
+import pickle
+import signal
+import sys
+import traceback
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from robench.evaluation.adjudicate import Adjudicator
-from robench.evaluation.passes import SearchModel
 from robench.evaluation.samples import Found
-from robench.models.wrapper import RobenchModel
 
-__all__ = ["Crew", "Save", "Shard", "Worker", "worker_count"]
+__all__ = ["Crew", "Save", "Shard", "Tell", "worker_count"]
 
 Save = Callable[[Callable[[], dict[str, Any]]], None]
 """Is offered a function that makes a snapshot; decides whether to call it and keep the result."""
 
-_MOST = 4
-"""Threads share the interpreter: more of them would wait for each other on small networks"""
+Tell = Callable[[int], None]
+"""Called with the number of search steps that were completed or became unnecessary."""
 
-
-@dataclass(frozen=True)
-class Worker:
-    """What one search uses and no other may use at the same time."""
-
-    model: RobenchModel
-    search: SearchModel
-    exact: SearchModel
-    adjudicator: Adjudicator
-
-    def twin(self) -> Worker:
-        """The same modules again, for another thread; parameters and buffers are shared.
-
-        Raises:
-            Exception: whatever a module that cannot be copied raises.
-        """
-        modules = (self.model, *self.search.modules(), *self.exact.modules())
-        tensors = [t for m in modules for t in (*m.parameters(), *m.buffers())]
-        return copy.deepcopy(self, {id(tensor): tensor for tensor in tensors})
+_PATIENCE = 60.0
+"""Seconds that a worker has to end its step when it is asked for a snapshot or to stop"""
 
 
 @dataclass
@@ -65,158 +53,244 @@ class Shard:
     """What the engine of an interrupted run left behind"""
 
 
-Search = Callable[[Worker, Shard, Save], Found]
+Search = Callable[[Tell, Save], Found]
+Prepare = Callable[[Shard], Search]
+"""Loads a shard's samples: files that are open are read in one process only"""
 Merge = Callable[[Shard, Found], None]
-
-
-class _StoppedError(Exception):
-    """Another worker failed, or the user interrupts: no step more."""
-
-
-@dataclass
-class _Turn:
-    """Who is where. All of it is read and written with ``changed`` held."""
-
-    changed: threading.Condition = field(default_factory=threading.Condition)
-    running: set[int] = field(default_factory=set)
-    """Shards that a thread is at"""
-    standing: set[int] = field(default_factory=set)
-    """Those of them that are between two steps, and stay there while somebody collects"""
-    engines: dict[int, Callable[[], dict[str, Any]]] = field(default_factory=dict)
-    """Makes the snapshot of each shard that has been begun and is not merged"""
-    collecting: bool = False
-    stopping: bool = False
 
 
 class Crew:
     """Searches the shards of one phase and hands over what is found in each.
 
     Args:
-        workers: one for each search at a time. A single one searches in the caller's thread.
-        save: is offered a snapshot between any two steps of any engine.
+        size: workers; one searches in this process.
+        save: is offered a snapshot between any two steps.
         snapshot: makes one, of the unfinished shards that it is given.
+        tell: is told about steps; None: nobody is.
     """
 
     def __init__(
         self,
-        workers: Sequence[Worker],
+        size: int,
         save: Save | None,
         snapshot: Callable[[list[Shard]], dict[str, Any]],
+        tell: Tell | None,
     ) -> None:
-        self.workers = workers
+        self.size = size
         self._save = save
         self._snapshot = snapshot
-        self._turn = _Turn()
-        self._shards: list[Shard] = []
+        self._tell: Tell = tell or (lambda _: None)
+        self._unfinished: list[Shard] = []
+        self._helpers: dict[int, _Helper] = {}
 
-    def run(self, shards: Sequence[Shard], search: Search, merge: Merge) -> None:
+    def run(self, shards: Sequence[Shard], prepare: Prepare, merge: Merge) -> None:
         """Search all shards; ``merge`` is called for one at a time, in no particular order.
 
+        A worker that dies, as for want of memory, has its shard searched here.
+
         Raises:
-            Exception: whatever a search or ``save`` raises first. The other searches stop after
-                the step that they are at, and a snapshot can still be taken.
+            Exception: whatever a search or ``save`` raises. The other searches stop after the step
+                that they are at, and a snapshot can still be taken.
         """
-        self._shards = list(shards)
-        self._turn = _Turn()
-        for number, shard in enumerate(self._shards):
-            if shard.engine is not None:
-                self._turn.engines[number] = partial(_given, shard.engine)
-        if len(self.workers) == 1 or len(self._shards) == 1:
-            for number in range(len(self._shards)):
-                self._one(self.workers[0], number, search, merge)
-            return
-        idle: queue.SimpleQueue[Worker] = queue.SimpleQueue()
-        for worker in self.workers:
-            idle.put(worker)
-        count = len(self.workers)
-        with _threads_divided(count) as begin, ThreadPoolExecutor(count, initializer=begin) as pool:
-            futures = [
-                pool.submit(self._with_idle, idle, number, search, merge)
-                for number in range(len(self._shards))
-            ]
-            try:
-                wait(futures, return_when=FIRST_EXCEPTION)
-            finally:
-                self._stop(futures)
-        failures = [f.exception() for f in futures if not f.cancelled()]
-        # What made the others stop comes before their stopping.
-        for failure in sorted(failures, key=lambda e: isinstance(e, _StoppedError)):
-            if failure is not None:
-                raise failure
+        self._unfinished = list(shards)
+        self._helpers = {}
+        if min(self.size, len(shards)) > 1:
+            self._run_helped(shards, prepare, merge)
+        for shard in list(self._unfinished):
+            found = prepare(shard)(self._tell, partial(self._stepped, shard))
+            self._finish(shard, found, merge)
 
-    def _with_idle(
-        self, idle: queue.SimpleQueue[Worker], number: int, search: Search, merge: Merge
-    ) -> None:
-        worker = idle.get()
-        try:
-            self._one(worker, number, search, merge)
-        finally:
-            idle.put(worker)
+    def _stepped(self, shard: Shard, make: Callable[[], dict[str, Any]]) -> None:
+        """This process's own search is between two steps."""
 
-    def _one(self, worker: Worker, number: int, search: Search, merge: Merge) -> None:
-        turn, shard = self._turn, self._shards[number]
-        with turn.changed:
-            turn.running.add(number)
+        def collect() -> dict[str, Any]:
+            shard.engine = make()
+            return self.collect()
+
+        if self._save is not None:
+            self._save(collect)
+
+    def _finish(self, shard: Shard, found: Found, merge: Merge) -> None:
+        merge(shard, found)
+        self._unfinished = [other for other in self._unfinished if other is not shard]
+        if self._save is not None:
+            # A snapshot must not hold the last step of what is merged.
+            self._save(self.collect)
+
+    def _run_helped(self, shards: Sequence[Shard], prepare: Prepare, merge: Merge) -> None:
+        waiting = list(enumerate(shards))
         try:
-            found = search(worker, shard, lambda make: self._between_steps(number, make))
-            with turn.changed:
-                # At once: a snapshot must have a shard either unfinished or merged.
-                merge(shard, found)
-                turn.engines.pop(number, None)
+            while waiting or self._helpers:
+                while waiting and len(self._helpers) < self.size:
+                    number, shard = waiting.pop(0)
+                    self._helpers[number] = _Helper(shard, prepare(shard))
+                self._listen(merge)
         except BaseException:
-            turn.stopping = True
+            self._leave_whole()
             raise
         finally:
-            with turn.changed:
-                turn.running.discard(number)
-                turn.standing.discard(number)
-                turn.changed.notify_all()
-        self._offer()
+            for helper in self._helpers.values():
+                helper.end()
+            self._helpers = {}
 
-    def _between_steps(self, number: int, make: Callable[[], dict[str, Any]]) -> None:
-        turn = self._turn
-        with turn.changed:
-            turn.engines[number] = make
-            turn.standing.add(number)
-            turn.changed.notify_all()
-            self._offer()
-            if turn.stopping:
-                raise _StoppedError
-            turn.standing.discard(number)
+    def _listen(self, merge: Merge) -> None:
+        """Take what the helpers have to say, and wait for it if nobody says anything."""
+        pipes = [helper.end_of_pipe for helper in self._helpers.values()]
+        ready = multiprocessing.connection.wait(pipes)
+        for number, helper in list(self._helpers.items()):
+            if helper.end_of_pipe not in ready:
+                continue
+            self._hear(helper)
+            if helper.found is not None:
+                self._finish(helper.shard, helper.found, merge)
+            if helper.over:
+                helper.end()
+                del self._helpers[number]
+            if helper.failure is not None:
+                raise helper.failure
+        if self._save is not None:
+            self._save(self.collect)
 
-    def _offer(self) -> None:
-        turn = self._turn
-        with turn.changed:
-            while turn.collecting:
-                turn.changed.wait()
-            if self._save is None or turn.stopping:
-                return
-            try:
-                self._save(self.collect)
-            except BaseException:
-                turn.stopping = True  # before anybody else has the turn
-                raise
+    def _hear(self, helper: _Helper) -> None:
+        steps = helper.hear()
+        if steps:
+            self._tell(steps)
 
     def collect(self) -> dict[str, Any]:
-        """A snapshot of the whole phase, once every search is between two steps."""
-        turn = self._turn
-        with turn.changed:
-            turn.collecting = True
-            try:
-                while not turn.running <= turn.standing:
-                    turn.changed.wait()
-                return self._snapshot(
-                    [Shard(self._shards[n].rows, make()) for n, make in turn.engines.items()]
-                )
-            finally:
-                turn.collecting = False
-                turn.changed.notify_all()
+        """A snapshot of the whole phase, with every search between two steps."""
+        asked = [helper for helper in self._helpers.values() if helper.ask()]
+        for helper in asked:
+            while helper.asked and not helper.over and helper.end_of_pipe.poll(_PATIENCE):
+                self._hear(helper)
+        return self._snapshot([shard for shard in self._unfinished if shard.engine is not None])
 
-    def _stop(self, futures: Sequence[Future[None]]) -> None:
-        with self._turn.changed:
-            self._turn.stopping = any(not future.done() for future in futures)
-        for future in futures:
-            future.cancel()
+    def _leave_whole(self) -> None:
+        """Before the helpers are ended: what they have reached is kept for a last snapshot."""
+        try:
+            self.collect()
+        except Exception:
+            # The failure that ended the phase is what matters; the shards begin anew.
+            return
+
+
+class _Helper:
+    """A forked process that searches one shard, as the parent sees it."""
+
+    def __init__(self, shard: Shard, search: Search) -> None:
+        self.shard = shard
+        self.found: Found | None = None
+        self.failure: Exception | None = None
+        self.over = False
+        self.asked = False
+        self.end_of_pipe, theirs = multiprocessing.Pipe()
+        context = multiprocessing.get_context("fork")
+        self.process = context.Process(
+            target=_help, args=(self.end_of_pipe, theirs, search, os.getpid()), daemon=True
+        )
+        with warnings.catch_warnings():
+            # Python warns of every fork with threads about; those of OpenMP sleep, and the child
+            # does without them.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            self.process.start()
+        theirs.close()
+
+    def ask(self) -> bool:
+        """Ask for the state between two steps; False if nothing is left to ask for."""
+        if self.over:
+            return False
+        try:
+            self.end_of_pipe.send("state")
+        except OSError:
+            return False
+        self.asked = True
+        return True
+
+    def hear(self) -> int:
+        """Take one message; returns the steps that it reports."""
+        try:
+            kind, content = self.end_of_pipe.recv()
+        except (EOFError, OSError):
+            self.over = True  # it died; the shard is still to be done
+            return 0
+        if kind == "steps":
+            return int(content)
+        if kind == "state":
+            self.asked = False
+            self.shard.engine = _unpacked(content)
+        elif kind == "found":
+            self.found = Found(**_unpacked(content))
+        else:
+            self.failure = content
+        self.over = kind in ("found", "failure")
+        return 0
+
+    def end(self) -> None:
+        """Not a step more."""
+        self.end_of_pipe.close()
+        self.process.join(0 if not self.over else 1)
+        if self.process.is_alive():
+            self.process.kill()
+            self.process.join()
+        self.process.close()
+
+
+def _help(
+    parents: multiprocessing.connection.Connection,
+    pipe: multiprocessing.connection.Connection,
+    search: Search,
+    parent: int,
+) -> None:
+    """The forked process: search one shard, and report."""
+    # Ctrl-C reaches the whole group; the parent asks for what it needs.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parents.close()
+    # More than one would wait for threads of OpenMP that a fork does not bring along.
+    torch.set_num_threads(1)
+    told = 0
+
+    def tell(steps: int) -> None:
+        nonlocal told
+        told += steps
+
+    def stepped(make: Callable[[], dict[str, Any]]) -> None:
+        nonlocal told
+        if os.getppid() != parent:
+            raise EOFError
+        if told:
+            pipe.send(("steps", told))
+            told = 0
+        while pipe.poll():
+            pipe.recv()
+            pipe.send(("state", _packed(make())))
+
+    try:
+        found = search(tell, stepped)
+        pipe.send(("steps", told))
+        pipe.send(("found", _packed(dict(vars(found)))))
+    except (EOFError, BrokenPipeError):
+        return  # nobody listens any more
+    except Exception as error:
+        pipe.send(("failure", _portable(error)))
+
+
+def _portable(error: Exception) -> Exception:
+    """The error as it can be sent, with the traceback that cannot."""
+    try:
+        portable: Exception = pickle.loads(pickle.dumps(error))
+    except Exception:
+        portable = RuntimeError(f"{type(error).__name__}: {error}")
+    portable.add_note("".join(traceback.format_exception(error)))
+    return portable
+
+
+def _packed(content: Any) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    return buffer.getvalue()
+
+
+def _unpacked(content: bytes) -> Any:
+    return torch.load(io.BytesIO(content), weights_only=True)
 
 
 def worker_count(device: torch.device, wanted: int | None) -> int:
@@ -224,25 +298,18 @@ def worker_count(device: torch.device, wanted: int | None) -> int:
 
     Args:
         device: where the model runs.
-        wanted: the user's number; None: one for each of a CPU's threads, four at most, elsewhere
-            one.
+        wanted: the user's number; None: one for each thread that torch would use.
+
+    Returns:
+        One wherever a fork could not search: off the CPU, where there is no fork, in a process
+        that may have an accelerator's threads, or that is some other program's worker.
     """
-    if wanted is not None:
-        return wanted
-    return min(torch.get_num_threads(), _MOST) if device.type == "cpu" else 1
-
-
-def _given(state: dict[str, Any]) -> dict[str, Any]:
-    return state
-
-
-@contextmanager
-def _threads_divided(workers: int) -> Iterator[Callable[[], None]]:
-    """What each worker's thread calls first, so that together they use as many cores as before."""
-    threads = torch.get_num_threads()
-    share = max(1, threads // workers)
-    try:
-        yield lambda: torch.set_num_threads(share)
-    finally:
-        # Threads that are made later take over what was set last.
-        torch.set_num_threads(threads)
+    safe = (
+        device.type == "cpu"
+        and sys.platform.startswith("linux")
+        and not torch.accelerator.is_available()
+        and not multiprocessing.current_process().daemon
+    )
+    if not safe:
+        return 1
+    return torch.get_num_threads() if wanted is None else wanted

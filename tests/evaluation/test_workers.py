@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 import io
-import threading
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,16 +20,19 @@ from torch import Tensor, nn
 
 import robench
 from robench.datasets import ArrayDataset
-from robench.evaluation.adjudicate import Adjudicator
 from robench.evaluation.cascade import Cascade
 from robench.evaluation.clean_pass import CleanPass
-from robench.evaluation.search_models import EagerModel
 from robench.evaluation.settings import Settings
-from robench.evaluation.workers import Worker, worker_count
+from robench.evaluation.workers import worker_count
 from robench.models import wrap_module
 from robench.models.wrapper import RobenchModel
 from robench.records import AttackSpec, Suite
 from robench.threat_models import ThreatModel
+
+pytestmark = pytest.mark.skipif(
+    not sys.platform.startswith("linux") or torch.accelerator.is_available(),
+    reason="needs a safe fork",
+)
 
 N = 40
 THREAT = ThreatModel.of("Linf", "0.02")
@@ -90,7 +100,7 @@ def expected() -> dict[str, Any]:
 def test_the_number_of_workers_changes_no_result(workers: int, expected: dict[str, Any]) -> None:
     steps: list[int] = []
     clean, run = cascade(workers, progress=steps.append)
-    assert len(run.workers) == min(workers, 12)
+    assert (run.workers, run.batch_size) == (min(workers, 12), 12 // min(workers, 12))
     found = results(run.run(clean, (1, 6, 6)))
     for name in ("stage", "points", "margins", "flags"):
         assert found[name] == expected[name], name
@@ -129,12 +139,10 @@ def test_a_snapshot_of_several_engines_goes_on_anywhere(
 
 
 class _InterruptedError(Exception):
-    """Raised in one worker's thread."""
+    """Raised while several processes search."""
 
 
-def test_what_one_worker_raises_stops_all_and_leaves_a_whole_snapshot(
-    expected: dict[str, Any],
-) -> None:
+def test_an_interruption_stops_all_and_leaves_a_whole_snapshot(expected: dict[str, Any]) -> None:
     calls = 0
     latest: list[Any] = []
 
@@ -142,98 +150,135 @@ def test_what_one_worker_raises_stops_all_and_leaves_a_whole_snapshot(
         nonlocal calls
         calls += 1
         latest[:] = [make]
-        if calls == 25:
+        if calls == 12:
             raise _InterruptedError
 
     clean, run = cascade(3, save=fail_late)
     with pytest.raises(_InterruptedError):
         run.run(clean, (1, 6, 6))
-    assert calls == 25
-    assert not [t for t in threading.enumerate() if "ThreadPool" in t.name]
+    assert calls == 12
+    assert not multiprocessing.active_children()
     file = io.BytesIO()
     torch.save(latest[0](), file)
     file.seek(0)
+    saved = torch.load(file, weights_only=True)
+    assert saved["engines"]
     clean, run = cascade(2)
-    found = results(run.run(clean, (1, 6, 6), torch.load(file, weights_only=True)))
+    found = results(run.run(clean, (1, 6, 6), saved))
     assert (found["stage"], found["points"]) == (expected["stage"], expected["points"])
 
 
-def test_threads_are_given_back() -> None:
+class InChildren(ExactNetwork):
+    """Does something in forked processes only, from the given number of passes on."""
+
+    def __init__(self, act: Callable[[], None], after: int = 0) -> None:
+        super().__init__()
+        self.act = act
+        self.home = os.getpid()
+        self.left = after
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        if os.getpid() != self.home:
+            self.left -= 1
+            if self.left < 0:
+                self.act()
+        return super().forward(inputs)
+
+
+@pytest.mark.parametrize("after", [0, 4])
+def test_the_samples_of_a_worker_that_dies_are_searched_here(
+    after: int, expected: dict[str, Any]
+) -> None:
+    network = InChildren(lambda: os.kill(os.getpid(), signal.SIGKILL), after)
+    clean, run = cascade(2, save=lambda make: make() and None, network=network)
+    found = results(run.run(clean, (1, 6, 6)))
+    assert (found["stage"], found["points"]) == (expected["stage"], expected["points"])
+
+
+def test_what_a_model_raises_in_a_worker_marks_its_samples() -> None:
+    def refuse() -> None:
+        raise ValueError("not today")
+
+    clean, run = cascade(2, network=InChildren(refuse))
+    attacked = run.run(clean, (1, 6, 6))
+    assert len(attacked.errors) == N
+    assert set(attacked.errors.values()) == {"ValueError: not today"}
+
+
+def test_a_fault_of_the_search_itself_reaches_the_caller(monkeypatch: pytest.MonkeyPatch) -> None:
+    class UnportableError(Exception):
+        def __init__(self, one: int, two: int) -> None:
+            super().__init__(f"{one} and {two}")
+
+    def broken(*_: Any, **__: Any) -> None:
+        raise UnportableError(1, 2)
+
+    monkeypatch.setattr("robench.evaluation.cascade.Engine.run", broken)
+    clean, run = cascade(2)
+    with pytest.raises(RuntimeError, match="1 and 2") as caught:
+        run.run(clean, (1, 6, 6))
+    assert "def broken" not in str(caught.value)
+    assert any("in broken" in note for note in caught.value.__notes__)
+
+
+def test_a_worker_has_one_thread() -> None:
+    def check() -> None:
+        if torch.get_num_threads() != 1:
+            raise ValueError(f"{torch.get_num_threads()} threads")
+
     before = torch.get_num_threads()
     torch.set_num_threads(4)
-    seen: set[int] = set()
-
-    class Noting(ExactNetwork):
-        def forward(self, inputs: Tensor) -> Tensor:
-            if threading.current_thread() is not threading.main_thread():
-                seen.add(torch.get_num_threads())
-            return super().forward(inputs)
-
     try:
-        clean, run = cascade(2, network=Noting())
-        run.run(clean, (1, 6, 6))
-        assert seen == {2}
+        clean, run = cascade(2, network=InChildren(check))
+        assert run.run(clean, (1, 6, 6)).errors == {}
         assert torch.get_num_threads() == 4
-        fresh: list[int] = []
-        thread = threading.Thread(target=lambda: fresh.append(torch.get_num_threads()))
-        thread.start()
-        thread.join()
-        assert fresh == [4]
     finally:
         torch.set_num_threads(before)
 
 
-class Remembering(ExactNetwork):
-    """Keeps its hidden layer on itself between two lines, as many published networks do."""
+_ORPHAN = """
+import os, sys, time
+sys.path.insert(0, {tests!r})
+sys.path.insert(0, {support!r})
+import test_workers
 
-    def forward(self, inputs: Tensor) -> Tensor:
-        self.kept = (inputs.flatten(1).double() @ self.first - self.shift).float().relu()
-        count = len(inputs)
-        for _ in range(20):  # time for another thread to come in between
-            torch.arange(1000).sum()
-        assert len(self.kept) == count
-        return (self.kept.double() @ self.second).float()
+def linger():
+    print(os.getpid(), flush=True)
+    time.sleep(0.2)
 
-
-def test_modules_that_keep_things_on_themselves_do_not_meet(expected: dict[str, Any]) -> None:
-    clean, run = cascade(3, network=Remembering())
-    attacked = run.run(clean, (1, 6, 6))
-    assert attacked.errors == {}
-    assert results(attacked)["points"] == expected["points"]
+clean, run = test_workers.cascade(2, network=test_workers.InChildren(linger))
+run.run(clean, (1, 6, 6))
+"""
 
 
-def test_twins_share_tensors_and_nothing_else() -> None:
-    model, _ = problem()
-    plain = EagerModel(model)
-    worker = Worker(model, plain, plain, Adjudicator(model, THREAT))
-    twin = worker.twin()
-    assert twin.model is not model
-    assert twin.search is twin.exact
-    assert twin.search.modules() == (twin.model,)
-    assert twin.adjudicator.model is twin.model
-    for mine, theirs in zip(model.buffers(), twin.model.buffers(), strict=True):
-        assert mine.data_ptr() == theirs.data_ptr()
+def test_workers_end_with_the_process_that_started_them() -> None:
+    here = Path(__file__).resolve()
+    code = _ORPHAN.format(tests=str(here.parent), support=str(here.parents[1] / "support"))
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True
+    ) as parent:
+        assert parent.stdout is not None
+        seen: set[int] = set()
+        while len(seen) < 2:
+            seen.add(int(parent.stdout.readline()))
+        parent.kill()
+        parent.wait()
+        deadline = time.monotonic() + 30
+        while time.monotonic() < deadline and any(_lives(pid) for pid in seen):
+            time.sleep(0.05)
+        assert not any(_lives(pid) for pid in seen)
 
 
-class Uncopyable(ExactNetwork):
-    """Can be copied into its wrapper, where it gets something that cannot."""
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Uncopyable:
-        if hasattr(self, "lock"):
-            raise TypeError("cannot pickle a lock")
-        copied = Uncopyable()
-        copied.lock = threading.Lock()
-        return copied
-
-
-def test_what_cannot_be_copied_is_searched_by_one(expected: dict[str, Any]) -> None:
-    clean, run = cascade(3, network=Uncopyable())
-    assert len(run.workers) == 1
-    assert results(run.run(clean, (1, 6, 6)))["points"] == expected["points"]
+def _lives(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state != "Z"
 
 
 class Drawing(ExactNetwork):
-    """A randomised defense: its draws come from one stream, whose order must not be left to luck."""
+    """A randomised defense: its draws come from one stream."""
 
     def forward(self, inputs: Tensor) -> Tensor:
         return super().forward((inputs + 0.01 * torch.randn_like(inputs)).clamp(0, 1))
@@ -252,19 +297,24 @@ class Counting(ExactNetwork):
 
 
 @pytest.mark.parametrize("network, alone", [(Drawing, True), (Counting, True), (None, False)])
-def test_passes_that_must_not_overlap_have_one_worker(network: Any, alone: bool) -> None:
+def test_passes_that_belong_together_have_one_worker(network: Any, alone: bool) -> None:
     model, data = problem(None if network is None else network())
     settings = Settings(precision="fp32", workers=3)
     clean = CleanPass(model, data, THREAT, settings, [SPEC])
     assert clean.workers == (1 if alone else 3)
 
 
-def test_as_many_as_threads_but_only_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    for threads, workers in ((1, 1), (2, 2), (4, 4), (64, 4)):
+def test_as_many_as_threads_where_a_fork_is_safe(monkeypatch: pytest.MonkeyPatch) -> None:
+    for threads in (1, 2, 64):
         monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
-        assert worker_count(CPU, None) == workers
-        assert worker_count(torch.device("cuda"), None) == 1
-        assert worker_count(CPU, 7) == 7
+        assert worker_count(CPU, None) == threads
+    assert worker_count(CPU, 7) == 7
+    assert worker_count(torch.device("cuda"), 7) == 1
+    with monkeypatch.context() as patched:
+        patched.setattr(torch.accelerator, "is_available", lambda: True)
+        assert worker_count(CPU, 7) == 1
+    monkeypatch.setattr(sys, "platform", "darwin")
+    assert worker_count(CPU, 7) == 1
 
 
 def test_from_python() -> None:

@@ -97,7 +97,8 @@ class CleanPass:
         self.search_model, self.exact_model = choice.search, choice.exact
         self.batch_size = choice.batch_size
         # Passes that leave something behind, or draw from one stream, must not overlap.
-        alone = bool({flag.name for flag in self.flags} & _ONE_AT_A_TIME)
+        together = bool({flag.name for flag in self.flags} & _ONE_AT_A_TIME)
+        alone = together or (choice.is_short and settings.workers is None)
         self.workers = 1 if alone else worker_count(self.device, settings.workers)
         self.measures = Measures(model, dataset, self.rows, self.device, _BATCH)
 

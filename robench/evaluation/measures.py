@@ -112,18 +112,26 @@ class Measures:
             inputs = self.dataset.batch(self.rows[: self.batch_size])
             clean.flags = self._choose_methods(inputs[:1])
             everything = _Clean(maps=torch.empty(0), features=torch.empty(0))
-            parts, masks = [], []
-            for rows in torch.split(self.rows, self.batch_size):
+            for part in torch.split(torch.arange(len(self.rows)), self.batch_size):
+                rows = self.rows[part]
                 batch, labels = self.dataset.batch(rows), self.dataset.labels[rows]
                 maps, features = self._look(batch, labels, everything)
-                parts.append((maps, features))
                 # Batch by batch: whole masks of many large images would fill the memory.
-                masks.append(None if maps is None else self._masks(rows, maps))
-            clean.maps = _joined([maps for maps, _ in parts])
-            clean.features = _joined([features for _, features in parts])
-            clean.masks = _joined(masks)
+                masks = None if maps is None else self._masks(rows, maps)
+                clean.maps = self._filled(clean.maps, part, maps)
+                clean.features = self._filled(clean.features, part, features)
+                clean.masks = self._filled(clean.masks, part, masks)
             self._clean = clean
         return self._clean
+
+    def _filled(self, whole: Tensor | None, part: Tensor, values: Tensor | None) -> Tensor | None:
+        """``whole`` with ``values`` at ``part``; joining lists would hold all of it twice."""
+        if values is None:
+            return whole
+        if whole is None:
+            whole = values.new_empty((len(self.rows), *values.shape[1:]))
+        whole[part] = values
+        return whole
 
     def _masks(self, rows: Tensor, maps: Tensor) -> Tensor | None:
         """Where the objects are on the maps' grid, if the data set knows."""

@@ -10,6 +10,7 @@ takes is kept small against the time that the search is expected to take.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -38,7 +39,7 @@ PRECISIONS = ("auto", "fp32", "tf32", "bf16", "fp16")
 _WORTH_REARRANGING = 0.2
 """Expected seconds of search below which the model is run as it is"""
 _WORTH_MEASURING = 3.0
-"""Expected seconds of search below which variants are not timed"""
+"""Expected seconds of search below which variants are not timed, and no worker is started"""
 _FEW = 2_000
 """Planned passes below which not even their time is worth a look"""
 _MAX_DISAGREEMENT = 0.05
@@ -72,6 +73,13 @@ class SearchChoice:
     exact: SearchModel
     """The fastest that differs from the original by float32 rounding only"""
     batch_size: int
+    seconds: float = math.inf
+    """How long the search is expected to take; infinite where nothing was measured"""
+
+    @property
+    def is_short(self) -> bool:
+        """Whether it is over before measurements, or other processes, would pay."""
+        return self.seconds < _WORTH_MEASURING
 
 
 class MixedModel:
@@ -136,22 +144,24 @@ def choose_search_model(
         raise unknown_name("precision", precision, list(PRECISIONS))
     plain = EagerModel(model)
     default = batch_size or fitting_batch(model, inputs)
-    if precision == "fp32" or (precision == "auto" and planned_passes < _FEW):
+    if precision == "fp32":
         return SearchChoice(plain, plain, default)
+    if precision == "auto" and planned_passes < _FEW:
+        return SearchChoice(plain, plain, default, seconds=0.0)
     rate, surviving = _pilot(plain, inputs, labels, threat_model)
     seconds = planned_passes / rate
     if seconds > _WORTH_MEASURING:
         # Nothing is gained on models that fall at once, whatever the budget.
         seconds *= surviving
     if precision == "auto" and seconds < _WORTH_REARRANGING:
-        return SearchChoice(plain, plain, default)
+        return SearchChoice(plain, plain, default, seconds)
     # On a large network even a check has its price.
     checked = max(16, min(len(inputs), int(rate / 4)))
     trial = _Trial(model, plain, inputs[:checked], labels[:checked], threat_model)
     rearranged = trial.agreeing("fp32 rearranged", _ROUNDING)
     if precision == "auto" and seconds < _WORTH_MEASURING:
         only = rearranged[0] if rearranged else plain
-        return SearchChoice(only, only, default)
+        return SearchChoice(only, only, default, seconds)
     exact_forms = [plain, *rearranged]
     if precision == "auto":
         kinds = _AUTO.get(inputs.device.type, ("fp32 rearranged",))[1:]
@@ -170,7 +180,7 @@ def choose_search_model(
     if batch_size is None:
         default = trial.best_batch(fastest[1], default)
     search = trial.compiled(*fastest, default, planned_passes * surviving)
-    return SearchChoice(_joined(*search), _joined(*exact), default)
+    return SearchChoice(_joined(*search), _joined(*exact), default, seconds)
 
 
 class _Trial:

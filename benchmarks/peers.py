@@ -60,6 +60,13 @@ class Table:
 _PGD_PEERS = ("bare loop", "robench", "robench fp32", "ART", "torchattacks", "Foolbox")
 _AA_PEERS = ("pyautoattack", "robench")
 
+PROTOCOL = (
+    "Seeds 0, 1, …; one process a run; loading and judging are not timed, robench's checks and "
+    "choice of precision are (PGD-20: the attack alone, as for its peers, the second of two "
+    "calls). Peers get the network as users have it, with parameters that take gradients; "
+    "pyautoattack runs in batches of 250."
+)
+
 TABLES = (
     Table("pgd-20", _PGD_PEERS, "digits/Linf-0.2/pgd-at", "Linf", "0.2", repeats=3),
     Table("aa-standard", _AA_PEERS, "digits/Linf-0.2/pgd-at", "Linf", "0.2", repeats=2),
@@ -167,7 +174,7 @@ def render(table: Table, runs: dict[str, list[dict[str, Any]]], timed: bool) -> 
     return [*lines, ""]
 
 
-def machine(device: str) -> list[str]:
+def machine(device: str, note: str = "") -> list[str]:
     """What the figures were measured on."""
     place = resolve_device(device)
     environment = describe_environment(place, "", 0)
@@ -176,9 +183,7 @@ def machine(device: str) -> list[str]:
     threads = f", {torch.get_num_threads()} threads" if place.type == "cpu" else ""
     return [
         f"{datetime.now(UTC):%Y-%m-%d}, {environment.device_name}{threads}, "
-        f"Python {platform.python_version()}, {versions}. Seeds 0, 1, …; one process a run; "
-        "loading and judging are not timed, robench's checks and choice of precision are (PGD-20: the "
-        "attack alone, as for its peers, the second of two calls).",
+        f"Python {platform.python_version()}, {versions}.{note and ' '}{note}",
         "",
         f"Command: `{' '.join(['python benchmarks/' + Path(sys.argv[0]).name, *sys.argv[1:]])}`",
         "",
@@ -206,7 +211,7 @@ def main() -> None:
     tables = [t for t in tables if not arguments.only or arguments.only in t.title]
     folder = _HERE.parent / "build" / "peers"
     install_peers(folder)
-    lines = ["# robench beside its peers", "", *machine(arguments.device)]
+    lines = ["# robench beside its peers", "", *machine(arguments.device, PROTOCOL)]
     for table in tables:
         if arguments.repeats:
             table = Table(**{**vars(table), "repeats": arguments.repeats})

@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 from peer_workers import bare_loop, job_for, specification
-from peers import machine
+from peers import PROTOCOL, machine
 
 from robench.evaluation.cascade import Cascade
 from robench.evaluation.clean_pass import CleanPass
@@ -57,7 +57,7 @@ def main() -> None:
     lines = [
         "# PGD-20 beside a bare loop",
         "",
-        *machine("cpu"),
+        *machine("cpu", PROTOCOL),
         f"{arguments.model}, n = {arguments.n}, fp32, {arguments.repeats} alternating runs in one "
         "process, medians: "
         f"bare loop {bare:.3f} s, robench {ours:.3f} s, ratio {ours / bare:.2f}.",

@@ -26,6 +26,8 @@ class Attacked:
     found_size: Tensor
     forwards: Tensor
     backwards: Tensor
+    rank_margins: dict[int, Tensor] = field(default_factory=dict)
+    """(n, ranks) by stage: how close each search came, +inf where it did not run to its end"""
     errors: dict[int, str] = field(default_factory=dict)
     stage_names: tuple[str, ...] = ()
     stages: list[StageResult] = field(default_factory=list)
@@ -71,6 +73,10 @@ class Attacked:
         self.found_size[rows] = torch.where(sizes.isnan(), self.found_size[rows], sizes)
         self.forwards[rows] += found.forwards.cpu()
         self.backwards[rows] += found.backwards.cpu()
+        ranks = found.rank_margins.cpu()
+        if stage not in self.rank_margins:
+            self.rank_margins[stage] = ranks.new_full((len(self.stage), ranks.shape[1]), torch.inf)
+        self.rank_margins[stage][rows] = ranks
         for index, message in found.errors.items():
             self.errors[int(rows[index])] = message
 
@@ -79,7 +85,7 @@ class Attacked:
         plain = {
             name: value
             for name, value in vars(self).items()
-            if isinstance(value, (Tensor, int)) or name == "errors"
+            if isinstance(value, (Tensor, int)) or name in ("errors", "rank_margins")
         }
         return {
             "plain": plain,

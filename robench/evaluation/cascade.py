@@ -1,8 +1,8 @@
 """Stages of attacks: what survives one goes on to the next.
 
 A single attack is a cascade of one stage. What a run does is a list of phases, one stage on some
-samples each. After the stages, survivors that came closer to the boundary than a search in low
-precision can tell meet all of them once more in float32. The ``core`` protocol's audit is a list
+samples each. After the stages, searches that came closer to the boundary than low precision can
+tell, of samples that survived, are run once more in float32. The ``core`` protocol's audit is a list
 of phases too: its later stages run on a random sample of survivors first, and on all of them
 after any hit or flag.
 """
@@ -40,7 +40,7 @@ from robench.threat_models import ThreatModel
 __all__ = ["Attacked", "Cascade", "SampleSource"]
 
 _NEAR = 2.0
-"""Survivors whose margin came within so many times the search's tolerance are searched again."""
+"""Searches whose margin came within so many times the model's tolerance are run again."""
 
 
 class SampleSource(Protocol):
@@ -198,9 +198,16 @@ class Cascade:
             else:
                 due = due[~audited] if self._escalates(attacked) else due[:0]
         if phase.again:
-            near = attacked.closest_margin[due] <= _NEAR * self.search_model.tolerance
-            due = due[near]
+            near = self._near(phase, attacked, due)
+            due = due[near.any(dim=1)]
         return due
+
+    def _near(self, phase: Phase, attacked: Attacked, rows: Tensor) -> Tensor:
+        """bool (n′, ranks): searches of the phase's stage that came near the boundary."""
+        if phase.stage not in attacked.rank_margins:
+            return torch.zeros(len(rows), 1, dtype=torch.bool)
+        margins = attacked.rank_margins[phase.stage][rows]
+        return margins <= _NEAR * self.search_model.tolerance
 
     def _choose_audited(self, attacked: Attacked, source: SampleSource) -> None:
         """Draw the audit's sample of the survivors, once."""
@@ -249,7 +256,8 @@ class Cascade:
         started = time.perf_counter() - tally.seconds
 
         def prepare(shard: Shard) -> Search:
-            return partial(self._search, phase, source.load(shard.rows), shard.engine)
+            only = self._near(phase, attacked, shard.rows) if phase.again else None
+            return partial(self._search, phase, source.load(shard.rows), only, shard.engine)
 
         def merge(shard: Shard, found: Found) -> None:
             attacked.merge(shard.rows, found, phase.stage)
@@ -298,6 +306,7 @@ class Cascade:
         self,
         phase: Phase,
         samples: Samples,
+        only: Tensor | None,
         engine_state: dict[str, Any] | None,
         tell: Tell,
         keep: Save,
@@ -317,7 +326,9 @@ class Cascade:
             seed_tag=stage.name,
             judges_every_step=stage.output is not None,
         )
-        return engine.run(samples, progress=tell, snapshot=engine_state, save=keep)
+        if only is not None:
+            only = only.to(samples.inputs.device)
+        return engine.run(samples, progress=tell, snapshot=engine_state, save=keep, only=only)
 
     def _aim(self, stage: AttackSpec, samples: Samples, again: bool) -> tuple[SearchModel, Samples]:
         """The model to search on: the final output's, or that of another named output."""

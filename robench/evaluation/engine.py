@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import Any, Generic
 
 import torch
+from torch import Tensor
 
 from robench.attacks.base import Attack, StateT
 from robench.evaluation.adjudicate import Adjudicator
@@ -63,6 +64,7 @@ class Engine(Generic[StateT]):
         progress: Progress | None = None,
         snapshot: dict[str, Any] | None = None,
         save: Callable[[Callable[[], dict[str, Any]]], None] | None = None,
+        only: Tensor | None = None,
     ) -> Found:
         """Search until every sample is broken or all its searches are done.
 
@@ -72,8 +74,9 @@ class Engine(Generic[StateT]):
             snapshot: what ``save`` received in an interrupted run of the same attack and samples.
             save: called after each step with a function that makes a snapshot, plain data and
                 tensors; it decides when to make and keep one.
+            only: bool (n, ranks), the searches that are wanted; None: all.
         """
-        run = Search(self, samples, progress)
+        run = Search(self, samples, progress, only)
         if snapshot is not None:
             run.restore(snapshot)
         while run.admit():

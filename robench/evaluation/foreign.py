@@ -51,6 +51,7 @@ def propose(
         found_size=torch.full_like(verdicts.margin, torch.nan),
         forwards=zeros + counted.forwards // max(count, 1),
         backwards=zeros + counted.backwards // max(count, 1),
+        rank_margins=verdicts.margin[:, None],
         errors=errors,
     )
 

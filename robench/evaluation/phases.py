@@ -21,7 +21,7 @@ class Phase:
     stage: int
     who: Literal["all", "audited", "others"]
     again: bool = False
-    """In float32, on survivors near the boundary"""
+    """In float32, the searches that came near the boundary"""
 
 
 def _none() -> Tensor:

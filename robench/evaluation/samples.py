@@ -50,6 +50,8 @@ class Found:
     """int64 (n,)"""
     backwards: Tensor
     """int64 (n,)"""
+    rank_margins: Tensor
+    """(n, ranks): the smallest margin of each search that ran to its end, +inf for others"""
     errors: dict[int, str] = field(default_factory=dict)
     """Message by sample, where the model failed"""
     zero_gradients: int = 0

@@ -26,12 +26,19 @@ _UNJUDGED = "the original model fails, or is not finite, at the search's candida
 class Search(Generic[StateT]):
     """The bookkeeping of one run: who is in which slot, and what is known of each sample."""
 
-    def __init__(self, engine: Engine[StateT], samples: Samples, progress: Progress | None) -> None:
+    def __init__(
+        self,
+        engine: Engine[StateT],
+        samples: Samples,
+        progress: Progress | None,
+        only: Tensor | None = None,
+    ) -> None:
         self.engine = engine
         self.attack = engine.attack
         self.passes = engine.passes
         self.samples = samples
         self.progress = progress
+        self.only = only
         self.device = samples.inputs.device
         self.ranks = self.attack.ranks(samples.clean_logits.shape[1])
         self.next_item = 0  # items are ordered by rank, then by sample
@@ -48,6 +55,7 @@ class Search(Generic[StateT]):
             found_size=torch.full((count,), torch.nan, device=self.device),
             forwards=zeros.clone(),
             backwards=zeros.clone(),
+            rank_margins=torch.full((count, self.ranks), torch.inf, device=self.device),
         )
         self.errored = zeros.bool()
         self.closest_rank = unbroken.clone()
@@ -77,6 +85,8 @@ class Search(Generic[StateT]):
             self.next_item = int(items[-1]) + 1
             sample, rank = items % count, items // count
             needed = rank < self.broken_rank[sample]
+            if self.only is not None:
+                needed = needed & self.only[sample, rank]
             self._tell(int((~needed).sum()) * self.attack.steps())
             if bool(needed.any()):
                 self._start(sample[needed], rank[needed])
@@ -237,6 +247,7 @@ class Search(Generic[StateT]):
         if state is None:
             return
         self._keep_closest(done)
+        self.found.rank_margins[self.sample[done], self.rank[done]] = self.best_margin[done]
         sizes = getattr(state, "found_size", None)
         if sizes is not None:
             self.found.found_size[self.sample[done]] = sizes[done]

@@ -31,7 +31,7 @@ from torch import Tensor
 
 from robench.evaluation.samples import Found
 
-__all__ = ["Crew", "Save", "Shard", "Tell", "worker_count"]
+__all__ = ["Crew", "Save", "Search", "Shard", "Tell", "worker_count"]
 
 Save = Callable[[Callable[[], dict[str, Any]]], None]
 """Is offered a function that makes a snapshot; decides whether to call it and keep the result."""
@@ -112,6 +112,7 @@ class Crew:
 
     def _finish(self, shard: Shard, found: Found, merge: Merge) -> None:
         merge(shard, found)
+        shard.engine = None  # as large as the shard itself
         self._unfinished = [other for other in self._unfinished if other is not shard]
         if self._save is not None:
             # A snapshot must not hold the last step of what is merged.

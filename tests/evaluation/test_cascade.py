@@ -287,6 +287,19 @@ def test_survivors_near_the_boundary_are_searched_again_exactly() -> None:
     assert int(attacked.forwards[-2]) == 8
 
 
+def test_of_several_restarts_only_those_that_came_near_are_run_again() -> None:
+    data = stripes([0.105, 0.3])
+    twice = pgd("twice", steps=3, relative_step_size=0.4, restarts=2)
+    clean, run = cascade(data, twice, haze=0.5)
+    attacked = run.run(clean, data.input_shape)
+    first, again = attacked.stages
+    assert (first.attempted, again.attempted) == (2, 1)
+    near = attacked.rank_margins[0] <= 2 * 0.5
+    assert near.tolist() == [[True, False], [False, False]]
+    # Of four searches of as many passes each, one.
+    assert 4 * again.forwards == first.forwards
+
+
 def test_an_exact_search_is_not_repeated() -> None:
     data = stripes(DISTANCES)
     clean, run = cascade(data, WEAK, haze=0.0)

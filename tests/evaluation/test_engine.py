@@ -453,3 +453,38 @@ def test_a_find_ends_the_searches_of_higher_ranks_beside_it() -> None:
     assert torch.equal(found.broken, breakable)
     assert found.forwards[breakable].unique().tolist() == [4]
     assert found.forwards[~breakable].unique().tolist() == [82]
+
+
+def _targeted() -> APGD:
+    return APGD(ThreatModel.of("Linf", 0.02), loss="dlr-targeted", steps=9, targets=4)
+
+
+def test_only_the_searches_that_are_wanted_run() -> None:
+    model = ExactNetwork()
+    inputs = images(50, seed=1)
+    labels = predictions(model, inputs)
+    whole = run_engine(_targeted(), model, inputs, labels).found
+    rank = int(whole.rank.max())
+    assert rank > 0
+    # What a search finds does not depend on the searches that ran before it.
+    alone = whole.rank == rank
+    wanted = torch.zeros(50, 4, dtype=torch.bool)
+    wanted[alone | (whole.rank < 0), rank] = True
+    found = run_engine(_targeted(), model, inputs, labels, only=wanted).found
+    assert torch.equal(found.broken, alone)
+    assert set(found.rank.tolist()) == {-1, rank}
+    assert torch.equal(found.adv_inputs[alone], whole.adv_inputs[alone])
+    assert found.forwards[~wanted[:, rank]].unique().tolist() == [0]
+    others = [r for r in range(4) if r != rank]
+    assert bool(found.rank_margins[:, others].isinf().all())
+
+
+def test_each_search_of_a_survivor_says_how_close_it_came() -> None:
+    model = ExactNetwork()
+    inputs = images(40, seed=1)
+    found = run_engine(_targeted(), model, inputs, predictions(model, inputs)).found
+    survived = ~found.broken
+    assert bool(survived.any())
+    margins = found.rank_margins[survived]
+    assert bool(margins.isfinite().all())
+    assert torch.equal(margins.amin(dim=1), found.closest_margin[survived])

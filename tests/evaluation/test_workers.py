@@ -22,8 +22,9 @@ import robench
 from robench.datasets import ArrayDataset
 from robench.evaluation.cascade import Cascade
 from robench.evaluation.clean_pass import CleanPass
+from robench.evaluation.samples import Found
 from robench.evaluation.settings import Settings
-from robench.evaluation.workers import worker_count
+from robench.evaluation.workers import Crew, Save, Search, Shard, Tell, worker_count
 from robench.models import wrap_module
 from robench.models.wrapper import RobenchModel
 from robench.records import AttackSpec, Suite
@@ -136,6 +137,29 @@ def test_a_snapshot_of_several_engines_goes_on_anywhere(
             assert found[name] == expected[name], name
         assert [s[:4] for s in found["stages"]] == [s[:4] for s in expected["stages"]]
     assert several > 1
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_what_an_engine_left_behind_is_forgotten_with_its_shard(size: int) -> None:
+    def prepare(shard: Shard) -> Search:
+        def search(tell: Tell, keep: Save) -> Found:
+            keep(lambda: {"points": torch.zeros(3)})
+            none = torch.zeros(len(shard.rows))
+            return Found(none, none.bool(), none, none, none, none.long(), none.long(), none)
+
+        return search
+
+    shards = [Shard(torch.arange(3)), Shard(torch.arange(3, 6))]
+    unfinished: list[int] = []
+
+    def snapshot(left: list[Shard]) -> dict[str, Any]:
+        unfinished.append(len(left))
+        return {}
+
+    crew = Crew(size, lambda make: make() and None, snapshot, None)
+    crew.run(shards, prepare, lambda *_: None)
+    assert [shard.engine for shard in shards] == [None, None]
+    assert unfinished[-1] == 0
 
 
 class _InterruptedError(Exception):

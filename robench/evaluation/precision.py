@@ -10,7 +10,6 @@ takes is kept small against the time that the search is expected to take.
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -73,8 +72,8 @@ class SearchChoice:
     exact: SearchModel
     """The fastest that differs from the original by float32 rounding only"""
     batch_size: int
-    seconds: float = math.inf
-    """How long the search is expected to take; infinite where nothing was measured"""
+    seconds: float
+    """How long the search is expected to take"""
 
     @property
     def is_short(self) -> bool:
@@ -144,15 +143,15 @@ def choose_search_model(
         raise unknown_name("precision", precision, list(PRECISIONS))
     plain = EagerModel(model)
     default = batch_size or fitting_batch(model, inputs)
-    if precision == "fp32":
-        return SearchChoice(plain, plain, default)
-    if precision == "auto" and planned_passes < _FEW:
+    if precision in ("auto", "fp32") and planned_passes < _FEW:
         return SearchChoice(plain, plain, default, seconds=0.0)
     rate, surviving = _pilot(plain, inputs, labels, threat_model)
     seconds = planned_passes / rate
     if seconds > _WORTH_MEASURING:
         # Nothing is gained on models that fall at once, whatever the budget.
         seconds *= surviving
+    if precision == "fp32":
+        return SearchChoice(plain, plain, default, seconds)
     if precision == "auto" and seconds < _WORTH_REARRANGING:
         return SearchChoice(plain, plain, default, seconds)
     # On a large network even a check has its price.

@@ -54,11 +54,19 @@ class Table:
 
     @property
     def title(self) -> str:
-        return f"{self.task}, {self.model}, {self.norm} {self.eps}, n = {self.n}"
+        data = "" if self.dataset is None else f" on {self.dataset}"
+        return f"{self.task}, {self.model}{data}, {self.norm} {self.eps}, n = {self.n}"
+
+    @property
+    def runnable(self) -> bool:
+        """Whether its data are here; a folder may not be."""
+        return self.dataset is None or "/" not in self.dataset or Path(self.dataset).exists()
 
 
 _PGD_PEERS = ("bare loop", "robench", "robench fp32", "ART", "torchattacks", "Foolbox")
 _AA_PEERS = ("pyautoattack", "robench")
+_PHOTOGRAPHS = "data/cifar10-jpeg/test"
+"""CIFAR-10's test images as JPEG files in a folder for each class; without it, its table is left out"""
 
 PROTOCOL = (
     "Seeds 0, 1, …; one process a run; loading and judging are not timed, robench's checks and "
@@ -73,6 +81,16 @@ TABLES = (
     Table("aa-core", ("robench",), "digits/Linf-0.2/pgd-at", "Linf", "0.2", repeats=2),
     Table("aa-standard", _AA_PEERS, "digits/Linf-0.2/pgd-at", "L2", "0.5"),
     Table("aa-standard", _AA_PEERS, "digits/Linf-0.2/standard", "Linf", "0.2", repeats=3),
+    # An undefended network of ordinary size: pyautoattack's own, on files that are no part of this.
+    Table(
+        "aa-standard",
+        _AA_PEERS,
+        "cifar10/Linf-8_255/pyautoattack-resnet18",
+        "Linf",
+        "8/255",
+        n=100,
+        dataset=_PHOTOGRAPHS,
+    ),
     # The reference as users run it: batches of 250.
     Table("aa-short", _AA_PEERS, "random:resnet18", "Linf", "1/255", n=250),
 )
@@ -208,7 +226,11 @@ def main() -> None:
             Table("aa-standard", _AA_PEERS, model, arguments.norm, arguments.eps, arguments.n)
             for model in arguments.models
         ]
-    tables = [t for t in tables if not arguments.only or arguments.only in t.title]
+    wanted = [t for t in tables if not arguments.only or arguments.only in t.title]
+    tables = [table for table in wanted if table.runnable]
+    for table in wanted:
+        if not table.runnable:
+            print(f"left out, no folder {table.dataset}: {table.title}", flush=True)
     folder = _HERE.parent / "build" / "peers"
     install_peers(folder)
     lines = ["# robench beside its peers", "", *machine(arguments.device, PROTOCOL)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -11,19 +12,19 @@ from torch import Tensor
 from robench import seeding
 from robench.attacks import build_attack
 from robench.attacks.base import BatchAttack
-from robench.attacks.losses import margin
+from robench.attacks.losses import LOSSES, Loss, margin
 from robench.datasets import Dataset
 from robench.doctor import brief_flags
 from robench.errors import AttackError, ModelError
 from robench.evaluation.adjudicate import Adjudicator, Verdicts
 from robench.evaluation.adversarial_inputs import Inputs
+from robench.evaluation.forks import survives_fork, worker_count
 from robench.evaluation.measures import Measures
 from robench.evaluation.passes import Passes
 from robench.evaluation.precision import choose_search_model
 from robench.evaluation.samples import Samples
 from robench.evaluation.search_models import EagerModel
 from robench.evaluation.settings import Settings
-from robench.evaluation.workers import worker_count
 from robench.models.wrapper import RobenchModel
 from robench.records import AttackSpec
 from robench.threat_models import ThreatModel
@@ -85,6 +86,9 @@ class CleanPass:
         inputs = dataset.batch(probe).to(self.device)
         labels = dataset.labels[probe].to(self.device)
         self.flags = brief_flags(model, inputs, labels)
+        # Passes that leave something behind, or draw from one stream, must not overlap.
+        together = bool({flag.name for flag in self.flags} & _ONE_AT_A_TIME)
+        workers = 1 if together else worker_count(self.device, settings.workers)
         choice = choose_search_model(
             model,
             inputs,
@@ -92,15 +96,24 @@ class CleanPass:
             precision=settings.precision,
             threat_model=threat_model,
             batch_size=wanted,
+            workers=workers,
             planned_passes=_planned_passes(planned, threat_model, model, len(self.rows)),
         )
         self.search_model, self.exact_model = choice.search, choice.exact
         self.batch_size = choice.batch_size
-        # Passes that leave something behind, or draw from one stream, must not overlap.
-        together = bool({flag.name for flag in self.flags} & _ONE_AT_A_TIME)
-        alone = together or (choice.is_short and settings.workers is None)
-        self.workers = 1 if alone else worker_count(self.device, settings.workers)
+        if workers > 1 and choice.is_short and settings.workers is None:
+            workers = 1
+        if workers > 1 and not survives_fork(partial(self._every_pass, inputs[:2], labels[:2])):
+            workers = 1
+        self.workers = workers
         self.measures = Measures(model, dataset, self.rows, self.device, _BATCH)
+
+    def _every_pass(self, inputs: Tensor, labels: Tensor) -> None:
+        """Each kind of pass that a search makes."""
+        self.adjudicator.logits(inputs)
+        for model in (self.search_model, self.exact_model):
+            model.logits(inputs)
+            model.gradient(inputs, Loss(LOSSES["ce"], labels, labels))
 
     def _clean_logits(self, model: RobenchModel, batch_size: int) -> Tensor:
         """float32 (n, K) on the CPU; samples that the model fails on are noted as errors."""

@@ -22,6 +22,7 @@ from robench.attacks.losses import LOSSES, Loss, margin
 from robench.errors import UsageError
 from robench.evaluation.batch_size import BATCHES, fitting_batch
 from robench.evaluation.compiled import Check, Kind, compiling_pays, try_compiled
+from robench.evaluation.forks import threads_of
 from robench.evaluation.passes import SearchModel, is_out_of_memory
 from robench.evaluation.search_models import EagerModel
 from robench.evaluation.timing import synchronise, tiled
@@ -121,6 +122,7 @@ def choose_search_model(
     precision: str,
     threat_model: ThreatModel,
     batch_size: int | None = None,
+    workers: int = 1,
     planned_passes: float,
 ) -> SearchChoice:
     """Choose what searches run on, and how many inputs at a time.
@@ -133,6 +135,7 @@ def choose_search_model(
             to have it whatever is faster.
         threat_model: the ball in which agreement is checked.
         batch_size: the user's; None: what fits into memory, by measurement.
+        workers: searches that are to share the batch, unless the whole is short.
         planned_passes: how many gradients are to come; few do not pay for a measurement.
 
     Raises:
@@ -178,7 +181,9 @@ def choose_search_model(
     exact = trial.fastest(exact_forms if precision == "auto" else exact_forms[:2][-1:], default)
     if batch_size is None:
         default = trial.best_batch(fastest[1], default)
-    search = trial.compiled(*fastest, default, planned_passes * surviving)
+    with threads_of(workers):
+        share = max(1, default // workers)
+        search = trial.compiled(*fastest, share, planned_passes * surviving)
     return SearchChoice(_joined(*search), _joined(*exact), default, seconds)
 
 

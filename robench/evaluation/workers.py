@@ -17,10 +17,7 @@ import multiprocessing
 import multiprocessing.connection
 import os
 import pickle
-import signal
-import sys
 import traceback
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -29,9 +26,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from robench.evaluation.forks import forked, settle_in
 from robench.evaluation.samples import Found
 
-__all__ = ["Crew", "Save", "Search", "Shard", "Tell", "worker_count"]
+__all__ = ["Crew", "Save", "Search", "Shard", "Tell"]
 
 Save = Callable[[Callable[[], dict[str, Any]]], None]
 """Is offered a function that makes a snapshot; decides whether to call it and keep the result."""
@@ -184,15 +182,7 @@ class _Helper:
         self.over = False
         self.asked = False
         self.end_of_pipe, theirs = multiprocessing.Pipe()
-        context = multiprocessing.get_context("fork")
-        self.process = context.Process(
-            target=_help, args=(self.end_of_pipe, theirs, search, os.getpid()), daemon=True
-        )
-        with warnings.catch_warnings():
-            # Python warns of every fork with threads about; those of OpenMP sleep, and the child
-            # does without them.
-            warnings.simplefilter("ignore", DeprecationWarning)
-            self.process.start()
+        self.process = forked(_help, self.end_of_pipe, theirs, search, os.getpid())
         theirs.close()
 
     def ask(self) -> bool:
@@ -242,11 +232,8 @@ def _help(
     parent: int,
 ) -> None:
     """The forked process: search one shard, and report."""
-    # Ctrl-C reaches the whole group; the parent asks for what it needs.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    settle_in()
     parents.close()
-    # More than one would wait for threads of OpenMP that a fork does not bring along.
-    torch.set_num_threads(1)
     told = 0
 
     def tell(steps: int) -> None:
@@ -292,25 +279,3 @@ def _packed(content: Any) -> bytes:
 
 def _unpacked(content: bytes) -> Any:
     return torch.load(io.BytesIO(content), weights_only=True)
-
-
-def worker_count(device: torch.device, wanted: int | None) -> int:
-    """How many searches to run side by side.
-
-    Args:
-        device: where the model runs.
-        wanted: the user's number; None: one for each thread that torch would use.
-
-    Returns:
-        One wherever a fork could not search: off the CPU, where there is no fork, in a process
-        that may have an accelerator's threads, or that is some other program's worker.
-    """
-    safe = (
-        device.type == "cpu"
-        and sys.platform.startswith("linux")
-        and not torch.accelerator.is_available()
-        and not multiprocessing.current_process().daemon
-    )
-    if not safe:
-        return 1
-    return torch.get_num_threads() if wanted is None else wanted

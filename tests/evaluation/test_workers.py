@@ -22,9 +22,10 @@ import robench
 from robench.datasets import ArrayDataset
 from robench.evaluation.cascade import Cascade
 from robench.evaluation.clean_pass import CleanPass
+from robench.evaluation.forks import worker_count
 from robench.evaluation.samples import Found
 from robench.evaluation.settings import Settings
-from robench.evaluation.workers import Crew, Save, Search, Shard, Tell, worker_count
+from robench.evaluation.workers import Crew, Save, Search, Shard, Tell
 from robench.models import wrap_module
 from robench.models.wrapper import RobenchModel
 from robench.records import AttackSpec, Suite
@@ -326,6 +327,22 @@ def test_passes_that_belong_together_have_one_worker(network: Any, alone: bool) 
     settings = Settings(precision="fp32", workers=3)
     clean = CleanPass(model, data, THREAT, settings, [SPEC])
     assert clean.workers == (1 if alone else 3)
+
+
+@pytest.mark.parametrize(
+    "act, fine",
+    [(lambda: None, True), (lambda: time.sleep(60), False), (lambda: 1 / 0, False)],
+    ids=["works", "hangs", "fails"],
+)
+def test_a_rehearsal_tells_whether_a_fork_can_search(
+    act: Callable[[], None], fine: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("robench.evaluation.forks._REHEARSAL", 1.0)
+    model, data = problem(InChildren(act))
+    settings = Settings(precision="fp32", workers=3)
+    clean = CleanPass(model, data, THREAT, settings, [SPEC])
+    assert clean.workers == (3 if fine else 1)
+    assert not multiprocessing.active_children()
 
 
 def test_as_many_as_threads_where_a_fork_is_safe(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -102,8 +102,8 @@ class Crew:
         """This process's own search is between two steps."""
 
         def collect() -> dict[str, Any]:
-            shard.engine = make()
-            return self.collect()
+            others = [s for s in self._unfinished if s is not shard and s.engine is not None]
+            return self._snapshot([Shard(shard.rows, make()), *others])
 
         if self._save is not None:
             self._save(collect)

@@ -72,6 +72,7 @@ class APGD:
     """
 
     runs_to_the_end = False
+    needs_exact = False
 
     def __init__(
         self,

@@ -108,6 +108,9 @@ class Attack(Protocol[StateT]):
     threat_model: ThreatModel
     runs_to_the_end: bool
     """True for minimum-norm attacks, which go on after the first find to make it smaller."""
+    needs_exact: bool
+    """True for attacks that walk along the decision boundary, which must stay where it is: low
+    precision moves it, and by other amounts in forward passes and in gradients."""
 
     def ranks(self, num_classes: int) -> int:
         """How many searches a sample gets: targets × restarts."""

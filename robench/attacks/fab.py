@@ -50,6 +50,7 @@ class FAB:
     """
 
     runs_to_the_end = False
+    needs_exact = True
 
     def __init__(
         self,

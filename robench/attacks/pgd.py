@@ -51,6 +51,7 @@ class PGD:
     """
 
     runs_to_the_end = False
+    needs_exact = False
 
     def __init__(
         self,

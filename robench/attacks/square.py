@@ -77,6 +77,7 @@ class Square:
     """
 
     runs_to_the_end = False
+    needs_exact = False
 
     def __init__(
         self,

@@ -278,7 +278,7 @@ def _text(record: EvaluationRecord) -> str:
                 str(s.attempted),
                 str(s.broken),
                 str(s.errored),
-                s.skipped or (f"again, in {s.search}" if s.search else ""),
+                s.skipped or (f"in {s.search}" if s.search else ""),
             )
             for s in record.stages
         ]

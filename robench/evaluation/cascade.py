@@ -131,6 +131,7 @@ class Cascade:
             if not exact
             and self.stages[phase.stage].output is None
             and not isinstance(self.attacks[phase.stage], BatchAttack)
+            and not self._is_exact(phase)
         ]
         return first + again
 
@@ -287,7 +288,8 @@ class Cascade:
             attacked.flags += flag_gradients(
                 tally.zero_gradients, tally.nonfinite_gradients, max(len(tally.due), 1)
             )
-        search_name = self.exact_model.description if phase.again else None
+        exact = self._is_exact(phase) and self.exact_model is not self.search_model
+        search_name = self.exact_model.description if exact else None
         attacked.stages.append(tally.result(stage.name, search_name, skipped))
         if self.save is not None:
             # What the last step left behind is merged; a snapshot must not merge it twice.
@@ -316,7 +318,7 @@ class Cascade:
             found = propose(attack, self.model, self.adjudicator, samples, self.seed)
             tell(len(samples))
             return found
-        search_model, samples = self._aim(stage, samples, phase.again)
+        search_model, samples = self._aim(stage, samples, self._is_exact(phase))
         num_classes = samples.clean_logits.shape[1]
         engine = Engine(
             attack,
@@ -330,10 +332,15 @@ class Cascade:
             only = only.to(samples.inputs.device)
         return engine.run(samples, progress=tell, snapshot=engine_state, save=keep, only=only)
 
-    def _aim(self, stage: AttackSpec, samples: Samples, again: bool) -> tuple[SearchModel, Samples]:
+    def _is_exact(self, phase: Phase) -> bool:
+        """Whether the phase searches on what differs from the original by rounding only."""
+        attack = self.attacks[phase.stage]
+        return phase.again or (not isinstance(attack, BatchAttack) and attack.needs_exact)
+
+    def _aim(self, stage: AttackSpec, samples: Samples, exact: bool) -> tuple[SearchModel, Samples]:
         """The model to search on: the final output's, or that of another named output."""
         if stage.output is None:
-            return self.exact_model if again else self.search_model, samples
+            return self.exact_model if exact else self.search_model, samples
         other = self.model.with_output(stage.output)
         logits = Adjudicator(other, self.threat_model, self.batch_size).logits(samples.inputs)
         aimed = Samples(samples.inputs, samples.labels, logits, samples.keys)

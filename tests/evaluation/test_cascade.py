@@ -300,6 +300,18 @@ def test_of_several_restarts_only_those_that_came_near_are_run_again() -> None:
     assert 4 * again.forwards == first.forwards
 
 
+def test_an_attack_that_walks_along_the_boundary_sees_the_original_s() -> None:
+    data = stripes(DISTANCES)
+    fab = AttackSpec(name="fab", attack="fab", params={"steps": 4, "targets": 1})
+    clean, run = cascade(data, fab, haze=0.5)
+    attacked = run.run(clean, data.input_shape)
+    # In the haze every margin is larger by 0.5: 0.099 would be out of reach.
+    broken = (attacked.stage >= 0).tolist()
+    assert (broken[0], broken[1], broken[3]) == (True, True, True)
+    assert broken[4:] == [False, False, False]
+    assert [(stage.search, stage.attempted) for stage in attacked.stages] == [("fp32", 7)]
+
+
 def test_an_exact_search_is_not_repeated() -> None:
     data = stripes(DISTANCES)
     clean, run = cascade(data, WEAK, haze=0.0)

@@ -62,7 +62,7 @@ def evaluate(
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:1`` or ``mps``.
         precision: of the search: ``auto``, ``fp32``, ``tf32``, ``bf16`` or ``fp16``.
         batch_size: inputs at a time; None: chosen for the device.
-        workers: searches side by side; None: on a CPU one for each core, four at most.
+        workers: searches side by side; None: on a CPU one for each thread of torch's.
         results: folder of records, read and written; None: nothing is kept.
         save_adversarial: keep adversarial inputs with the records.
         num_classes: for a module that is not robench's; None: the data set's.

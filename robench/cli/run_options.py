@@ -102,8 +102,7 @@ WorkersOption = Annotated[
         "--workers",
         metavar="N",
         min=1,
-        help="Searches side by side; default: on a CPU one for each core, four at most. Changes "
-        "no result.",
+        help="Searches side by side; default: on a CPU one for each thread. Changes no result.",
     ),
 ]
 ArchOption = Annotated[

@@ -18,7 +18,7 @@ class Settings:
         device: where the model runs.
         precision: of the search, ``auto`` or a name of :mod:`robench.evaluation.precision`.
         batch_size: inputs at a time; None: chosen by measurement.
-        workers: searches side by side; None: one for each of a CPU's cores, four at most.
+        workers: searches side by side; None: on a CPU one for each thread of torch's.
         save_adversarial: keep every adversarial input in the store.
         snapshot_seconds: how often an unfinished job is saved.
     """

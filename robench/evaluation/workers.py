@@ -255,7 +255,7 @@ def _help(
         found = search(tell, stepped)
         pipe.send(("steps", told))
         pipe.send(("found", _packed(dict(vars(found)))))
-    except (EOFError, BrokenPipeError):
+    except (EOFError, ConnectionError):
         return  # nobody listens any more
     except Exception as error:
         pipe.send(("failure", _portable(error)))

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ValidationError
 from torch import nn
 
 from robench import seeding
+from robench.allocator import keep_freed_memory
 from robench.datasets import Dataset, load_training_splits
 from robench.defenses.catalogue import RECIPES
 from robench.defenses.defaults import Defaults, defaults_for
@@ -113,6 +114,8 @@ def train(
     defaults = defaults_for(train_data.name)
     loss, settings = _configure(recipe, defaults.settings, overrides)
     check_batch_size(train_data, settings)
+    if chosen.type == "cpu":
+        keep_freed_memory()
     if chosen.type == "cpu" and not settings.threads:
         # Spelled out, so that the recorded command gives the same bits elsewhere.
         settings = settings.model_copy(update={"threads": torch.get_num_threads()})

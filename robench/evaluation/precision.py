@@ -50,6 +50,8 @@ _TIMING_SECONDS = 0.03
 _TURNS = 2
 _STILL_IN = 0.8
 """Share of the best rate so far below which a variant gets no second turn"""
+_PRICE_OF_INEXACT = 1.15
+"""How many times faster a variant must be that has to be searched again near the boundary"""
 _LONG_CALL = 0.12
 """Seconds of one call above which a larger batch has nothing left to gain"""
 _PILOT = 32
@@ -160,14 +162,12 @@ def choose_search_model(
     # On a large network even a check has its price.
     checked = max(16, min(len(inputs), int(rate / 4)))
     trial = _Trial(model, plain, inputs[:checked], labels[:checked], threat_model)
-    rearranged = trial.agreeing("fp32 rearranged", _ROUNDING)
     if precision == "auto" and seconds < _WORTH_MEASURING:
-        only = rearranged[0] if rearranged else plain
+        only = trial.exact_forms[:2][-1]  # folding is a good guess
         return SearchChoice(only, only, default, seconds)
-    exact_forms = [plain, *rearranged]
     if precision == "auto":
         kinds = _AUTO.get(inputs.device.type, ("fp32 rearranged",))[1:]
-        candidates = [*exact_forms, *(c for kind in kinds for c in trial.agreeing(kind))]
+        candidates = [*trial.exact_forms, *(c for kind in kinds for c in trial.agreeing(kind))]
     else:
         candidates = trial.agreeing(precision)
     if not candidates:
@@ -177,14 +177,18 @@ def choose_search_model(
             hint="Use --precision auto or fp32",
         )
     fastest = trial.fastest(candidates, default)
-    # Among all that were timed already; where a precision was asked for, folding is a good guess.
-    exact = trial.fastest(exact_forms if precision == "auto" else exact_forms[:2][-1:], default)
+    exact = fastest
+    if not all(form in trial.exact_forms for form in fastest):
+        # All were timed already; where a precision was asked for, folding is a good guess.
+        known = trial.exact_forms if precision == "auto" else trial.exact_forms[:2][-1:]
+        exact = trial.fastest(known, default)
     if batch_size is None:
         default = trial.best_batch(fastest[1], default)
     with threads_of(workers):
         share = max(1, default // workers)
         search = trial.compiled(*fastest, share, planned_passes * surviving)
-    return SearchChoice(_joined(*search), _joined(*exact), default, seconds)
+    joined = _joined(*search)
+    return SearchChoice(joined, joined if search == exact else _joined(*exact), default, seconds)
 
 
 class _Trial:
@@ -206,6 +210,8 @@ class _Trial:
         self.points = random_point(inputs, threat_model.norm, threat_model.radius, keys)
         self.expected = margin(plain.logits(self.points), labels)
         self.rates: dict[tuple[str, str], float] = {}
+        self.exact_forms = [plain, *self.agreeing("fp32 rearranged", _ROUNDING)]
+        """Those that differ from the original by rounding only"""
 
     def agreeing(self, kind: str, limit: float = _MAX_DISAGREEMENT) -> list[EagerModel]:
         """The variants of one kind whose margins agree up to ``limit`` × the median margin."""
@@ -241,9 +247,14 @@ class _Trial:
                 for candidate in fresh:
                     if turn == 0 or self.rates[candidate.description, kind] >= _STILL_IN * best:
                         self._time(candidate, kind, batch, again=turn > 0)
-        forward = max(candidates, key=lambda c: self.rates[c.description, "logits"])
-        backward = max(candidates, key=lambda c: self.rates[c.description, "gradient"])
+        forward = max(candidates, key=lambda c: self._worth(c, "logits"))
+        backward = max(candidates, key=lambda c: self._worth(c, "gradient"))
         return forward, backward
+
+    def _worth(self, candidate: EagerModel, kind: Kind) -> float:
+        """Inputs a second, less for what does not stand for the original near the boundary."""
+        rate = self.rates[candidate.description, kind]
+        return rate if candidate in self.exact_forms else rate / _PRICE_OF_INEXACT
 
     def _time(self, candidate: EagerModel, kind: Kind, batch_size: int, again: bool) -> None:
         key = candidate.description, kind

@@ -55,10 +55,13 @@ VARIANTS: dict[str, tuple[Variant, ...]] = {
 
 def build_variant(model: RobenchModel, variant: Variant) -> EagerModel | None:
     """The model in another form; None where it cannot take that form."""
+    name = variant.name
     try:
         other = copy.deepcopy(model)
-        if variant.folded:
-            _fold(other)
+        if variant.folded and not _fold(other):
+            name = name.replace(" folded", "")
+            if name == "fp32":
+                return None  # the model as it is
         if variant.dtype != torch.float32:
             _lower(other, variant.dtype)
         layout = torch.channels_last if variant.channels_last else torch.contiguous_format
@@ -67,7 +70,7 @@ def build_variant(model: RobenchModel, variant: Variant) -> EagerModel | None:
     except (RuntimeError, TypeError, ValueError, AttributeError):
         return None  # what cannot be copied, traced or cast is run as it is
     kind = _TF32Model if variant.tf32 else EagerModel
-    return kind(other, variant.name, memory_format=layout)
+    return kind(other, name, memory_format=layout)
 
 
 class _TF32Model(EagerModel):
@@ -93,14 +96,24 @@ def _tf32() -> Iterator[None]:
         matmul.allow_tf32, cudnn.allow_tf32 = before
 
 
-def _fold(model: RobenchModel) -> None:
-    """Merge each BatchNorm into the convolution before it, where the network can be traced."""
-    from torch.fx.experimental.optimization import fuse  # imports torch.fx, used here alone
+def _fold(model: RobenchModel) -> bool:
+    """Merge each BatchNorm into the convolution before it, where the network can be traced.
 
+    Returns:
+        Whether there was any, and the network traced.
+    """
+    from torch.fx import symbolic_trace  # imports much, used here alone
+    from torch.fx.experimental.optimization import fuse
+
+    network = model.network.eval()
+    if not any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in network.modules()):
+        return False
     # A network that cannot be traced is run unfolded; one that traces wrongly fails to agree.
     with contextlib.suppress(Exception):
-        model.network = fuse(model.network.eval())
+        model.network = fuse(symbolic_trace(network, model.fixed_arguments()), no_trace=True)
         model.requires_grad_(False)
+        return True
+    return False
 
 
 class _Cast(nn.Module):

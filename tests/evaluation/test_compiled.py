@@ -297,7 +297,7 @@ def test_long_searches_run_compiled_and_what_is_exact_does_not(monkeypatch) -> N
     choice = choose("auto", 1e12)
     assert choice.search.description.count("compiled") in (1, 2)
     assert "compiled" not in choice.exact.description
-    assert choose("bf16", 1e12).search.description.startswith("bf16 folded")
+    assert choose("bf16", 1e12).search.description.startswith("bf16")
     points, loss = batch(13)
     assert torch.allclose(
         choice.search.logits(points), choice.exact.logits(points), atol=choice.search.tolerance

@@ -97,6 +97,40 @@ def test_folding_batch_norm_changes_rounding_only(digits) -> None:
     assert torch.allclose(folded.logits(inputs), model(inputs), atol=1e-4)
 
 
+def test_networks_whose_forward_takes_more_than_inputs_are_folded_too() -> None:
+    data = load_dataset("digits").subset(16)
+    model = load_model("digits/Linf-0.2/ancra")  # forward(inputs, y=None, _eval=None)
+    folded = build_variant(model, Variant("fp32 folded", folded=True))
+    assert folded is not None
+    assert not [m for m in folded.module.modules() if isinstance(m, nn.BatchNorm2d)]
+    points = data.batch(range(16))
+    assert torch.allclose(folded.logits(points), model(points), atol=1e-4)
+
+
+def test_no_form_is_called_folded_that_had_nothing_to_fold() -> None:
+    model = load_model("digits/Linf-0.2/vit-pgd-at")
+    assert build_variant(model, Variant("fp32 folded", folded=True)) is None
+    other = build_variant(model, Variant("bf16 folded", torch.bfloat16, folded=True))
+    assert other is not None
+    assert other.description == "bf16"
+
+
+@pytest.mark.parametrize(("gain", "chosen"), [(1.1, "fp32 folded"), (1.5, "bf16 folded")])
+def test_low_precision_must_pay_for_the_second_search_near_the_boundary(
+    digits, gain, chosen, monkeypatch
+) -> None:
+    def measured(_trial: object, form: EagerModel, _what: str, size: int) -> tuple[float, float]:
+        rate = {"fp32": 500.0, "fp32 folded": 1000.0, "bf16 folded": 1000.0 * gain}
+        return rate.get(form.description, 1.0), size / rate.get(form.description, 1.0)
+
+    monkeypatch.setattr(precisions._Trial, "_measured", measured)
+    model, inputs, labels = digits
+    choice = choose(model, inputs, labels, "auto")
+    assert choice.search.description == chosen
+    assert choice.exact.description == "fp32 folded"
+    assert (choice.search is choice.exact) == (gain < 1.15)
+
+
 def test_fp32_is_the_model_itself(digits) -> None:
     model, inputs, labels = digits
     choice = choose(model, inputs, labels, "fp32")

@@ -21,6 +21,7 @@ from robench.threat_models import Norm
 __all__ = ["project_onto_hyperplane"]
 
 _FLAT = 1e-8  # weights below this are treated as zero, as in the reference
+_HIGH = 1e30  # a level above every cap
 
 
 def project_onto_hyperplane(points: Tensor, w: Tensor, b: Tensor, norm: Norm) -> Tensor:
@@ -37,9 +38,9 @@ def project_onto_hyperplane(points: Tensor, w: Tensor, b: Tensor, norm: Norm) ->
     """
     gap = b - (w * points).sum(dim=1)
     towards = torch.where(gap >= 0, 1.0, -1.0).to(w.dtype)[:, None] * w
-    cap = torch.where(towards > 0, 1 - points, points)
-    cap = torch.where(towards.abs() > _FLAT, cap, 0.0)
     size = towards.abs()
+    # Masks as numbers: torch multiplies several times faster than it selects.
+    cap = (points - _positive(towards)).abs() * _positive(size - _FLAT)
     need = gap.abs()
     if norm == "L1":
         return towards.sign() * _fill_largest_first(size, cap, need)
@@ -47,16 +48,20 @@ def project_onto_hyperplane(points: Tensor, w: Tensor, b: Tensor, norm: Norm) ->
     ratio = torch.ones_like(size) if norm == "Linf" else size
     level = _water_level(slope, cap / ratio.clamp_min(1e-30), need)
     wanted = level[:, None] * ratio
-    # Where no level is enough, inf·0 is NaN at flat coordinates; they fall to their cap, 0.
-    return towards.sign() * torch.where(wanted < cap, wanted, cap)
+    return towards.sign() * torch.minimum(wanted, cap)
+
+
+def _positive(values: Tensor) -> Tensor:
+    """1 where positive, else 0."""
+    return values.sign().relu_()
 
 
 def _water_level(slope: Tensor, full: Tensor, need: Tensor) -> Tensor:
-    """The smallest ρ with Σᵢ slopeᵢ·min(ρ, fullᵢ) ≥ need, +inf where none reaches it."""
+    """The smallest ρ with Σᵢ slopeᵢ·min(ρ, fullᵢ) ≥ need, :data:`_HIGH` where none reaches it."""
     most = (slope * full).sum(dim=1)
     reachable = most > need
     level = torch.zeros_like(need)
-    open_slope = torch.where(full > 0, slope, 0.0).sum(dim=1)
+    open_slope = (slope * _positive(full)).sum(dim=1)
     # Rows that are there stay as they are: their rounding must not depend on the other rows.
     active = reachable
     for _ in range(slope.shape[1]):
@@ -65,13 +70,14 @@ def _water_level(slope: Tensor, full: Tensor, need: Tensor) -> Tensor:
         raised = torch.where(active, level + advance, level)
         active = active & (raised > level)
         level = raised
-        next_slope = torch.where(full > level[:, None], slope, 0.0).sum(dim=1)
+        next_slope = (slope * _positive(full - level[:, None])).sum(dim=1)
         # Where no coordinate filled up on the way the level is exact.
         active = active & (next_slope != open_slope)
         if not bool(active.any()):
             break
         open_slope = torch.where(next_slope > 0, next_slope, open_slope)
-    return torch.where(reachable, level, torch.inf)
+    # Not infinite, which would make flat coordinates NaN.
+    return torch.where(reachable, level, _HIGH)
 
 
 def _fill_largest_first(size: Tensor, cap: Tensor, need: Tensor) -> Tensor:

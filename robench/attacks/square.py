@@ -183,8 +183,10 @@ class Square:
             *state.inputs.shape[1:],
         )
         identity = draws.identity.view(count, window)
-        same = identity[:, :, None] == identity[:, None, :]
-        repeated = (same & (positions[:, None] > positions)).any(dim=2)
+        places = positions.to(torch.int16).expand_as(identity)
+        first = places.new_full(state.tried.shape, window)
+        first.scatter_reduce_(1, identity, places, "amin")
+        repeated = first.gather(1, identity) < places
         unknown = valid & ~state.tried.gather(1, identity) & ~repeated
         # The passes that memory has saved are what asking ahead may waste.
         saved = state.step - state.asked

@@ -57,11 +57,20 @@ def _window(side: int, power: int) -> Tensor:
     return window / window.abs().pow(power).sum().pow(1 / power)
 
 
-def _signed_windows(side: int, power: int, channels: int, keys: Tensor) -> Tensor:
-    """A window for each sample, upright or transposed, its sign drawn by channel."""
-    upright = _window(side, power).to(keys.device)
-    turned = seeding.signs(seeding.derive(keys, seeding.tag("turn")), (1, 1, 1)) > 0
-    signs = seeding.signs(seeding.derive(keys, seeding.tag("sign")), (channels, 1, 1))
+def _signed_windows(side: int, power: int, draws: Tensor) -> Tensor:
+    """A window for each sample, upright or transposed, its sign drawn by channel.
+
+    Args:
+        side: in pixels.
+        power: 2 for L2, 1 for L1.
+        draws: (B, 1 + C), uniform in [0, 1).
+
+    Returns:
+        (B, C, side, side).
+    """
+    upright = _window(side, power).to(draws.device)
+    turned = draws[:, :1, None, None] >= 0.5
+    signs = torch.where(draws[:, 1:, None, None] >= 0.5, 1.0, -1.0)
     return torch.where(turned, upright.T, upright) * signs
 
 
@@ -77,8 +86,8 @@ def starting_pattern(inputs: Tensor, threat_model: ThreatModel, keys: Tensor) ->
             room = delta[:, :, top : top + side, left : left + side]
             if room.shape[2:] != (side, side):  # the grid may reach over the border
                 continue
-            cell = seeding.derive(keys, i * width + j)
-            room += _signed_windows(side, _power(threat_model), channels, cell)
+            draws = seeding.uniform(seeding.derive(keys, i * width + j), (1 + channels,))
+            room += _signed_windows(side, _power(threat_model), draws)
     if threat_model.norm == "L2":
         return (inputs + threat_model.radius * unit(delta, "L2")).clamp(0, 1)
     return project(inputs + delta, inputs, "L1", threat_model.radius * _INSIDE)
@@ -98,9 +107,9 @@ def move_mass(
     """
     count, channels, height, width = best.shape
     power, eps = _power(threat_model), threat_model.radius
-    corners = seeding.uniform(keys, (4,))
+    draws = seeding.uniform(keys, (5 + channels,))
     room = torch.tensor([height, width, height, width], device=keys.device) - side
-    top, left, top_2, left_2 = (corners * room.clamp_min(1)).long().unbind(dim=1)
+    top, left, top_2, left_2 = (draws[:, :4] * room.clamp_min(1)).long().unbind(dim=1)
 
     offsets = torch.arange(side, device=keys.device)
     row = torch.arange(count, device=keys.device)[:, None, None, None]
@@ -125,7 +134,7 @@ def move_mass(
         mass = (unspent / channels + in_windows) * channels
 
     old = delta[filled]
-    new = _signed_windows(side, power, channels, keys) + old / (_TINY + _size(old, power))
+    new = _signed_windows(side, power, draws[:, 4:]) + old / (_TINY + _size(old, power))
     outside[filled] = new / (_TINY + _size(new, power)) * mass
     if power == 2:
         return (inputs + eps * unit(outside, "L2")).clamp(0, 1)

@@ -46,9 +46,9 @@ _MAX_DISAGREEMENT = 0.05
 """Largest allowed error of a margin, as a share of the median margin"""
 _ROUNDING = 1e-3
 """The same, for what may stand for the original near the boundary"""
-_TIMING_SECONDS = 0.03
+_TIMING_SECONDS = 0.015
 _TURNS = 2
-_STILL_IN = 0.8
+_STILL_IN = 0.9
 """Share of the best rate so far below which a variant gets no second turn"""
 _PRICE_OF_INEXACT = 1.15
 """How many times faster a variant must be that has to be searched again near the boundary"""
@@ -176,16 +176,16 @@ def choose_search_model(
             where=model.summary.id,
             hint="Use --precision auto or fp32",
         )
-    fastest = trial.fastest(candidates, default)
-    exact = fastest
-    if not all(form in trial.exact_forms for form in fastest):
-        # All were timed already; where a precision was asked for, folding is a good guess.
-        known = trial.exact_forms if precision == "auto" else trial.exact_forms[:2][-1:]
-        exact = trial.fastest(known, default)
-    if batch_size is None:
-        default = trial.best_batch(fastest[1], default)
+    share = max(1, default // workers)
     with threads_of(workers):
-        share = max(1, default // workers)
+        fastest = exact = trial.fastest(candidates, share)
+        if not all(form in trial.exact_forms for form in fastest):
+            # All were timed already; where a precision was asked for, folding is a good guess.
+            known = trial.exact_forms if precision == "auto" else trial.exact_forms[:2][-1:]
+            exact = trial.fastest(known, share)
+        if batch_size is None:
+            share = trial.best_batch(fastest[1], share, workers)
+            default = share * workers
         search = trial.compiled(*fastest, share, planned_passes * surviving)
     joined = _joined(*search)
     return SearchChoice(joined, joined if search == exact else _joined(*exact), default, seconds)
@@ -273,15 +273,19 @@ class _Trial:
             self._time(candidate, kind, batch_size, again=False)
         return self.rates[candidate.description, kind]
 
-    def best_batch(self, model: EagerModel, batch_size: int) -> int:
-        """Larger batches while they pay: what surrounds a pass costs the same for any size."""
+    def best_batch(self, model: EagerModel, batch_size: int, workers: int) -> int:
+        """Larger batches, for each worker, while they pay and fit.
+
+        What surrounds a pass costs the same for any size.
+        """
         if batch_size > _LONG_CALL * self._rate(model, "gradient", self._timed(batch_size)):
             return batch_size
         best, seconds = self._measured(model, "gradient", batch_size)
         for larger in BATCHES.get(self.points.device.type, ()):
             if larger <= batch_size or seconds > _LONG_CALL:
                 continue
-            if larger > fitting_batch(self.model, self.points, at_most=larger):
+            together = larger * workers
+            if together > fitting_batch(self.model, self.points, at_most=together):
                 break
             rate, seconds = self._measured(model, "gradient", larger)
             if rate < 0.97 * best:

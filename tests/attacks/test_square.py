@@ -137,15 +137,12 @@ def _replayed(attack: SquareAttack, slot: Slots, threat_model: ThreatModel) -> N
     power = 2 if threat_model.norm == "L2" else 1
     keys = seeding.derive(slot.keys, seeding.tag("square windows"))
 
-    def turned(key: Tensor, side: int) -> Tensor:
+    def turned(drawn: Tensor, side: int) -> Tensor:
         upright = _window(side, power)
-        up = seeding.signs(seeding.derive(key, seeding.tag("turn")), (1,))
-        return upright.T if float(up) > 0 else upright
+        return upright.T if float(drawn) >= 0.5 else upright
 
-    def channel_signs(key: Tensor) -> Tensor:
-        return seeding.signs(seeding.derive(key, seeding.tag("sign")), (1, channels, 1, 1)).view(
-            1, channels, 1, 1
-        )
+    def as_signs(drawn: Tensor) -> Tensor:
+        return (drawn >= 0.5).float().mul(2).sub(1).view(1, channels, 1, 1)
 
     def starts() -> Iterator[Any]:
         if threat_model.norm == "Linf":
@@ -155,8 +152,9 @@ def _replayed(attack: SquareAttack, slot: Slots, threat_model: ThreatModel) -> N
         for i in range(height // side):
             for j in range(width // side):
                 key = seeding.derive(slot.keys, i * width + j)
-                yield turned(key, side)
-                yield channel_signs(key)
+                drawn = seeding.uniform(key, (1 + channels,))[0]
+                yield turned(drawn[0], side)
+                yield as_signs(drawn[1:])
 
     def steps() -> Iterator[Any]:
         for step in range(10**6):
@@ -167,9 +165,10 @@ def _replayed(attack: SquareAttack, slot: Slots, threat_model: ThreatModel) -> N
                 yield drawn[1]
                 yield (drawn[2:] >= 0.5).float().mul(2).sub(1).view(channels, 1, 1)
                 continue
-            yield from seeding.uniform(key, (4,))[0]
-            yield lambda side, key=key: turned(key, side)
-            yield channel_signs(key)
+            drawn = seeding.uniform(key, (5 + channels,))[0]
+            yield from drawn[:4]
+            yield lambda side, drawn=drawn: turned(drawn[4], side)
+            yield as_signs(drawn[5:])
 
     draws: Iterator[Any] = (draw for part in (starts(), steps()) for draw in part)
 

@@ -45,7 +45,7 @@ class Check:
 CHECKS: Final[dict[str, Check]] = {
     "modes": Check(modes, 1, 1),
     "state": Check(changed_state, 16, 8),
-    "randomness": Check(randomised, 128, 32),
+    "randomness": Check(randomised, 128, 8),
     "adaptation": Check(dynamic, 2, 2),
     "batch mates": Check(batch_mates, 64, 16),
     "outputs": Check(kind_of_outputs, None, _BRIEF),
@@ -64,6 +64,7 @@ def examine(
     *,
     data_classes: int | None = None,
     brief: bool = False,
+    logits: Tensor | None = None,
 ) -> list[Finding]:
     """Look for what would make an evaluation worthless, with evidence and a mend for each fault.
 
@@ -77,12 +78,14 @@ def examine(
         labels: int64 (N,).
         data_classes: how many classes the data set has; None: not known.
         brief: fewer samples, as before a run.
+        logits: float32 (N, K), the model's, if it was asked before.
 
     Returns:
         What was found, in the order of :data:`CHECKS`; empty says "nothing found", never "sound".
     """
     if brief:
         inputs, labels = inputs[:_BRIEF], labels[:_BRIEF]
+        logits = None if logits is None else logits[:_BRIEF]
     with _untouched(model, inputs.device):
         readable, found = find_logits(model, inputs[:2])
         if readable is None:
@@ -91,7 +94,8 @@ def examine(
         found += problems
         if data_classes not in (None, model.num_classes):
             found.append(_class_count(model.num_classes, data_classes))
-        subject = Subject(readable, inputs, labels).at(inside)
+        known = logits if readable is model else None
+        subject = Subject(readable, inputs, labels, known).at(inside)
         try:
             finite, problems = finite_rows(subject) if bool(inside.any()) else (inside, [])
         except Exception as error:  # Foreign code may raise anything.
@@ -111,9 +115,12 @@ def examine(
     return found
 
 
-def brief_flags(model: RobenchModel, inputs: Tensor, labels: Tensor) -> list[Flag]:
+def brief_flags(
+    model: RobenchModel, inputs: Tensor, labels: Tensor, logits: Tensor | None = None
+) -> list[Flag]:
     """What a short examination finds, as flags of a record; arguments as for :func:`examine`."""
-    return [finding.flag() for finding in examine(model, inputs, labels, brief=True)]
+    found = examine(model, inputs, labels, brief=True, logits=logits)
+    return [finding.flag() for finding in found]
 
 
 def _class_count(own: int, given: int | None) -> Finding:

@@ -40,7 +40,7 @@ READINGS: Final[dict[str, dict[str, Any]]] = {
 """What networks are trained on, as fields of :class:`robench.records.InputSpec`."""
 
 _SEVERE_GAIN = 0.2
-_ENOUGH = 128
+_ENOUGH = 32
 _FAR = 0.25
 _NEAR = 1.0
 _TIMES_NEARER = 10

@@ -25,16 +25,18 @@ class Subject:
         model: inputs (N, C, H, W) in [0, 1] → logits (N, K).
         inputs: float32 (N, C, H, W), on the model's device.
         labels: int64 (N,), each in [0, K), on the same device.
+        known: float32 (N, K), the model's logits, if it was asked before.
     """
 
     model: RobenchModel
     inputs: Tensor
     labels: Tensor
+    known: Tensor | None = None
 
     @cached_property
     def logits(self) -> Tensor:
         """float32 (N, K)."""
-        return self.forward(self.inputs)
+        return self.forward(self.inputs) if self.known is None else self.known
 
     @cached_property
     def predictions(self) -> Tensor:
@@ -63,15 +65,17 @@ class Subject:
 
     def at(self, rows: Tensor) -> Subject:
         """The same model with some of the samples; ``rows`` is a mask or indices."""
-        return replace(self, inputs=self.inputs[rows], labels=self.labels[rows])
+        known = None if self.known is None else self.known[rows]
+        return replace(self, inputs=self.inputs[rows], labels=self.labels[rows], known=known)
 
     def first(self, n: int) -> Subject:
         """The same model with at most ``n`` samples."""
-        return replace(self, inputs=self.inputs[:n], labels=self.labels[:n])
+        known = None if self.known is None else self.known[:n]
+        return replace(self, inputs=self.inputs[:n], labels=self.labels[:n], known=known)
 
     def reading(self, input_spec: InputSpec) -> Subject:
         """The same samples, read as another card would have the network read them."""
-        return replace(self, model=rewrapped(self.model, input_spec=input_spec))
+        return replace(self, model=rewrapped(self.model, input_spec=input_spec), known=None)
 
 
 def rewrapped(

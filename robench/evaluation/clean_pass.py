@@ -88,7 +88,7 @@ class CleanPass:
         probe = finite.nonzero().squeeze(1)[:_PROBE]
         inputs = dataset.batch(probe).to(self.device)
         labels = dataset.labels[probe].to(self.device)
-        self.flags = brief_flags(model, inputs, labels)
+        self.flags = brief_flags(model, inputs, labels, self.logits[probe].to(self.device))
         # Passes that leave something behind, or draw from one stream, must not overlap.
         together = bool({flag.name for flag in self.flags} & _ONE_AT_A_TIME)
         workers = 1 if together else worker_count(self.device, settings.workers)

@@ -14,7 +14,7 @@ import multiprocessing
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -289,6 +289,8 @@ def pyautoattack(job: Job) -> Result:
 PEERS: dict[str, Callable[[Job], Result]] = {
     "robench": lambda job: robench(job, "auto"),
     "robench fp32": lambda job: robench(job, "fp32"),
+    "robench aa-standard": lambda job: robench(replace(job, task="aa-standard"), "auto"),
+    "robench aa-core": lambda job: robench(replace(job, task="aa-core"), "auto"),
     "bare loop": bare_loop,
     "ART": art,
     "torchattacks": torchattacks,

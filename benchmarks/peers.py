@@ -65,6 +65,7 @@ class Table:
 
 _PGD_PEERS = ("bare loop", "robench", "robench fp32", "ART", "torchattacks", "Foolbox")
 _AA_PEERS = ("pyautoattack", "robench")
+_PROTOCOLS = ("robench aa-standard", "robench aa-core")
 _PHOTOGRAPHS = "data/cifar10-jpeg/test"
 """CIFAR-10's test images as JPEG files in a folder for each class; without it, its table is left out"""
 
@@ -78,8 +79,9 @@ PROTOCOL = (
 TABLES = (
     Table("pgd-20", _PGD_PEERS, "digits/Linf-0.2/pgd-at", "Linf", "0.2", repeats=3),
     Table("aa-standard", _AA_PEERS, "digits/Linf-0.2/pgd-at", "Linf", "0.2", repeats=2),
-    Table("aa-core", ("robench",), "digits/Linf-0.2/pgd-at", "Linf", "0.2", repeats=2),
+    Table("aa-core", _PROTOCOLS, "digits/Linf-0.2/pgd-at", "Linf", "0.2", repeats=2),
     Table("aa-standard", _AA_PEERS, "digits/Linf-0.2/pgd-at", "L2", "0.5"),
+    Table("aa-core", _PROTOCOLS, "digits/Linf-0.2/pgd-at", "L2", "0.5"),
     Table("aa-standard", _AA_PEERS, "digits/Linf-0.2/standard", "Linf", "0.2", repeats=3),
     # An undefended network of ordinary size: pyautoattack's own, on files that are no part of this.
     Table(

@@ -363,6 +363,30 @@ def test_data_of_one_class_flatter_no_reading() -> None:
         assert "class_order" not in found
 
 
+@pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS)
+def test_the_planted_fault_is_named_where_logits_are_known(fault: Fault) -> None:
+    model, inputs, labels = plant(fault)
+    try:
+        with torch.no_grad():
+            known = model(inputs.clone()).float()
+    except Exception:
+        pytest.skip("it has no logits that could be known")
+    assert fault.name in by_name(examine(model, inputs, labels, brief=True, logits=known))
+
+
+def test_before_a_run_a_sound_model_sees_few_inputs() -> None:
+    model = load_model(ZOO + "pgd-at")
+    inputs, labels = digits()
+    asked = []
+    model.network.register_forward_hook(lambda _, given, __: asked.append(len(given[0])))
+    known = model(inputs).detach()
+    asked.clear()
+    assert examine(model, inputs, labels, brief=True, logits=known) == []
+    # 72 for the slopes, 40 for randomness, 24 beside others and alone; each a forward pass of
+    # what may be a large network.
+    assert sum(asked) < 200
+
+
 def test_a_mend_mends() -> None:
     """What the doctor says to write in the card leaves nothing to find."""
     fault = FAULTS["expects a mean"]

@@ -43,6 +43,10 @@ _SHORT_CE, _SHORT_STEPS, _SHORT_TARGETS, _SHORT_QUERIES = 4, 6, 3, 100
 attacks, so that gradients and forward passes stand to each other as they do in the whole."""
 
 
+_SUSTAINED = 3.0
+"""Seconds of bare passes that a roofline is made from"""
+
+
 @dataclass
 class Job:
     """What every peer is given."""
@@ -135,13 +139,13 @@ def _bare_passes(
         forwards = sum(stage.forwards for stage in ran) - backwards
         if forwards + backwards == 0:
             continue
-        one_forward = _median_time(partial(model.logits, points), cascade.workers)
-        one_backward = _median_time(partial(model.gradient, points, loss), cascade.workers)
+        one_forward = _time_a_call(partial(model.logits, points), cascade.workers)
+        one_backward = _time_a_call(partial(model.gradient, points, loss), cascade.workers)
         total += (forwards * one_forward + backwards * one_backward) / (count * cascade.workers)
     return total
 
 
-def _median_time(call: Callable[[], object], workers: int) -> float:
+def _time_a_call(call: Callable[[], object], workers: int) -> float:
     """Seconds a call, where so many processes do the same at the same time."""
     if workers == 1:
         return _timed_alone(call)
@@ -155,22 +159,23 @@ def _median_time(call: Callable[[], object], workers: int) -> float:
     children = [context.Process(target=child) for _ in range(workers)]
     for process in children:
         process.start()
-    medians = [seen.get() for _ in children]
+    means = [seen.get() for _ in children]
     for process in children:
         process.join()
-    return statistics.fmean(medians)
+    return statistics.fmean(means)
 
 
 def _timed_alone(call: Callable[[], object], begin: Callable[[], object] = lambda: None) -> float:
+    """The mean over some seconds: a search is as long, and meets the same interruptions."""
     times: list[float] = []
     call()
     begin()
-    while len(times) < 20 and (len(times) < 3 or sum(times) < 5):
+    while len(times) < 3 or sum(times) < _SUSTAINED:
         started = time.perf_counter()
         call()
         synchronise()
         times.append(time.perf_counter() - started)
-    return statistics.median(times)
+    return statistics.fmean(times)
 
 
 def bare_loop(job: Job) -> Result:

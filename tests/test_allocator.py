@@ -11,10 +11,13 @@ import pytest
 from robench.allocator import keep_freed_memory
 
 _FAULTS = """
-import resource, sys
+import ctypes, resource, sys
 import torch
 from robench.allocator import keep_freed_memory
 
+# glibc at its worst, whatever this process has freed so far: a mapping for each large block.
+mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+mallopt and mallopt(-3, 65536)
 done = sys.argv[1] == "keep" and keep_freed_memory()
 
 def work():
@@ -23,7 +26,8 @@ def work():
         for _ in range(8):
             layers.append(layers[-1].relu())
 
-work()
+for _ in range(4):
+    work()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 work()
 print(done, resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
@@ -48,7 +52,8 @@ def test_blocks_are_used_again_without_page_faults() -> None:
     kept, faults = _faults("keep")
     if kept == "False":
         pytest.skip("this C library has no mallopt")
-    assert faults < 500 < _faults("as it is")[1]
+    assert faults < 500
+    assert _faults("as it is")[1] > 10_000
 
 
 @pytest.mark.parametrize("name", ["MALLOC_ARENA_MAX", "GLIBC_TUNABLES"])

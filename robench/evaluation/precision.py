@@ -50,10 +50,13 @@ _TIMING_SECONDS = 0.015
 _TURNS = 2
 _STILL_IN = 0.9
 """Share of the best rate so far below which a variant gets no second turn"""
-_PRICE_OF_INEXACT = 1.15
-"""How many times faster a variant must be that has to be searched again near the boundary"""
+_PRICE_OF_INEXACT = 1.3
+"""How many times faster a variant must be that has to be searched again near the boundary; far
+enough from 1 that noise in the times does not decide on the numbers"""
 _LONG_CALL = 0.12
 """Seconds of one call above which a larger batch has nothing left to gain"""
+_AS_FAST = 0.9
+"""Share of the best rate that a larger batch must reach: it saves bookkeeping, and times vary"""
 _PILOT = 32
 """Inputs that tell whether a model falls at once"""
 _HARDLY_ANY = 1 / 16
@@ -288,7 +291,7 @@ class _Trial:
             if together > fitting_batch(self.model, self.points, at_most=together):
                 break
             rate, seconds = self._measured(model, "gradient", larger)
-            if rate < 0.97 * best:
+            if rate < _AS_FAST * best:
                 break
             best, batch_size = max(rate, best), larger
         return batch_size

@@ -6,8 +6,8 @@
 The same samples and budgets as ``pyautoattack``, verdicts by the same adjudicator. Where the two
 numbers differ by more than 0.2 points, or robench's is the higher one, both are run with two more
 seeds. robench's number, the median of its seeds, agrees if it lies in the reference's range or at
-most 0.2 points below: never above. One of the networks has five
-classes: it is trained here, on the digits with their labels modulo five.
+most 0.2 points below: never above. One of the networks has five classes: it is trained here, on the
+digits with their labels modulo five.
 
 Each run is kept under ``build/agreement``, so that an interrupted campaign goes on; each time of
 robench's is followed by one of the reference's. Where the machine is busy with other things, leave

@@ -48,8 +48,8 @@ CASES = (
     ("digits/Linf-0.2/pgd-at", 1024, "bf16 folded"),
 )
 FORMS = {
-    "fp32 folded": Variant("fp32 folded", folded=True),
-    "bf16 folded": Variant("bf16 folded", torch.bfloat16, folded=True),
+    "fp32 folded": Variant(folded=True),
+    "bf16 folded": Variant(torch.bfloat16, folded=True),
 }
 KINDS: tuple[Kind, ...] = ("logits", "gradient")
 

@@ -116,9 +116,9 @@ def train(
     check_batch_size(train_data, settings)
     if chosen.type == "cpu":
         keep_freed_memory()
-    if chosen.type == "cpu" and not settings.threads:
-        # Spelled out, so that the recorded command gives the same bits elsewhere.
-        settings = settings.model_copy(update={"threads": torch.get_num_threads()})
+        if not settings.threads:
+            # Spelled out, so that the recorded command gives the same bits elsewhere.
+            settings = settings.model_copy(update={"threads": torch.get_num_threads()})
     threat = _threat(threat_model or defaults.threat_model)
     spec = _architecture(architecture, defaults, train_data.name)
     model_name = name or loss.name

@@ -166,8 +166,7 @@ def choose_search_model(
     checked = max(16, min(len(inputs), int(rate / 4)))
     trial = _Trial(model, plain, inputs[:checked], labels[:checked], threat_model)
     if precision == "auto" and seconds < _WORTH_MEASURING:
-        only = trial.exact_forms[:2][-1]  # folding is a good guess
-        return SearchChoice(only, only, default, seconds)
+        return SearchChoice(trial.exact_guess, trial.exact_guess, default, seconds)
     if precision == "auto":
         kinds = _AUTO.get(inputs.device.type, ("fp32 rearranged",))[1:]
         candidates = [*trial.exact_forms, *(c for kind in kinds for c in trial.agreeing(kind))]
@@ -183,8 +182,8 @@ def choose_search_model(
     with threads_of(workers):
         fastest = exact = trial.fastest(candidates, share)
         if not all(form in trial.exact_forms for form in fastest):
-            # All were timed already; where a precision was asked for, folding is a good guess.
-            known = trial.exact_forms if precision == "auto" else trial.exact_forms[:2][-1:]
+            # All were timed already, unless a precision was asked for.
+            known = trial.exact_forms if precision == "auto" else [trial.exact_guess]
             exact = trial.fastest(known, share)
         if batch_size is None:
             share = trial.best_batch(fastest[1], share, workers)
@@ -215,6 +214,8 @@ class _Trial:
         self.rates: dict[tuple[str, str], float] = {}
         self.exact_forms = [plain, *self.agreeing("fp32 rearranged", _ROUNDING)]
         """Those that differ from the original by rounding only"""
+        self.exact_guess = self.exact_forms[:2][-1]
+        """Which of them is taken untimed: folded, if it can be"""
 
     def agreeing(self, kind: str, limit: float = _MAX_DISAGREEMENT) -> list[EagerModel]:
         """The variants of one kind whose margins agree up to ``limit`` × the median margin."""

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,55 +23,63 @@ from robench.models.wrapper import RobenchModel
 __all__ = ["VARIANTS", "Variant", "build_variant"]
 
 
+_DTYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
+
+
 @dataclass(frozen=True)
 class Variant:
     """One way to run the network."""
 
-    name: str
     dtype: torch.dtype = torch.float32
     folded: bool = False
     channels_last: bool = False
     tf32: bool = False
 
+    @property
+    def name(self) -> str:
+        """As records and benchmarks say it: ``bf16 folded channels-last``."""
+        words = ["tf32" if self.tf32 else _DTYPES[self.dtype]]
+        words += ["folded"] if self.folded else []
+        words += ["channels-last"] if self.channels_last else []
+        return " ".join(words)
+
+
+_AS_IT_IS = Variant()
 
 VARIANTS: dict[str, tuple[Variant, ...]] = {
-    "tf32": (
-        Variant("tf32", tf32=True),
-        Variant("tf32 folded channels-last", folded=True, channels_last=True, tf32=True),
-    ),
+    "tf32": (Variant(tf32=True), Variant(folded=True, channels_last=True, tf32=True)),
     "bf16": (
-        Variant("bf16 folded", torch.bfloat16, folded=True),
-        Variant("bf16 folded channels-last", torch.bfloat16, folded=True, channels_last=True),
+        Variant(torch.bfloat16, folded=True),
+        Variant(torch.bfloat16, folded=True, channels_last=True),
     ),
     "fp16": (
-        Variant("fp16 folded", torch.float16, folded=True),
-        Variant("fp16 folded channels-last", torch.float16, folded=True, channels_last=True),
+        Variant(torch.float16, folded=True),
+        Variant(torch.float16, folded=True, channels_last=True),
     ),
-    "fp32 rearranged": (
-        Variant("fp32 folded", folded=True),
-        Variant("fp32 folded channels-last", folded=True, channels_last=True),
-    ),
+    "fp32 rearranged": (Variant(folded=True), Variant(folded=True, channels_last=True)),
 }
 
 
 def build_variant(model: RobenchModel, variant: Variant) -> EagerModel | None:
-    """The model in another form; None where it cannot take that form."""
-    name = variant.name
+    """The model in another form; None where it cannot take that form, or it is no other.
+
+    What has nothing to fold, or cannot be traced, takes the rest of the form.
+    """
     try:
         other = copy.deepcopy(model)
         if variant.folded and not _fold(other):
-            name = name.replace(" folded", "")
-            if name == "fp32":
-                return None  # the model as it is
+            variant = replace(variant, folded=False)
+        if variant == _AS_IT_IS:
+            return None
         if variant.dtype != torch.float32:
             _lower(other, variant.dtype)
         layout = torch.channels_last if variant.channels_last else torch.contiguous_format
         if variant.channels_last:
             other = other.to(memory_format=torch.channels_last)
     except (RuntimeError, TypeError, ValueError, AttributeError):
-        return None  # what cannot be copied, traced or cast is run as it is
+        return None  # what cannot be copied or cast is run as it is
     kind = _TF32Model if variant.tf32 else EagerModel
-    return kind(other, name, memory_format=layout)
+    return kind(other, variant.name, memory_format=layout)
 
 
 class _TF32Model(EagerModel):
@@ -110,10 +119,24 @@ def _fold(model: RobenchModel) -> bool:
         return False
     # A network that cannot be traced is run unfolded; one that traces wrongly fails to agree.
     with contextlib.suppress(Exception):
-        model.network = fuse(symbolic_trace(network, model.fixed_arguments()), no_trace=True)
+        traced = symbolic_trace(_Called(network, model.forward_spec.arguments))
+        model.network = fuse(traced, no_trace=True)
         model.requires_grad_(False)
         return True
     return False
+
+
+class _Called(nn.Module):
+    """A network with its further arguments filled in, so that a trace has none left to guess."""
+
+    def __init__(self, network: nn.Module, arguments: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.network = network
+        self.arguments = dict(arguments)
+
+    def forward(self, inputs: Tensor, **_: Any) -> Any:
+        """What the network returns; whoever calls the trace passes the arguments as before."""
+        return self.network(inputs, **self.arguments)
 
 
 class _Cast(nn.Module):

@@ -140,7 +140,7 @@ def _summarise(card: ModelCard, network: nn.Module) -> ModelSummary:
 def _to_device(model: RobenchModel, device: str | torch.device) -> RobenchModel:
     try:
         return model.to(torch.device(device))
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+    except (RuntimeError, AssertionError) as error:
         reason = (str(error).splitlines() or ["it cannot be used"])[0]
         raise DeviceError(
             f"cannot use the device {str(device)!r}: {reason}", hint="Use --device cpu or auto"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import inspect
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -116,12 +115,6 @@ class RobenchModel(nn.Module):
         if self.forward_spec.outputs_arguments:
             other._arguments = dict(self.forward_spec.outputs_arguments)
         return other
-
-    def fixed_arguments(self) -> dict[str, Any]:
-        """What the network's ``forward`` gets besides the inputs: the card's values, or defaults."""
-        parameters = list(inspect.signature(self.network.forward).parameters.values())[1:]
-        named = [p for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
-        return {p.name: self._arguments.get(p.name, p.default) for p in named}
 
     def train(self, mode: bool = True) -> RobenchModel:
         """Stays in evaluation mode: batch statistics must never depend on the adversary."""

@@ -163,7 +163,7 @@ def _replayed(attack: SquareAttack, slot: Slots, threat_model: ThreatModel) -> N
                 drawn = seeding.uniform(key, (2 + channels,))[0]
                 yield drawn[0]
                 yield drawn[1]
-                yield (drawn[2:] >= 0.5).float().mul(2).sub(1).view(channels, 1, 1)
+                yield as_signs(drawn[2:])[0]
                 continue
             drawn = seeding.uniform(key, (5 + channels,))[0]
             yield from drawn[:4]

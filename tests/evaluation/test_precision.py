@@ -90,7 +90,7 @@ def test_what_stands_for_the_original_near_the_boundary_is_exact(
 
 def test_folding_batch_norm_changes_rounding_only(digits) -> None:
     model, inputs, _ = digits
-    folded = build_variant(model, Variant("folded", folded=True))
+    folded = build_variant(model, Variant(folded=True))
     assert folded is not None
     norms = [m for m in folded.module.modules() if isinstance(m, nn.BatchNorm2d)]
     assert not norms
@@ -100,17 +100,43 @@ def test_folding_batch_norm_changes_rounding_only(digits) -> None:
 def test_networks_whose_forward_takes_more_than_inputs_are_folded_too() -> None:
     data = load_dataset("digits").subset(16)
     model = load_model("digits/Linf-0.2/ancra")  # forward(inputs, y=None, _eval=None)
-    folded = build_variant(model, Variant("fp32 folded", folded=True))
+    folded = build_variant(model, Variant(folded=True))
     assert folded is not None
     assert not [m for m in folded.module.modules() if isinstance(m, nn.BatchNorm2d)]
     points = data.batch(range(16))
     assert torch.allclose(folded.logits(points), model(points), atol=1e-4)
 
 
+class Asking(nn.Module):
+    """Works with one argument's value only, which its card gives."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = load_model("digits/Linf-0.2/pgd-at").network
+
+    def forward(self, inputs: Tensor, mode: str | None = None) -> tuple[Tensor]:
+        if mode != "logits":
+            raise ValueError(mode)
+        return (self.inner(inputs),)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_a_card_passes_to_forward_is_passed_to_the_folded_network(dtype) -> None:
+    forward = {"arguments": {"mode": "logits"}, "output": [0]}
+    model = wrap_module(Asking(), num_classes=10, input={"channels": 1}, forward=forward)
+    folded = build_variant(model, Variant(dtype, folded=True))
+    assert folded is not None
+    assert not [m for m in folded.module.modules() if isinstance(m, nn.BatchNorm2d)]
+    points = load_dataset("digits").batch(range(16))
+    assert torch.allclose(
+        folded.logits(points), model(points), atol=1e-4 if dtype.itemsize > 2 else 0.5
+    )
+
+
 def test_no_form_is_called_folded_that_had_nothing_to_fold() -> None:
     model = load_model("digits/Linf-0.2/vit-pgd-at")
-    assert build_variant(model, Variant("fp32 folded", folded=True)) is None
-    other = build_variant(model, Variant("bf16 folded", torch.bfloat16, folded=True))
+    assert build_variant(model, Variant(folded=True)) is None
+    other = build_variant(model, Variant(torch.bfloat16, folded=True))
     assert other is not None
     assert other.description == "bf16"
 

@@ -1,4 +1,4 @@
-"""Other forms of a model: lower precision, BatchNorm folded into convolutions, another layout.
+"""Other forms of a model: lower precision, BatchNorm folded, another layout, oneDNN's products.
 
 The first convolution and the last linear layer stay in float32: the first sees perturbations of a
 few grey levels that bfloat16's eight bits would round away, the last makes the logits.
@@ -34,6 +34,8 @@ class Variant:
     folded: bool = False
     channels_last: bool = False
     tf32: bool = False
+    onednn: bool = False
+    """Linear layers through oneDNN, which need not be the library that PyTorch takes on a CPU"""
 
     @property
     def name(self) -> str:
@@ -41,6 +43,7 @@ class Variant:
         words = ["tf32" if self.tf32 else _DTYPES[self.dtype]]
         words += ["folded"] if self.folded else []
         words += ["channels-last"] if self.channels_last else []
+        words += ["onednn"] if self.onednn else []
         return " ".join(words)
 
 
@@ -56,7 +59,11 @@ VARIANTS: dict[str, tuple[Variant, ...]] = {
         Variant(torch.float16, folded=True),
         Variant(torch.float16, folded=True, channels_last=True),
     ),
-    "fp32 rearranged": (Variant(folded=True), Variant(folded=True, channels_last=True)),
+    "fp32 rearranged": (
+        Variant(folded=True),
+        Variant(folded=True, channels_last=True),
+        Variant(folded=True, onednn=True),
+    ),
 }
 
 
@@ -69,7 +76,7 @@ def build_variant(model: RobenchModel, variant: Variant) -> EagerModel | None:
         other = copy.deepcopy(model)
         if variant.folded and not _fold(other):
             variant = replace(variant, folded=False)
-        if variant == _AS_IT_IS:
+        if variant == _AS_IT_IS or (variant.onednn and not _use_onednn(other)):
             return None
         if variant.dtype != torch.float32:
             _lower(other, variant.dtype)
@@ -137,6 +144,65 @@ class _Called(nn.Module):
     def forward(self, inputs: Tensor, **_: Any) -> Any:
         """What the network returns; whoever calls the trace passes the arguments as before."""
         return self.network(inputs, **self.arguments)
+
+
+class _Product(torch.autograd.Function):
+    """A linear layer by oneDNN, differentiable in its inputs only."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, inputs: Tensor, weight: Tensor, turned: Tensor, bias: Tensor | None
+    ) -> Tensor:
+        ctx.turned = turned
+        return _by_onednn(inputs, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor, None, None, None]:
+        return _by_onednn(slopes[0], ctx.turned, None), None, None, None
+
+
+def _by_onednn(inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    # The operator that torch.compile emits for linear layers; PyTorch has no public name for it.
+    product: Tensor = torch.ops.mkldnn._linear_pointwise(
+        inputs.contiguous(), weight, bias, "none", [], ""
+    )
+    return product
+
+
+class _OneDNNLinear(nn.Module):
+    """Takes the place of a linear layer whose parameters are fixed."""
+
+    def __init__(self, layer: nn.Linear) -> None:
+        super().__init__()
+        self.weight = layer.weight
+        self.bias = layer.bias
+        self.turned = layer.weight.detach().T.contiguous()
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """(…, in) float32 → (…, out)."""
+        product: Tensor = _Product.apply(inputs, self.weight, self.turned, self.bias)
+        return product
+
+
+def _use_onednn(model: RobenchModel) -> bool:
+    """Multiply by oneDNN in every linear layer, on a CPU.
+
+    PyTorch multiplies float32 matrices by MKL, which on an AMD EPYC was half as fast as oneDNN;
+    convolutions go through oneDNN anyway.
+
+    Returns:
+        Whether there is more than the one linear layer that makes the logits.
+    """
+    layers = [(n, m) for n, m in model.network.named_modules() if type(m) is nn.Linear]
+    if len(layers) < 2 or any(m.weight.device.type != "cpu" for _, m in layers):
+        return False
+    if not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+        return False
+    model.requires_grad_(False)
+    for name, layer in layers:
+        parent = model.network.get_submodule(name.rpartition(".")[0])
+        setattr(parent, name.rpartition(".")[2], _OneDNNLinear(layer))
+    return True
 
 
 class _Cast(nn.Module):

@@ -262,3 +262,50 @@ def test_low_precision_gives_the_same_verdicts_as_fp32(monkeypatch) -> None:
         assert (outcomes[precision]["adv_margin"][broken] < 0).all()
     differing = (outcomes["fp32"]["outcome"] != outcomes["bf16"]["outcome"]).sum()
     assert differing <= 2
+
+
+def test_linear_layers_through_onednn_give_the_same_logits_and_gradients() -> None:
+    model = load_model("digits/Linf-0.2/vit-pgd-at")
+    data = load_dataset("digits").subset(20)
+    inputs, labels = data.batch(range(20)), data.labels
+    before = buffer_fingerprint(model)
+    form = build_variant(model, Variant(folded=True, onednn=True))
+    assert form is not None
+    assert form.description == "fp32 onednn"
+    original, loss = EagerModel(model), Loss(LOSSES["ce"], labels, labels)
+    expected, seen = original.gradient(inputs, loss), form.gradient(inputs, loss)
+    torch.testing.assert_close(seen.logits, expected.logits, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(seen.gradient, expected.gradient, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(form.logits(inputs), original.logits(inputs), rtol=1e-5, atol=1e-5)
+    assert sum(type(part) is nn.Linear for part in model.network.modules()) == 9
+    assert buffer_fingerprint(model) == before
+
+
+def test_onednn_products_take_columns_as_well_as_rows_and_layers_without_bias() -> None:
+    class Mixer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rows = nn.Linear(8, 8, bias=False)
+            self.columns = nn.Linear(8, 8)
+            self.head = nn.Linear(64, 10)
+
+        def forward(self, inputs: Tensor) -> Tensor:
+            mixed = self.columns(self.rows(inputs).transpose(-2, -1))
+            logits: Tensor = self.head(mixed.transpose(-2, -1).flatten(1))
+            return logits
+
+    torch.manual_seed(0)
+    model = wrap_module(Mixer(), num_classes=10)
+    form = build_variant(model, Variant(onednn=True))
+    assert form is not None
+    inputs, labels = torch.rand(5, 1, 8, 8), torch.arange(5)
+    loss = Loss(LOSSES["ce"], labels, labels)
+    expected, seen = EagerModel(model).gradient(inputs, loss), form.gradient(inputs, loss)
+    torch.testing.assert_close(seen.logits, expected.logits, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(seen.gradient, expected.gradient, rtol=1e-4, atol=1e-6)
+
+
+def test_a_single_linear_layer_is_no_reason_for_a_form_of_its_own(
+    digits: tuple[RobenchModel, Tensor, Tensor],
+) -> None:
+    assert build_variant(digits[0], Variant(folded=True, onednn=True)) is None

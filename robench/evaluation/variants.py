@@ -187,8 +187,8 @@ class _OneDNNLinear(nn.Module):
 def _use_onednn(model: RobenchModel) -> bool:
     """Multiply by oneDNN in every linear layer, on a CPU.
 
-    PyTorch multiplies float32 matrices by MKL, which on an AMD EPYC was half as fast as oneDNN;
-    convolutions go through oneDNN anyway.
+    PyTorch may multiply float32 matrices by another library, such as MKL, that is slower on the
+    processor at hand; convolutions go through oneDNN anyway.
 
     Returns:
         Whether there is more than the one linear layer that makes the logits.
@@ -200,9 +200,14 @@ def _use_onednn(model: RobenchModel) -> bool:
         return False
     model.requires_grad_(False)
     for name, layer in layers:
-        parent = model.network.get_submodule(name.rpartition(".")[0])
-        setattr(parent, name.rpartition(".")[2], _OneDNNLinear(layer))
+        _put(model.network, name, _OneDNNLinear(layer))
     return True
+
+
+def _put(network: nn.Module, name: str, layer: nn.Module) -> None:
+    """Put a layer in the place of the one of that name."""
+    parent, _, own = name.rpartition(".")
+    setattr(network.get_submodule(parent), own, layer)
 
 
 class _Cast(nn.Module):
@@ -228,6 +233,4 @@ def _lower(model: RobenchModel, dtype: torch.dtype) -> None:
     for name, output in ((first, dtype), (last, torch.float32)):
         if name is None:
             continue
-        parent = network.get_submodule(name.rpartition(".")[0])
-        layer = network.get_submodule(name).float()
-        setattr(parent, name.rpartition(".")[2], _Cast(layer, output))
+        _put(network, name, _Cast(network.get_submodule(name).float(), output))

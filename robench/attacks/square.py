@@ -5,11 +5,12 @@ attack via random search", ECCV 2020; for L1 Croce & Hein, ICML 2021. Schedule, 
 and acceptance rule are those of fra31/auto-attack (``square.py``) except that every sample draws
 its own windows, so a result does not depend on its batch.
 
-For Linf a proposal is one of finitely many (window, signs). One that was rejected since the last
+A proposal is one of finitely many: windows and signs. One that was rejected since the last
 acceptance would be rejected again, and one that changes nothing cannot be accepted; both are
-recognised and answered without a forward pass. Some of the passes that this saves are spent on
-asking several queries of a search at once: all that follow the first accepted one are thrown away
-and asked again at the new point. The search is the reference's, query for query.
+recognised and answered without a forward pass, on images so small that this happens often. Some
+of the passes that this saves are spent on asking several queries of a search at once: all that
+follow the first accepted one are thrown away and asked again at the new point. The search is the
+reference's, query for query.
 """
 
 from __future__ import annotations
@@ -22,9 +23,11 @@ import torch
 from torch import Tensor
 
 from robench import seeding
+from robench.attacks import square_patches, square_windows
 from robench.attacks.base import Query, Slots, State
 from robench.attacks.losses import margin
-from robench.attacks.square_windows import move_mass, starting_pattern
+from robench.attacks.square_patches import Patches, starting_stripes
+from robench.attacks.square_windows import Moves, starting_pattern
 from robench.errors import AttackError
 from robench.geometry import expand
 from robench.threat_models import ThreatModel
@@ -58,7 +61,9 @@ class SquareState(State):
     window: Tensor
     """int64 (B,): the window size that ``tried`` speaks of"""
     tried: Tensor
-    """bool (B, M): Linf proposals known to be rejected at the current best point"""
+    """bool (B, M): proposals known to be rejected at the current best point"""
+    rejected: Tensor
+    """int64 (B,): how many they are"""
     asked: Tensor
     """int64 (B,): forward passes, never more than queries"""
 
@@ -96,6 +101,13 @@ class Square:
         self.initial_share = initial_share
         self.rescale_schedule = rescale_schedule
         self._lookahead = _AT_ONCE
+        self._proposals: type[Patches | Moves]
+        if threat_model.norm == "Linf":
+            self._proposals, self._starting_points = Patches, starting_stripes
+            self._smallest = square_patches.SMALLEST
+        else:
+            self._proposals, self._starting_points = Moves, starting_pattern
+            self._smallest = square_windows.SMALLEST
 
     def ranks(self, num_classes: int) -> int:
         """A single search."""
@@ -107,17 +119,11 @@ class Square:
 
     def start(self, query: Query, slots: Slots) -> SquareState:
         """Linf: vertical stripes of ±ε; L2, L1: a grid of signed windows. One forward pass."""
-        inputs, radius = slots.inputs, self.threat_model.radius
-        channels, height, width = inputs.shape[1:]
-        if self.threat_model.norm == "Linf":
-            stripes = seeding.signs(slots.keys, (channels, 1, width))
-            best = (inputs + radius * stripes).clamp(0, 1)
-        else:
-            best = starting_pattern(inputs, self.threat_model, slots.keys)
+        inputs = slots.inputs
+        best = self._starting_points(inputs, self.threat_model, slots.keys)
         seen = margin(query.logits(best), slots.labels)
-        memory = height * width * 2**channels
-        useful = self.threat_model.norm == "Linf" and memory <= _LARGEST_MEMORY
-        count = len(slots.labels)
+        memory = self._proposals.count(inputs.shape[1:])
+        count, useful = len(slots.labels), memory <= _LARGEST_MEMORY
         return SquareState(
             inputs=inputs,
             labels=slots.labels,
@@ -130,41 +136,56 @@ class Square:
             best_margin=seen,
             window=torch.zeros_like(slots.labels),
             tried=torch.zeros(count, memory if useful else 0, dtype=torch.bool, device=best.device),
+            rejected=torch.zeros_like(slots.labels),
             asked=torch.zeros_like(slots.labels),
         )
 
     def _sizes(self, state: SquareState) -> Tensor:
         """Window side at every query: int64 (queries + 1,)."""
         height, width = state.inputs.shape[2:]
-        smallest = 1 if self.threat_model.norm == "Linf" else 3
         return _window_sizes(
-            self.queries, self.initial_share, self.rescale_schedule, height, width, smallest
+            self.queries,
+            self.initial_share,
+            self.rescale_schedule,
+            height,
+            width,
+            self._smallest,
         ).to(state.step.device)
 
     def step(self, query: Query, state: SquareState) -> SquareState:
-        """Propose one window for each slot and keep it where the margin shrinks."""
-        if self.threat_model.norm != "Linf":
-            return self._step_with_mass(query, state)
+        """Propose a change for each slot and keep it where the margin shrinks."""
         sizes = self._sizes(state)
         size = sizes[state.step]
         if not self._remembers(state):
-            draws = _draw(state.keys, state.step, size, *state.inputs.shape[1:])
-            rows = torch.arange(len(size), device=size.device)
-            proposal = self._repaint(state, draws, rows)
+            drawn = self._draw(state, state.keys, state.step, size)
+            proposal = drawn.points(state.best, state.inputs, self.threat_model)
             return self._accept(query, replace(state, step=state.step + 1), proposal)
         fresh = state.window != size
         if bool(fresh.any()):
-            state = replace(state, tried=state.tried & ~fresh[:, None], window=size)
+            state = replace(
+                state,
+                tried=state.tried & ~fresh[:, None],
+                rejected=torch.where(fresh, 0, state.rejected),
+                window=size,
+            )
         ahead = self._unknown(state, sizes, size)
-        proposal = self._repaint(state, ahead.draws, ahead.rows)
-        changed = (proposal != state.best[ahead.rows]).flatten(1).any(dim=1)
-        state.tried[ahead.rows, ahead.draws.identity] = True
+        best, inputs = state.best[ahead.rows], state.inputs[ahead.rows]
+        proposal = ahead.proposals.points(best, inputs, self.threat_model)
+        changed = (proposal != best).flatten(1).any(dim=1)
+        state.tried[ahead.rows, ahead.proposals.identity] = True
+        state.rejected.index_add_(0, ahead.rows, torch.ones_like(ahead.rows))
         if not bool(changed.all()):  # known to be rejected, and now remembered
             ahead, proposal = ahead.at(changed), proposal[changed]
         if len(ahead.rows) == 0:
             step = state.step + ahead.reach
             return replace(state, step=step, margin=torch.full_like(state.margin, torch.inf))
         return self._accept_first(query, state, proposal, ahead)
+
+    def _draw(
+        self, state: SquareState, keys: Tensor, steps: Tensor, size: Tensor
+    ) -> Patches | Moves:
+        shape = state.inputs.shape[1:]
+        return self._proposals.draw(seeding.derive(keys, steps), size, shape)
 
     def _remembers(self, state: SquareState) -> bool:
         return state.tried.shape[1] > 0
@@ -176,13 +197,13 @@ class Square:
         steps = state.step[:, None] + positions
         # Only proposals of the same window size may be looked up in the same memory.
         valid = (steps < self.queries) & (sizes[steps.clamp(max=self.queries)] == size[:, None])
-        draws = _draw(
+        drawn = self._draw(
+            state,
             state.keys.repeat_interleave(window),
             steps.flatten(),
             size.repeat_interleave(window),
-            *state.inputs.shape[1:],
         )
-        identity = draws.identity.view(count, window)
+        identity = drawn.identity.view(count, window)
         places = positions.to(torch.int16).expand_as(identity)
         first = places.new_full(state.tried.shape, window)
         first.scatter_reduce_(1, identity, places, "amin")
@@ -190,20 +211,20 @@ class Square:
         unknown = valid & ~state.tried.gather(1, identity) & ~repeated
         # The passes that memory has saved are what asking ahead may waste.
         saved = state.step - state.asked
-        at_once = (state.tried.sum(dim=1) // 4).clamp(max=_AT_ONCE).minimum(saved).clamp_min(1)
+        at_once = (state.rejected // 4).clamp(max=_AT_ONCE).minimum(saved).clamp_min(1)
         order = unknown.cumsum(dim=1)
         chosen = unknown & (order <= at_once[:, None])
         full = order[:, -1] >= at_once
         last = torch.where(chosen, positions, 0).amax(dim=1)
         # The lookahead changes nothing but the number of passes over the slots.
         share = float(full.float().mean())
-        longer, shorter = min(_LOOKAHEAD, window * 2), max(_AT_ONCE, window // 2)
+        longer, shorter = min(_LOOKAHEAD, window * 2), max(int(at_once.max()), window // 2)
         self._lookahead = shorter if share > 0.9 else longer
         rows, place = chosen.nonzero(as_tuple=True)
         return _Ahead(
             rows=rows,
             place=place,
-            draws=draws.at(rows * window + place),
+            proposals=drawn.at(rows * window + place),
             reach=torch.where(full, last + 1, valid.sum(dim=1)),
         )
 
@@ -219,6 +240,7 @@ class Square:
         taken = better & (place == first[rows])
         winners = rows[taken]
         state.tried[winners] = False
+        state.rejected[winners] = 0
         best = state.best.index_copy(0, winners, proposal[taken])
         best_margin = state.best_margin.index_copy(0, winners, seen[taken])
         return replace(
@@ -230,30 +252,6 @@ class Square:
             candidate=best,
             margin=best_margin,
         )
-
-    def _repaint(self, state: SquareState, draws: _Draws, rows: Tensor) -> Tensor:
-        """Set windows to ±ε around the clean input, a draw for each of ``rows``: (P, C, H, W)."""
-        height, width = state.inputs.shape[2:]
-        inputs = state.inputs[rows]
-        y = torch.arange(height, device=rows.device)
-        x = torch.arange(width, device=rows.device)
-        in_rows = (y >= draws.top[:, None]) & (y < (draws.top + draws.size)[:, None])
-        in_columns = (x >= draws.left[:, None]) & (x < (draws.left + draws.size)[:, None])
-        inside = (in_rows[:, :, None] & in_columns[:, None, :])[:, None]
-        painted = (inputs + self.threat_model.radius * draws.signs[:, :, None, None]).clamp(0, 1)
-        return torch.where(inside, painted, state.best[rows])
-
-    def _step_with_mass(self, query: Query, state: SquareState) -> SquareState:
-        """L2 and L1: move perturbation mass from one window to another."""
-        sizes = self._sizes(state)[state.step]
-        keys = seeding.derive(state.keys, state.step)
-        proposal = torch.empty_like(state.best)
-        for size in sorted(set(sizes.tolist())):  # one, unless slots started at different times
-            here = (sizes == size).nonzero().squeeze(1)
-            proposal[here] = move_mass(
-                state.best[here], state.inputs[here], self.threat_model, size, keys[here]
-            )
-        return self._accept(query, replace(state, step=state.step + 1), proposal)
 
     def _accept(self, query: Query, state: SquareState, proposal: Tensor) -> SquareState:
         seen = margin(query.logits(proposal), state.labels)
@@ -270,24 +268,6 @@ class Square:
 
 
 @dataclass
-class _Draws:
-    """Linf proposals."""
-
-    top: Tensor
-    left: Tensor
-    size: Tensor
-    signs: Tensor
-    """float32 (B, C)"""
-    identity: Tensor
-    """int64 (B,): a number for (top, left, signs)"""
-
-    def at(self, rows: Tensor) -> _Draws:
-        return _Draws(
-            self.top[rows], self.left[rows], self.size[rows], self.signs[rows], self.identity[rows]
-        )
-
-
-@dataclass
 class _Ahead:
     """Proposals to be asked at once: by slot, and of each slot in the order of its queries."""
 
@@ -295,25 +275,12 @@ class _Ahead:
     """int64 (P,): slots"""
     place: Tensor
     """int64 (P,): queries after the slot's ``step``"""
-    draws: _Draws
+    proposals: Patches | Moves
     reach: Tensor
     """int64 (B,): how far the slot gets if nothing is accepted"""
 
     def at(self, chosen: Tensor) -> _Ahead:
-        return _Ahead(self.rows[chosen], self.place[chosen], self.draws.at(chosen), self.reach)
-
-
-def _draw(
-    keys: Tensor, steps: Tensor, size: Tensor, channels: int, height: int, width: int
-) -> _Draws:
-    draws = seeding.uniform(seeding.derive(keys, steps), (2 + channels,))
-    # As in the reference, the last position is never drawn.
-    top = (draws[:, 0] * (height - size).clamp_min(1)).long()
-    left = (draws[:, 1] * (width - size).clamp_min(1)).long()
-    positive = draws[:, 2:] >= 0.5
-    powers = 2 ** torch.arange(channels, device=keys.device)
-    identity = (top * width + left) * 2**channels + (positive * powers).sum(dim=1)
-    return _Draws(top, left, size, positive.to(torch.float32) * 2 - 1, identity)
+        return _Ahead(self.rows[chosen], self.place[chosen], self.proposals.at(chosen), self.reach)
 
 
 @lru_cache(maxsize=16)
@@ -324,7 +291,7 @@ def _window_sizes(
     for query in range(queries + 1):
         share = window_share(query, initial, queries, rescale)
         side = max(round(math.sqrt(share * height * width)), smallest)
-        if smallest == 3 and side % 2 == 0:  # L2 and L1 windows have a centre
+        if smallest == square_windows.SMALLEST and side % 2 == 0:  # L2 and L1 windows have a centre
             side += 1
         sizes.append(min(side, height, width))
     return torch.tensor(sizes, dtype=torch.int64)

@@ -6,6 +6,8 @@ Croce & Hein, ICML 2021, as in fra31/auto-attack (``square.py``).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from functools import lru_cache
 
 import torch
@@ -15,7 +17,10 @@ from robench import seeding
 from robench.geometry import expand, norm_of, project, unit
 from robench.threat_models import ThreatModel
 
-__all__ = ["move_mass", "starting_pattern"]
+__all__ = ["SMALLEST", "Moves", "starting_pattern"]
+
+SMALLEST = 3
+"""Side of the smallest window: it has a centre, and a positive and a negative half."""
 
 _TINY = 1e-12
 _INSIDE = 1 - 1e-6  # L1 projections aim a little inside the ball
@@ -57,21 +62,26 @@ def _window(side: int, power: int) -> Tensor:
     return window / window.abs().pow(power).sum().pow(1 / power)
 
 
-def _signed_windows(side: int, power: int, draws: Tensor) -> Tensor:
-    """A window for each sample, upright or transposed, its sign drawn by channel.
+def _signed_windows(side: int, power: int, turned: Tensor, signs: Tensor) -> Tensor:
+    """A window for each sample, upright or transposed, with a sign for each channel.
 
     Args:
         side: in pixels.
         power: 2 for L2, 1 for L1.
-        draws: (B, 1 + C), uniform in [0, 1).
+        turned: bool (B,).
+        signs: ±1, float32 (B, C).
 
     Returns:
         (B, C, side, side).
     """
-    upright = _window(side, power).to(draws.device)
-    turned = draws[:, :1, None, None] >= 0.5
-    signs = torch.where(draws[:, 1:, None, None] >= 0.5, 1.0, -1.0)
-    return torch.where(turned, upright.T, upright) * signs
+    upright = _window(side, power).to(signs.device)
+    windows = torch.where(turned[:, None, None, None], upright.T, upright)
+    return windows * signs[:, :, None, None]
+
+
+def _turned_and_signs(draws: Tensor) -> tuple[Tensor, Tensor]:
+    """Uniform draws (B, 1 + C) → bool (B,) and ±1 (B, C)."""
+    return draws[:, 0] >= 0.5, torch.where(draws[:, 1:] >= 0.5, 1.0, -1.0)
 
 
 def starting_pattern(inputs: Tensor, threat_model: ThreatModel, keys: Tensor) -> Tensor:
@@ -87,14 +97,85 @@ def starting_pattern(inputs: Tensor, threat_model: ThreatModel, keys: Tensor) ->
             if room.shape[2:] != (side, side):  # the grid may reach over the border
                 continue
             draws = seeding.uniform(seeding.derive(keys, i * width + j), (1 + channels,))
-            room += _signed_windows(side, _power(threat_model), draws)
+            room += _signed_windows(side, _power(threat_model), *_turned_and_signs(draws))
     if threat_model.norm == "L2":
         return (inputs + threat_model.radius * unit(delta, "L2")).clamp(0, 1)
     return project(inputs + delta, inputs, "L1", threat_model.radius * _INSIDE)
 
 
-def move_mass(
-    best: Tensor, inputs: Tensor, threat_model: ThreatModel, side: int, keys: Tensor
+@dataclass
+class Moves:
+    """Proposals: which window is emptied, and how its mass is spent on another.
+
+    Every field is a tensor of one entry a proposal.
+    """
+
+    top: Tensor
+    left: Tensor
+    """int64 (P,): of the window to fill"""
+    emptied_top: Tensor
+    emptied_left: Tensor
+    turned: Tensor
+    """bool (P,): the new pattern is transposed"""
+    signs: Tensor
+    """±1, float32 (P, C)"""
+    size: Tensor
+    """int64 (P,): the windows' side in pixels"""
+    identity: Tensor
+    """int64 (P,): a number below :meth:`count`, another for every proposal of a size"""
+
+    @classmethod
+    def draw(cls, keys: Tensor, size: Tensor, shape: Sequence[int]) -> Moves:
+        """One proposal for each key.
+
+        Args:
+            keys: int64 (P,).
+            size: int64 (P,).
+            shape: the images' (C, H, W).
+        """
+        channels, height, width = shape
+        draws = seeding.uniform(keys, (5 + channels,))
+        room = torch.tensor([height, width, height, width], device=keys.device) - size[:, None]
+        # As in the reference, the last position is never drawn.
+        places = (draws[:, :4] * room.clamp_min(1)).long()
+        turned, signs = _turned_and_signs(draws[:, 4:])
+        top, left, emptied_top, emptied_left = places.unbind(dim=1)
+        rows, columns = _rooms(height, width)
+        window = top * columns + left
+        identity = window * (rows * columns) + emptied_top * columns + emptied_left
+        for bit in (turned, *(signs > 0).unbind(dim=1)):
+            identity = identity * 2 + bit
+        return cls(top, left, emptied_top, emptied_left, turned, signs, size, identity)
+
+    @staticmethod
+    def count(shape: Sequence[int]) -> int:
+        """How many proposals of one size there are, for images (C, H, W)."""
+        channels, height, width = shape
+        rows, columns = _rooms(height, width)
+        return int((rows * columns) ** 2 * 2 ** (1 + channels))
+
+    def at(self, rows: Tensor) -> Moves:
+        """The given ones, int64 (P′,) or bool (P,)."""
+        return Moves(*(getattr(self, field.name)[rows] for field in fields(self)))
+
+    def points(self, best: Tensor, inputs: Tensor, threat_model: ThreatModel) -> Tensor:
+        """The current points (P, C, H, W), moved inside the ball around the clean inputs."""
+        proposed = torch.empty_like(best)
+        for size in sorted(set(self.size.tolist())):  # one, unless slots started at different times
+            here = (self.size == size).nonzero().squeeze(1)
+            move = self if len(here) == len(self.size) else self.at(here)
+            proposed[here] = _move_mass(best[here], inputs[here], threat_model, size, move)
+        return proposed
+
+
+def _rooms(height: int, width: int) -> tuple[int, int]:
+    """In how many rows, and in how many columns, the smallest window may begin."""
+    smallest = min(SMALLEST, height, width)
+    return max(height - smallest, 1), max(width - smallest, 1)
+
+
+def _move_mass(
+    best: Tensor, inputs: Tensor, threat_model: ThreatModel, side: int, move: Moves
 ) -> Tensor:
     """Empty one window of the perturbation and spend its mass, and what is left, on another.
 
@@ -103,24 +184,22 @@ def move_mass(
         inputs: (B, C, H, W), the clean inputs.
         threat_model: an L2 or L1 ball.
         side: the windows' side in pixels.
-        keys: int64 (B,), one for each proposal.
+        move: one for each point.
     """
-    count, channels, height, width = best.shape
+    count, channels = best.shape[:2]
     power, eps = _power(threat_model), threat_model.radius
-    draws = seeding.uniform(keys, (5 + channels,))
-    room = torch.tensor([height, width, height, width], device=keys.device) - side
-    top, left, top_2, left_2 = (draws[:, :4] * room.clamp_min(1)).long().unbind(dim=1)
 
-    offsets = torch.arange(side, device=keys.device)
-    row = torch.arange(count, device=keys.device)[:, None, None, None]
-    channel = torch.arange(channels, device=keys.device)[None, :, None, None]
+    offsets = torch.arange(side, device=best.device)
+    row = torch.arange(count, device=best.device)[:, None, None, None]
+    channel = torch.arange(channels, device=best.device)[None, :, None, None]
 
     def window_at(first_row: Tensor, first_column: Tensor) -> tuple[Tensor, ...]:
         ys = (first_row[:, None] + offsets)[:, None, :, None]
         xs = (first_column[:, None] + offsets)[:, None, None, :]
         return row, channel, ys, xs
 
-    filled, emptied = window_at(top, left), window_at(top_2, left_2)
+    filled = window_at(move.top, move.left)
+    emptied = window_at(move.emptied_top, move.emptied_left)
     delta = best - inputs
     outside = delta.clone()
     outside[filled] = 0
@@ -134,7 +213,7 @@ def move_mass(
         mass = (unspent / channels + in_windows) * channels
 
     old = delta[filled]
-    new = _signed_windows(side, power, draws[:, 4:]) + old / (_TINY + _size(old, power))
+    new = _signed_windows(side, power, move.turned, move.signs) + old / (_TINY + _size(old, power))
     outside[filled] = new / (_TINY + _size(new, power)) * mass
     if power == 2:
         return (inputs + eps * unit(outside, "L2")).clamp(0, 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import fields
 from typing import Any
 
 import pytest
@@ -26,7 +27,8 @@ from robench.attacks import square
 from robench.attacks.base import Slots
 from robench.attacks.losses import margin
 from robench.attacks.square import Square, SquareState, window_share
-from robench.attacks.square_windows import _window, starting_pattern
+from robench.attacks.square_patches import Patches
+from robench.attacks.square_windows import Moves, _window, starting_pattern
 from robench.errors import AttackError
 from robench.geometry import norm_of, norm_tolerance
 from robench.threat_models import Norm, ThreatModel
@@ -118,14 +120,15 @@ def test_of_queries_asked_at_once_those_after_the_first_accepted_are_forgotten()
     # Worse, better, better still: the second is the one that a query at a time would take.
     proposals = torch.cat([torch.full_like(inputs, value) for value in (0.6, 0.45, 0.4)])
     places = torch.tensor([3, 5, 9])
-    state.tried[:, :7] = True
+    state.tried[:, :7], state.rejected[:] = True, 7
     none = torch.zeros(3, dtype=torch.int64)
-    draws = square._Draws(none, none, none, torch.zeros(3, 1), none)
-    ahead = square._Ahead(none, places, draws, torch.tensor([12]))
+    patches = Patches(none, none, torch.zeros(3, 1), none, none)
+    ahead = square._Ahead(none, places, patches, torch.tensor([12]))
     after = attack._accept_first(query, state, proposals, ahead)
     assert torch.equal(after.best, proposals[1:2])
     assert (int(after.step), int(after.asked)) == (6, 3)
     assert not bool(after.tried.any())
+    assert int(after.rejected) == 0
     rejected = attack._accept_first(query, after, proposals[:1], ahead.at(torch.tensor([0])))
     assert torch.equal(rejected.best, after.best)
     assert (int(rejected.step), int(rejected.asked)) == (18, 4)
@@ -222,13 +225,15 @@ def test_with_the_same_draws_the_search_is_the_references(
         assert difference <= 1e-5, f"query {step}: {difference}"
 
 
-def _whole_search(memory: bool, monkeypatch: pytest.MonkeyPatch) -> tuple[list[Any], int]:
+def _whole_search(
+    threat_model: ThreatModel, memory: bool, monkeypatch: pytest.MonkeyPatch
+) -> tuple[list[Any], int]:
     if not memory:
         monkeypatch.setattr(square, "_LARGEST_MEMORY", 0)
     model = DoubleInside(TinyCNN(classes=5, channels=1, side=6, seed=1))
     inputs = images(7, (1, 6, 6), seed=4)
     labels = predictions(model, inputs)
-    attack = Square(ThreatModel.of("Linf", 0.04), queries=700)
+    attack = Square(threat_model, queries=700)
     query = PlainQuery(model)
     state: SquareState = attack.start(query, slots_for(model, inputs, labels))
     path: list[list[tuple[int, float]]] = [[] for _ in labels]
@@ -236,6 +241,7 @@ def _whole_search(memory: bool, monkeypatch: pytest.MonkeyPatch) -> tuple[list[A
     while not bool(attack.finished(state).all()):
         state = attack.step(query, state)
         assert bool((state.asked <= state.step).all())
+        assert torch.equal(state.rejected, state.tried.sum(dim=1))
         for slot in (state.best_margin != last).nonzero().flatten().tolist():
             path[slot].append((int(state.step[slot]), float(state.best_margin[slot])))
         last = state.best_margin.clone()
@@ -243,14 +249,18 @@ def _whole_search(memory: bool, monkeypatch: pytest.MonkeyPatch) -> tuple[list[A
     return [path, state.best, state.step], asked
 
 
+@pytest.mark.parametrize(
+    ("norm", "eps", "share"), [("Linf", 0.04, 0.7), ("L2", 0.2, 0.9), ("L1", 0.7, 0.95)]
+)
 def test_remembering_rejections_changes_nothing_but_the_cost(
-    monkeypatch: pytest.MonkeyPatch,
+    norm: Norm, eps: float, share: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every improvement happens at the same query and to the same margin."""
-    (with_memory, best, steps), fewer = _whole_search(True, monkeypatch)
-    (without, plain_best, plain_steps), all_queries = _whole_search(False, monkeypatch)
+    ball = ThreatModel.of(norm, eps)
+    (with_memory, best, steps), fewer = _whole_search(ball, True, monkeypatch)
+    (without, plain_best, plain_steps), all_queries = _whole_search(ball, False, monkeypatch)
     assert all_queries == 7 * 701
-    assert fewer < 0.7 * all_queries
+    assert fewer < share * all_queries
     assert with_memory == without
     assert torch.equal(best, plain_best)
     assert torch.equal(steps, plain_steps)
@@ -284,6 +294,24 @@ def test_success_rate_is_the_references(norm: Norm) -> None:
     only_one = int((found & ~theirs).sum()), int((theirs & ~found).sum())
     spread = max(sum(only_one), 1) ** 0.5  # McNemar: the discordant pairs split evenly
     assert abs(only_one[0] - only_one[1]) <= 4 * spread
+
+
+@pytest.mark.parametrize("kind", [Patches, Moves])
+@pytest.mark.parametrize("shape", [(1, 8, 8), (2, 5, 7), (3, 2, 4)])
+def test_proposals_of_one_number_are_the_same(
+    kind: type[Patches | Moves], shape: tuple[int, int, int]
+) -> None:
+    """Otherwise an answer from memory would be another proposal's."""
+    keys = seeding.sample_keys(0, [str(i) for i in range(3000)])
+    size = torch.full_like(keys, min(3, *shape[1:]))
+    drawn = kind.draw(keys, size, shape)
+    assert 0 <= int(drawn.identity.min()) <= int(drawn.identity.max()) < kind.count(shape)
+    own = [getattr(drawn, f.name).float() for f in fields(drawn) if f.name != "identity"]
+    content = torch.cat([part.view(len(keys), -1) for part in own], dim=1)
+    together = torch.cat([content, drawn.identity[:, None].float()], dim=1)
+    different = len(content.unique(dim=0))
+    assert len(drawn.identity.unique()) == len(together.unique(dim=0)) == different
+    assert different < len(keys)
 
 
 def test_linf_starts_from_stripes() -> None:

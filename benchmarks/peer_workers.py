@@ -81,9 +81,8 @@ def robench(job: Job, precision: str) -> Result:
         spec,
         job.model,
         job.threat_model,
-        clean.search_model,
+        clean.models,
         clean.adjudicator,
-        exact_model=clean.exact_model,
         batch_size=clean.batch_size,
         shard_size=clean.shard_size,
         workers=clean.workers,
@@ -100,7 +99,7 @@ def robench(job: Job, precision: str) -> Result:
     forwards, backwards = int(attacked.forwards.sum()), int(attacked.backwards.sum())
     alive = attacked.survivors()
     figures = {
-        "precision": clean.search_model.description,
+        "precision": clean.models.search.description,
         "choosing": round(chosen - started, 3),
         "forwards": forwards,
         "backwards": backwards,
@@ -132,9 +131,9 @@ def _bare_passes(
     points, labels = tiled(job.inputs, count), tiled(job.labels, count)
     loss = Loss(LOSSES["ce"], labels, labels)
     total = 0.0
-    # Near the boundary the search is repeated on an exact form of the network.
-    for model, again in ((clean.search_model, False), (clean.exact_model, True)):
-        ran = [stage for stage in stages if (stage.search is not None) == again]
+    for model in clean.models.different():
+        searched_on = None if model is clean.models.search else model.description
+        ran = [stage for stage in stages if stage.search == searched_on]
         backwards = sum(stage.backwards for stage in ran)
         forwards = sum(stage.forwards for stage in ran) - backwards
         if forwards + backwards == 0:

@@ -72,7 +72,7 @@ class APGD:
     """
 
     runs_to_the_end = False
-    needs_exact = False
+    walks_boundary = False
 
     def __init__(
         self,

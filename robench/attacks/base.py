@@ -83,7 +83,12 @@ class Slots:
 
 @dataclass
 class State:
-    """What every attack keeps for each slot; attacks add their own tensors."""
+    """What every attack keeps for each slot; attacks add their own tensors.
+
+    Two of those the engine looks at where they exist: ``found_size``, float (B,), of minimum-norm
+    attacks, and ``border_margin``, float (B,), of attacks that leave the ball: how near to being
+    misclassified the search may have come at the ball's border.
+    """
 
     inputs: Tensor
     labels: Tensor
@@ -108,9 +113,9 @@ class Attack(Protocol[StateT]):
     threat_model: ThreatModel
     runs_to_the_end: bool
     """True for minimum-norm attacks, which go on after the first find to make it smaller."""
-    needs_exact: bool
-    """True for attacks that walk along the decision boundary, which must stay where it is: low
-    precision moves it, and by other amounts in forward passes and in gradients."""
+    walks_boundary: bool
+    """True for attacks that walk along the decision boundary. Low precision moves it, so forward
+    passes and gradients must be of the same precision: otherwise each stops at its own."""
 
     def ranks(self, num_classes: int) -> int:
         """How many searches a sample gets: targets × restarts."""

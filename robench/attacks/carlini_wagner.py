@@ -59,7 +59,7 @@ class CarliniWagnerL2:
     """
 
     runs_to_the_end = True
-    needs_exact = False
+    walks_boundary = False
 
     def __init__(
         self,

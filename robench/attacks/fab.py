@@ -33,6 +33,8 @@ class FABState(State):
     """FAB's slots."""
 
     point: Tensor
+    border_margin: Tensor
+    """(B,): the smallest margin at the ball's border, by the linear models on the way"""
 
 
 class FAB:
@@ -50,7 +52,7 @@ class FAB:
     """
 
     runs_to_the_end = False
-    needs_exact = True
+    walks_boundary = True
 
     def __init__(
         self,
@@ -102,6 +104,7 @@ class FAB:
             candidate=slots.inputs,
             margin=torch.full_like(point.flatten(1)[:, 0], torch.inf),
             point=point,
+            border_margin=torch.full_like(point.flatten(1)[:, 0], torch.inf),
         )
 
     def step(self, query: Query, state: FABState) -> FABState:
@@ -113,7 +116,11 @@ class FAB:
             difference, normal = self._nearest_boundary(query, state)
         point = self._towards_boundary(state, difference, normal)
         seen = margin(query.logits(point), state.labels)
-        inside = norm_of(point - state.inputs, self.norm) <= self.threat_model.radius
+        size = norm_of(point - state.inputs, self.norm)
+        inside = size <= self.threat_model.radius
+        steepness = norm_of(normal, _DUAL[self.norm])
+        beyond = (size - self.threat_model.radius).clamp_min(0)
+        at_border = seen.clamp_min(0) + beyond * steepness
         crossed = expand(seen < 0, point)
         back = state.inputs + (point - state.inputs) * _BACKWARD
         return replace(
@@ -122,6 +129,7 @@ class FAB:
             candidate=torch.where(expand(inside, point), point, state.candidate),
             margin=torch.where(inside, seen, torch.inf),
             point=torch.where(crossed, back, point),
+            border_margin=torch.minimum(state.border_margin, at_border),
         )
 
     def _towards_boundary(self, state: FABState, difference: Tensor, normal: Tensor) -> Tensor:

@@ -51,7 +51,7 @@ class PGD:
     """
 
     runs_to_the_end = False
-    needs_exact = False
+    walks_boundary = False
 
     def __init__(
         self,

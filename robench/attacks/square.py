@@ -82,7 +82,7 @@ class Square:
     """
 
     runs_to_the_end = False
-    needs_exact = False
+    walks_boundary = False
 
     def __init__(
         self,

@@ -155,7 +155,7 @@ class Assembly:
                 peak_memory_mib=peak_memory_mib(settings.device),
             ),
             environment=describe_environment(
-                settings.device, clean.search_model.description, clean.batch_size
+                settings.device, clean.models.search.description, clean.batch_size
             ),
             created=datetime.now(UTC).isoformat(timespec="seconds"),
         )

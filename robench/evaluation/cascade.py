@@ -29,7 +29,7 @@ from robench.evaluation.foreign import propose
 from robench.evaluation.passes import Passes, SearchModel
 from robench.evaluation.phases import Phase, Tally
 from robench.evaluation.samples import Found, Samples
-from robench.evaluation.search_models import EagerModel
+from robench.evaluation.search_models import EagerModel, SearchModels
 from robench.evaluation.validity import flag_few_classes, flag_gradients, flag_square
 from robench.evaluation.workers import Crew, Save, Search, Shard, Tell
 from robench.models.wrapper import RobenchModel
@@ -60,9 +60,7 @@ class Cascade:
         spec: a cascade, or a single attack.
         model: the model under evaluation, on its device.
         threat_model: the ball.
-        search_model: what searches run on when they attack the final output.
-        exact_model: what they run on near the boundary; the original, or a rearrangement of it
-            in float32.
+        models: what searches run on when they attack the final output.
         adjudicator: judges with the original model.
         batch_size: slots of all engines together.
         shard_size: samples that are on the device at a time.
@@ -80,10 +78,9 @@ class Cascade:
         spec: AttackSpec,
         model: RobenchModel,
         threat_model: ThreatModel,
-        search_model: SearchModel,
+        models: SearchModels,
         adjudicator: Adjudicator,
         *,
-        exact_model: SearchModel | None = None,
         batch_size: int,
         shard_size: int,
         workers: int = 1,
@@ -96,8 +93,7 @@ class Cascade:
         self.attacks = [build_attack(stage, threat_model) for stage in self.stages]
         self.model = model
         self.threat_model = threat_model
-        self.search_model = search_model
-        self.exact_model = exact_model or EagerModel(model)
+        self.models = models
         self.adjudicator = adjudicator
         self.workers = min(workers, batch_size)
         self.batch_size = batch_size // self.workers
@@ -123,15 +119,14 @@ class Cascade:
         self, stages: Iterable[int], who: Literal["all", "audited", "others"]
     ) -> list[Phase]:
         first = [Phase(index, who) for index in stages]
-        # What runs on the original model anyway would only be repeated.
-        exact = self.search_model is self.exact_model or self.search_model.tolerance == 0
         again = [
             Phase(phase.stage, who, again=True)
             for phase in first
-            if not exact
-            and self.stages[phase.stage].output is None
+            if self.stages[phase.stage].output is None
             and not isinstance(self.attacks[phase.stage], BatchAttack)
-            and not self._is_exact(phase)
+            # What runs on the original model anyway would only be repeated.
+            and (model := self._model_of(phase)) is not self.models.exact
+            and model.tolerance > 0
         ]
         return first + again
 
@@ -208,7 +203,7 @@ class Cascade:
         if phase.stage not in attacked.rank_margins:
             return torch.zeros(len(rows), 1, dtype=torch.bool)
         margins = attacked.rank_margins[phase.stage][rows]
-        return margins <= _NEAR * self.search_model.tolerance
+        return margins <= _NEAR * self._model_of(Phase(phase.stage, phase.who)).tolerance
 
     def _choose_audited(self, attacked: Attacked, source: SampleSource) -> None:
         """Draw the audit's sample of the survivors, once."""
@@ -288,8 +283,8 @@ class Cascade:
             attacked.flags += flag_gradients(
                 tally.zero_gradients, tally.nonfinite_gradients, max(len(tally.due), 1)
             )
-        exact = self._is_exact(phase) and self.exact_model is not self.search_model
-        search_name = self.exact_model.description if exact else None
+        model = self._model_of(phase)
+        search_name = model.description if model is not self.models.search else None
         attacked.stages.append(tally.result(stage.name, search_name, skipped))
         if self.save is not None:
             # What the last step left behind is merged; a snapshot must not merge it twice.
@@ -318,7 +313,7 @@ class Cascade:
             found = propose(attack, self.model, self.adjudicator, samples, self.seed)
             tell(len(samples))
             return found
-        search_model, samples = self._aim(stage, samples, self._is_exact(phase))
+        search_model, samples = self._aim(stage, samples, self._model_of(phase))
         num_classes = samples.clean_logits.shape[1]
         engine = Engine(
             attack,
@@ -332,15 +327,20 @@ class Cascade:
             only = only.to(samples.inputs.device)
         return engine.run(samples, progress=tell, snapshot=engine_state, save=keep, only=only)
 
-    def _is_exact(self, phase: Phase) -> bool:
-        """Whether the phase searches on what differs from the original by rounding only."""
+    def _model_of(self, phase: Phase) -> SearchModel:
+        """What a phase that attacks the final output searches on."""
+        if phase.again:
+            return self.models.exact
         attack = self.attacks[phase.stage]
-        return phase.again or (not isinstance(attack, BatchAttack) and attack.needs_exact)
+        walks = not isinstance(attack, BatchAttack) and attack.walks_boundary
+        return self.models.even if walks else self.models.search
 
-    def _aim(self, stage: AttackSpec, samples: Samples, exact: bool) -> tuple[SearchModel, Samples]:
+    def _aim(
+        self, stage: AttackSpec, samples: Samples, search_model: SearchModel
+    ) -> tuple[SearchModel, Samples]:
         """The model to search on: the final output's, or that of another named output."""
         if stage.output is None:
-            return self.exact_model if exact else self.search_model, samples
+            return search_model, samples
         other = self.model.with_output(stage.output)
         logits = Adjudicator(other, self.threat_model, self.batch_size).logits(samples.inputs)
         aimed = Samples(samples.inputs, samples.labels, logits, samples.keys)

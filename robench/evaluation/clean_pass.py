@@ -102,7 +102,7 @@ class CleanPass:
             workers=workers,
             planned_passes=_planned_passes(planned, threat_model, model, len(self.rows)),
         )
-        self.search_model, self.exact_model = choice.search, choice.exact
+        self.models = choice.models
         self.batch_size = choice.batch_size
         if workers > 1 and choice.is_short and settings.workers is None:
             workers = 1
@@ -114,7 +114,7 @@ class CleanPass:
     def _every_pass(self, inputs: Tensor, labels: Tensor) -> None:
         """Each kind of pass that a search makes."""
         self.adjudicator.logits(inputs)
-        for model in (self.search_model, self.exact_model):
+        for model in self.models.different():
             model.logits(inputs)
             model.gradient(inputs, Loss(LOSSES["ce"], labels, labels))
 

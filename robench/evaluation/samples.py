@@ -51,7 +51,8 @@ class Found:
     backwards: Tensor
     """int64 (n,)"""
     rank_margins: Tensor
-    """(n, ranks): the smallest margin of each search that ran to its end, +inf for others"""
+    """(n, ranks): the smallest margin of each search that ran to its end, at the ball's border
+    estimated where the search was outside; +inf for others"""
     errors: dict[int, str] = field(default_factory=dict)
     """Message by sample, where the model failed"""
     zero_gradients: int = 0

@@ -247,7 +247,11 @@ class Search(Generic[StateT]):
         if state is None:
             return
         self._keep_closest(done)
-        self.found.rank_margins[self.sample[done], self.rank[done]] = self.best_margin[done]
+        nearest = self.best_margin
+        at_border = getattr(state, "border_margin", None)
+        if at_border is not None:
+            nearest = torch.minimum(nearest, at_border)
+        self.found.rank_margins[self.sample[done], self.rank[done]] = nearest[done]
         sizes = getattr(state, "found_size", None)
         if sizes is not None:
             self.found.found_size[self.sample[done]] = sizes[done]

@@ -1,14 +1,17 @@
-"""The model as the search sees it: the original, or a faster stand-in of it."""
+"""The model as searches see it: the original, or faster stand-ins of it."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from robench.attacks.base import Gradient
 from robench.attacks.losses import Loss
+from robench.evaluation.passes import SearchModel
 
-__all__ = ["EagerModel"]
+__all__ = ["EagerModel", "MixedModel", "SearchModels"]
 
 
 class EagerModel:
@@ -20,6 +23,7 @@ class EagerModel:
         tolerance: how far its margins may be from the original model's, in logits.
         dtype: inputs are cast to it; the module casts its outputs as it likes.
         memory_format: of the inputs.
+        precision: of most of its layers, ``fp32``, ``tf32``, ``bf16`` or ``fp16``.
     """
 
     def __init__(
@@ -29,12 +33,14 @@ class EagerModel:
         tolerance: float = 0.0,
         dtype: torch.dtype = torch.float32,
         memory_format: torch.memory_format = torch.contiguous_format,
+        precision: str = "fp32",
     ) -> None:
         self.module = module
         self.description = description
         self.tolerance = tolerance
         self.dtype = dtype
         self.memory_format = memory_format
+        self.precision = precision
 
     def _prepare(self, points: Tensor) -> Tensor:
         return points.to(dtype=self.dtype, memory_format=self.memory_format)
@@ -74,3 +80,48 @@ class EagerModel:
             (slope,) = torch.autograd.grad(logits, leaf, unit, retain_graph=True)
             slopes.append(slope.to(dtype=points.dtype, memory_format=torch.contiguous_format))
         return logits.detach().float(), torch.stack(slopes, dim=1)
+
+
+class MixedModel:
+    """Forward passes through one variant, gradients through another."""
+
+    def __init__(self, forward: SearchModel, backward: SearchModel) -> None:
+        self.forward = forward
+        self.backward = backward
+        self.tolerance = max(forward.tolerance, backward.tolerance)
+        self.description = forward.description
+        if backward.description != forward.description:
+            self.description += f" forward, {backward.description} backward"
+
+    def logits(self, points: Tensor) -> Tensor:
+        """(B, C, H, W) → float32 (B, K)."""
+        return self.forward.logits(points)
+
+    def gradient(self, points: Tensor, loss: Loss) -> Gradient:
+        """One forward and one backward pass."""
+        return self.backward.gradient(points, loss)
+
+    def jacobian(self, points: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits and the gradients of each."""
+        return self.backward.jacobian(points)
+
+
+@dataclass(frozen=True)
+class SearchModels:
+    """What the searches of one model run on."""
+
+    search: SearchModel
+    """The fastest that agrees"""
+    even: SearchModel
+    """The fastest whose forward passes and gradients are of one precision"""
+    exact: SearchModel
+    """The fastest that differs from the original by float32 rounding only"""
+
+    @classmethod
+    def all_on(cls, model: SearchModel) -> SearchModels:
+        """One for everything."""
+        return cls(model, model, model)
+
+    def different(self) -> list[SearchModel]:
+        """Each of them once."""
+        return list(dict.fromkeys((self.search, self.even, self.exact)))

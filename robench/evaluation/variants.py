@@ -38,9 +38,14 @@ class Variant:
     """Linear layers through oneDNN, which need not be the library that PyTorch takes on a CPU"""
 
     @property
+    def precision(self) -> str:
+        """Of most of its layers."""
+        return "tf32" if self.tf32 else _DTYPES[self.dtype]
+
+    @property
     def name(self) -> str:
         """As records and benchmarks say it: ``bf16 folded channels-last``."""
-        words = ["tf32" if self.tf32 else _DTYPES[self.dtype]]
+        words = [self.precision]
         words += ["folded"] if self.folded else []
         words += ["channels-last"] if self.channels_last else []
         words += ["onednn"] if self.onednn else []
@@ -86,7 +91,7 @@ def build_variant(model: RobenchModel, variant: Variant) -> EagerModel | None:
     except (RuntimeError, TypeError, ValueError, AttributeError):
         return None  # what cannot be copied or cast is run as it is
     kind = _TF32Model if variant.tf32 else EagerModel
-    return kind(other, variant.name, memory_format=layout)
+    return kind(other, variant.name, memory_format=layout, precision=variant.precision)
 
 
 class _TF32Model(EagerModel):

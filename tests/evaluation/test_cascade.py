@@ -17,7 +17,7 @@ from robench.datasets import ArrayDataset
 from robench.errors import AttackError
 from robench.evaluation.cascade import Cascade
 from robench.evaluation.clean_pass import CleanPass
-from robench.evaluation.search_models import EagerModel
+from robench.evaluation.search_models import EagerModel, SearchModels
 from robench.evaluation.settings import Settings
 from robench.models import wrap_module
 from robench.records import AttackSpec, AuditSpec, EvaluationRecord, Outcome, Suite
@@ -246,19 +246,23 @@ class Hazy(EagerModel):
 
     def gradient(self, points: Tensor, loss: Loss) -> Gradient:
         seen = super().gradient(points, loss)
-        return seen._replace(logits=seen.logits + self.haze)
+        logits = seen.logits + self.haze
+        return seen._replace(logits=logits, losses=loss(logits)[0])
 
 
-def cascade(data: ArrayDataset, spec: AttackSpec, haze: float, save: Any = None) -> Any:
+def cascade(
+    data: ArrayDataset, spec: AttackSpec, haze: float, even: float = 0.0, save: Any = None
+) -> Any:
     model = wrap_module(Threshold(), num_classes=2, input={"channels": 1}).eval()
     threat = ThreatModel.of("Linf", "0.1")
     settings = Settings(precision="fp32")
     clean = CleanPass(model, data, threat, settings, [spec])
+    exact = clean.models.exact
     return clean, Cascade(
         spec,
         model,
         threat,
-        Hazy(model, haze),
+        SearchModels(Hazy(model, haze), Hazy(model, even) if even else exact, exact),
         clean.adjudicator,
         batch_size=4,
         shard_size=3,
@@ -310,6 +314,21 @@ def test_an_attack_that_walks_along_the_boundary_sees_the_original_s() -> None:
     assert (broken[0], broken[1], broken[3]) == (True, True, True)
     assert broken[4:] == [False, False, False]
     assert [(stage.search, stage.attempted) for stage in attacked.stages] == [("fp32", 7)]
+
+
+def test_boundary_walks_that_ended_just_outside_are_run_again() -> None:
+    """In the haze FAB stops 0.025 too far out, where nothing is in the ball to be judged."""
+    data = stripes(DISTANCES)
+    fab = AttackSpec(name="fab", attack="fab", params={"steps": 6, "targets": 1})
+    clean, exact_run = cascade(data, fab, haze=0.5)
+    expected = exact_run.run(clean, data.input_shape)
+    clean, run = cascade(data, fab, haze=0.5, even=0.5)
+    attacked = run.run(clean, data.input_shape)
+    first, again = attacked.stages
+    assert (first.search, again.search) == ("hazy", "fp32")
+    assert first.broken < int((expected.stage >= 0).sum()) == 3
+    assert torch.equal(attacked.stage, expected.stage)
+    assert again.attempted == len(DISTANCES) - first.broken - 1  # 0.3 is far from any doubt
 
 
 def test_an_exact_search_is_not_repeated() -> None:

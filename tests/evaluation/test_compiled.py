@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from robench.attacks.losses import LOSSES, Loss, margin
 from robench.evaluation import compiled as forms
 from robench.evaluation import precision as precisions
-from robench.evaluation import timing
+from robench.evaluation import timing, trial
 from robench.evaluation.compiled import Check, CompiledModel, compiling_pays, try_compiled
 from robench.evaluation.precision import choose_search_model
 from robench.evaluation.search_models import EagerModel
@@ -291,24 +291,26 @@ def choose(precision: str, passes: float) -> precisions.SearchChoice:
 
 
 def test_long_searches_run_compiled_and_what_is_exact_does_not(monkeypatch) -> None:
-    monkeypatch.setattr(precisions, "_TIMING_SECONDS", 0.01)
+    monkeypatch.setattr(trial, "_TIMING_SECONDS", 0.01)
     monkeypatch.setattr(forms, "gain", lambda *_: 1.5)
     monkeypatch.setattr(forms, "_torch_compile", lambda module, _: module)
     choice = choose("auto", 1e12)
-    assert choice.search.description.count("compiled") in (1, 2)
-    assert "compiled" not in choice.exact.description
-    assert choose("bf16", 1e12).search.description.startswith("bf16")
+    assert choice.models.search.description.count("compiled") in (1, 2)
+    assert "compiled" not in choice.models.exact.description
+    assert choose("bf16", 1e12).models.search.description.startswith("bf16")
     points, loss = batch(13)
     assert torch.allclose(
-        choice.search.logits(points), choice.exact.logits(points), atol=choice.search.tolerance
+        choice.models.search.logits(points),
+        choice.models.exact.logits(points),
+        atol=choice.models.search.tolerance,
     )
-    assert choice.search.gradient(points, loss).gradient.shape == points.shape
+    assert choice.models.search.gradient(points, loss).gradient.shape == points.shape
 
 
 @pytest.mark.parametrize(("precision", "passes"), [("fp32", 1e12), ("auto", 1e5), ("bf16", 1e5)])
 def test_short_searches_and_fp32_are_never_compiled(precision, passes, monkeypatch) -> None:
-    monkeypatch.setattr(precisions, "_TIMING_SECONDS", 0.01)
-    monkeypatch.setattr(precisions, "try_compiled", lambda *_: pytest.fail("compiled"))
+    monkeypatch.setattr(trial, "_TIMING_SECONDS", 0.01)
+    monkeypatch.setattr(trial, "try_compiled", lambda *_: pytest.fail("compiled"))
     choose(precision, passes)
 
 

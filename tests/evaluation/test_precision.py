@@ -14,6 +14,7 @@ from robench.attacks.losses import LOSSES, Loss
 from robench.datasets import load_dataset
 from robench.errors import UnknownNameError, UsageError
 from robench.evaluation import precision as precisions
+from robench.evaluation import trial
 from robench.evaluation.precision import PRECISIONS, SearchChoice, choose_search_model
 from robench.evaluation.search_models import EagerModel
 from robench.evaluation.variants import Variant, build_variant
@@ -27,7 +28,7 @@ THREAT = ThreatModel.of("Linf", "0.2")
 @pytest.fixture(autouse=True)
 def _eager(monkeypatch: pytest.MonkeyPatch) -> None:
     """Compiled forms have tests of their own."""
-    monkeypatch.setattr(precisions, "compiling_pays", lambda *_, **__: False)
+    monkeypatch.setattr(trial, "compiling_pays", lambda *_, **__: False)
 
 
 @pytest.fixture(scope="module")
@@ -57,10 +58,10 @@ def choose(
 
 @pytest.mark.parametrize("precision", ["auto", "bf16", "fp32"])
 def test_logits_and_gradients_agree_with_the_original(digits, precision, monkeypatch) -> None:
-    monkeypatch.setattr(precisions, "_TIMING_SECONDS", 0.01)
+    monkeypatch.setattr(trial, "_TIMING_SECONDS", 0.01)
     model, inputs, labels = digits
     before = buffer_fingerprint(model)
-    chosen = choose(model, inputs, labels, precision).search
+    chosen = choose(model, inputs, labels, precision).models.search
     plain = EagerModel(model)
     loss = Loss(LOSSES["ce"], labels, labels)
     expected, seen = plain.gradient(inputs, loss), chosen.gradient(inputs, loss)
@@ -79,13 +80,13 @@ def test_logits_and_gradients_agree_with_the_original(digits, precision, monkeyp
 def test_what_stands_for_the_original_near_the_boundary_is_exact(
     digits, precision, monkeypatch
 ) -> None:
-    monkeypatch.setattr(precisions, "_TIMING_SECONDS", 0.01)
+    monkeypatch.setattr(trial, "_TIMING_SECONDS", 0.01)
     model, inputs, labels = digits
     choice = choose(model, inputs, labels, precision)
-    assert (choice.exact.logits(inputs) - model(inputs)).abs().max() < 1e-4
-    assert choice.exact.tolerance < 1e-3
-    if "bf16" in choice.search.description:
-        assert choice.search.tolerance > 10 * choice.exact.tolerance
+    assert (choice.models.exact.logits(inputs) - model(inputs)).abs().max() < 1e-4
+    assert choice.models.exact.tolerance < 1e-3
+    if "bf16" in choice.models.search.description:
+        assert choice.models.search.tolerance > 10 * choice.models.exact.tolerance
 
 
 def test_folding_batch_norm_changes_rounding_only(digits) -> None:
@@ -149,44 +150,64 @@ def test_low_precision_must_pay_for_the_second_search_near_the_boundary(
         rate = {"fp32": 500.0, "fp32 folded": 1000.0, "bf16 folded": 1000.0 * gain}
         return rate.get(form.description, 1.0), size / rate.get(form.description, 1.0)
 
-    monkeypatch.setattr(precisions._Trial, "_measured", measured)
+    monkeypatch.setattr(trial.Trial, "_measured", measured)
     model, inputs, labels = digits
     choice = choose(model, inputs, labels, "auto")
-    assert choice.search.description == chosen
-    assert choice.exact.description == "fp32 folded"
-    assert (choice.search is choice.exact) == (gain < 1.3)
+    assert choice.models.search.description == chosen
+    assert choice.models.exact.description == "fp32 folded"
+    assert (choice.models.search is choice.models.exact) == (gain < 1.3)
+
+
+@pytest.mark.parametrize(
+    ("forward_gain", "gradient_gain", "even"),
+    [(3.0, 1.0, "bf16 folded"), (1.6, 1.0, "fp32 folded"), (1.6, 1.6, "bf16 folded")],
+)
+def test_boundary_walks_get_forward_passes_and_gradients_of_one_precision(
+    digits, forward_gain, gradient_gain, even, monkeypatch
+) -> None:
+    def measured(_trial: object, form: EagerModel, what: str, size: int) -> tuple[float, float]:
+        gain = forward_gain if what == "logits" else gradient_gain
+        rate = {"fp32": 500.0, "fp32 folded": 1000.0, "bf16 folded": 1000.0 * gain}
+        return rate.get(form.description, 1.0), size / rate.get(form.description, 1.0)
+
+    monkeypatch.setattr(trial.Trial, "_measured", measured)
+    models = choose(*digits, "auto").models
+    assert models.even.description == even
+    assert models.exact.description == "fp32 folded"
+    mixed = "bf16 folded forward, fp32 folded backward"
+    assert models.search.description == (even if gradient_gain > 1.3 else mixed)
 
 
 def test_fp32_is_the_model_itself(digits) -> None:
     model, inputs, labels = digits
     choice = choose(model, inputs, labels, "fp32")
-    assert isinstance(choice.search, EagerModel)
-    assert choice.search.module is model
-    assert choice.exact is choice.search
-    assert (choice.search.tolerance, choice.batch_size) == (0.0, 64)
+    assert isinstance(choice.models.search, EagerModel)
+    assert choice.models.search.module is model
+    assert choice.models.exact is choice.models.search
+    assert (choice.models.search.tolerance, choice.batch_size) == (0.0, 64)
 
 
 def test_a_short_run_is_not_worth_a_measurement(digits, monkeypatch) -> None:
-    monkeypatch.setattr(precisions, "build_variant", lambda *_: pytest.fail("measured"))
+    monkeypatch.setattr(trial, "build_variant", lambda *_: pytest.fail("measured"))
     model, inputs, labels = digits
-    assert choose(model, inputs, labels, "auto", passes=1000).search.description == "fp32"
+    assert choose(model, inputs, labels, "auto", passes=1000).models.search.description == "fp32"
 
 
 def test_a_run_of_a_second_is_worth_folding_but_no_timing(digits, monkeypatch) -> None:
     monkeypatch.setattr(precisions, "_pilot", lambda *_: (10_000.0, 1.0))
-    monkeypatch.setattr(precisions, "_seconds_a_call", lambda _: pytest.fail("timed"))
+    monkeypatch.setattr(trial, "_seconds_a_call", lambda _: pytest.fail("timed"))
     model, inputs, labels = digits
     choice = choose(model, inputs, labels, "auto", passes=10_000)
-    assert choice.search is choice.exact
-    assert choice.search.description == "fp32 folded"
+    assert choice.models.search is choice.models.exact
+    assert choice.models.search.description == "fp32 folded"
 
 
 def test_a_model_that_falls_at_once_is_not_measured(monkeypatch) -> None:
-    monkeypatch.setattr(precisions, "build_variant", lambda *_: pytest.fail("measured"))
+    monkeypatch.setattr(trial, "build_variant", lambda *_: pytest.fail("measured"))
     model = load_model("digits/Linf-0.2/standard")
     data = load_dataset("digits").subset(64)
     choice = choose(model, data.batch(range(64)), data.labels, "auto")
-    assert choice.search.description == "fp32"
+    assert choice.models.search.description == "fp32"
 
 
 def test_larger_batches_are_taken_while_they_pay(digits, monkeypatch) -> None:
@@ -198,7 +219,7 @@ def test_larger_batches_are_taken_while_they_pay(digits, monkeypatch) -> None:
         def measured(_trial: object, _model: object, _what: str, size: int) -> tuple[float, float]:
             return size / seconds(size), seconds(size)
 
-        monkeypatch.setattr(precisions._Trial, "_measured", measured)
+        monkeypatch.setattr(trial.Trial, "_measured", measured)
         return choose(model, inputs, labels, "auto", batch_size=None).batch_size
 
     assert chosen(lambda size: 1e-3 + 1e-5 * size) == 1024
@@ -223,10 +244,10 @@ class Untouchable(nn.Module):
 
 
 def test_a_network_that_takes_no_other_form_is_run_as_it_is(monkeypatch) -> None:
-    monkeypatch.setattr(precisions, "_TIMING_SECONDS", 0.01)
+    monkeypatch.setattr(trial, "_TIMING_SECONDS", 0.01)
     model = wrap_module(Untouchable(), num_classes=10, input={"channels": 1})
     inputs, labels = torch.rand(16, 1, 8, 8), torch.zeros(16, dtype=torch.int64)
-    assert choose(model, inputs, labels, "auto").search.description.startswith("fp32")
+    assert choose(model, inputs, labels, "auto").models.search.description.startswith("fp32")
     with pytest.raises(UsageError, match="bf16 the logits do not agree"):
         choose(model, inputs, labels, "bf16")
 

@@ -139,8 +139,12 @@ def _bare_passes(
         if forwards + backwards == 0:
             continue
         one_forward = _time_a_call(partial(model.logits, points), cascade.workers)
-        one_backward = _time_a_call(partial(model.gradient, points, loss), cascade.workers)
-        total += (forwards * one_forward + backwards * one_backward) / (count * cascade.workers)
+        seconds = forwards * one_forward
+        if backwards:  # what attacks by queries run on may have no gradients
+            seconds += backwards * _time_a_call(
+                partial(model.gradient, points, loss), cascade.workers
+            )
+        total += seconds / (count * cascade.workers)
     return total
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from robench import seeding
-from robench.attacks.base import Gradient, Query, Slots, State, evaluate, nth_best_class
+from robench.attacks.base import AttackKind, Gradient, Query, Slots, State, evaluate, nth_best_class
 from robench.attacks.losses import LOSSES, Loss, choose_loss, margin, require_classes
 from robench.errors import AttackError
 from robench.geometry import expand, norm_of, project, unit
@@ -72,7 +72,7 @@ class APGD:
     """
 
     runs_to_the_end = False
-    walks_boundary = False
+    kind: AttackKind = "gradient"
 
     def __init__(
         self,

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -21,6 +21,7 @@ from robench.threat_models import ThreatModel
 
 __all__ = [
     "Attack",
+    "AttackKind",
     "BatchAttack",
     "Gradient",
     "Query",
@@ -63,6 +64,13 @@ class Query(Protocol):
     def jacobian(self, points: Tensor, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """One forward and K backward passes: logits (B, K) and gradients (B, K, C, H, W)."""
         ...
+
+
+AttackKind = Literal["gradient", "boundary", "query"]
+"""What an attack asks of the model's stand-in. ``gradient``: gradients, and now and then logits
+alone. ``boundary``: both, and they must be of one precision, for the attack walks along the
+decision boundary, which low precision moves; otherwise each kind of pass stops at its own.
+``query``: logits, never a gradient."""
 
 
 @dataclass
@@ -113,9 +121,7 @@ class Attack(Protocol[StateT]):
     threat_model: ThreatModel
     runs_to_the_end: bool
     """True for minimum-norm attacks, which go on after the first find to make it smaller."""
-    walks_boundary: bool
-    """True for attacks that walk along the decision boundary. Low precision moves it, so forward
-    passes and gradients must be of the same precision: otherwise each stops at its own."""
+    kind: AttackKind
 
     def ranks(self, num_classes: int) -> int:
         """How many searches a sample gets: targets × restarts."""

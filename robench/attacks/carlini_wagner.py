@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from robench.attacks.base import Query, Slots, State
+from robench.attacks.base import AttackKind, Query, Slots, State
 from robench.attacks.losses import LOSSES, Loss
 from robench.errors import AttackError
 from robench.geometry import expand, norm_of, project
@@ -59,7 +59,7 @@ class CarliniWagnerL2:
     """
 
     runs_to_the_end = True
-    walks_boundary = False
+    kind: AttackKind = "gradient"
 
     def __init__(
         self,

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from robench import seeding
-from robench.attacks.base import Query, Slots, State, nth_best_class
+from robench.attacks.base import AttackKind, Query, Slots, State, nth_best_class
 from robench.attacks.hyperplanes import project_onto_hyperplane
 from robench.attacks.losses import LOSSES, Loss, margin
 from robench.errors import AttackError
@@ -52,7 +52,7 @@ class FAB:
     """
 
     runs_to_the_end = False
-    walks_boundary = True
+    kind: AttackKind = "boundary"
 
     def __init__(
         self,

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from robench import seeding
-from robench.attacks.base import Query, Slots, State, evaluate
+from robench.attacks.base import AttackKind, Query, Slots, State, evaluate
 from robench.attacks.losses import LOSSES, Loss, choose_loss, margin, require_classes
 from robench.errors import AttackError
 from robench.geometry import project, random_point, steepest
@@ -51,7 +51,7 @@ class PGD:
     """
 
     runs_to_the_end = False
-    walks_boundary = False
+    kind: AttackKind = "gradient"
 
     def __init__(
         self,

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from robench import seeding
 from robench.attacks import square_patches, square_windows
-from robench.attacks.base import Query, Slots, State
+from robench.attacks.base import AttackKind, Query, Slots, State
 from robench.attacks.losses import margin
 from robench.attacks.square_patches import Patches, starting_stripes
 from robench.attacks.square_windows import Moves, starting_pattern
@@ -82,7 +82,7 @@ class Square:
     """
 
     runs_to_the_end = False
-    walks_boundary = False
+    kind: AttackKind = "query"
 
     def __init__(
         self,

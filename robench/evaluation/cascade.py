@@ -332,8 +332,9 @@ class Cascade:
         if phase.again:
             return self.models.exact
         attack = self.attacks[phase.stage]
-        walks = not isinstance(attack, BatchAttack) and attack.walks_boundary
-        return self.models.even if walks else self.models.search
+        if isinstance(attack, BatchAttack):
+            return self.models.search
+        return self.models.for_attack(attack.kind)
 
     def _aim(
         self, stage: AttackSpec, samples: Samples, search_model: SearchModel

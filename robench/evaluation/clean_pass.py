@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from functools import partial
 
@@ -12,7 +13,7 @@ from torch import Tensor
 from robench import seeding
 from robench.allocator import keep_freed_memory
 from robench.attacks import build_attack
-from robench.attacks.base import BatchAttack
+from robench.attacks.base import AttackKind, BatchAttack
 from robench.attacks.losses import LOSSES, Loss, margin
 from robench.datasets import Dataset
 from robench.doctor import brief_flags
@@ -92,6 +93,7 @@ class CleanPass:
         # Passes that leave something behind, or draw from one stream, must not overlap.
         together = bool({flag.name for flag in self.flags} & _ONE_AT_A_TIME)
         workers = 1 if together else worker_count(self.device, settings.workers)
+        steps = _planned_steps(planned, threat_model, model, len(self.rows))
         choice = choose_search_model(
             model,
             inputs,
@@ -100,7 +102,8 @@ class CleanPass:
             threat_model=threat_model,
             batch_size=wanted,
             workers=workers,
-            planned_passes=_planned_passes(planned, threat_model, model, len(self.rows)),
+            planned_passes=steps.total(),
+            planned_queries=steps["query"],
         )
         self.models = choice.models
         self.batch_size = choice.batch_size
@@ -116,7 +119,8 @@ class CleanPass:
         self.adjudicator.logits(inputs)
         for model in self.models.different():
             model.logits(inputs)
-            model.gradient(inputs, Loss(LOSSES["ce"], labels, labels))
+            if model is not self.models.queries or model is self.models.search:
+                model.gradient(inputs, Loss(LOSSES["ce"], labels, labels))
 
     def _clean_logits(self, model: RobenchModel, batch_size: int) -> Tensor:
         """float32 (n, K) on the CPU; samples that the model fails on are noted as errors."""
@@ -164,11 +168,11 @@ class CleanPass:
         return float(margin(self.logits[row, None], self.dataset.labels[row, None]))
 
 
-def _planned_passes(
+def _planned_steps(
     planned: Sequence[AttackSpec], threat_model: ThreatModel, model: RobenchModel, count: int
-) -> float:
-    """Search steps for ``count`` samples that survive everything."""
-    steps = 0.0
+) -> Counter[AttackKind]:
+    """Search steps for ``count`` samples that survive everything, by the attacks' kind."""
+    steps: Counter[AttackKind] = Counter()
     for spec in planned:
         for index, stage in enumerate(spec.for_outputs(model.outputs)):
             attack = build_attack(stage, threat_model)
@@ -179,7 +183,7 @@ def _planned_passes(
             if audit is not None and index >= audit.first_stage:
                 samples = audit.sample_size(count)
             try:
-                steps += samples * attack.ranks(model.num_classes) * attack.steps()
+                steps[attack.kind] += samples * attack.ranks(model.num_classes) * attack.steps()
             except AttackError:  # not defined for so few classes, and skipped later
                 continue
     return steps

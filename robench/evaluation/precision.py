@@ -81,6 +81,7 @@ def choose_search_model(
     batch_size: int | None = None,
     workers: int = 1,
     planned_passes: float,
+    planned_queries: float = 0.0,
 ) -> SearchChoice:
     """Choose what searches run on, and how many inputs at a time.
 
@@ -94,6 +95,7 @@ def choose_search_model(
         batch_size: the user's; None: what fits into memory, by measurement.
         workers: searches that are to share the batch, unless the whole is short.
         planned_passes: how many gradients are to come; few do not pay for a measurement.
+        planned_queries: how many of them are forward passes of attacks that ask for logits only.
 
     Raises:
         UnknownNameError: no such precision.
@@ -141,11 +143,19 @@ def choose_search_model(
         if batch_size is None:
             share = trial.best_batch(fastest[1], share, workers)
             default = share * workers
+        queries = fastest[0]
+        if precision == "auto" and planned_queries * surviving / rate > _WORTH_MEASURING:
+            queries = trial.fastest_forward([fastest[0], trial.quantised()], share)
         search = trial.compiled(*fastest, share, planned_passes * surviving)
     joined = _joined(*search)
     exact_model = joined if search == exact else _joined(*exact)
     even_model = exact_model if even == exact else _joined(*even)
-    models = SearchModels(joined, joined if even == fastest else even_model, exact_model)
+    models = SearchModels(
+        search=joined,
+        queries=joined if queries is fastest[0] else queries,
+        even=joined if even == fastest else even_model,
+        exact=exact_model,
+    )
     return SearchChoice(models, default, seconds)
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from robench.attacks.base import Gradient
+from robench.attacks.base import AttackKind, Gradient
 from robench.attacks.losses import Loss
 from robench.evaluation.passes import SearchModel
 
@@ -112,6 +112,8 @@ class SearchModels:
 
     search: SearchModel
     """The fastest that agrees"""
+    queries: SearchModel
+    """The fastest for attacks that ask for logits only; it need not have gradients"""
     even: SearchModel
     """The fastest whose forward passes and gradients are of one precision"""
     exact: SearchModel
@@ -120,8 +122,13 @@ class SearchModels:
     @classmethod
     def all_on(cls, model: SearchModel) -> SearchModels:
         """One for everything."""
-        return cls(model, model, model)
+        return cls(model, model, model, model)
 
     def different(self) -> list[SearchModel]:
         """Each of them once."""
-        return list(dict.fromkeys((self.search, self.even, self.exact)))
+        return list(dict.fromkeys((self.search, self.queries, self.even, self.exact)))
+
+    def for_attack(self, kind: AttackKind) -> SearchModel:
+        """What an attack of that kind runs on, far from the boundary."""
+        models = {"gradient": self.search, "boundary": self.even, "query": self.queries}
+        return models[kind]

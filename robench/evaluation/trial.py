@@ -12,6 +12,7 @@ from robench.attacks.losses import LOSSES, Loss, margin
 from robench.evaluation.batch_size import BATCHES, fitting_batch
 from robench.evaluation.compiled import Check, Kind, compiling_pays, try_compiled
 from robench.evaluation.passes import SearchModel, is_out_of_memory
+from robench.evaluation.quantised import build_quantised
 from robench.evaluation.search_models import EagerModel
 from robench.evaluation.timing import synchronise, tiled
 from robench.evaluation.variants import VARIANTS, build_variant
@@ -73,12 +74,20 @@ class Trial:
         built = (build_variant(self.model, variant) for variant in VARIANTS[kind])
         return [c for c in built if c is not None and self._agrees(c, limit)]
 
-    def _agrees(self, candidate: EagerModel, limit: float) -> bool:
+    def quantised(self) -> EagerModel | None:
+        """The 8-bit form, if there is one and it agrees; it has no gradients."""
+        form = build_quantised(self.model, self.points[::2])
+        agrees = form is not None and self._agrees(form, _MAX_DISAGREEMENT, gradients=False)
+        return form if agrees else None
+
+    def _agrees(self, candidate: EagerModel, limit: float, gradients: bool = True) -> bool:
         """Sets the candidate's tolerance to twice the largest error seen."""
         try:
             error = (margin(candidate.logits(self.points), self.labels) - self.expected).abs().max()
             loss = Loss(LOSSES["ce"], self.labels, self.labels)
-            finite = bool(candidate.gradient(self.points, loss).gradient.isfinite().all())
+            finite = not gradients or bool(
+                candidate.gradient(self.points, loss).gradient.isfinite().all()
+            )
         except Exception:
             # An operation that does not exist in this precision, or a network that looks into
             # layers that were replaced: whatever it is, the variant is not one to use.
@@ -118,6 +127,17 @@ class Trial:
             return sum(1 / self._worth(f, k) for f, k in zip(pair, _KINDS, strict=True))
 
         return min(pairs, key=cost)
+
+    def fastest_forward(
+        self, candidates: Sequence[EagerModel | None], batch_size: int
+    ) -> EagerModel:
+        """The fastest for forward passes alone, of those that are there."""
+        forms = [form for form in candidates if form is not None]
+        if len(forms) == 1:
+            return forms[0]
+        for form in forms:
+            self._rate(form, "logits", self._timed(batch_size))
+        return max(forms, key=lambda form: self._worth(form, "logits"))
 
     def _worth(self, candidate: EagerModel, kind: Kind) -> float:
         """Inputs a second, less for what does not stand for the original near the boundary."""

@@ -20,7 +20,7 @@ from robench.attacks.losses import Loss
 from robench.evaluation.search_models import EagerModel
 from robench.models.wrapper import RobenchModel
 
-__all__ = ["VARIANTS", "Variant", "build_variant"]
+__all__ = ["VARIANTS", "Variant", "build_variant", "fold_batch_norm", "put_layer"]
 
 
 _DTYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
@@ -79,7 +79,7 @@ def build_variant(model: RobenchModel, variant: Variant) -> EagerModel | None:
     """
     try:
         other = copy.deepcopy(model)
-        if variant.folded and not _fold(other):
+        if variant.folded and not fold_batch_norm(other):
             variant = replace(variant, folded=False)
         if variant == _AS_IT_IS or (variant.onednn and not _use_onednn(other)):
             return None
@@ -117,7 +117,7 @@ def _tf32() -> Iterator[None]:
         matmul.allow_tf32, cudnn.allow_tf32 = before
 
 
-def _fold(model: RobenchModel) -> bool:
+def fold_batch_norm(model: RobenchModel) -> bool:
     """Merge each BatchNorm into the convolution before it, where the network can be traced.
 
     Returns:
@@ -205,11 +205,11 @@ def _use_onednn(model: RobenchModel) -> bool:
         return False
     model.requires_grad_(False)
     for name, layer in layers:
-        _put(model.network, name, _OneDNNLinear(layer))
+        put_layer(model.network, name, _OneDNNLinear(layer))
     return True
 
 
-def _put(network: nn.Module, name: str, layer: nn.Module) -> None:
+def put_layer(network: nn.Module, name: str, layer: nn.Module) -> None:
     """Put a layer in the place of the one of that name."""
     parent, _, own = name.rpartition(".")
     setattr(network.get_submodule(parent), own, layer)
@@ -238,4 +238,4 @@ def _lower(model: RobenchModel, dtype: torch.dtype) -> None:
     for name, output in ((first, dtype), (last, torch.float32)):
         if name is None:
             continue
-        _put(network, name, _Cast(network.get_submodule(name).float(), output))
+        put_layer(network, name, _Cast(network.get_submodule(name).float(), output))

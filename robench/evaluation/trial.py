@@ -15,7 +15,7 @@ from robench.evaluation.passes import SearchModel, is_out_of_memory
 from robench.evaluation.quantised import build_quantised
 from robench.evaluation.search_models import EagerModel
 from robench.evaluation.timing import synchronise, tiled
-from robench.evaluation.variants import VARIANTS, build_variant
+from robench.evaluation.variants import VARIANTS, Variant, build_variant
 from robench.geometry import random_point
 from robench.models.wrapper import RobenchModel
 from robench.threat_models import ThreatModel
@@ -33,6 +33,8 @@ _MAX_DISAGREEMENT = 0.05
 _ROUNDING = 1e-3
 """The same, for what may stand for the original near the boundary"""
 _TIMING_SECONDS = 0.015
+_TIMED_OF_SLOW = 16
+"""Inputs of a timed call where a network is so slow that it is checked on few"""
 _TURNS = 2
 _STILL_IN = 0.9
 """Share of the best rate so far below which a variant gets no second turn"""
@@ -64,10 +66,13 @@ class Trial:
         self.points = random_point(inputs, threat_model.norm, threat_model.radius, keys)
         self.expected = margin(plain.logits(self.points), labels)
         self.rates: dict[tuple[str, str], float] = {}
-        self.exact_forms = [plain, *self.agreeing("fp32 rearranged", _ROUNDING)]
+        rearranged = self.agreeing("fp32 rearranged", _ROUNDING)
+        folded = [form for form in rearranged if form.description == Variant(folded=True).name]
+        self.exact_guess = [plain, *folded][-1]
+        """What is taken untimed: folded, if it can be"""
+        # A network with its BatchNorm does the same, and BatchNorm as well.
+        self.exact_forms = rearranged if folded else [plain, *rearranged]
         """Those that differ from the original by rounding only"""
-        self.exact_guess = self.exact_forms[:2][-1]
-        """Which of them is taken untimed: folded, if it can be"""
 
     def agreeing(self, kind: str, limit: float = _MAX_DISAGREEMENT) -> list[EagerModel]:
         """The variants of one kind whose margins agree up to ``limit`` × the median margin."""
@@ -154,7 +159,7 @@ class Trial:
     def _timed(self, batch_size: int) -> int:
         """How many inputs a measurement takes: only slow networks are checked on few points."""
         slow = len(self.points) < min(batch_size, 64)
-        return min(batch_size, len(self.points)) if slow else batch_size
+        return min(batch_size, len(self.points), _TIMED_OF_SLOW) if slow else batch_size
 
     def _rate(self, candidate: EagerModel, kind: Kind, batch_size: int) -> float:
         if (candidate.description, kind) not in self.rates:

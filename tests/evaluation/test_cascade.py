@@ -258,11 +258,12 @@ def cascade(
     settings = Settings(precision="fp32")
     clean = CleanPass(model, data, threat, settings, [spec])
     exact = clean.models.exact
+    search = Hazy(model, haze)
     return clean, Cascade(
         spec,
         model,
         threat,
-        SearchModels(Hazy(model, haze), Hazy(model, even) if even else exact, exact),
+        SearchModels(search, search, Hazy(model, even) if even else exact, exact),
         clean.adjudicator,
         batch_size=4,
         shard_size=3,

@@ -145,7 +145,7 @@ def choose_search_model(
             default = share * workers
         queries = fastest[0]
         if precision == "auto" and planned_queries * surviving / rate > _WORTH_MEASURING:
-            queries = trial.fastest_forward([fastest[0], trial.quantised()], share)
+            queries = trial.for_queries(fastest[0], share)
         search = trial.compiled(*fastest, share, planned_passes * surviving)
     joined = _joined(*search)
     exact_model = joined if search == exact else _joined(*exact)

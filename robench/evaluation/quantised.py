@@ -1,11 +1,8 @@
 """A network with its convolutions in 8-bit integers, for forward passes on a CPU.
 
-Weights are rounded to 127 levels on either side of zero, channel by channel; inputs of a layer to
-255 levels between the smallest and the largest value that some data put there (Jacob et al.,
-"Quantization and training of neural networks for efficient integer-arithmetic-only inference",
-CVPR 2018). Sums are exact, outputs float32. There are no gradients through rounding, so this
-serves attacks that ask for logits only. The first convolution, which sees perturbations of a few
-grey levels, stays in float32, and so does everything that is no convolution.
+There are no gradients through rounding, so this serves attacks that ask for logits only. The first
+convolution, which sees perturbations of a few grey levels, stays in float32, and so does
+everything that is no convolution.
 """
 
 from __future__ import annotations
@@ -16,19 +13,32 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.fx import GraphModule
 
+from robench.evaluation.byte_layers import QuantisedConvolution, join_layers
 from robench.evaluation.search_models import EagerModel
 from robench.evaluation.variants import fold_batch_norm, put_layer
 from robench.models.wrapper import RobenchModel
 
-__all__ = ["build_quantised"]
-
-_LEVELS = 255
-_WEIGHT_LEVELS = 127
-_TINY = 1e-12
+__all__ = ["QuantisedModel", "build_quantised"]
 
 
-def build_quantised(model: RobenchModel, points: Tensor) -> EagerModel | None:
+class QuantisedModel(EagerModel):
+    """A network of bytes, which has no gradients.
+
+    Attributes:
+        piece: inputs that it takes at a time; more are taken one such piece after the other.
+    """
+
+    piece: int | None = None
+
+    def logits(self, points: Tensor) -> Tensor:
+        """(B, C, H, W) → float32 (B, K)."""
+        pieces = torch.split(points, self.piece or max(len(points), 1))
+        return torch.cat([super(QuantisedModel, self).logits(piece) for piece in pieces])
+
+
+def build_quantised(model: RobenchModel, points: Tensor) -> QuantisedModel | None:
     """The model with 8-bit convolutions; None where it has too few, or the processor no products.
 
     Args:
@@ -46,10 +56,12 @@ def build_quantised(model: RobenchModel, points: Tensor) -> EagerModel | None:
         ranges = _input_ranges(other, layers, points)
         for name, layer in layers.items():
             if name in ranges:
-                put_layer(other.network, name, _QuantisedConvolution(layer, *ranges[name]))
+                put_layer(other.network, name, QuantisedConvolution(layer, *ranges[name]))
+        if isinstance(other.network, GraphModule):
+            join_layers(other.network)
     except (RuntimeError, TypeError, ValueError, AttributeError):
         return None  # what cannot be copied, or run layer by layer, is run as it is
-    return EagerModel(
+    return QuantisedModel(
         other,
         "int8 folded channels-last" if folded else "int8 channels-last",
         memory_format=torch.channels_last,
@@ -106,52 +118,3 @@ def _input_ranges(
     with watched(), torch.no_grad():
         model(points)
     return ranges
-
-
-class _QuantisedConvolution(nn.Module):
-    """Takes the place of a convolution whose parameters are fixed.
-
-    Args:
-        layer: the convolution.
-        low: its smallest input; what lies below is cut off.
-        high: its largest input.
-    """
-
-    def __init__(self, layer: nn.Conv2d, low: float, high: float) -> None:
-        super().__init__()
-        low, high = min(low, 0.0), max(high, 0.0)  # zero, the padding, must be a level
-        self.scale = max((high - low) / _LEVELS, _TINY)
-        self.zero = round(-low / self.scale)
-        self.shift = torch.tensor(self.zero + 0.5)  # casting cuts off
-        weight = layer.weight.detach()
-        steps = (weight.flatten(1).abs().amax(dim=1) / _WEIGHT_LEVELS).clamp_min(_TINY)
-        rounded = (weight / steps.view(-1, 1, 1, 1)).round().to(torch.int8)
-        self.geometry = list(layer.stride), list(layer.padding), list(layer.dilation), layer.groups
-        self.packed = torch.ops.onednn.qconv_prepack(
-            rounded, steps, self.scale, self.zero, *self.geometry, None
-        )
-        self.steps = steps
-        self.zeros = torch.zeros(len(steps), dtype=torch.int32)
-        self.bias = None if layer.bias is None else layer.bias.detach().clone()
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        """(B, C, H, W) float32 → (B, C′, H′, W′) float32."""
-        levels = torch.add(self.shift, inputs, alpha=1 / self.scale).clamp_(0, _LEVELS + 0.5)
-        output: Tensor = torch.ops.onednn.qconv2d_pointwise(
-            # PyTorch casts float32 to bytes one by one, but to shorts, and these to bytes, in bulk.
-            levels.to(torch.int16).to(torch.uint8),
-            self.scale,
-            self.zero,
-            self.packed,
-            self.steps,
-            self.zeros,
-            self.bias,
-            *self.geometry,
-            1.0,
-            0,
-            torch.float32,
-            "none",
-            [],
-            "",
-        )
-        return output

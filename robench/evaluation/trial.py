@@ -35,6 +35,8 @@ _ROUNDING = 1e-3
 _TIMING_SECONDS = 0.015
 _TIMED_OF_SLOW = 16
 """Inputs of a timed call where a network is so slow that it is checked on few"""
+_PIECES = (16, 64)
+"""Inputs of a pass that may suit a processor's cache better than all of a batch at once"""
 _TURNS = 2
 _STILL_IN = 0.9
 """Share of the best rate so far below which a variant gets no second turn"""
@@ -78,12 +80,6 @@ class Trial:
         """The variants of one kind whose margins agree up to ``limit`` × the median margin."""
         built = (build_variant(self.model, variant) for variant in VARIANTS[kind])
         return [c for c in built if c is not None and self._agrees(c, limit)]
-
-    def quantised(self) -> EagerModel | None:
-        """The 8-bit form, if there is one and it agrees; it has no gradients."""
-        form = build_quantised(self.model, self.points[::2])
-        agrees = form is not None and self._agrees(form, _MAX_DISAGREEMENT, gradients=False)
-        return form if agrees else None
 
     def _agrees(self, candidate: EagerModel, limit: float, gradients: bool = True) -> bool:
         """Sets the candidate's tolerance to twice the largest error seen."""
@@ -133,16 +129,20 @@ class Trial:
 
         return min(pairs, key=cost)
 
-    def fastest_forward(
-        self, candidates: Sequence[EagerModel | None], batch_size: int
-    ) -> EagerModel:
-        """The fastest for forward passes alone, of those that are there."""
-        forms = [form for form in candidates if form is not None]
-        if len(forms) == 1:
-            return forms[0]
-        for form in forms:
-            self._rate(form, "logits", self._timed(batch_size))
-        return max(forms, key=lambda form: self._worth(form, "logits"))
+    def for_queries(self, fastest: EagerModel, batch_size: int) -> EagerModel:
+        """The 8-bit form where it agrees and is faster than the fastest of the others.
+
+        It is given inputs in pieces of the size that is best for the processor's cache.
+        """
+        form = build_quantised(self.model, self.points[::2])
+        if form is None or not self._agrees(form, _MAX_DISAGREEMENT, gradients=False):
+            return fastest
+        sizes = [*(size for size in _PIECES if size < batch_size), batch_size]
+        rates = {size: self._measured(form, "logits", size)[0] for size in sizes}
+        form.piece = max(sizes, key=lambda size: rates[size])
+        self.rates[form.description, "logits"] = rates[form.piece]
+        self._rate(fastest, "logits", self._timed(batch_size))
+        return max((fastest, form), key=lambda f: self._worth(f, "logits"))
 
     def _worth(self, candidate: EagerModel, kind: Kind) -> float:
         """Inputs a second, less for what does not stand for the original near the boundary."""

@@ -13,10 +13,12 @@ from robench.attacks.losses import margin
 from robench.datasets import load_dataset
 from robench.evaluation import precision as precisions
 from robench.evaluation import quantised, trial
+from robench.evaluation.byte_layers import QuantisedConvolution
 from robench.evaluation.precision import choose_search_model
-from robench.evaluation.quantised import _QuantisedConvolution, build_quantised
+from robench.evaluation.quantised import build_quantised
 from robench.evaluation.search_models import EagerModel
 from robench.models import load_model, wrap_module
+from robench.models.wrapper import RobenchModel
 from robench.records import AttackSpec, Suite
 from robench.threat_models import ThreatModel
 
@@ -65,7 +67,7 @@ def test_a_layer_multiplies_rounded_inputs_by_rounded_weights(
     torch.manual_seed(0)
     layer = nn.Conv2d(8, 12, 3, **options).requires_grad_(False)
     inputs = torch.rand(5, 8, 9, 10) * (2.0 - low) + low
-    replaced = _QuantisedConvolution(layer, low, 2.0)
+    replaced = QuantisedConvolution(layer, low, 2.0)
     for given in (inputs, inputs.contiguous(memory_format=torch.channels_last), 1.5 * inputs):
         expected = by_hand(layer, given, low, 2.0)
         torch.testing.assert_close(replaced(given).double(), expected, atol=1e-4, rtol=1e-4)
@@ -77,7 +79,7 @@ def test_a_layer_multiplies_rounded_inputs_by_rounded_weights(
 @needs_bytes
 def test_inputs_that_are_all_zero_give_the_bias() -> None:
     layer = nn.Conv2d(4, 6, 3, padding=1).requires_grad_(False)
-    out = _QuantisedConvolution(layer, 0.0, 0.0)(torch.zeros(2, 4, 5, 5))
+    out = QuantisedConvolution(layer, 0.0, 0.0)(torch.zeros(2, 4, 5, 5))
     torch.testing.assert_close(out, layer.bias.view(1, -1, 1, 1).expand_as(out))
 
 
@@ -128,9 +130,115 @@ def test_only_plain_convolutions_that_ran_are_replaced() -> None:
     form = build_quantised(model, inputs)
     assert form is not None
     assert form.description == "int8 channels-last"
-    changed = {n for n, m in form.module.named_modules() if isinstance(m, _QuantisedConvolution)}
+    changed = {n for n, m in form.module.named_modules() if isinstance(m, QuantisedConvolution)}
     assert {name.rpartition(".")[2] for name in changed} == {"usual"}
     assert (form.logits(inputs) - model(inputs)).abs().max() < 0.02
+
+
+class Residual(nn.Module):
+    """Blocks as networks have them, with ReLUs as functions, methods and layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(1, 8, 3, padding=1)
+        self.norm = nn.BatchNorm2d(8)
+        self.a, self.b, self.c, self.d = (nn.Conv2d(8, 8, 3, padding=1) for _ in range(4))
+        self.shortcut = nn.Conv2d(8, 8, 1)
+        self.relu = nn.ReLU()
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        maps = torch.relu(self.norm(self.first(inputs)))
+        maps = self.relu(self.b(torch.relu(self.a(maps))) + maps)
+        inner = nn.functional.relu(self.c(maps))
+        maps = (self.shortcut(maps) + self.d(inner)).relu()
+        logits: Tensor = self.head(maps.mean(dim=(2, 3)))
+        return logits
+
+
+class Kept(Residual):
+    """A shortcut that is needed again, and layers whose outputs go elsewhere too."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        start = torch.relu(self.norm(self.first(inputs)))
+        inner = self.a(start)
+        maps = torch.relu(self.b(torch.relu(inner)) + start)
+        later = torch.relu(self.d(maps) + self.c(inner) * 0.5)
+        logits: Tensor = self.head((later + start).mean(dim=(2, 3)))
+        return logits
+
+
+def _small(kind: type[nn.Module]) -> tuple[RobenchModel, Tensor]:
+    torch.manual_seed(3)
+    model = wrap_module(kind(), num_classes=3, input={"channels": 1}).eval()
+    return model, torch.rand(32, 1, 8, 8)
+
+
+def _steps(form: EagerModel) -> list[str]:
+    """What is computed, in order, beside the first convolution."""
+    network: Any = form.module.network
+    layers = dict(network.named_modules())
+    steps = []
+    for node in network.graph.nodes:
+        layer = layers.get(str(node.target))
+        if isinstance(layer, QuantisedConvolution):
+            kind = "bytes" if layer.emitted else "sum" if len(node.args) > 1 else "plain"
+            steps.append(f"{str(node.target).rpartition('.')[2]}: {kind}")
+        elif node.op in ("call_function", "call_method"):
+            steps.append(getattr(node.target, "__name__", node.target))
+        elif isinstance(layer, nn.ReLU):
+            steps.append("relu")
+    return steps
+
+
+@needs_bytes
+def test_layers_pass_bytes_on_and_add_their_shortcuts() -> None:
+    model, inputs = _small(Residual)
+    form = build_quantised(model, inputs)
+    assert form is not None
+    expected = "relu, a: bytes, b: sum, c: bytes, d: plain, shortcut: sum, mean"
+    assert ", ".join(_steps(form)) == expected
+
+
+@needs_bytes
+def test_what_is_needed_again_is_not_written_on() -> None:
+    model, inputs = _small(Kept)
+    form = build_quantised(model, inputs)
+    assert form is not None
+    steps = _steps(form)
+    assert "b: sum" not in steps  # its shortcut is read once more
+    assert "a: plain" in steps  # read by a ReLU and by another layer
+    assert (form.logits(inputs) - model(inputs)).abs().max() < 0.02
+
+
+@needs_bytes
+@pytest.mark.parametrize("kind", [Residual, Kept])
+def test_joined_layers_compute_what_they_did_apart(
+    kind: type[nn.Module], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, inputs = _small(kind)
+    joined = build_quantised(model, inputs)
+    monkeypatch.setattr(quantised, "join_layers", lambda _: None)
+    apart = build_quantised(model, inputs)
+    assert joined is not None
+    assert apart is not None
+    error = (apart.logits(inputs) - model(inputs)).abs().max()
+    # A value on the border of two levels may fall to either side.
+    assert (joined.logits(inputs) - apart.logits(inputs)).abs().max() < 0.5 * error
+    again = joined.logits(inputs)
+    assert torch.equal(again, joined.logits(inputs))
+
+
+@needs_bytes
+def test_pieces_are_put_together_again() -> None:
+    model, inputs = _small(Residual)
+    form = build_quantised(model, inputs)
+    assert form is not None
+    whole = form.logits(inputs)
+    for piece in (1, 5, 32, 100):
+        form.piece = piece
+        torch.testing.assert_close(form.logits(inputs), whole, atol=1e-5, rtol=0)
+    assert form.logits(inputs[:0]).shape == (0, 3)
 
 
 def test_what_has_no_such_form_gets_none(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -38,8 +38,8 @@ from robench.threat_models import ThreatModel
 
 _PGD_STEPS, _PGD_STEP_SIZE = 20, 0.25
 """The latter as a share of ε"""
-_SHORT_CE, _SHORT_STEPS, _SHORT_TARGETS, _SHORT_QUERIES = 4, 6, 3, 100
-"""``aa-short``: a fiftieth of AutoAttack's budgets, where the whole would take hours. All four
+_SHORT_CE, _SHORT_STEPS, _SHORT_TARGETS, _SHORT_QUERIES = 4, 12, 3, 200
+"""``aa-short``: a twenty-fifth of AutoAttack's budgets, where the whole would take hours. All four
 attacks, so that gradients and forward passes stand to each other as they do in the whole."""
 
 

@@ -33,7 +33,7 @@ RECORD_SCHEMA_VERSION = 1
 """Version of the JSON layout. A change of fields raises it and needs a migration; a new field with a
 default does not."""
 
-RESULTS_REVISION = 4
+RESULTS_REVISION = 5
 """Raised when the same job would give other numbers, so that old records are not reused."""
 
 

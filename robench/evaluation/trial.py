@@ -12,7 +12,7 @@ from robench.attacks.losses import LOSSES, Loss, margin
 from robench.evaluation.batch_size import BATCHES, fitting_batch
 from robench.evaluation.compiled import Check, Kind, compiling_pays, try_compiled
 from robench.evaluation.passes import SearchModel, is_out_of_memory
-from robench.evaluation.quantised import build_quantised
+from robench.evaluation.quantised import QuantisedModel, build_quantised
 from robench.evaluation.search_models import EagerModel
 from robench.evaluation.timing import synchronise, tiled
 from robench.evaluation.variants import VARIANTS, Variant, build_variant
@@ -81,6 +81,12 @@ class Trial:
         built = (build_variant(self.model, variant) for variant in VARIANTS[kind])
         return [c for c in built if c is not None and self._agrees(c, limit)]
 
+    def quantised(self) -> QuantisedModel | None:
+        """The 8-bit form, if there is one and it agrees; it has no gradients."""
+        form = build_quantised(self.model, self.points[::2])
+        agrees = form is not None and self._agrees(form, _MAX_DISAGREEMENT, gradients=False)
+        return form if agrees else None
+
     def _agrees(self, candidate: EagerModel, limit: float, gradients: bool = True) -> bool:
         """Sets the candidate's tolerance to twice the largest error seen."""
         try:
@@ -134,8 +140,8 @@ class Trial:
 
         It is given inputs in pieces of the size that is best for the processor's cache.
         """
-        form = build_quantised(self.model, self.points[::2])
-        if form is None or not self._agrees(form, _MAX_DISAGREEMENT, gradients=False):
+        form = self.quantised()
+        if form is None:
             return fastest
         sizes = [*(size for size in _PIECES if size < batch_size), batch_size]
         rates = {size: self._measured(form, "logits", size)[0] for size in sizes}

@@ -1,4 +1,4 @@
-"""Other forms of a model: lower precision, BatchNorm folded, another layout, oneDNN's products.
+"""Other forms of a model: lower precision, BatchNorm folded, another layout, other kernels.
 
 The first convolution and the last linear layer stay in float32: the first sees perturbations of a
 few grey levels that bfloat16's eight bits would round away, the last makes the logits.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -36,6 +36,9 @@ class Variant:
     tf32: bool = False
     onednn: bool = False
     """Linear layers through oneDNN, which need not be the library that PyTorch takes on a CPU"""
+    unfused_attention: bool = False
+    """Attention as two products and a softmax; on a CPU the gradient of PyTorch's fused kernel is
+    slower for few tokens"""
 
     @property
     def precision(self) -> str:
@@ -49,6 +52,7 @@ class Variant:
         words += ["folded"] if self.folded else []
         words += ["channels-last"] if self.channels_last else []
         words += ["onednn"] if self.onednn else []
+        words += ["unfused-attention"] if self.unfused_attention else []
         return " ".join(words)
 
 
@@ -68,6 +72,7 @@ VARIANTS: dict[str, tuple[Variant, ...]] = {
         Variant(folded=True),
         Variant(folded=True, channels_last=True),
         Variant(folded=True, onednn=True),
+        Variant(folded=True, onednn=True, unfused_attention=True),
     ),
 }
 
@@ -90,20 +95,37 @@ def build_variant(model: RobenchModel, variant: Variant) -> EagerModel | None:
             other = other.to(memory_format=torch.channels_last)
     except (RuntimeError, TypeError, ValueError, AttributeError):
         return None  # what cannot be copied or cast is run as it is
-    kind = _TF32Model if variant.tf32 else EagerModel
-    return kind(other, variant.name, memory_format=layout, precision=variant.precision)
+    setting = _tf32 if variant.tf32 else _unfused_attention if variant.unfused_attention else None
+    if setting is None:
+        return EagerModel(other, variant.name, memory_format=layout, precision=variant.precision)
+    return _ModelWithSetting(setting, other, variant.name, layout, variant.precision)
 
 
-class _TF32Model(EagerModel):
-    """Matrix products in TF32, switched on for its own passes only."""
+class _ModelWithSetting(EagerModel):
+    """A model under a setting of PyTorch's, switched on for its own passes only."""
+
+    def __init__(
+        self,
+        setting: Callable[[], contextlib.AbstractContextManager[None]],
+        module: nn.Module,
+        description: str,
+        memory_format: torch.memory_format,
+        precision: str,
+    ) -> None:
+        super().__init__(module, description, memory_format=memory_format, precision=precision)
+        self.setting = setting
 
     def logits(self, points: Tensor) -> Tensor:
-        with _tf32():
+        with self.setting():
             return super().logits(points)
 
     def gradient(self, points: Tensor, loss: Loss) -> Gradient:
-        with _tf32():
+        with self.setting():
             return super().gradient(points, loss)
+
+    def jacobian(self, points: Tensor) -> tuple[Tensor, Tensor]:
+        with self.setting():
+            return super().jacobian(points)
 
 
 @contextlib.contextmanager
@@ -115,6 +137,14 @@ def _tf32() -> Iterator[None]:
         yield
     finally:
         matmul.allow_tf32, cudnn.allow_tf32 = before
+
+
+@contextlib.contextmanager
+def _unfused_attention() -> Iterator[None]:
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    with sdpa_kernel(SDPBackend.MATH):
+        yield
 
 
 def fold_batch_norm(model: RobenchModel) -> bool:

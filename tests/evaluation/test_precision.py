@@ -302,6 +302,35 @@ def test_linear_layers_through_onednn_give_the_same_logits_and_gradients() -> No
     assert buffer_fingerprint(model) == before
 
 
+def test_unfused_attention_is_switched_on_for_its_own_passes_only(monkeypatch) -> None:
+    model = load_model("digits/Linf-0.2/vit-pgd-at")
+    data = load_dataset("digits").subset(32)
+    inputs, labels = data.batch(range(32)), data.labels
+    form = build_variant(model, Variant(folded=True, onednn=True, unfused_attention=True))
+    assert form is not None
+    assert (form.description, form.precision) == ("fp32 onednn unfused-attention", "fp32")
+    fused = torch.backends.cuda.flash_sdp_enabled  # the flag of the CPU's kernel, too
+    seen = []
+    attention = nn.functional.scaled_dot_product_attention
+
+    def watched(*arguments: Tensor) -> Tensor:
+        seen.append(fused())
+        return attention(*arguments)
+
+    monkeypatch.setattr(nn.functional, "scaled_dot_product_attention", watched)
+    plain = EagerModel(model)
+    loss = Loss(LOSSES["ce"], labels, labels)
+    expected, given = plain.gradient(inputs, loss), form.gradient(inputs, loss)
+    torch.testing.assert_close(given.gradient, expected.gradient, atol=1e-5, rtol=1e-3)
+    torch.testing.assert_close(form.logits(inputs), plain.logits(inputs), atol=1e-4, rtol=0)
+    torch.testing.assert_close(
+        form.jacobian(inputs)[1], plain.jacobian(inputs)[1], atol=1e-5, rtol=1e-3
+    )
+    order = [True, False, False, True, False, True]  # plain is True; two layers a pass
+    assert seen == [setting for setting in order for _ in range(2)]
+    assert fused()
+
+
 def test_onednn_products_take_columns_as_well_as_rows_and_layers_without_bias() -> None:
     class Mixer(nn.Module):
         def __init__(self) -> None:

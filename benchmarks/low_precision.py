@@ -4,19 +4,18 @@
     python benchmarks/low_precision.py --model digits/Linf-0.2/mart --norm L2 --eps 0.5
 
 Each attack alone on all samples that are classified correctly, at AutoAttack's budgets, with the
-form of the network that ``--precision auto`` would have to choose there: bfloat16 for FAB, 8-bit
-integers for Square. Without ``--model`` the cases below, of which those on photographs need a
+low precision that ``--precision auto`` can choose for it: bfloat16 for FAB, 8-bit integers for
+Square. Without ``--model`` the cases below, of which those on photographs need a
 folder of them. Writes ``benchmarks/results/low_precision.md``.
 """
 
 from __future__ import annotations
 
 import argparse
-from dataclasses import dataclass
 from pathlib import Path
 
 from peer_workers import Job, job_for
-from peers import machine
+from peers import Table, machine
 
 from robench.evaluation.attacked import Attacked
 from robench.evaluation.cascade import Cascade
@@ -34,25 +33,44 @@ RESULT = Path(__file__).resolve().parent / "results" / "low_precision.md"
 _CHECKED = 128
 
 
-@dataclass(frozen=True)
-class Case:
-    """One model and ball."""
-
-    model: str
-    norm: str
-    eps: str
-    n: int = 500
-    dataset: str | None = None
-
-
+_TASK = "low precision"
 _PHOTOGRAPHS = "data/cifar10-jpeg/test"
 CASES = (
-    Case("digits/Linf-0.2/pgd-at", "Linf", "0.2"),
-    Case("digits/Linf-0.2/pgd-at", "L2", "0.5"),
-    Case("digits/Linf-0.2/trades", "L2", "0.8"),
-    Case("digits/Linf-0.2/mart", "Linf", "0.2"),
-    Case("cifar10-jpeg/Linf-8_255/resnet10-pgd-at", "Linf", "8/255", 200, _PHOTOGRAPHS),
-    Case("cifar10-jpeg/Linf-8_255/resnet10-trades", "L2", "0.5", 200, _PHOTOGRAPHS),
+    Table(_TASK, (), "digits/Linf-0.2/pgd-at", "Linf", "0.2"),
+    Table(_TASK, (), "digits/Linf-0.2/pgd-at", "L2", "0.5"),
+    Table(_TASK, (), "digits/Linf-0.2/trades", "L2", "0.8"),
+    Table(_TASK, (), "digits/Linf-0.2/mart", "Linf", "0.2"),
+    Table(
+        _TASK,
+        (),
+        "cifar10-jpeg/Linf-8_255/resnet10-pgd-at",
+        "Linf",
+        "8/255",
+        n=200,
+        dataset=_PHOTOGRAPHS,
+    ),
+    Table(
+        _TASK,
+        (),
+        "cifar10-jpeg/Linf-8_255/resnet10-trades",
+        "L2",
+        "0.5",
+        n=200,
+        dataset=_PHOTOGRAPHS,
+    ),
+)
+_HEADER = (
+    "model",
+    "norm, ε",
+    "attack",
+    "samples",
+    "form",
+    "tolerance, logits",
+    "broken in float32",
+    "in this form",
+    "searched again",
+    "then broken",
+    "missed, extra",
 )
 
 
@@ -72,10 +90,10 @@ def run(job: Job, spec: AttackSpec, clean: CleanPass, models: SearchModels) -> A
     return cascade.run(clean, job.dataset.input_shape)
 
 
-def rows(case: Case) -> list[str]:
+def rows(case: Table) -> list[str]:
     """A line of the table for each attack."""
     job = job_for(
-        "low precision", case.model, dataset=case.dataset, n=case.n, norm=case.norm, eps=case.eps
+        case.task, case.model, dataset=case.dataset, n=case.n, norm=case.norm, eps=case.eps
     )
     job.model.requires_grad_(False)
     clean = CleanPass(job.model, job.dataset, job.threat_model, Settings(precision="fp32"), [])
@@ -88,9 +106,7 @@ def rows(case: Case) -> list[str]:
     for spec in ATTACKS:
         form = int8 if spec.attack == "square" else next(iter(bf16), None)
         if form is None:
-            lines.append(
-                f"| {case.model} | {case.norm} {case.eps} | {spec.name} | does not agree |"
-            )
+            print(f"{case.title}: no form for {spec.name} that agrees", flush=True)
             continue
         expected = run(job, spec, clean, SearchModels.all_on(exact))
         seen = run(job, spec, clean, SearchModels(form, form, form, exact))
@@ -122,29 +138,17 @@ def main() -> None:
     parser.add_argument("--n", type=int, default=500)
     parser.add_argument("--dataset")
     a = parser.parse_args()
-    cases = [Case(a.model, a.norm, a.eps, a.n, a.dataset)] if a.model else CASES
-    header = [
-        "model",
-        "norm, ε",
-        "attack",
-        "samples",
-        "form",
-        "tolerance, logits",
-        "broken in float32",
-        "in this form",
-        "searched again",
-        "then broken",
-        "missed, extra",
-    ]
+    chosen = Table(_TASK, (), a.model, a.norm, a.eps, n=a.n, dataset=a.dataset)
+    cases = [chosen] if a.model else CASES
     lines = [
         "# Attacks in low precision",
         "",
         *machine("cpu", "Each attack alone, AutoAttack's budgets, seed 0."),
-        f"| {' | '.join(header)} |",
-        "|" + " --- |" * len(header),
+        f"| {' | '.join(_HEADER)} |",
+        "|" + " --- |" * len(_HEADER),
     ]
     for case in cases:
-        if case.dataset is None or "/" not in case.dataset or Path(case.dataset).exists():
+        if case.runnable:
             lines += rows(case)
     if not a.model:
         RESULT.write_text("\n".join([*lines, ""]))

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, Literal, NamedTuple, Protocol, TypeVar, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -18,6 +18,9 @@ from torch import Tensor
 from robench import seeding
 from robench.attacks.losses import Loss
 from robench.threat_models import ThreatModel
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 __all__ = [
     "Attack",
@@ -112,6 +115,7 @@ class State:
 
 
 StateT = TypeVar("StateT", bound=State)
+RowsT = TypeVar("RowsT", bound="DataclassInstance")
 
 
 class Attack(Protocol[StateT]):
@@ -156,8 +160,8 @@ class BatchAttack(Protocol):
         ...
 
 
-def take(state: StateT, rows: Tensor) -> StateT:
-    """The state of the given slots, int64 (B′,) or bool (B,)."""
+def take(state: RowsT, rows: Tensor) -> RowsT:
+    """The given rows of a state, or of any dataclass of tensors: int64 (B′,) or bool (B,)."""
     if rows.dtype == torch.bool:
         rows = rows.nonzero().squeeze(1)
     kept = {f.name: getattr(state, f.name).index_select(0, rows) for f in _tensors(state)}

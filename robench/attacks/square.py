@@ -23,17 +23,17 @@ import torch
 from torch import Tensor
 
 from robench import seeding
-from robench.attacks import square_patches, square_windows
-from robench.attacks.base import AttackKind, Query, Slots, State
+from robench.attacks.base import AttackKind, Query, Slots, State, take
 from robench.attacks.losses import margin
-from robench.attacks.square_patches import Patches, starting_stripes
-from robench.attacks.square_windows import Moves, starting_pattern
+from robench.attacks.square_patches import Patches
+from robench.attacks.square_windows import Moves
 from robench.errors import AttackError
 from robench.geometry import expand
-from robench.threat_models import ThreatModel
+from robench.threat_models import Norm, ThreatModel
 
 __all__ = ["Square", "SquareState", "window_share"]
 
+_PROPOSALS: dict[Norm, type[Patches | Moves]] = {"Linf": Patches, "L2": Moves, "L1": Moves}
 _LARGEST_MEMORY = 1 << 14  # proposals a slot may remember; beyond, repetitions are too rare
 _LOOKAHEAD = 64
 _AT_ONCE = 8
@@ -101,13 +101,7 @@ class Square:
         self.initial_share = initial_share
         self.rescale_schedule = rescale_schedule
         self._lookahead = _AT_ONCE
-        self._proposals: type[Patches | Moves]
-        if threat_model.norm == "Linf":
-            self._proposals, self._starting_points = Patches, starting_stripes
-            self._smallest = square_patches.SMALLEST
-        else:
-            self._proposals, self._starting_points = Moves, starting_pattern
-            self._smallest = square_windows.SMALLEST
+        self._proposals = _PROPOSALS[threat_model.norm]
 
     def ranks(self, num_classes: int) -> int:
         """A single search."""
@@ -120,7 +114,7 @@ class Square:
     def start(self, query: Query, slots: Slots) -> SquareState:
         """Linf: vertical stripes of ±ε; L2, L1: a grid of signed windows. One forward pass."""
         inputs = slots.inputs
-        best = self._starting_points(inputs, self.threat_model, slots.keys)
+        best = self._proposals.starting_points(inputs, self.threat_model, slots.keys)
         seen = margin(query.logits(best), slots.labels)
         memory = self._proposals.count(inputs.shape[1:])
         count, useful = len(slots.labels), memory <= _LARGEST_MEMORY
@@ -149,7 +143,8 @@ class Square:
             self.rescale_schedule,
             height,
             width,
-            self._smallest,
+            self._proposals.smallest,
+            self._proposals.has_centre,
         ).to(state.step.device)
 
     def step(self, query: Query, state: SquareState) -> SquareState:
@@ -224,7 +219,7 @@ class Square:
         return _Ahead(
             rows=rows,
             place=place,
-            proposals=drawn.at(rows * window + place),
+            proposals=take(drawn, rows * window + place),
             reach=torch.where(full, last + 1, valid.sum(dim=1)),
         )
 
@@ -280,18 +275,26 @@ class _Ahead:
     """int64 (B,): how far the slot gets if nothing is accepted"""
 
     def at(self, chosen: Tensor) -> _Ahead:
-        return _Ahead(self.rows[chosen], self.place[chosen], self.proposals.at(chosen), self.reach)
+        return _Ahead(
+            self.rows[chosen], self.place[chosen], take(self.proposals, chosen), self.reach
+        )
 
 
 @lru_cache(maxsize=16)
 def _window_sizes(
-    queries: int, initial: float, rescale: bool, height: int, width: int, smallest: int
+    queries: int,
+    initial: float,
+    rescale: bool,
+    height: int,
+    width: int,
+    smallest: int,
+    has_centre: bool,
 ) -> Tensor:
     sizes = []
     for query in range(queries + 1):
         share = window_share(query, initial, queries, rescale)
         side = max(round(math.sqrt(share * height * width)), smallest)
-        if smallest == square_windows.SMALLEST and side % 2 == 0:  # L2 and L1 windows have a centre
+        if has_centre and side % 2 == 0:
             side += 1
         sizes.append(min(side, height, width))
     return torch.tensor(sizes, dtype=torch.int64)

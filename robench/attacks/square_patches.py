@@ -7,7 +7,8 @@ Andriushchenko et al., ECCV 2020, algorithm 2 and section 3.4, as in fra31/auto-
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -15,10 +16,7 @@ from torch import Tensor
 from robench import seeding
 from robench.threat_models import ThreatModel
 
-__all__ = ["SMALLEST", "Patches", "starting_stripes"]
-
-SMALLEST = 1
-"""Side of the smallest window"""
+__all__ = ["Patches", "starting_stripes"]
 
 
 def starting_stripes(inputs: Tensor, threat_model: ThreatModel, keys: Tensor) -> Tensor:
@@ -34,6 +32,12 @@ class Patches:
 
     Every field is a tensor of one entry a proposal.
     """
+
+    smallest: ClassVar[int] = 1
+    """Side of the smallest window, in pixels"""
+    has_centre: ClassVar[bool] = False
+    """Whether windows are of odd sides"""
+    starting_points = staticmethod(starting_stripes)
 
     top: Tensor
     left: Tensor
@@ -68,10 +72,6 @@ class Patches:
         """How many proposals of one size there are, for images (C, H, W)."""
         channels, height, width = shape
         return int(height * width * 2**channels)
-
-    def at(self, rows: Tensor) -> Patches:
-        """The given ones, int64 (P′,) or bool (P,)."""
-        return Patches(*(getattr(self, field.name)[rows] for field in fields(self)))
 
     def points(self, best: Tensor, inputs: Tensor, threat_model: ThreatModel) -> Tensor:
         """The current points (P, C, H, W), with the patch at ±ε around the clean inputs."""

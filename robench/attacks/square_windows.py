@@ -7,20 +7,19 @@ Croce & Hein, ICML 2021, as in fra31/auto-attack (``square.py``).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import lru_cache
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from robench import seeding
+from robench.attacks.base import take
 from robench.geometry import expand, norm_of, project, unit
 from robench.threat_models import ThreatModel
 
-__all__ = ["SMALLEST", "Moves", "starting_pattern"]
-
-SMALLEST = 3
-"""Side of the smallest window: it has a centre, and a positive and a negative half."""
+__all__ = ["Moves", "starting_pattern"]
 
 _TINY = 1e-12
 _INSIDE = 1 - 1e-6  # L1 projections aim a little inside the ball
@@ -110,6 +109,12 @@ class Moves:
     Every field is a tensor of one entry a proposal.
     """
 
+    smallest: ClassVar[int] = 3
+    """Side of the smallest window, in pixels"""
+    has_centre: ClassVar[bool] = True
+    """Whether windows are of odd sides, as the patterns in them have a centre"""
+    starting_points = staticmethod(starting_pattern)
+
     top: Tensor
     left: Tensor
     """int64 (P,): of the window to fill"""
@@ -154,23 +159,19 @@ class Moves:
         rows, columns = _rooms(height, width)
         return int((rows * columns) ** 2 * 2 ** (1 + channels))
 
-    def at(self, rows: Tensor) -> Moves:
-        """The given ones, int64 (P′,) or bool (P,)."""
-        return Moves(*(getattr(self, field.name)[rows] for field in fields(self)))
-
     def points(self, best: Tensor, inputs: Tensor, threat_model: ThreatModel) -> Tensor:
         """The current points (P, C, H, W), moved inside the ball around the clean inputs."""
         proposed = torch.empty_like(best)
         for size in sorted(set(self.size.tolist())):  # one, unless slots started at different times
             here = (self.size == size).nonzero().squeeze(1)
-            move = self if len(here) == len(self.size) else self.at(here)
+            move = self if len(here) == len(self.size) else take(self, here)
             proposed[here] = _move_mass(best[here], inputs[here], threat_model, size, move)
         return proposed
 
 
 def _rooms(height: int, width: int) -> tuple[int, int]:
     """In how many rows, and in how many columns, the smallest window may begin."""
-    smallest = min(SMALLEST, height, width)
+    smallest = min(Moves.smallest, height, width)
     return max(height - smallest, 1), max(width - smallest, 1)
 
 

@@ -10,6 +10,7 @@ names for them.
 from __future__ import annotations
 
 import operator
+from collections import Counter
 
 import torch
 from torch import Tensor, nn
@@ -54,7 +55,7 @@ class QuantisedConvolution(nn.Module):
         self.emitted: tuple[float, int] | None = None
 
     def forward(self, inputs: Tensor, added: Tensor | None = None) -> Tensor:
-        """Convolve, on the way out cutting off what a ReLU would.
+        """Convolve, and add and rectify where there is something to add to.
 
         Args:
             inputs: (B, C, H, W), float32, or the bytes of a layer that emits them.
@@ -95,9 +96,11 @@ def join_layers(network: GraphModule) -> None:
     Bytes cannot be negative, so where they have their zero at 0 the ReLU between two layers is
     left out; where one follows the addition of a shortcut, both are done by the layer before.
     """
+    calls = Counter(node.target for node in network.graph.nodes if node.op == "call_module")
     for node in list(network.graph.nodes):
         layer = _layer_of(node, network)
-        if layer is not None:
+        # What a layer passes on is its own setting: it must suit all of its calls.
+        if layer is not None and calls[node.target] == 1:
             _pass_bytes_on(node, layer, network)
     for node in list(network.graph.nodes):
         if _is_relu(node, network):

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from functools import partial
 from typing import Any, Literal, Protocol
 
@@ -203,7 +204,7 @@ class Cascade:
         if phase.stage not in attacked.rank_margins:
             return torch.zeros(len(rows), 1, dtype=torch.bool)
         margins = attacked.rank_margins[phase.stage][rows]
-        return margins <= _NEAR * self._model_of(Phase(phase.stage, phase.who)).tolerance
+        return margins <= _NEAR * self._model_of(replace(phase, again=False)).tolerance
 
     def _choose_audited(self, attacked: Attacked, source: SampleSource) -> None:
         """Draw the audit's sample of the survivors, once."""

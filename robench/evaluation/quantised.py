@@ -8,8 +8,7 @@ everything that is no convolution.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack
 
 import torch
 from torch import Tensor, nn
@@ -98,9 +97,7 @@ def _input_ranges(
     """The smallest and the largest input of each layer that ran."""
     ranges: dict[str, tuple[float, float]] = {}
 
-    @contextmanager
-    def watched() -> Iterator[None]:
-        hooks = []
+    with ExitStack() as hooks, torch.no_grad():
         for name, layer in layers.items():
 
             def note(_: nn.Module, given: tuple[Tensor, ...], name: str = name) -> None:
@@ -108,13 +105,6 @@ def _input_ranges(
                 before = ranges.get(name, (low, high))
                 ranges[name] = min(low, before[0]), max(high, before[1])
 
-            hooks.append(layer.register_forward_pre_hook(note))
-        try:
-            yield
-        finally:
-            for hook in hooks:
-                hook.remove()
-
-    with watched(), torch.no_grad():
+            hooks.enter_context(layer.register_forward_pre_hook(note))
         model(points)
     return ranges

@@ -61,7 +61,6 @@ class Trial:
         threat_model: ThreatModel,
     ) -> None:
         self.model = model
-        self.plain = plain
         self.labels = labels
         # Where agreement is checked: clean inputs moved to random points of the ball.
         keys = seeding.sample_keys(0, [str(i) for i in range(len(inputs))]).to(inputs.device)

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from robench.attacks.apgd import APGD
-from robench.attacks.base import evaluate, join, nth_best_class, slot_keys, take
+from robench.attacks.base import State, evaluate, join, nth_best_class, slot_keys, take
 from robench.attacks.losses import LOSSES, Loss
 from robench.attacks.pgd import PGD, fingerprint
 from robench.threat_models import ThreatModel
@@ -17,7 +17,7 @@ from robench.threat_models import ThreatModel
 LINF = ThreatModel.of("Linf", 0.05)
 
 
-def _state(count: int = 6) -> tuple[PlainQuery, object]:
+def _state(count: int = 6) -> tuple[PlainQuery, State]:
     model, inputs = ExactNetwork(), images(count)
     query = PlainQuery(model)
     attack = APGD(LINF, steps=4)
@@ -27,7 +27,7 @@ def _state(count: int = 6) -> tuple[PlainQuery, object]:
 def test_taking_and_joining_restore_a_state() -> None:
     _, state = _state()
     rows = torch.tensor([4, 0, 5, 1, 3, 2])
-    parts = [take(state, part) for part in rows.split(4)]  # type: ignore[type-var]
+    parts = [take(state, part) for part in rows.split(4)]
     restored = take(join(parts), rows.argsort())
     for name, value in vars(state).items():
         assert torch.equal(getattr(restored, name), value), name
@@ -36,10 +36,10 @@ def test_taking_and_joining_restore_a_state() -> None:
 def test_slots_may_be_taken_by_mask() -> None:
     _, state = _state()
     mask = torch.tensor([True, False, True, False, False, True])
-    by_mask, by_rows = take(state, mask), take(state, torch.tensor([0, 2, 5]))  # type: ignore[type-var]
+    by_mask, by_rows = take(state, mask), take(state, torch.tensor([0, 2, 5]))
     for name, value in vars(by_rows).items():
         assert torch.equal(getattr(by_mask, name), value), name
-    assert len(take(state, torch.zeros(6, dtype=torch.bool)).labels) == 0  # type: ignore[type-var]
+    assert len(take(state, torch.zeros(6, dtype=torch.bool)).labels) == 0
 
 
 def test_the_nth_best_class_counts_from_the_largest_logit() -> None:

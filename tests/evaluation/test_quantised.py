@@ -229,6 +229,25 @@ def test_joined_layers_compute_what_they_did_apart(
     assert torch.equal(again, joined.logits(inputs))
 
 
+class Shared(Residual):
+    """One layer, called where its output goes to a layer and where it does not."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        maps = torch.relu(self.norm(self.first(inputs)))
+        maps = torch.relu(self.b(torch.relu(self.a(maps))))
+        logits: Tensor = self.head(torch.relu(self.a(maps)).mean(dim=(2, 3)))
+        return logits
+
+
+@needs_bytes
+def test_a_layer_that_is_called_twice_passes_on_float32() -> None:
+    model, inputs = _small(Shared)
+    form = build_quantised(model, inputs)
+    assert form is not None
+    assert _steps(form)[1:] == ["a: plain", "relu", "b: bytes", "a: plain", "relu", "mean"]
+    assert (form.logits(inputs) - model(inputs)).abs().max() < 0.02
+
+
 @needs_bytes
 def test_pieces_are_put_together_again() -> None:
     model, inputs = _small(Residual)

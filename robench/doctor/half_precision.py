@@ -29,6 +29,11 @@ class _Largest(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.size = 0.0
         self.operator = ""
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        # Otherwise torch imports its compiler, most of a second, to keep it away from this mode.
+        return False
+
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: Any | None = None
     ) -> Any:

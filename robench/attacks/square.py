@@ -38,6 +38,10 @@ _LARGEST_MEMORY = 1 << 14  # proposals a slot may remember; beyond, repetitions 
 _LOOKAHEAD = 64
 _AT_ONCE = 8
 """Most queries of one search in a pass; after r rejections in a row, r/4 of them"""
+_HASTE = 16
+_SMALL_PASS = 256
+"""Where a pass has fewer inputs, each search asks for a sixteenth of what memory has saved it: what
+surrounds a small pass costs more than what is asked in vain"""
 
 _HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 
@@ -207,6 +211,7 @@ class Square:
         # The passes that memory has saved are what asking ahead may waste.
         saved = state.step - state.asked
         at_once = (state.rejected // 4).clamp(max=_AT_ONCE).minimum(saved).clamp_min(1)
+        at_once = at_once.maximum((saved // _HASTE).clamp(max=_SMALL_PASS // count))
         order = unknown.cumsum(dim=1)
         chosen = unknown & (order <= at_once[:, None])
         full = order[:, -1] >= at_once

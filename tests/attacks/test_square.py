@@ -226,10 +226,10 @@ def test_with_the_same_draws_the_search_is_the_references(
 
 
 def _whole_search(
-    threat_model: ThreatModel, memory: bool, monkeypatch: pytest.MonkeyPatch
-) -> tuple[list[Any], int]:
-    if not memory:
-        monkeypatch.setattr(square, "_LARGEST_MEMORY", 0)
+    threat_model: ThreatModel, monkeypatch: pytest.MonkeyPatch, **constants: int
+) -> tuple[list[Any], PlainQuery]:
+    for name, value in constants.items():
+        monkeypatch.setattr(square, name, value)
     model = DoubleInside(TinyCNN(classes=5, channels=1, side=6, seed=1))
     inputs = images(7, (1, 6, 6), seed=4)
     labels = predictions(model, inputs)
@@ -245,8 +245,7 @@ def _whole_search(
         for slot in (state.best_margin != last).nonzero().flatten().tolist():
             path[slot].append((int(state.step[slot]), float(state.best_margin[slot])))
         last = state.best_margin.clone()
-    asked = sum(len(points) for points in query.seen)
-    return [path, state.best, state.step], asked
+    return [path, state.best, state.step], query
 
 
 @pytest.mark.parametrize(
@@ -257,14 +256,24 @@ def test_remembering_rejections_changes_nothing_but_the_cost(
 ) -> None:
     """Every improvement happens at the same query and to the same margin."""
     ball = ThreatModel.of(norm, eps)
-    (with_memory, best, steps), fewer = _whole_search(ball, True, monkeypatch)
-    (without, plain_best, plain_steps), all_queries = _whole_search(ball, False, monkeypatch)
-    assert all_queries == 7 * 701
-    assert fewer < share * all_queries
+    (with_memory, best, steps), query = _whole_search(ball, monkeypatch, _SMALL_PASS=0)
+    (without, plain_best, plain_steps), plain = _whole_search(ball, monkeypatch, _LARGEST_MEMORY=0)
+    assert sum(map(len, plain.seen)) == 7 * 701
+    assert sum(map(len, query.seen)) < share * 7 * 701
     assert with_memory == without
     assert torch.equal(best, plain_best)
     assert torch.equal(steps, plain_steps)
     assert sum(map(len, without)) > 20
+
+
+def test_few_searches_ask_further_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In fewer passes, of more inputs, on the same path."""
+    ball = ThreatModel.of("Linf", 0.04)
+    (path, best, _), hasty = _whole_search(ball, monkeypatch)
+    (patient_path, patient_best, _), patient = _whole_search(ball, monkeypatch, _SMALL_PASS=0)
+    assert len(hasty.seen) < 0.8 * len(patient.seen)
+    assert path == patient_path
+    assert torch.equal(best, patient_best)
 
 
 @pytest.mark.parametrize("norm", ["Linf", "L2", "L1"])

@@ -38,10 +38,19 @@ from robench.threat_models import ThreatModel
 
 _PGD_STEPS, _PGD_STEP_SIZE = 20, 0.25
 """The latter as a share of ε"""
-_SHORT_CE, _SHORT_STEPS, _SHORT_TARGETS, _SHORT_QUERIES = 4, 12, 3, 200
-"""``aa-short``: a twenty-fifth of AutoAttack's budgets, where the whole would take hours. All four
-attacks, so that gradients and forward passes stand to each other as they do in the whole."""
-
+_FEW_TARGETED = {"steps": 12, "targets": 3}
+_SHORTENED: dict[str, dict[str, dict[str, int]]] = {
+    "aa-short": {
+        "apgd-ce": {"steps": 4},
+        "apgd-t": _FEW_TARGETED,
+        "fab-t": _FEW_TARGETED,
+        "square": {"queries": 200},
+    },
+    "ce-square-short": {"apgd-ce": {"steps": 5}, "square": {"queries": 250}},
+}
+"""For networks on which the whole would take hours: the attacks of AutoAttack that run, and their
+budgets. ``aa-short``: all four and a twenty-fifth, so that gradients and forward passes stand to
+each other as they do in the whole; ``ce-square-short``: a twentieth of the two untargeted ones."""
 
 _SUSTAINED = 3.0
 """Seconds of bare passes that a roofline is made from"""
@@ -282,16 +291,31 @@ def pyautoattack(job: Job) -> Result:
         version="standard",
     )
     limit_targets(reference, job.model.num_classes)
-    if job.task == "aa-short":
-        targeted = reference.apgd_targeted
-        reference.apgd.n_iter = reference.apgd.n_iter_orig = _SHORT_CE
-        targeted.n_iter = targeted.n_iter_orig = reference.fab.n_iter = _SHORT_STEPS
-        targeted.n_target_classes = reference.fab.n_target_classes = _SHORT_TARGETS
-        reference.square.n_queries = _SHORT_QUERIES
+    if job.task in _SHORTENED:
+        _shorten(reference, _SHORTENED[job.task])
     started = time.perf_counter()
     proposed, _ = reference.run_standard_evaluation(job.inputs, job.labels, batch_size=250)
     synchronise()
     return proposed, time.perf_counter() - started, {}
+
+
+def _shorten(reference: Any, budgets: dict[str, dict[str, int]]) -> None:
+    """Give pyautoattack the budgets of a shortened task."""
+    reference.attacks_to_run = list(budgets)
+    attacks = {
+        "apgd-ce": reference.apgd,
+        "apgd-t": reference.apgd_targeted,
+        "fab-t": reference.fab,
+        "square": reference.square,
+    }
+    for name, budget in budgets.items():
+        attack = attacks[name]
+        if "steps" in budget:
+            attack.n_iter = attack.n_iter_orig = budget["steps"]
+        if "targets" in budget:
+            attack.n_target_classes = budget["targets"]
+        if "queries" in budget:
+            attack.n_queries = budget["queries"]
 
 
 PEERS: dict[str, Callable[[Job], Result]] = {
@@ -312,20 +336,15 @@ def specification(job: Job) -> AttackSpec:
     if job.task == "pgd-20":
         params = {"steps": _PGD_STEPS, "relative_step_size": _PGD_STEP_SIZE}
         return AttackSpec(name="pgd-20", attack="pgd", params=params)
-    if job.task == "aa-short":
-        targeted = {"steps": _SHORT_STEPS, "targets": _SHORT_TARGETS}
-        shortened: dict[str, dict[str, Any]] = {
-            "apgd-ce": {"steps": _SHORT_CE},
-            "apgd-t": targeted,
-            "fab-t": targeted,
-            "square": {"queries": _SHORT_QUERIES},
-        }
+    if job.task in _SHORTENED:
+        budgets = _SHORTENED[job.task]
         (whole,) = load_suite("aa-standard").for_norm(job.threat_model.norm)
         stages = tuple(
-            stage.model_copy(update={"params": {**stage.params, **shortened[stage.name]}})
+            stage.model_copy(update={"params": {**stage.params, **budgets[stage.name]}})
             for stage in whole.stages
+            if stage.name in budgets
         )
-        return whole.model_copy(update={"name": "short", "stages": stages})
+        return whole.model_copy(update={"name": job.task, "stages": stages})
     (spec,) = load_suite(job.task).for_norm(job.threat_model.norm)
     return spec
 

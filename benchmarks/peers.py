@@ -95,6 +95,7 @@ TABLES = (
     ),
     # The reference as users run it: batches of 250.
     Table("aa-short", _AA_PEERS, "random:resnet18", "Linf", "1/255", n=250),
+    Table("ce-square-short", _AA_PEERS, "random:resnet18", "Linf", "1/255", n=250),
 )
 
 

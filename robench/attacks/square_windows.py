@@ -161,10 +161,13 @@ class Moves:
 
     def points(self, best: Tensor, inputs: Tensor, threat_model: ThreatModel) -> Tensor:
         """The current points (P, C, H, W), moved inside the ball around the clean inputs."""
+        sizes = sorted(set(self.size.tolist()))
+        if len(sizes) == 1:  # unless slots started at different times
+            return _move_mass(best, inputs, threat_model, sizes[0], self)
         proposed = torch.empty_like(best)
-        for size in sorted(set(self.size.tolist())):  # one, unless slots started at different times
+        for size in sizes:
             here = (self.size == size).nonzero().squeeze(1)
-            move = self if len(here) == len(self.size) else take(self, here)
+            move = take(self, here)
             proposed[here] = _move_mass(best[here], inputs[here], threat_model, size, move)
         return proposed
 

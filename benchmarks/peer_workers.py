@@ -10,15 +10,13 @@ import argparse
 import importlib
 import json
 import logging
-import multiprocessing
-import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import torch
+from roofline import bare_passes
 from torch import Tensor, nn
 
 from robench.attacks.adapters.pyautoattack import limit_targets
@@ -30,10 +28,10 @@ from robench.evaluation.cascade import Cascade
 from robench.evaluation.clean_pass import CleanPass
 from robench.evaluation.search_models import EagerModel
 from robench.evaluation.settings import Settings
-from robench.evaluation.timing import synchronise, tiled
+from robench.evaluation.timing import synchronise
 from robench.models import build_architecture, load_model, wrap_module
 from robench.models.wrapper import RobenchModel
-from robench.records import ArchitectureSpec, AttackSpec, StageResult
+from robench.records import ArchitectureSpec, AttackSpec
 from robench.threat_models import ThreatModel
 
 _PGD_STEPS, _PGD_STEP_SIZE = 20, 0.25
@@ -51,9 +49,6 @@ _SHORTENED: dict[str, dict[str, dict[str, int]]] = {
 """For networks on which the whole would take hours: the attacks of AutoAttack that run, and their
 budgets. ``aa-short``: all four and a twenty-fifth, so that gradients and forward passes stand to
 each other as they do in the whole; ``ce-square-short``: a twentieth of the two untargeted ones."""
-
-_SUSTAINED = 3.0
-"""Seconds of bare passes that a roofline is made from"""
 
 
 @dataclass
@@ -123,71 +118,10 @@ def robench(job: Job, precision: str) -> Result:
             for s in attacked.stages
         },
         "workers": cascade.workers,
-        "bare_seconds": _bare_passes(job, clean, cascade, attacked.stages),
+        "bare_seconds": bare_passes(job.inputs, job.labels, clean, cascade, attacked.stages),
         "audit": attacked.audit.model_dump() if attacked.audit else None,
     }
     return proposed, seconds, figures
-
-
-def _bare_passes(
-    job: Job, clean: CleanPass, cascade: Cascade, stages: Sequence[StageResult]
-) -> float:
-    """Time that the same number of passes takes without any attack.
-
-    At the same precision and batch size, by as many workers side by side.
-    """
-    count = cascade.batch_size
-    points, labels = tiled(job.inputs, count), tiled(job.labels, count)
-    loss = Loss(LOSSES["ce"], labels, labels)
-    total = 0.0
-    for model in clean.models.different():
-        searched_on = None if model is clean.models.search else model.description
-        ran = [stage for stage in stages if stage.search == searched_on]
-        backwards = sum(stage.backwards for stage in ran)
-        forwards = sum(stage.forwards for stage in ran) - backwards
-        if forwards + backwards == 0:
-            continue
-        one_forward = _time_a_call(partial(model.logits, points), cascade.workers)
-        seconds = forwards * one_forward
-        if backwards:  # what attacks by queries run on may have no gradients
-            seconds += backwards * _time_a_call(
-                partial(model.gradient, points, loss), cascade.workers
-            )
-        total += seconds / (count * cascade.workers)
-    return total
-
-
-def _time_a_call(call: Callable[[], object], workers: int) -> float:
-    """Seconds a call, where so many processes do the same at the same time."""
-    if workers == 1:
-        return _timed_alone(call)
-    context = multiprocessing.get_context("fork")
-    seen, ready = context.SimpleQueue(), context.Barrier(workers)
-
-    def child() -> None:
-        torch.set_num_threads(1)
-        seen.put(_timed_alone(call, ready.wait))
-
-    children = [context.Process(target=child) for _ in range(workers)]
-    for process in children:
-        process.start()
-    means = [seen.get() for _ in children]
-    for process in children:
-        process.join()
-    return statistics.fmean(means)
-
-
-def _timed_alone(call: Callable[[], object], begin: Callable[[], object] = lambda: None) -> float:
-    """The mean over some seconds: a search is as long, and meets the same interruptions."""
-    times: list[float] = []
-    call()
-    begin()
-    while len(times) < 3 or sum(times) < _SUSTAINED:
-        started = time.perf_counter()
-        call()
-        synchronise()
-        times.append(time.perf_counter() - started)
-    return statistics.fmean(times)
 
 
 def bare_loop(job: Job) -> Result:

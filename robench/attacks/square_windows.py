@@ -162,7 +162,7 @@ class Moves:
     def points(self, best: Tensor, inputs: Tensor, threat_model: ThreatModel) -> Tensor:
         """The current points (P, C, H, W), moved inside the ball around the clean inputs."""
         sizes = sorted(set(self.size.tolist()))
-        if len(sizes) == 1:  # unless slots started at different times
+        if len(sizes) == 1:  # as long as all slots started at the same time
             return _move_mass(best, inputs, threat_model, sizes[0], self)
         proposed = torch.empty_like(best)
         for size in sizes:

@@ -31,7 +31,7 @@ class _Largest(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        # Otherwise torch imports its compiler, most of a second, to keep it away from this mode.
+        # Otherwise torch imports its whole compiler to keep it away from this mode.
         return False
 
     def __torch_dispatch__(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -133,9 +134,9 @@ def _reference_apgd(
 def _our_apgd(
     attack: APGD, model: nn.Module, inputs: Tensor, labels: Tensor, rank: int, start: Tensor
 ) -> list[Tensor]:
-    attack._random_start = lambda slots: start  # type: ignore[method-assign]
     query = PlainQuery(model)
-    state = attack.start(query, slots_for(model, inputs, labels, rank))
+    with patch.object(attack, "_random_start", return_value=start):
+        state = attack.start(query, slots_for(model, inputs, labels, rank))
     while not bool(attack.finished(state).all()):
         state = attack.step(query, state)
     return query.seen

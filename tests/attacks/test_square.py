@@ -266,12 +266,20 @@ def test_remembering_rejections_changes_nothing_but_the_cost(
     assert sum(map(len, without)) > 20
 
 
-def test_few_searches_ask_further_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("norm", "eps", "haste", "share"),
+    # Under L2 and L1 too little is saved in so short a search for a sixteenth of it to matter.
+    [("Linf", 0.04, 16, 0.8), ("L2", 0.2, 1, 1), ("L1", 0.7, 1, 1)],
+)
+def test_few_searches_ask_further_ahead(
+    norm: Norm, eps: float, haste: int, share: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """In fewer passes, of more inputs, on the same path."""
-    ball = ThreatModel.of("Linf", 0.04)
-    (path, best, _), hasty = _whole_search(ball, monkeypatch)
+    ball = ThreatModel.of(norm, eps)
+    (path, best, _), hasty = _whole_search(ball, monkeypatch, _HASTE=haste)
     (patient_path, patient_best, _), patient = _whole_search(ball, monkeypatch, _SMALL_PASS=0)
-    assert len(hasty.seen) < 0.8 * len(patient.seen)
+    assert len(hasty.seen) < share * len(patient.seen)
+    assert sum(map(len, hasty.seen)) <= 7 * 701
     assert path == patient_path
     assert torch.equal(best, patient_best)
 

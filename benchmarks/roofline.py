@@ -1,0 +1,88 @@
+"""The time that a search's model passes take without any attack around them."""
+
+from __future__ import annotations
+
+import multiprocessing
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from robench.attacks.losses import LOSSES, Loss
+from robench.evaluation.cascade import Cascade
+from robench.evaluation.clean_pass import CleanPass
+from robench.evaluation.timing import synchronise, tiled
+from robench.records import StageResult
+
+__all__ = ["bare_passes"]
+
+_SUSTAINED = 3.0
+"""Seconds of bare passes that the time of one is taken from"""
+
+
+def bare_passes(
+    inputs: Tensor,
+    labels: Tensor,
+    clean: CleanPass,
+    cascade: Cascade,
+    stages: Sequence[StageResult],
+) -> float:
+    """Time that the same number of passes takes without any attack.
+
+    At the same precision and batch size, by as many workers side by side.
+    """
+    count = cascade.batch_size
+    points, classes = tiled(inputs, count), tiled(labels, count)
+    loss = Loss(LOSSES["ce"], classes, classes)
+    total = 0.0
+    for model in clean.models.different():
+        searched_on = None if model is clean.models.search else model.description
+        ran = [stage for stage in stages if stage.search == searched_on]
+        backwards = sum(stage.backwards for stage in ran)
+        forwards = sum(stage.forwards for stage in ran) - backwards
+        if forwards + backwards == 0:
+            continue
+        one_forward = _time_a_call(partial(model.logits, points), cascade.workers)
+        seconds = forwards * one_forward
+        if backwards:  # what attacks by queries run on may have no gradients
+            seconds += backwards * _time_a_call(
+                partial(model.gradient, points, loss), cascade.workers
+            )
+        total += seconds / (count * cascade.workers)
+    return total
+
+
+def _time_a_call(call: Callable[[], object], workers: int) -> float:
+    """Seconds a call, where so many processes do the same at the same time."""
+    if workers == 1:
+        return _timed_alone(call)
+    context = multiprocessing.get_context("fork")
+    seen, ready = context.SimpleQueue(), context.Barrier(workers)
+
+    def child() -> None:
+        torch.set_num_threads(1)
+        seen.put(_timed_alone(call, ready.wait))
+
+    children = [context.Process(target=child) for _ in range(workers)]
+    for process in children:
+        process.start()
+    means = [seen.get() for _ in children]
+    for process in children:
+        process.join()
+    return statistics.fmean(means)
+
+
+def _timed_alone(call: Callable[[], object], begin: Callable[[], object] = lambda: None) -> float:
+    """The mean over some seconds: a search is as long, and meets the same interruptions."""
+    times: list[float] = []
+    call()
+    begin()
+    while len(times) < 3 or sum(times) < _SUSTAINED:
+        started = time.perf_counter()
+        call()
+        synchronise()
+        times.append(time.perf_counter() - started)
+    return statistics.fmean(times)

@@ -17,6 +17,7 @@ from robench.devices import resolve_device
 from robench.errors import UsageError
 from robench.evaluation.listener import Listener
 from robench.evaluation.runner import evaluate_model
+from robench.evaluation.settings import Settings
 from robench.models import load_model, wrap_module
 from robench.models.wrapper import RobenchModel
 from robench.records import InputSpec, Suite
@@ -111,12 +112,14 @@ def evaluate(
             store=Store(folder),
             threat_model=threat,
             listener=listener,
-            seed=seed,
-            device=place,
-            precision=precision,
-            batch_size=batch_size,
-            workers=workers,
-            save_adversarial=save_adversarial,
+            settings=Settings(
+                seed=seed,
+                device=place,
+                precision=precision,
+                batch_size=batch_size,
+                workers=workers,
+                save_adversarial=save_adversarial,
+            ),
         )
 
 

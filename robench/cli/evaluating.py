@@ -24,6 +24,7 @@ from robench.devices import resolve_device
 from robench.errors import CardError, ModelError, UsageError
 from robench.evaluation.listener import Listener
 from robench.evaluation.runner import evaluate_model
+from robench.evaluation.settings import Settings
 from robench.models.loading import load_checkpoint, load_model
 from robench.models.wrapper import RobenchModel
 from robench.models.zoo import LocatedCard
@@ -111,12 +112,14 @@ def evaluate(evaluation: Evaluation, listener: Listener) -> list[StoredRecord]:
             store=store,
             threat_model=threat,
             listener=listener,
-            seed=request.seed,
-            device=evaluation.device,
-            precision=request.precision,
-            batch_size=request.batch_size,
-            workers=request.workers,
-            save_adversarial=request.save_adversarial,
+            settings=Settings(
+                seed=request.seed,
+                device=evaluation.device,
+                precision=request.precision,
+                batch_size=request.batch_size,
+                workers=request.workers,
+                save_adversarial=request.save_adversarial,
+            ),
         )
         # The device's memory belongs to the next model.
         model.to("cpu")

@@ -7,7 +7,6 @@ read from there; an interrupted job goes on from its last snapshot.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from robench.datasets import Dataset
 from robench.errors import CorruptRecordError, UsageError
@@ -23,32 +22,9 @@ from robench.records import AttackSpec, DatasetSpec, Flag, Suite, job_key
 from robench.results.store import Store, StoredRecord
 from robench.threat_models import ThreatModel
 
-__all__ = ["evaluate_model", "evaluate_models"]
+__all__ = ["evaluate_model"]
 
-
-def evaluate_models(
-    models: Sequence[RobenchModel],
-    dataset: Dataset,
-    suite: Suite,
-    *,
-    store: Store,
-    threat_model: ThreatModel | None = None,
-    listener: Listener | None = None,
-    **settings: Any,
-) -> list[StoredRecord]:
-    """Evaluate several models; see :func:`evaluate_model`."""
-    records: list[StoredRecord] = []
-    for model in models:
-        records += evaluate_model(
-            model,
-            dataset,
-            suite,
-            store=store,
-            threat_model=threat_model,
-            listener=listener,
-            **settings,
-        )
-    return records
+_DEFAULTS = Settings()
 
 
 def evaluate_model(
@@ -59,7 +35,7 @@ def evaluate_model(
     store: Store,
     threat_model: ThreatModel | None = None,
     listener: Listener | None = None,
-    **settings: Any,
+    settings: Settings = _DEFAULTS,
 ) -> list[StoredRecord]:
     """Run every attack of a suite on one model, skipping what the store has.
 
@@ -70,8 +46,7 @@ def evaluate_model(
         store: where records are kept.
         threat_model: the ball; None: the model's own.
         listener: is told about progress.
-        settings: fields of :class:`~robench.evaluation.settings.Settings`: ``seed``, ``device``, ``precision``,
-            ``batch_size``, ``workers``, ``save_adversarial``, ``snapshot_seconds``.
+        settings: how to run it, and the seed.
 
     Returns:
         One stored record for each attack, in the suite's order.
@@ -91,7 +66,7 @@ def evaluate_model(
             f"the model has {model.num_classes} classes, {dataset.name} has {dataset.num_classes}",
             where=model.summary.id,
         )
-    job = _ModelJob(model, dataset, threat, store, listener or Silent(), Settings(**settings))
+    job = _ModelJob(model, dataset, threat, store, listener or Silent(), settings)
     records = [job.run(spec, specs) for spec in specs]
     job.listener.model_finished(model.summary.name, records)
     return records

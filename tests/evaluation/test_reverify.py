@@ -11,6 +11,7 @@ from robench.datasets import load_dataset
 from robench.errors import StoreError, UsageError
 from robench.evaluation.reverify import reverify
 from robench.evaluation.runner import evaluate_model
+from robench.evaluation.settings import Settings
 from robench.models import load_model
 from robench.records import Outcome
 from robench.results import Store
@@ -25,7 +26,11 @@ def evaluated(tmp_path_factory):
     model = load_model("digits/Linf-0.2/pgd-at")
     dataset = load_dataset("digits", n=40)
     records = evaluate_model(
-        model, dataset, load_suite("quick"), store=store, save_adversarial=True
+        model,
+        dataset,
+        load_suite("quick"),
+        store=store,
+        settings=Settings(save_adversarial=True),
     )
     stored = next(s for s in records if s.record.attack.name == "pgd-20")
     return stored, store.read_adversarial(stored.record.key), model, dataset

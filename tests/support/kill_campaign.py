@@ -27,6 +27,7 @@ import torch
 from robench.datasets import load_dataset
 from robench.evaluation.listener import Silent
 from robench.evaluation.runner import evaluate_model
+from robench.evaluation.settings import Settings
 from robench.models import load_model
 from robench.models.wrapper import RobenchModel
 from robench.records import AttackSpec, Suite
@@ -87,9 +88,7 @@ def run(model: RobenchModel, folder: Path, listener: Any = None) -> None:
         SUITE,
         store=Store(folder),
         listener=listener,
-        batch_size=BATCH,
-        precision="fp32",
-        snapshot_seconds=0.0,
+        settings=Settings(batch_size=BATCH, precision="fp32", snapshot_seconds=0.0),
     )
 
 

@@ -64,7 +64,8 @@ class APGD:
         targets: for a targeted loss, how many of the classes next to the label are aimed at,
             from the most to the least likely on the clean input.
         eot: passes averaged into one gradient, for randomised models.
-        shrinking_eps: L1 only: 30 % of the steps at 3ε, 30 % at 2ε, the rest at ε.
+        shrinking_eps: L1 only: 30 % of the steps at 3ε, 30 % at 2ε, the rest,
+            and one step at least, at ε.
 
     Raises:
         AttackError: a parameter that makes no sense.
@@ -294,10 +295,10 @@ class _Schedule:
 
     @classmethod
     def of(cls, steps: int, threat_model: ThreatModel, shrinking_eps: bool) -> _Schedule:
-        early = math.ceil(0.3 * steps)
+        # Of few steps, the last one at least is taken in the ball itself.
+        early = min(math.ceil(0.3 * steps), (steps - 1) // 2) if shrinking_eps else 0
         shares = [(early, 3.0), (early, 2.0), (steps - 2 * early, 1.0)]
-        if not shrinking_eps:
-            shares = [(steps, 1.0)]
+        shares = [(count, factor) for count, factor in shares if count]
         parts = []
         for count, factor in shares:
             part = torch.zeros(count, 4)

@@ -75,6 +75,20 @@ def test_apgd_for_l1_breaks_nearly_all(loss: Any, classes: int) -> None:
     assert float(found.broken.sum() / breakable.sum()) >= 0.9
 
 
+@pytest.mark.parametrize("steps", range(1, 8))
+def test_apgd_shrinks_its_radius_in_any_number_of_steps(steps: int) -> None:
+    """For two classes the margin is linear: nothing beyond the optimum, and all end in the ball."""
+    model, inputs, labels, distance, threat_model = linear_problem("L1", 2)
+    attack = APGD(threat_model, steps=steps, shrinking_eps=True)
+    found = run_engine(attack, model, inputs, labels).found
+    breakable = distance < threat_model.radius
+    assert not bool((found.broken & ~breakable).any())
+    size = norm_of((found.adv_inputs - inputs).double(), "L1")
+    assert bool((size <= threat_model.radius + 1e-6).all())
+    assert bool((size > 0.5 * threat_model.radius).any())
+    assert bool(found.closest_margin[~found.broken].isfinite().all())
+
+
 @pytest.mark.parametrize(("norm", "share"), [("Linf", 1.0), ("L2", 0.5), ("L1", 0.3)])
 def test_square_breaks_what_its_windows_can_express(norm: Norm, share: float) -> None:
     """For Linf the optimum is made of windows; for L2 and L1 it is not, and is never passed."""

@@ -18,7 +18,7 @@ exactly that line and exits with ``exit_code``; from Python the same object is r
     ├── AttackError                an attack that is not defined for this input
     ├── TrainingError              a training run that diverged or lacks something
     ├── DeviceError                a device that is not there
-    ├── StoreError                 records that cannot be written or read
+    ├── StoreError                 files or records that cannot be written or read
     │   └── CorruptRecordError     a record whose checksum or schema is wrong
     └── MissingDependencyError     an optional package that is not installed
 """
@@ -123,7 +123,7 @@ class DeviceError(RobenchError):
 
 
 class StoreError(RobenchError):
-    """Records that cannot be written or read."""
+    """Files or records that cannot be written or read."""
 
 
 class CorruptRecordError(StoreError):

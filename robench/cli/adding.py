@@ -12,10 +12,10 @@ from typing import Any
 from pydantic import ValidationError
 
 from robench.cli.clean_accuracy import clean_accuracy
-from robench.cli.requests import ensure_writable
 from robench.datasets import Dataset, load_dataset
 from robench.doctor import Finding, examine
 from robench.errors import CardError, StoreError, UsageError
+from robench.files import ensure_writable
 from robench.models.cards import CARD_NAME, write_card
 from robench.models.drafting import draft_card
 from robench.models.loading import load_model
@@ -83,7 +83,7 @@ def add_model(answers: Answers) -> Added:
         RobenchError: weights, architecture, data or answers do not fit; the folder cannot be
             written.
     """
-    ensure_writable(answers.zoo)
+    ensure_writable(answers.zoo, "--zoo")
     whole = load_dataset(
         answers.dataset,
         split=answers.split,

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from robench.cli.evaluating import Evaluation, Planned, evaluate, prepare
-from robench.cli.requests import Request, ensure_writable
+from robench.cli.requests import Request
 from robench.cli.run_display import RunDisplay
 from robench.evaluation.attention_study import (
     AttentionStudy,
@@ -15,6 +15,7 @@ from robench.evaluation.attention_study import (
     chosen_target,
     study_attention,
 )
+from robench.files import ensure_writable
 from robench.records import Suite, job_key
 from robench.registry import unknown_name
 from robench.results import Store

@@ -64,9 +64,9 @@ def compare(
     """
     from robench.cli.stores import existing_store, record_name
     from robench.errors import UsageError
+    from robench.files import atomic_write
     from robench.reporting.compare import compare_models, comparison_csv, comparison_markdown
     from robench.reporting.model_results import collect, find_pair
-    from robench.results.atomic import atomic_write
 
     if len(models) < 2:
         raise UsageError("one model alone cannot be compared", hint="Name two or more")

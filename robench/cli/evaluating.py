@@ -16,7 +16,6 @@ from robench.cli.requests import (
     Request,
     check_threat_options,
     chosen_models,
-    ensure_writable,
     threat_model_for,
 )
 from robench.datasets import Dataset, load_dataset
@@ -25,6 +24,7 @@ from robench.errors import CardError, ModelError, UsageError
 from robench.evaluation.listener import Listener
 from robench.evaluation.runner import evaluate_model
 from robench.evaluation.settings import Settings
+from robench.files import ensure_writable
 from robench.models.loading import load_checkpoint, load_model
 from robench.models.wrapper import RobenchModel
 from robench.models.zoo import LocatedCard
@@ -75,7 +75,7 @@ def prepare(request: Request) -> Evaluation:
     """
     suite = request.load_suite()
     check_threat_options(request)
-    ensure_writable(request.results)
+    ensure_writable(request.results, "--results")
     device = resolve_device(request.device)
     found, dataset_name = chosen_models(request)
     for model in found:

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from robench.cli.output import format_table, number
+from robench.files import atomic_write
 from robench.reporting.findings import attention_findings, representation_findings
 from robench.reporting.leaderboard import build_leaderboard, write_leaderboard
 from robench.reporting.model_results import collect
 from robench.reporting.page import write_page
 from robench.reporting.per_class import class_table, worst_classes
-from robench.results.atomic import atomic_write
 
 if TYPE_CHECKING:
     import pandas as pd

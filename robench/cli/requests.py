@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from robench.attacks.suites import load_suite
-from robench.errors import StoreError, UsageError
+from robench.errors import UsageError
 from robench.models.sources import SOURCES
 from robench.models.zoo import LocatedCard, find_card, list_cards
 from robench.records import ArchitectureSpec, Suite
@@ -20,7 +19,6 @@ __all__ = [
     "Request",
     "check_threat_options",
     "chosen_models",
-    "ensure_writable",
     "threat_model_for",
 ]
 
@@ -148,35 +146,6 @@ def check_threat_options(request: Request) -> None:
     if request.eps is not None:
         # The widest norm: whether ε fits the model's own is seen once that is known.
         ThreatModel.of(request.norm or "L1", request.eps)
-
-
-def ensure_writable(folder: Path, option: str = "--results") -> None:
-    """Refuse a folder that could not be written, without writing anything.
-
-    Args:
-        folder: where results are to go; need not be there yet.
-        option: how the user chose it, for the hint.
-
-    Raises:
-        StoreError: it is a file, below a file, or not writable.
-    """
-    place = folder.absolute()
-    while not place.exists() and place != place.parent:
-        if place.is_symlink():
-            break
-        place = place.parent
-    if not place.is_dir():
-        raise StoreError(
-            f"cannot be written: {place} is no folder",
-            where=folder,
-            hint=f"Choose another folder with {option}",
-        )
-    if not os.access(place, os.W_OK | os.X_OK):
-        raise StoreError(
-            f"cannot be written: no permission to write in {place}",
-            where=folder,
-            hint=f"Check its permissions, or choose another folder with {option}",
-        )
 
 
 def _is_address(text: str) -> bool:

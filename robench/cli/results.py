@@ -180,8 +180,8 @@ def export(
 ) -> None:
     """Write all samples of all records as one table, or RobustBench's model_info files."""
     from robench.cli.stores import existing_store, select
+    from robench.files import atomic_write
     from robench.reporting.export import samples_csv, samples_frame, samples_parquet
-    from robench.results.atomic import atomic_write
 
     store = existing_store(results)
     found = select(store.records(), dataset=dataset, norm=norm, eps=eps, n=n, seed=seed)
@@ -198,10 +198,10 @@ def _write_model_info(found: list[StoredRecord], folder: Path) -> list[Path]:
     import json
 
     from robench.attacks.suites import load_suite
+    from robench.files import atomic_write
     from robench.models.zoo import list_cards
     from robench.reporting.export import model_info
     from robench.reporting.model_results import collect
-    from robench.results.atomic import atomic_write
 
     cards = {located.id: located.card for located in list_cards(problems=[])}
     standard = [spec for name in ("aa-standard", "reference") for spec in load_suite(name).attacks]

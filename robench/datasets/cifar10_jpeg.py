@@ -11,8 +11,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from robench.datasets.folder import FolderDataset
-from robench.datasets.torchvision_sets import data_root
 from robench.errors import DataError
+from robench.files import data_folder
 from robench.registry import unknown_name
 
 __all__ = ["load_cifar10_jpeg"]
@@ -34,7 +34,7 @@ def load_cifar10_jpeg(
     """
     if split not in _SPLITS:
         raise unknown_name(f"split of {_NAME}", split, list(_SPLITS))
-    folder = data_root(root) / _NAME / split
+    folder = data_folder(root) / _NAME / split
     if not folder.is_dir():
         raise DataError(
             f"{_NAME} ({split}) is not there",

@@ -17,8 +17,8 @@ from robench.datasets.folder import FolderDataset
 from robench.datasets.image_files import ImageFiles
 from robench.datasets.object_masks import MaskSource, open_masks
 from robench.datasets.preprocessing import PREPROCESSING_OPTIONS, Preprocessing
-from robench.datasets.torchvision_sets import data_root
 from robench.errors import DataError, UsageError
+from robench.files import data_folder
 from robench.registry import unknown_name
 
 __all__ = ["imagenet_classes", "imagenet_subset", "load_imagenet"]
@@ -67,7 +67,7 @@ def load_imagenet(
     if samples is not None and split != "test":
         raise UsageError(f"a list of samples belongs to the split 'test', not {split!r}")
     part = _SPLITS[split]
-    home = data_root(root) / "imagenet"
+    home = data_folder(root) / "imagenet"
     _unpack(home, part)
     common: dict[str, Any] = {
         "name": "imagenet",

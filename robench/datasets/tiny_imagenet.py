@@ -10,8 +10,8 @@ from typing import Any
 from robench.datasets.image_files import ImageFiles
 from robench.datasets.object_masks import Box, BoxMasks
 from robench.datasets.preprocessing import Preprocessing
-from robench.datasets.torchvision_sets import data_root
 from robench.errors import DataError
+from robench.files import data_folder
 from robench.registry import unknown_name
 
 __all__ = ["load_tiny_imagenet"]
@@ -47,7 +47,7 @@ def load_tiny_imagenet(
     """
     if split not in ("train", "test"):
         raise unknown_name("split of tiny-imagenet", split, ["train", "test"])
-    base = data_root(root)
+    base = data_folder(root)
     home = next((base / n for n in _FOLDERS if (base / n / "wnids.txt").is_file()), None)
     if home is None:
         raise DataError(

@@ -1,12 +1,11 @@
 """The field's data sets, read through torchvision.
 
-Each is kept under ``root`` (default: the environment variable ``ROBENCH_DATA``, else
-``~/.cache/robench/data``) and fetched only when asked to.
+Each is kept under ``root`` (default: :func:`robench.files.data_folder`) and fetched only when
+asked to.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,10 +14,10 @@ import torch
 
 from robench.datasets.arrays import ArrayDataset
 from robench.errors import DataError
+from robench.files import data_folder
 from robench.registry import unknown_name
 
 __all__ = [
-    "data_root",
     "load_cifar10",
     "load_cifar100",
     "load_fashion_mnist",
@@ -27,14 +26,6 @@ __all__ = [
 ]
 
 _DIGITS = tuple(str(i) for i in range(10))
-
-
-def data_root(root: Path | None) -> Path:
-    """Where downloaded data sets are."""
-    if root is not None:
-        return root.expanduser()
-    configured = os.environ.get("ROBENCH_DATA")
-    return Path(configured) if configured else Path.home() / ".cache" / "robench" / "data"
 
 
 def load_cifar10(
@@ -85,7 +76,7 @@ def _fetch(
     # Seconds to import; the embedded data needs none of it.
     from torchvision import datasets as sets
 
-    folder = data_root(root)
+    folder = data_folder(root)
     part: dict[str, Any] = {"train": split == "train"} if by_flag else {"split": split}
     try:
         return getattr(sets, kind)(str(folder), download=download, **part)

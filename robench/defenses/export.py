@@ -7,7 +7,8 @@ from pathlib import Path
 
 from safetensors.torch import save
 
-from robench.defenses.training_state import Best, write_atomically
+from robench.defenses.training_state import Best
+from robench.files import atomic_write
 from robench.models.cards import CARD_NAME, write_card
 from robench.records import ModelCard
 
@@ -31,10 +32,10 @@ def export_model(card: ModelCard, best: Best, folder: Path, *, note: str | None 
         The card's path.
 
     Raises:
-        StoreError, CardError: the folder cannot be written.
+        StoreError: the folder cannot be written.
     """
     content = save(best.weights)
-    write_atomically(folder / WEIGHTS_NAME, content)
+    atomic_write(folder / WEIGHTS_NAME, content)
     figures = {name: round(best.figures[name], 2) for name in _FIGURES}
     notes = " ".join(part for part in (card.provenance.notes, note) if part) or None
     finished = card.model_copy(

@@ -25,9 +25,10 @@ from robench.defenses.recipe import Recipe
 from robench.defenses.settings import TrainingSettings
 from robench.defenses.trainer import Trainer
 from robench.defenses.training_data import check_batch_size
-from robench.defenses.training_state import STATE_FILE, TrainingState, ensure_writable
+from robench.defenses.training_state import STATE_FILE, TrainingState
 from robench.devices import resolve_device
 from robench.errors import TrainingError, UsageError
+from robench.files import ensure_writable
 from robench.models.architectures.build import build_architecture
 from robench.records import (
     ArchitectureSpec,

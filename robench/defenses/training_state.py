@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from robench.errors import CheckpointError, StoreError, UsageError
+from robench.errors import CheckpointError, UsageError
+from robench.files import atomic_write
 
-__all__ = ["STATE_FILE", "Best", "TrainingState", "ensure_writable", "write_atomically"]
+__all__ = ["STATE_FILE", "Best", "TrainingState"]
 
 STATE_FILE = ".training-state.pt"
 _VERSION = 1
@@ -69,7 +69,7 @@ class TrainingState:
         }
         stream = io.BytesIO()
         torch.save(content, stream)
-        write_atomically(folder / STATE_FILE, stream.getvalue())
+        atomic_write(folder / STATE_FILE, stream.getvalue())
 
     @classmethod
     def load(cls, folder: Path, identity: dict[str, str]) -> TrainingState | None:
@@ -109,39 +109,3 @@ class TrainingState:
     def clear(folder: Path) -> None:
         """Remove the state in ``folder``, if any."""
         (folder / STATE_FILE).unlink(missing_ok=True)
-
-
-def ensure_writable(folder: Path) -> None:
-    """Make ``folder`` and try to write there: better now than after the first epoch.
-
-    Raises:
-        StoreError: it cannot be made or written.
-    """
-    probe = folder / ".writable"
-    write_atomically(probe, b"")
-    probe.unlink(missing_ok=True)
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """All of ``content`` at ``path``, or what was there before.
-
-    Raises:
-        StoreError: the disk is full, the folder cannot be written, or similar.
-    """
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with temporary.open("wb") as stream:
-                stream.write(content)
-                stream.flush()
-                os.fsync(stream.fileno())
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except OSError as error:
-        raise StoreError(
-            f"cannot be written: {error.strerror or error}",
-            where=path,
-            hint="Check the folder's permissions and the free space",
-        ) from error

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import os
-import tempfile
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import tomli_w
 from pydantic import ValidationError
 
 from robench.errors import CardError
-from robench.models.toml_writer import dumps
+from robench.files import atomic_write
 from robench.records import ModelCard, validation_problems
 
 __all__ = ["CARD_NAME", "format_card", "parse_card", "read_card", "write_card"]
@@ -67,31 +68,24 @@ def format_card(card: ModelCard) -> str:
     # Python mode, because JSON has no infinities and would make them null.
     content.update(card.model_dump(exclude_defaults=True))
     try:
-        return dumps(content)
+        return tomli_w.dumps(_without_none(content))
     except TypeError as error:
         raise CardError(str(error), where=card.id) from error
+
+
+def _without_none(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _without_none(item) for name, item in value.items() if item is not None}
+    return [_without_none(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def write_card(card: ModelCard, path: str | os.PathLike[str]) -> Path:
     """Write ``card`` to ``path``, whole or not at all. Missing folders are made.
 
     Raises:
-        CardError: the folder cannot be written, or the card holds other than plain data.
+        StoreError: the folder cannot be written.
+        CardError: the card holds other than plain data.
     """
     path = Path(path)
-    text = format_card(card)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".card-", suffix=".tmp")
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as stream:
-                stream.write(text)
-            # mkstemp makes private files; a card is as readable as its folder lets it be.
-            os.chmod(temporary, 0o644)
-            os.replace(temporary, path)
-        except BaseException:
-            os.unlink(temporary)
-            raise
-    except OSError as error:
-        raise CardError(f"cannot be written: {error}", where=path) from error
+    atomic_write(path, format_card(card).encode())
     return path

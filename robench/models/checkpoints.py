@@ -203,11 +203,7 @@ def _open(path: Path) -> BinaryIO:
 
 
 def _digest(stream: BinaryIO) -> str:
-    digest = hashlib.sha256()
-    while piece := stream.read(_CHUNK):
-        digest.update(piece)
-    stream.seek(0)
-    return digest.hexdigest()
+    return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _starts_like_json(stream: BinaryIO) -> bool:

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+from robench.files import atomic_write
 from robench.regression_check.verdicts import CheckResult, CriterionResult, Verdict
-from robench.results.atomic import atomic_write
 
 __all__ = ["check_json", "check_junit", "check_markdown", "write_check"]
 

@@ -30,11 +30,11 @@ import numpy as np
 import pandas as pd
 
 from robench.errors import UsageError
+from robench.files import atomic_write
 from robench.metric_catalogue import METRICS
 from robench.records import Suite
 from robench.reporting.model_results import ModelResult, class_name, collect
 from robench.results import Store, StoredRecord
-from robench.results.atomic import atomic_write
 
 __all__ = [
     "NO_FLAG",

@@ -14,10 +14,10 @@ from urllib.parse import quote
 import pandas as pd
 
 from robench.errors import StoreError
+from robench.files import atomic_write
 from robench.metric_catalogue import METRICS
 from robench.reporting.findings import association_sentences, attention_sentences
 from robench.reporting.leaderboard import NO_FLAG, leaderboard_csv
-from robench.results.atomic import atomic_write
 
 __all__ = ["build_page", "write_page"]
 

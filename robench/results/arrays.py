@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from robench.errors import CorruptRecordError
-from robench.results.atomic import atomic_write, file_sha256, store_error
+from robench.files import atomic_write, file_error, file_sha256
 
 __all__ = ["Array", "check_digest", "check_size", "load_arrays", "write_arrays"]
 
@@ -51,7 +51,7 @@ def write_arrays(path: Path, arrays: Mapping[str, Array], created: list[Path]) -
             created.append(target)
         os.replace(draft, target)
     except OSError as error:
-        raise store_error("write", draft, error) from error
+        raise file_error("written", draft, error) from error
     return {"name": target.name, "sha256": digest, "bytes": size}
 
 
@@ -69,7 +69,7 @@ def load_arrays(path: Path, digest: str) -> dict[str, Array]:
     except (ValueError, zipfile.BadZipFile) as error:
         raise CorruptRecordError(f"arrays cannot be read: {error}", where=path) from error
     except OSError as error:
-        raise store_error("read", path, error) from error
+        raise file_error("read", path, error) from error
 
 
 def check_size(path: Path, size: int) -> None:
@@ -79,7 +79,7 @@ def check_size(path: Path, size: int) -> None:
     except FileNotFoundError as error:
         raise CorruptRecordError("its arrays are missing", where=path) from error
     except OSError as error:
-        raise store_error("read", path, error) from error
+        raise file_error("read", path, error) from error
     if found != size:
         raise CorruptRecordError(f"its arrays have {found} bytes instead of {size}", where=path)
 
@@ -91,6 +91,6 @@ def check_digest(path: Path, digest: str) -> None:
     except FileNotFoundError as error:
         raise CorruptRecordError("its arrays are missing", where=path) from error
     except OSError as error:
-        raise store_error("read", path, error) from error
+        raise file_error("read", path, error) from error
     if found != digest:
         raise CorruptRecordError("the arrays' checksum is wrong", where=path)

@@ -20,7 +20,7 @@ from pathlib import Path
 from types import TracebackType
 
 from robench.errors import StoreError
-from robench.results.atomic import store_error
+from robench.files import file_error
 
 try:
     import fcntl
@@ -81,7 +81,7 @@ def try_claim(path: Path) -> Claim | None:
             path.parent.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         except OSError as error:
-            raise store_error("claim the job", path, error) from error
+            raise file_error("claimed", path, error) from error
         try:
             if not _lock(descriptor):
                 os.close(descriptor)
@@ -94,7 +94,7 @@ def try_claim(path: Path) -> Claim | None:
             os.close(descriptor)
         except OSError as error:
             os.close(descriptor)
-            raise store_error("claim the job", path, error) from error
+            raise file_error("claimed", path, error) from error
 
 
 def wait_for_claim(path: Path, timeout: float, *, poll: float = 0.01) -> Claim:

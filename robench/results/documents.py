@@ -10,8 +10,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from robench.errors import CorruptRecordError, StoreError
+from robench.files import file_error
 from robench.records import EvaluationRecord, canonical_hash
-from robench.results.atomic import store_error
 from robench.results.migrations import migrate
 
 __all__ = ["first_problem", "parse_record", "read_document", "render_document"]
@@ -42,7 +42,7 @@ def read_document(path: Path, key: str) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise StoreError("there is no such record", where=path) from error
     except OSError as error:
-        raise store_error("read", path, error) from error
+        raise file_error("read", path, error) from error
     try:
         document = json.loads(content)
     except ValueError as error:

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
-from robench.results.atomic import atomic_write, store_error
+from robench.files import atomic_write, file_error
 from robench.results.row_file import RowFile
 
 __all__ = ["Progress"]
@@ -51,7 +51,7 @@ class Progress:
         except FileNotFoundError:
             return None
         except OSError as error:
-            raise store_error("read", self.path, error) from error
+            raise file_error("read", self.path, error) from error
         start = len(_MAGIC) + _DIGEST_BYTES
         digest, content = stored[len(_MAGIC) : start], stored[start:]
         if not stored.startswith(_MAGIC) or hashlib.sha256(content).digest() != digest:
@@ -77,7 +77,7 @@ class Progress:
             try:
                 path.unlink(missing_ok=True)
             except OSError as error:
-                raise store_error("remove", path, error) from error
+                raise file_error("removed", path, error) from error
 
     @property
     def _rows(self) -> Path:

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from robench.results.atomic import store_error
+from robench.files import file_error
 
 __all__ = ["RowFile"]
 
@@ -43,7 +43,7 @@ class RowFile:
                 os.ftruncate(self._file, 0)
                 os.ftruncate(self._file, count * self._bytes)
         except OSError as error:
-            raise store_error("open", path, error) from error
+            raise file_error("opened", path, error) from error
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -61,7 +61,7 @@ class RowFile:
                 content = os.pread(self._file, self._bytes, self._start(row))
                 found[place] = np.frombuffer(content, np.float32).reshape(self.shape[1:])
         except OSError as error:
-            raise store_error("read", self.path, error) from error
+            raise file_error("read", self.path, error) from error
         return found
 
     def write(self, rows: Iterable[int], values: NDArray[np.float32]) -> None:
@@ -78,7 +78,7 @@ class RowFile:
                     more = os.pwrite(self._file, content[written:], self._start(row) + written)
                     written += more
         except OSError as error:
-            raise store_error("write", self.path, error) from error
+            raise file_error("written", self.path, error) from error
 
     def close(self) -> None:
         """Give the file handle back; the file stays."""

@@ -30,9 +30,9 @@ from pathlib import Path
 from typing import Any
 
 from robench.errors import CorruptRecordError, StoreError, UsageError
+from robench.files import atomic_write, file_error, stale_temporaries
 from robench.records import EvaluationRecord, SampleOutcome
 from robench.results.arrays import Array, check_digest, check_size, load_arrays, write_arrays
-from robench.results.atomic import atomic_write, stale_temporaries, store_error
 from robench.results.claims import Claim, try_claim, wait_for_claim
 from robench.results.documents import parse_record, read_document, render_document
 from robench.results.progress import Progress
@@ -166,7 +166,7 @@ class Store:
                     continue
                 raise CorruptRecordError("its table is missing", where=table_path) from error
             except OSError as error:
-                raise store_error("read", table_path, error) from error
+                raise file_error("read", table_path, error) from error
             break
         if hashlib.sha256(content).hexdigest() != document["files"]["table"]["sha256"]:
             raise CorruptRecordError("the table's checksum is wrong", where=table_path)
@@ -355,7 +355,7 @@ class Store:
                 folder.rmdir()
                 return None
         except OSError as error:
-            raise store_error("set aside", files[0], error) from error
+            raise file_error("set aside", files[0], error) from error
         atomic_write(folder / "reason.txt", f"{reason}\n".encode())
         log.warning("set aside in %s: %s", folder, reason)
         return folder
@@ -377,4 +377,4 @@ def _unlink(path: Path) -> None:
     try:
         path.unlink(missing_ok=True)
     except OSError as error:
-        raise store_error("remove", path, error) from error
+        raise file_error("removed", path, error) from error

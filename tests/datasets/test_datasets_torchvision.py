@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from robench.datasets import load_dataset, load_training_splits, torchvision_sets
+from robench.datasets import load_dataset, load_training_splits
 from robench.errors import DataError, UnknownNameError
+from robench.files import data_folder
 
 
 @pytest.mark.parametrize("name", ["cifar10", "cifar100", "svhn", "mnist", "fashion-mnist"])
@@ -69,7 +70,5 @@ def test_the_root_can_come_from_the_environment(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ROBENCH_DATA", str(tmp_path))
-    assert torchvision_sets.data_root(None) == tmp_path
-    assert torchvision_sets.data_root(tmp_path / "x") == tmp_path / "x"
-    monkeypatch.delenv("ROBENCH_DATA")
-    assert torchvision_sets.data_root(None).is_relative_to(Path.home())
+    assert data_folder(None) == tmp_path
+    assert data_folder(tmp_path / "x") == tmp_path / "x"

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+import http.client
 import io
 import urllib.error
 import urllib.request
@@ -11,11 +12,17 @@ from typing import Any
 import pytest
 import torch
 
-from robench.errors import CheckpointError, HashMismatchError
+from robench.errors import CheckpointError, HashMismatchError, StoreError
 from robench.models import downloads, load_model
 from robench.models.architectures.digits_resnet import DigitsResNet
-from robench.models.downloads import cache_folder, fetch_weights
+from robench.models.downloads import fetch_weights
 from robench.records import ModelCard
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ROBENCH_CACHE", str(tmp_path))
+
 
 URL = "https://example.org/files/a%20b.pt?download=1"
 
@@ -47,10 +54,10 @@ def sha(body: bytes) -> str:
 def test_a_file_is_fetched_once(tmp_path: Path) -> None:
     seen: list[str] = []
     opener = serving(Answer(b"weights", 7), seen)
-    path = fetch_weights(URL, sha(b"weights"), folder=tmp_path, open_url=opener)
+    path = fetch_weights(URL, sha(b"weights"), open_url=opener)
     assert path.read_bytes() == b"weights"
     assert path.name == "a_b.pt"
-    assert fetch_weights(URL, sha(b"weights"), folder=tmp_path, open_url=opener) == path
+    assert fetch_weights(URL, sha(b"weights"), open_url=opener) == path
     assert seen == [URL]
 
 
@@ -64,15 +71,14 @@ def test_a_file_is_fetched_once(tmp_path: Path) -> None:
         (Answer(b"weights", 101), CheckpointError, "larger than 100 bytes"),
         (urllib.error.URLError("no route"), CheckpointError, "cannot be fetched.*no route"),
         (TimeoutError("timed out"), CheckpointError, "cannot be fetched: timed out"),
+        (http.client.IncompleteRead(b"w", 6), CheckpointError, "cannot be fetched"),
     ],
 )
 def test_bad_answers_leave_nothing(
     tmp_path: Path, answer: Any, error: type[Exception], words: str
 ) -> None:
     with pytest.raises(error, match=words):
-        fetch_weights(
-            URL, sha(b"weights"), folder=tmp_path, max_bytes=100, open_url=serving(answer)
-        )
+        fetch_weights(URL, sha(b"weights"), max_bytes=100, open_url=serving(answer))
     assert [p for p in tmp_path.rglob("*") if p.is_file()] == []
 
 
@@ -82,14 +88,14 @@ def test_an_interrupted_download_leaves_nothing(tmp_path: Path) -> None:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        fetch_weights(URL, sha(b""), folder=tmp_path, open_url=serving(Interrupted(b"")))
+        fetch_weights(URL, sha(b""), open_url=serving(Interrupted(b"")))
     assert [p for p in tmp_path.rglob("*") if p.is_file()] == []
 
 
 @pytest.mark.parametrize("url", ["http://example.org/a", "file:///etc/passwd", "ftp://e.org/a"])
 def test_only_https(tmp_path: Path, url: str) -> None:
     with pytest.raises(CheckpointError, match="over https only"):
-        fetch_weights(url, sha(b""), folder=tmp_path, open_url=serving(Answer(b"")))
+        fetch_weights(url, sha(b""), open_url=serving(Answer(b"")))
 
 
 def test_redirects_stay_encrypted() -> None:
@@ -114,28 +120,22 @@ def test_redirects_stay_encrypted() -> None:
     ],
 )
 def test_file_names_stay_in_the_cache(tmp_path: Path, url: str, name: str) -> None:
-    path = fetch_weights(url, sha(b"x"), folder=tmp_path, open_url=serving(Answer(b"x")))
+    path = fetch_weights(url, sha(b"x"), open_url=serving(Answer(b"x")))
     assert path == tmp_path / "weights" / sha(b"x") / name
 
 
-def test_the_cache_follows_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(downloads.CACHE_VARIABLE, str(tmp_path / "mine"))
-    assert cache_folder() == tmp_path / "mine"
-    monkeypatch.delenv(downloads.CACHE_VARIABLE)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert cache_folder() == tmp_path / "robench"
-    blocked = tmp_path / "file"
-    blocked.write_text("")
-    with pytest.raises(CheckpointError, match=r"the cache cannot be written.*ROBENCH_CACHE"):
-        fetch_weights(URL, sha(b""), folder=blocked, open_url=serving(Answer(b"")))
+def test_a_cache_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("ROBENCH_CACHE", str(tmp_path / "file"))
+    with pytest.raises(StoreError, match="cannot be written: Not a directory"):
+        fetch_weights(URL, sha(b""), open_url=serving(Answer(b"")))
 
 
-def test_a_card_may_name_an_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_card_may_name_an_address(tmp_path: Path) -> None:
     network = DigitsResNet(width=2).eval()
     buffer = io.BytesIO()
     torch.save(network.state_dict(), buffer)
     body = buffer.getvalue()
-    monkeypatch.setenv(downloads.CACHE_VARIABLE, str(tmp_path))
     home = tmp_path / "weights" / sha(body)
     home.mkdir(parents=True)
     (home / "a_b.pt").write_bytes(body)

@@ -77,5 +77,5 @@ def test_a_disk_that_takes_a_part_is_asked_for_the_rest(
 
 def test_a_folder_that_cannot_be_made_is_one_clear_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(StoreError, match="cannot open"):
+    with pytest.raises(StoreError, match="cannot be opened"):
         RowFile(tmp_path / "file" / "a.rows", 3, (4,))

@@ -17,10 +17,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from record_factory import make_record, make_samples
 
+from robench import files
 from robench.errors import CorruptRecordError, StoreError, UsageError
 from robench.records import MetricSummary, Outcome, SampleOutcome
 from robench.results import Store, samples_to_table, table_to_samples
-from robench.results import atomic as atomic_module
 from robench.results.migrations import migrate
 from robench.results.tables import parquet_bytes, table_from_parquet
 
@@ -341,10 +341,10 @@ def test_full_disk_leaves_nothing_half_written(
                 raise OSError(28, "No space left on device")
             flush(descriptor)
 
-        monkeypatch.setattr(atomic_module.os, "fsync", failing)
+        monkeypatch.setattr(files.os, "fsync", failing)
         with pytest.raises(StoreError, match=r"No space left on device.*Free some space"):
             store.write(record, samples, adversarial=images)
-        monkeypatch.setattr(atomic_module.os, "fsync", flush)
+        monkeypatch.setattr(files.os, "fsync", flush)
         # The last flush is that of the folder after the JSON's rename: the record is there.
         if allowed < 5:
             assert {p: p.read_bytes() for p in files_of(store)} == before
@@ -359,6 +359,7 @@ import resource, signal, sys
 import numpy as np
 sys.path.insert(0, sys.argv[2])
 from record_factory import make_record, make_samples
+from robench import files
 from robench.errors import StoreError
 from robench.results import Store
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -377,16 +378,16 @@ except StoreError as error:
         text=True,
         check=True,
     )
-    assert "cannot write: File too large" in done.stdout
+    assert "cannot be written: File too large" in done.stdout
     assert files_of(store) == []
 
 
 def test_file_in_place_of_the_folder(tmp_path: Path) -> None:
     blocker = tmp_path / "results"
     blocker.write_text("not a folder")
-    with pytest.raises(StoreError, match="choose another results folder"):
+    with pytest.raises(StoreError, match="choose another folder"):
         write(Store(blocker))
-    with pytest.raises(StoreError, match="choose another results folder"):
+    with pytest.raises(StoreError, match="choose another folder"):
         Store(blocker).try_claim(KEY)
     assert blocker.read_text() == "not a folder"
 

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 
 import robench
 from robench.errors import CorruptRecordError
+from robench.files import atomic_write
 from robench.records import canonical_hash
 from robench.reporting.model_results import GroupKey, ModelResult
 from robench.reporting.plots.accuracy_by_attack import accuracy_by_attack
@@ -25,7 +26,6 @@ from robench.reporting.plots.sample_panel import sample_panel
 from robench.reporting.plots.security_curves import security_curves
 from robench.reporting.plots.style import save
 from robench.results import SamplePanel, Store
-from robench.results.atomic import atomic_write
 
 __all__ = ["GROUP_PLOTS", "group_slug", "render_plots", "safe_name"]
 

@@ -20,8 +20,8 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from robench.files import atomic_write
 from robench.reporting.model_results import ModelResult
-from robench.results.atomic import atomic_write
 from robench.threat_models import ThreatModel
 
 __all__ = [

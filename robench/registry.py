@@ -1,22 +1,50 @@
-"""Named things that are imported only when they are asked for.
+"""One rule for names, the same in every room.
 
-One generic class serves attacks, architectures, data sets, defenses and suites: a name maps to
-a *lazy target* ``"package.module:attribute"``. Listing names imports nothing, so the command
-line answers at once; asking for an unknown name lists near misses.
+A name is one of three things, looked for in this order:
+
+1. a name that the room's ``catalogue.py`` registers, as an object or as a lazy target
+   ``"package.module:attribute"``;
+2. an entry point of the room's group (``robench.attacks``, ``robench.metrics``, …) of any
+   installed distribution;
+3. ``package.module:attribute``, written out.
+
+Listing names imports nothing. An unknown name lists near misses; two things under one name are
+refused. What is written out is imported only where whoever asks is trusted: a file of somebody
+else's must not run code unasked, while an installed distribution was installed on purpose.
 """
 
 from __future__ import annotations
 
 import difflib
+import functools
+import hashlib
 import importlib
+import re
+import sys
+import uuid
 from collections.abc import Iterator
-from typing import Generic, TypeVar, cast
+from importlib.machinery import EXTENSION_SUFFIXES, SOURCE_SUFFIXES
+from pathlib import Path
+from typing import TYPE_CHECKING, Generic, TypeVar, cast
 
 from robench.errors import UnknownNameError, UsageError
 
-__all__ = ["Registry", "import_target", "near_misses"]
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
+
+__all__ = [
+    "Registry",
+    "identity_of",
+    "import_target",
+    "is_target",
+    "near_misses",
+    "unknown_name",
+    "untrusted_target",
+]
 
 T = TypeVar("T")
+
+_TARGET = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 
 
 def near_misses(name: str, known: Iterator[str] | list[str], n: int = 3) -> list[str]:
@@ -41,6 +69,21 @@ def unknown_name(kind: str, name: str, known: list[str]) -> UnknownNameError:
     return UnknownNameError(f"unknown {kind} {name!r}", hint=hint)
 
 
+def is_target(name: str) -> bool:
+    """Whether ``name`` has the form ``package.module:attribute``."""
+    return _TARGET.fullmatch(name) is not None
+
+
+def untrusted_target(kind: str, target: str, where: object = None) -> UsageError:
+    """The error where importing ``target`` was asked for by somebody who is not trusted."""
+    return UsageError(
+        f"the {kind} {target!r} is code that would be imported and run",
+        where=where,
+        hint="Allow it with --trust-code (trust_code=True in Python) if you trust its author, "
+        "or install its package with an entry point and use that name",
+    )
+
+
 def import_target(target: str) -> object:
     """Import ``"package.module:attribute"``.
 
@@ -54,7 +97,7 @@ def import_target(target: str) -> object:
         )
     try:
         value: object = importlib.import_module(module_name)
-    except ImportError as error:
+    except Exception as error:  # Foreign code may raise anything.
         raise UsageError(f"cannot import {module_name!r}: {error}", where=target) from error
     for part in attribute.split("."):
         try:
@@ -68,15 +111,56 @@ def import_target(target: str) -> object:
     return value
 
 
+def identity_of(target: object) -> str | None:
+    """What decides the numbers of a class or function from outside robench.
+
+    Its name with a hash of the source of the whole top-level package it is in, or of its file. A
+    record's key holds it, so that a number made with other code is never taken for this one's.
+
+    Returns:
+        ``package.module:Name sha256``; None for robench's own, which change with its revision of
+        results. What has no source, such as a class typed in, is never the same twice.
+    """
+    while isinstance(target, functools.partial):
+        target = target.func
+    if not hasattr(target, "__qualname__"):
+        target = type(target)
+    module = str(getattr(target, "__module__", ""))
+    name = f"{module}:{getattr(target, '__qualname__', '')}"
+    top = module.partition(".")[0]
+    if top == "robench":
+        return None
+    folders = getattr(sys.modules.get(top), "__path__", None)
+    suffixes = (*SOURCE_SUFFIXES, *EXTENSION_SUFFIXES)
+    found: list[tuple[str, Path]] = []
+    if folders is None:
+        file = getattr(sys.modules.get(module), "__file__", None)
+        found += [] if file is None else [("", Path(file))]
+    else:
+        for folder in map(Path, folders):
+            files = (path for path in folder.rglob("*") if path.name.endswith(suffixes))
+            found += [(path.relative_to(folder).as_posix(), path) for path in files]
+    if not found:
+        return f"{name} {uuid.uuid4().hex}"
+    digest = hashlib.sha256()
+    for place, path in sorted(found):
+        content = path.read_bytes()
+        digest.update(f"{place}\0{len(content)}\0".encode() + content)
+    return f"{name} {digest.hexdigest()}"
+
+
 class Registry(Generic[T]):
     """Names → lazily imported objects of one kind.
 
     Args:
         kind: what the names stand for, as it should read in an error ("attack").
+        group: the entry points that add names from outside, such as ``robench.attacks``; None:
+            nobody can.
     """
 
-    def __init__(self, kind: str) -> None:
+    def __init__(self, kind: str, group: str | None = None) -> None:
         self.kind = kind
+        self.group = group
         self._targets: dict[str, str | T] = {}
         self._summaries: dict[str, str] = {}
 
@@ -91,26 +175,83 @@ class Registry(Generic[T]):
         self._targets[name] = target
         self._summaries[name] = summary
 
+    @functools.cached_property
+    def _entry_points(self) -> dict[str, EntryPoint]:
+        """What installed distributions add, read when a name is not one of the room's own."""
+        # Takes a moment to import, and most names are robench's own.
+        from importlib.metadata import entry_points
+
+        found: dict[str, EntryPoint] = {}
+        for point in entry_points(group=self.group) if self.group else ():
+            if point.name in self._targets or point.name in found:
+                rival = (
+                    f"that of {_owner(found[point.name])}" if point.name in found else "robench's"
+                )
+                raise UsageError(
+                    f"{self.kind} {point.name!r} of {_owner(point)} has the same name as {rival}",
+                    where=f"entry point {self.group}",
+                    hint="Rename it, or uninstall one of the two",
+                )
+            found[point.name] = point
+        return found
+
     def __getitem__(self, name: str) -> T:
+        if name not in self:
+            raise unknown_name(self.kind, name, list(self))
         if name not in self._targets:
-            raise unknown_name(self.kind, name, list(self._targets))
+            point = self._entry_points[name]
+            try:
+                self._targets[name] = cast(T, import_target(point.value))
+            except UsageError as error:
+                raise UsageError(
+                    f"{self.kind} {name!r} of {_owner(point)} cannot be loaded: {error}",
+                    hint=f"Mend or uninstall {_owner(point)}",
+                ) from error
         target = self._targets[name]
         if isinstance(target, str):
             target = cast(T, import_target(target))
             self._targets[name] = target
         return target
 
+    def find(self, name: str, *, trust_code: bool = False) -> T:
+        """What ``name`` stands for; it may also be written out, ``package.module:attribute``.
+
+        Args:
+            name: a registered name, an entry point's, or a target.
+            trust_code: import a target that is written out.
+
+        Raises:
+            UnknownNameError: no such name; near misses are listed.
+            UsageError: a target without trust, or one that cannot be imported.
+        """
+        if name in self or not is_target(name):
+            return self[name]
+        if not trust_code:
+            raise untrusted_target(self.kind, name)
+        return cast(T, import_target(name))
+
     def __contains__(self, name: object) -> bool:
-        return name in self._targets
+        return name in self._targets or name in self._entry_points
 
     def __iter__(self) -> Iterator[str]:
-        return iter(sorted(self._targets))
+        return iter(sorted({*self._targets, *self._entry_points}))
 
     def __len__(self) -> int:
-        return len(self._targets)
+        return len(list(iter(self)))
 
     def summary(self, name: str) -> str:
         """One line about ``name``, known without importing it."""
-        if name not in self._targets:
-            raise unknown_name(self.kind, name, list(self._targets))
-        return self._summaries[name]
+        if name not in self:
+            raise unknown_name(self.kind, name, list(self))
+        if name in self._summaries:
+            return self._summaries[name]
+        return f"from {_owner(self._entry_points[name])}"
+
+
+def _owner(point: EntryPoint) -> str:
+    """The distribution that an entry point is from, with its version."""
+    return (
+        "an unnamed distribution"
+        if point.dist is None
+        else f"{point.dist.name} {point.dist.version}"
+    )

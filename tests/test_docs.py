@@ -15,6 +15,7 @@ from torch import nn
 from robench.attacks import build_attack
 from robench.attacks.suites import list_suites, load_suite
 from robench.cli.main import app
+from robench.errors import UsageError
 from robench.regression_check import Policy
 from robench.results import Store
 from robench.threat_models import ThreatModel
@@ -70,7 +71,11 @@ def test_commands_parse(page, line):
 
 
 def test_the_suite_of_ones_own(tmp_path):
-    (content,) = blocks("docs/suites.md", "toml")
+    content, foreign = blocks("docs/suites.md", "toml")
+    (tmp_path / "foreign.toml").write_text(foreign)
+    with pytest.raises(UsageError, match="my_package"):
+        load_suite(tmp_path / "foreign.toml")
+    assert len(load_suite(tmp_path / "foreign.toml", trust_code=True).attacks) == 2
     (tmp_path / "mine.toml").write_text(content)
     suite = load_suite(tmp_path / "mine.toml")
     assert len(suite.attacks) == len(load_suite("quick").attacks) + 3

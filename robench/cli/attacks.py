@@ -25,7 +25,7 @@ def attacks(
     from robench.attacks.suites import list_suites, load_suite
 
     if suite is not None:
-        chosen = load_suite(suite)
+        chosen = load_suite(suite, trust_code=True)  # nothing is built of it
         if as_json:
             print_json(chosen.model_dump(mode="json"))
         else:

@@ -71,7 +71,8 @@ class Request:
             UnknownNameError, UsageError: there is none, or its file is wrong.
         """
         path = Path(self.suite)
-        return load_suite(path if path.suffix == ".toml" else self.suite)
+        named = path if path.suffix == ".toml" else self.suite
+        return load_suite(named, trust_code=self.trust_code)
 
 
 def chosen_models(request: Request) -> tuple[list[LocatedCard | str], str]:

@@ -14,11 +14,11 @@ from robench.datasets.preprocessing import PREPROCESSING_OPTIONS
 from robench.datasets.splits import hold_out
 from robench.errors import DataError, UnknownNameError, UsageError
 from robench.records import PreprocessingSpec
-from robench.registry import Registry, unknown_name
+from robench.registry import Registry, is_target, unknown_name
 
 __all__ = ["DATASETS", "load_dataset", "load_training_splits"]
 
-DATASETS: Registry[Callable[..., Dataset]] = Registry("data set")
+DATASETS: Registry[Callable[..., Dataset]] = Registry("data set", "robench.datasets")
 """Name → ``loader(split, *, root, download, **options)``."""
 
 DATASETS.add(
@@ -68,6 +68,7 @@ def load_dataset(
     n: int | None = None,
     download: bool = False,
     preprocessing: PreprocessingSpec | None = None,
+    trust_code: bool = False,
     **options: Any,
 ) -> Dataset:
     """A data set by registered name, from a folder, a file of arrays, or the Hugging Face Hub.
@@ -75,13 +76,14 @@ def load_dataset(
     Args:
         name: a name of ``DATASETS``; or the path of a folder of class subfolders or of an
             ``.npz``, ``.npy``, ``.pt`` file, optionally written ``folder:PATH``, ``file:PATH``;
-            or ``hf:OWNER/NAME``.
+            or ``hf:OWNER/NAME``; or, where trusted, a loader ``package.module:function``.
         split: which part; a folder may have one subfolder for each split.
         root: where downloaded sets are kept.
         n: take a fixed subset of so many samples (``Dataset.subset``).
         download: fetch what is missing, for sets that can be fetched.
         preprocessing: what a model's card asks for; taken where images are of any size and
             ``options`` say nothing of it. Sets of one size and arrays stay as they are.
+        trust_code: import a loader that is written out, ``package.module:function``.
         options: the loader's own, such as ``size`` and ``masks`` for folders.
 
     Raises:
@@ -89,7 +91,7 @@ def load_dataset(
         DataError: the data is missing, empty or malformed.
         UsageError: ``n`` does not fit, or an option is not known here.
     """
-    dataset = _load(str(name), split, root, download, options, preprocessing)
+    dataset = _load(str(name), split, root, download, options, preprocessing, trust_code)
     return dataset if n is None else dataset.subset(n)
 
 
@@ -99,6 +101,7 @@ def load_training_splits(
     root: str | Path | None = None,
     download: bool = False,
     validation_n: int | None = None,
+    trust_code: bool = False,
     **options: Any,
 ) -> tuple[Dataset, Dataset]:
     """(training, validation) parts; neither holds a test sample.
@@ -109,10 +112,10 @@ def load_training_splits(
     Raises:
         as ``load_dataset``.
     """
-    train = _load(str(name), "train", root, download, options)
+    train = _load(str(name), "train", root, download, options, None, trust_code)
     if validation_n is None:
         try:
-            validation = _load(str(name), "validation", root, download, options)
+            validation = _load(str(name), "validation", root, download, options, None, trust_code)
         except UnknownNameError:  # this set has no such split
             pass
         else:
@@ -132,9 +135,10 @@ def _load(
     download: bool,
     options: dict[str, Any],
     preprocessing: PreprocessingSpec | None = None,
+    trust_code: bool = False,
 ) -> Dataset:
     where = None if root is None else Path(root).expanduser()
-    load, prepares = _loader(name, where, download)
+    load, prepares = _loader(name, where, download, trust_code)
     if preprocessing is not None and prepares and not PREPROCESSING_OPTIONS & options.keys():
         options = {**options, **preprocessing.model_dump(exclude_none=True)}
     try:
@@ -146,7 +150,9 @@ def _load(
         raise
 
 
-def _loader(name: str, root: Path | None, download: bool) -> tuple[Callable[..., Dataset], bool]:
+def _loader(
+    name: str, root: Path | None, download: bool, trust_code: bool
+) -> tuple[Callable[..., Dataset], bool]:
     """What loads it, and whether that prepares images of any size."""
     kind, colon, rest = name.partition(":")
     if colon and kind == "hf":
@@ -170,4 +176,7 @@ def _loader(name: str, root: Path | None, download: bool) -> tuple[Callable[...,
             where=path,
             hint=f"Use a folder of images, or one of {', '.join(ARRAY_SUFFIXES)}",
         )
+    if is_target(name):
+        load = DATASETS.find(name, trust_code=trust_code)
+        return partial(load, root=root, download=download), False
     raise unknown_name("data set", name, list(DATASETS))

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 __all__ = ["RECIPES"]
 
-RECIPES: Registry[type[Recipe]] = Registry("recipe")
+RECIPES: Registry[type[Recipe]] = Registry("recipe", "robench.recipes")
 
 _HERE = "robench.defenses"
 

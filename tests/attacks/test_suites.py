@@ -1,12 +1,17 @@
 from __future__ import annotations
 
+import re
+import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 
 from robench.attacks import build_attack
+from robench.attacks.catalogue import foreign_code
 from robench.attacks.suites import list_suites, load_suite
 from robench.errors import AttackError, UnknownNameError, UsageError
+from robench.records import AttackSpec
 from robench.threat_models import NORMS, Norm, ThreatModel
 
 EPS: dict[Norm, float] = {"Linf": 0.03, "L2": 0.5, "L1": 12.0}
@@ -138,3 +143,66 @@ def test_carlini_wagner_l2_is_not_asked_for_another_norm() -> None:
                 assert spec.norms == ("L2",)
                 with pytest.raises(AttackError):
                     build_attack(spec, ThreatModel.of("Linf", 0.1))
+
+
+_CODE = "[[attacks]]\nname = 'mine'\nattack = 'attack_of_a_stranger:Attack'\n"
+_STAGED = (
+    "[[attacks]]\nname = 'mine'\nstages = [{ name = 'a', attack = 'pgd' }, "
+    "{ name = 'b', attack = 'package.of_a_stranger:Attack' }]\n"
+)
+
+
+@pytest.mark.parametrize("text", [_CODE, _STAGED, "[[attacks]]\ninclude = 'strange.toml'\n"])
+def test_a_file_runs_no_code_unasked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    """Importing the module would leave a file behind, wherever the suite names it."""
+    ran = tmp_path / "ran"
+    program = f"open({str(ran)!r}, 'w').close()\nfrom robench.attacks.pgd import PGD as Attack\n"
+    _write(tmp_path / "attack_of_a_stranger.py", program)
+    _write(tmp_path / "strange.toml", _CODE)
+    path = _write(tmp_path / "suite.toml", text)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "attack_of_a_stranger", raising=False)
+    with pytest.raises(UsageError, match=r"of_a_stranger:Attack' is code.*--trust-code"):
+        load_suite(path)
+    assert not ran.exists()
+    suite = load_suite(path, trust_code=True)
+    assert not ran.exists()
+    if "stages" not in text:
+        built = build_attack(suite.attacks[0], ThreatModel.of("Linf", 0.1))
+        assert type(built).__name__ == "PGD"
+        assert ran.exists()
+
+
+@pytest.mark.parametrize(
+    ("attack", "error", "says"),
+    [
+        ("no.such.module:Attack", UsageError, "cannot import"),
+        ("json:decoder.JSONDecode", UsageError, "Did you mean 'JSONDecoder'"),
+        ("json:__name__", AttackError, "is not a class"),
+        ("collections:OrderedDict", AttackError, "cannot be built|wrong parameters|no attack"),
+        ("robench.attacks.pgd:PDG", UsageError, "Did you mean 'PGD'"),
+    ],
+)
+def test_a_class_that_is_no_attack_is_explained(
+    attack: str, error: type[Exception], says: str
+) -> None:
+    with pytest.raises(error, match=says):
+        build_attack(AttackSpec(name="a", attack=attack), ThreatModel.of("Linf", 0.1))
+
+
+def test_what_code_from_outside_decides() -> None:
+    """Nothing for robench's own attacks, a library's version, a class's source."""
+    assert foreign_code(AttackSpec(name="a", attack="pgd")) == {}
+    cascade = AttackSpec(
+        name="a",
+        stages=(
+            AttackSpec(name="b", attack="pyautoattack:standard"),
+            AttackSpec(name="c", attack="collections:OrderedDict"),
+        ),
+    )
+    found = foreign_code(cascade)
+    assert list(found) == ["pyautoattack:standard", "collections:OrderedDict"]
+    assert found["pyautoattack:standard"] == f"pyautoattack {version('pyautoattack')}"
+    assert re.fullmatch(r"collections:OrderedDict [0-9a-f]{64}", found["collections:OrderedDict"])

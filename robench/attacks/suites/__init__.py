@@ -2,7 +2,8 @@
 
 A suite is a TOML file. Each ``[[attacks]]`` table is an :class:`~robench.records.AttackSpec`;
 ``include = "name"`` instead takes over the entries of another suite. A user's own file works the
-same way as the ones that come with robench.
+same way as the ones that come with robench. A file that names classes as ``package.module:Class``
+would run their code: it is read only where its author is trusted.
 """
 
 from __future__ import annotations
@@ -13,9 +14,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from robench.attacks.catalogue import imports_code
 from robench.errors import UsageError
 from robench.records import Suite
-from robench.registry import unknown_name
+from robench.registry import unknown_name, untrusted_target
 
 __all__ = ["list_suites", "load_suite"]
 
@@ -27,14 +29,25 @@ def list_suites() -> list[str]:
     return sorted(path.stem for path in _FOLDER.glob("*.toml"))
 
 
-def load_suite(name: str | Path) -> Suite:
+def load_suite(name: str | Path, *, trust_code: bool = False) -> Suite:
     """Load a suite by name, or from a file.
+
+    Args:
+        name: a suite that comes with robench, or the path of a TOML file.
+        trust_code: let the file name classes to import, ``package.module:Class``. Attacks of
+            installed packages with an entry point ``robench.attacks`` need no trust.
 
     Raises:
         UnknownNameError: no such suite; near misses are listed.
-        UsageError: the file is not valid.
+        UsageError: the file is not valid, or names code and is not trusted.
     """
-    return _load(name, ())
+    suite = _load(name, ())
+    if not trust_code:
+        for spec in suite.attacks:
+            for stage in spec.stages or (spec,):
+                if imports_code(stage.attack):
+                    raise untrusted_target("attack", stage.attack, f"suite {suite.name!r}")
+    return suite
 
 
 def _load(name: str | Path, including: tuple[Path, ...]) -> Suite:

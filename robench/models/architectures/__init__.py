@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 
 __all__ = ["ARCHITECTURES"]
 
-ARCHITECTURES: Registry[Callable[..., nn.Module]] = Registry("architecture")
+ARCHITECTURES: Registry[Callable[..., nn.Module]] = Registry(
+    "architecture", "robench.architectures"
+)
 """Name → callable taking ``num_classes``, ``in_channels`` and the architecture's arguments."""
 
 _HERE = "robench.models.architectures"

@@ -14,8 +14,9 @@ import pickle
 import warnings
 import zipfile
 from enum import StrEnum
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO, Final
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -27,7 +28,7 @@ from robench.errors import (
     MissingDependencyError,
     UnsafeCheckpointError,
 )
-from robench.models.pickle_scan import scan_checkpoint
+from robench.models.pickle_scan import imported_names
 
 __all__ = [
     "CheckpointFormat",
@@ -194,7 +195,7 @@ def read_checkpoint(
         return _read_pickle(stream, path, trust_pickle)
 
 
-def _open(path: Path) -> BinaryIO:
+def _open(path: Path) -> BufferedReader:
     try:
         return path.open("rb")
     except OSError as error:
@@ -202,18 +203,18 @@ def _open(path: Path) -> BinaryIO:
         raise CheckpointError(f"cannot be read: {reason}", where=path) from error
 
 
-def _digest(stream: BinaryIO) -> str:
+def _digest(stream: BufferedReader) -> str:
     return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _starts_like_json(stream: BinaryIO) -> bool:
+def _starts_like_json(stream: BufferedReader) -> bool:
     stream.seek(0)
     head = stream.read(64).lstrip()
     stream.seek(0)
     return head.startswith(b"{")
 
 
-def _detect(stream: BinaryIO, path: Path) -> CheckpointFormat:
+def _detect(stream: BufferedReader, path: Path) -> CheckpointFormat:
     head = stream.read(512)
     stream.seek(0)
     if not head:
@@ -239,7 +240,7 @@ def _detect(stream: BinaryIO, path: Path) -> CheckpointFormat:
     )
 
 
-def _detect_zip(stream: BinaryIO, path: Path) -> CheckpointFormat:
+def _detect_zip(stream: BufferedReader, path: Path) -> CheckpointFormat:
     try:
         with zipfile.ZipFile(stream) as archive:
             entries = archive.infolist()
@@ -268,7 +269,7 @@ def _detect_zip(stream: BinaryIO, path: Path) -> CheckpointFormat:
     )
 
 
-def _shard_names(path: Path, stream: BinaryIO) -> list[str]:
+def _shard_names(path: Path, stream: BufferedReader) -> list[str]:
     try:
         stream.seek(0)
         index = json.loads(stream.read(256 * _CHUNK))
@@ -298,7 +299,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def _read_pickle(stream: BinaryIO, path: Path, trust_pickle: bool) -> Any:
+def _read_pickle(stream: BufferedReader, path: Path, trust_pickle: bool) -> Any:
     stream.seek(0)
     try:
         with warnings.catch_warnings(), torch.serialization.safe_globals(_NUMBERS):
@@ -309,9 +310,9 @@ def _read_pickle(stream: BinaryIO, path: Path, trust_pickle: bool) -> Any:
     except MemoryError as error:
         raise CheckpointError("asks for more memory than there is", where=path) from error
     except Exception as error:  # A damaged file makes the parser raise almost anything.
-        calls = scan_checkpoint(stream)
-        if isinstance(error, pickle.UnpicklingError) and calls and not trust_pickle:
-            shown = ", ".join(map(str, calls[:3])) + (", …" if len(calls) > 3 else "")
+        names = imported_names(stream)
+        if isinstance(error, pickle.UnpicklingError) and names and not trust_pickle:
+            shown = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
             raise UnsafeCheckpointError(
                 f"reading it would execute code: {shown}",
                 where=path,

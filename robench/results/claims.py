@@ -1,11 +1,10 @@
 """Claims on jobs: several processes work on one folder, and no job is done twice.
 
-A claim is a lock that the kernel holds for an open file (``flock``), so it expires the moment
-its process dies, however it dies: no time-outs, no stale process ids, no clean-up. The file's
-content only tells people who holds it. On a file system shared by several machines the lock
-reaches as far as that file system's ``flock`` does (NFS version 4 and the usual cluster file
-systems: everywhere). Where the operating system has no ``flock``, claims always succeed, and
-one process at a time should work on a folder.
+A claim is a lock that the operating system holds for an open file, so it expires the moment its
+process dies, however it dies: no time-outs, no stale process ids. A note beside it only tells
+people who holds it. On a file system shared by several machines the lock reaches as far as that
+file system's locks do (NFS version 4 and the usual cluster file systems: everywhere). Where a file
+system has no locks, claims always succeed, and one process at a time should work on a folder.
 """
 
 from __future__ import annotations
@@ -19,41 +18,62 @@ import time
 from pathlib import Path
 from types import TracebackType
 
+from filelock import FileLock, Timeout
+
 from robench.errors import StoreError
 from robench.files import file_error
 
-try:
-    import fcntl
-except ImportError:  # pragma: no cover - not on POSIX
-    fcntl = None  # type: ignore[assignment]
+__all__ = ["Claim"]
 
-__all__ = ["Claim", "holder_of", "try_claim", "wait_for_claim"]
-
-_UNSUPPORTED = (errno.ENOTSUP, errno.ENOLCK, errno.EINVAL, errno.ENOSYS)
+_NO_LOCKS = (errno.ENOTSUP, errno.ENOLCK, errno.EINVAL, errno.ENOSYS)
 
 
 class Claim:
-    """A held lock. A context manager: leaving it releases the claim."""
+    """A held lock. A context manager: leaving it releases the claim; ``held`` says whether it
+    still is.
 
-    def __init__(self, path: Path, descriptor: int) -> None:
+    Args:
+        path: the lock file; missing parent folders are made.
+        wait: how many seconds to wait for another holder; infinity: for ever.
+
+    Raises:
+        StoreError: somebody else still holds it after that time; they are named. Or the lock file
+            cannot be written.
+    """
+
+    def __init__(self, path: Path, wait: float = 0.0) -> None:
         self.path = path
-        self._descriptor: int | None = descriptor
-
-    @property
-    def held(self) -> bool:
-        """Whether the claim has not been released yet."""
-        return self._descriptor is not None
+        # Threads share it: whoever ends the job may release it.
+        self._lock = FileLock(path, thread_local=False)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with contextlib.suppress(NotImplementedError):
+                self._lock.acquire(timeout=wait if wait < float("inf") else -1, poll_interval=0.02)
+        except Timeout as error:
+            raise StoreError(
+                f"another process is working on this ({self._holder()})",
+                where=path,
+                hint="Wait for it, or end it: its claim expires with it",
+            ) from error
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise file_error("claimed", path, error) from error
+        self.held = True
+        owner = {"pid": os.getpid(), "host": platform.node(), "since": _utc_now()}
+        with contextlib.suppress(OSError):
+            self._note.write_text(json.dumps(owner))
 
     def release(self) -> None:
         """Give the claim up; doing so twice does no harm."""
-        if self._descriptor is None:
+        if not self.held:
             return
-        descriptor, self._descriptor = self._descriptor, None
-        # Removed while still locked: whoever opened the same file meanwhile sees, once it gets
-        # the lock, that its file has no name any more, and opens again.
-        with contextlib.suppress(OSError):
-            self.path.unlink()
-        os.close(descriptor)
+        self.held = False
+        # Removed while still locked: whoever waits for the removed file notices, and opens a new
+        # one. Windows does not remove an open file; there filelock does so afterwards.
+        for path in (self._note, self.path):
+            with contextlib.suppress(OSError):
+                path.unlink()
+        self._lock.release()
 
     def __enter__(self) -> Claim:
         return self
@@ -66,87 +86,18 @@ class Claim:
     ) -> None:
         self.release()
 
-    def __del__(self) -> None:
-        self.release()
+    @property
+    def _note(self) -> Path:
+        return self.path.with_suffix(".json")
 
-
-def try_claim(path: Path) -> Claim | None:
-    """Take the claim whose lock file is ``path``; None if somebody else holds it.
-
-    Raises:
-        StoreError: the lock file cannot be written.
-    """
-    while True:
+    def _holder(self) -> str:
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-        except OSError as error:
-            raise file_error("claimed", path, error) from error
-        try:
-            if not _lock(descriptor):
-                os.close(descriptor)
-                return None
-            if _is_named(descriptor, path):
-                owner = {"pid": os.getpid(), "host": platform.node(), "since": _utc_now()}
-                os.ftruncate(descriptor, 0)
-                os.write(descriptor, json.dumps(owner).encode())
-                return Claim(path, descriptor)
-            os.close(descriptor)
-        except OSError as error:
-            os.close(descriptor)
-            raise file_error("claimed", path, error) from error
-
-
-def wait_for_claim(path: Path, timeout: float, *, poll: float = 0.01) -> Claim:
-    """Take the claim, waiting up to ``timeout`` seconds for its holder to finish.
-
-    Raises:
-        StoreError: it is still held after that time; the holder is named.
-    """
-    deadline = time.monotonic() + timeout
-    while True:
-        claim = try_claim(path)
-        if claim is not None:
-            return claim
-        if time.monotonic() >= deadline:
-            raise StoreError(
-                f"another process is working on this ({holder_of(path)})",
-                where=path,
-                hint="Wait for it, or end it: its claim expires with it",
-            )
-        time.sleep(min(poll, 0.5))
-        poll *= 1.5
-
-
-def holder_of(path: Path) -> str:
-    """Who wrote the lock file, for a message; it may have released the claim since."""
-    try:
-        owner = json.loads(path.read_text())
-        return f"process {owner['pid']} on {owner['host']} since {owner['since']}"
-    except (OSError, ValueError, KeyError, TypeError):
-        return "holder unknown"
+            owner = json.loads(self._note.read_text())
+            return f"process {owner['pid']} on {owner['host']} since {owner['since']}"
+        except (OSError, ValueError, KeyError, TypeError):
+            # It may have released the claim since.
+            return "holder unknown"
 
 
 def _utc_now() -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-
-
-def _lock(descriptor: int) -> bool:
-    if fcntl is None:  # pragma: no cover - not on POSIX
-        return True
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError as error:
-        # A file system without locks: work goes on, unprotected, as the module says.
-        if error.errno not in _UNSUPPORTED:
-            raise
-    return True
-
-
-def _is_named(descriptor: int, path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(descriptor), path.stat())
-    except FileNotFoundError:
-        return False

@@ -6,7 +6,7 @@
     records/ab/abcd….<digest>.parquet  one row a sample
     records/ab/abcd….<digest>.npz      arrays on request: adversarial inputs, maps
     progress/abcd….bin, .rows          an unfinished job
-    claims/abcd….lock                  who works on a job now
+    claims/abcd….lock, .json           who works on a job now
     quarantine/                        damaged files with the reason, never deleted
 
 The JSON is written last and replaced in one step, and data files bear the first digits of their
@@ -33,7 +33,7 @@ from robench.errors import CorruptRecordError, StoreError, UsageError
 from robench.files import atomic_write, file_error, stale_temporaries
 from robench.records import EvaluationRecord, SampleOutcome
 from robench.results.arrays import Array, check_digest, check_size, load_arrays, write_arrays
-from robench.results.claims import Claim, try_claim, wait_for_claim
+from robench.results.claims import Claim
 from robench.results.documents import parse_record, read_document, render_document
 from robench.results.progress import Progress
 from robench.results.stored_record import StoredRecord
@@ -262,11 +262,8 @@ class Store:
         Raises:
             StoreError: another process still holds it after ``wait`` seconds.
         """
-        return wait_for_claim(self._claim_path(key), wait)
-
-    def try_claim(self, key: str) -> Claim | None:
-        """Like :meth:`claim`, but None if somebody else holds it."""
-        return try_claim(self._claim_path(key))
+        self.path_of(key)
+        return Claim(self.folder / "claims" / f"{key}.lock", wait)
 
     def progress(self, key: str) -> Progress:
         """Where the unfinished job ``key`` saves what it has done so far."""
@@ -306,18 +303,13 @@ class Store:
             if _KEY.fullmatch(path.stem) and self.has(path.stem):
                 victims.append(path)
         for path in sorted((self.folder / "claims").glob("*.lock")):
-            claim = try_claim(path)
-            if claim is not None:
-                claim.release()
+            with contextlib.suppress(StoreError), Claim(path):
+                pass
         for path in victims:
             _unlink(path)
         return victims
 
     # --- inside ----------------------------------------------------------------------------
-
-    def _claim_path(self, key: str) -> Path:
-        self.path_of(key)
-        return self.folder / "claims" / f"{key}.lock"
 
     def _write_table(self, path: Path, arrow: Any, created: list[Path]) -> dict[str, Any]:
         content = parquet_bytes(arrow)

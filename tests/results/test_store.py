@@ -388,7 +388,7 @@ def test_file_in_place_of_the_folder(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="choose another folder"):
         write(Store(blocker))
     with pytest.raises(StoreError, match="choose another folder"):
-        Store(blocker).try_claim(KEY)
+        Store(blocker).claim(KEY)
     assert blocker.read_text() == "not a folder"
 
 
@@ -458,7 +458,6 @@ def test_prune_removes_what_crashes_leave_and_nothing_else(store: Store) -> None
 def test_claim_excludes_and_releases(store: Store) -> None:
     with store.claim(KEY) as claim:
         assert claim.held
-        assert store.try_claim(KEY) is None
         with pytest.raises(StoreError, match=f"process {os.getpid()} on"):
             store.claim(KEY, wait=0.05)
     assert not claim.held
@@ -480,7 +479,8 @@ def test_claim_expires_with_its_process(store: Store) -> None:
     process = context.Process(target=hold, args=(str(store.folder), ready))
     process.start()
     assert ready.wait(30)
-    assert store.try_claim(KEY) is None
+    with pytest.raises(StoreError, match=f"process {process.pid} on"):
+        store.claim(KEY)
     assert process.pid is not None
     os.kill(process.pid, signal.SIGKILL)
     process.join()

@@ -1,35 +1,47 @@
-"""What every attention and representation metric is called, means and ranges over.
+"""Every attention and representation metric: what it is called, means and ranges over, and what
+computes it.
 
-Plain data without torch, so that leaderboards, plots and the command line speak of a metric as
-the functions that compute it do. Names are those of the records' columns.
+An entry is all that is needed: the evaluation measures it, records keep it, leaderboard, page and
+figures show it. Plain data without torch: what computes a metric is imported when it is measured,
+so that reports and the command line speak of metrics as the functions do. A package from outside
+adds its own by an entry point of the group ``robench.metrics``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from typing import Literal
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
 
-from robench.registry import unknown_name
+from robench.errors import RobenchError, UsageError
+from robench.registry import Registry, identity_of, import_target, unknown_name
 
 __all__ = [
-    "ATTENTION_METRICS",
     "METRICS",
-    "REPRESENTATION_METRICS",
+    "METRIC_REGISTRY",
+    "Column",
     "Direction",
     "Metric",
+    "columns_shown",
+    "foreign_metrics",
+    "measure",
     "metric",
 ]
 
 Direction = Literal["lower", "higher", "neutral"]
 
+_OF_MAPS = {"map", "maps", "adv_maps", "masks"}
+_OF_FEATURES = {"features", "adv_features", "labels"}
+_SPLITS = ("_clean", "_adv", "_increase")
 
-@dataclass(frozen=True, slots=True)
-class Metric:
-    """One column.
+
+@dataclass(frozen=True)
+class Column:
+    """One column of records and CSV files.
 
     Attributes:
-        name: the column's name in records and CSV.
+        name: the column's name.
         label: the name on an axis.
         direction: which way is better; ``neutral`` describes without judging.
         low: smallest possible value, None where unbounded.
@@ -47,154 +59,288 @@ class Metric:
     meaning: str
 
 
-def _clean_adv_increase(base: Metric, increase: Direction) -> Iterator[Metric]:
-    """The three columns of a metric of one map: clean, adversarial, and what the attack added."""
-    yield replace(
-        base, name=f"{base.name}_clean", label=f"{base.label} (clean)", meaning=base.meaning
-    )
-    yield replace(
-        base,
-        name=f"{base.name}_adv",
-        label=f"{base.label} (adversarial)",
-        meaning=f"{base.meaning}; adversarial map",
-    )
-    span = None if base.high is None or base.low is None else base.high - base.low
-    yield replace(
-        base,
-        name=f"{base.name}_increase",
-        label=f"{base.label} (increase)",
-        direction=increase,
-        low=None if span is None else -span,
-        high=span,
-        meaning=f"{base.meaning}; adversarial minus clean",
-    )
+@dataclass(frozen=True, kw_only=True)
+class Metric:
+    """One metric of single samples.
+
+    Attributes:
+        name, label, unit, meaning: as for :class:`Column`.
+        direction: which way is better; of a metric of one map: which way its increase is.
+        low, high: the smallest and the largest possible value, None where unbounded.
+        compute: the function, or ``"package.module:function"``: what ``on`` names, in that order,
+            to one value a sample, (N,), NaN where undefined.
+        on: what it takes. Of attention: ``maps`` and ``adv_maps`` (N, h, w), 0 or larger, ``masks``
+            (N, h, w) bool, the object's cells; or ``map``, either of the two, which makes three
+            columns: clean, adversarial, and the increase from one to the other. Of features:
+            ``features`` and ``adv_features`` (N, D), ``labels`` (N,), all samples at once.
+        of_one_map: which way is better for the clean and the adversarial value.
+        leaderboard: the endings of its columns that the leaderboard has.
+        by_class: the endings of its columns that are shown class by class.
+        figure: whether a figure shows robust accuracy against its mean.
+
+    Raises:
+        UsageError: ``on`` names nothing, something unknown, or both maps and features.
+    """
+
+    name: str
+    label: str
+    unit: str
+    meaning: str
+    direction: Direction
+    low: float | None = None
+    high: float | None = None
+    compute: str | Callable[..., Any]
+    on: tuple[str, ...]
+    of_one_map: Direction = "neutral"
+    leaderboard: tuple[str, ...] = ("", "_increase")
+    by_class: tuple[str, ...] = ()
+    figure: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.on or not (_OF_MAPS.issuperset(self.on) or _OF_FEATURES.issuperset(self.on)):
+            raise UsageError(
+                f"metric {self.name!r} is on {', '.join(self.on) or 'nothing'}",
+                hint=f"Name some of {', '.join(sorted(_OF_MAPS))}, or some of "
+                f"{', '.join(sorted(_OF_FEATURES))}",
+            )
+
+    @property
+    def needs(self) -> set[str]:
+        """What must be there to compute it."""
+        return {"maps", "adv_maps", *self.on} - {"map"} if "map" in self.on else set(self.on)
+
+    def columns(self) -> Iterator[Column]:
+        """Its columns: one, or the three of a metric of one map."""
+        if "map" not in self.on:
+            yield self._column("", self.label, self.direction, self.meaning)
+            return
+        for ending, split in zip(_SPLITS[:2], ("clean", "adversarial"), strict=True):
+            more = "; adversarial map" if ending == "_adv" else ""
+            yield self._column(
+                ending, f"{self.label} ({split})", self.of_one_map, f"{self.meaning}{more}"
+            )
+        span = None if self.high is None or self.low is None else self.high - self.low
+        yield Column(
+            f"{self.name}_increase",
+            f"{self.label} (increase)",
+            self.direction,
+            None if span is None else -span,
+            span,
+            self.unit,
+            f"{self.meaning}; adversarial minus clean",
+        )
+
+    def _column(self, ending: str, label: str, direction: Direction, meaning: str) -> Column:
+        name = f"{self.name}{ending}"
+        return Column(name, label, direction, self.low, self.high, self.unit, meaning)
+
+    def values(self, data: Mapping[str, Any]) -> dict[str, Any]:
+        """Column → (N,), from data that has all it needs.
+
+        Raises:
+            UsageError: ``compute`` cannot be imported, fails, or returns something else.
+        """
+        compute = import_target(self.compute) if isinstance(self.compute, str) else self.compute
+        if "map" not in self.on:
+            return {self.name: self._checked(compute, [data[name] for name in self.on])}
+        clean, adv = (
+            self._checked(compute, [data[which if name == "map" else name] for name in self.on])
+            for which in ("maps", "adv_maps")
+        )
+        values = (clean, adv, adv - clean)
+        return {f"{self.name}{ending}": v for ending, v in zip(_SPLITS, values, strict=True)}
+
+    def _checked(self, compute: Any, arguments: list[Any]) -> Any:
+        try:
+            values = compute(*arguments)
+        except RobenchError:
+            raise
+        except Exception as error:  # Foreign code may raise anything.
+            raise UsageError(
+                f"metric {self.name!r} fails: {type(error).__name__}: {error}"
+            ) from error
+        n = len(arguments[0])
+        if tuple(getattr(values, "shape", ())) != (n,):
+            raise UsageError(f"metric {self.name!r} does not return one value for each of {n}")
+        return values
 
 
-ATTENTION_METRICS: tuple[Metric, ...] = (
-    Metric(
-        "attention_deviation",
-        "Attention deviation",
-        "lower",
-        0.0,
-        1.0,
-        "1 - IoU",
-        "how little the most attended eighth of the clean and adversarial maps overlap",
-    ),
-    Metric(
-        "attention_shift",
-        "Attention shift",
-        "lower",
-        0.0,
-        1.0,
-        "map diagonals",
-        "how far the map's centre of mass moved",
-    ),
-    Metric(
-        "attention_divergence",
-        "Attention divergence",
-        "lower",
-        0.0,
-        1.0,
-        "bits",
-        "Jensen-Shannon divergence of the clean and adversarial maps",
-    ),
-    *_clean_adv_increase(
-        Metric(
-            "attention_scatter",
-            "Attention scatter",
-            "neutral",
-            0.0,
-            None,
-            "of a uniform map",
-            "spread of the map around its centre of mass: 0 one cell, 1 uniform",
-        ),
-        "lower",
-    ),
-    *_clean_adv_increase(
-        Metric(
-            "attention_entropy",
-            "Attention entropy",
-            "neutral",
-            0.0,
-            1.0,
-            "of a uniform map",
-            "evenness of the map: 0 one cell, 1 uniform",
-        ),
-        "lower",
-    ),
-    *_clean_adv_increase(
-        Metric(
-            "attention_fragments",
-            "Attention fragments",
-            "neutral",
-            1.0,
-            None,
-            "parts",
-            "connected parts of the most attended eighth of the map",
-        ),
-        "lower",
-    ),
-    *_clean_adv_increase(
-        Metric(
-            "attention_coverage",
-            "Attention coverage",
-            "higher",
-            0.0,
-            1.0,
-            "of the object",
-            "share of the object among as many most attended cells",
-        ),
-        "higher",
-    ),
-    Metric(
-        "attention_empty",
-        "Empty attention maps",
-        "lower",
-        0.0,
-        1.0,
-        "samples",
-        "the clean or adversarial map is all zero or not finite, its metrics undefined",
-    ),
-)
-"""Columns of the attention metrics, in the order in which they are shown."""
+METRIC_REGISTRY: Registry[Metric] = Registry("metric", "robench.metrics")
+"""Metrics by name, in the order in which they are shown; each becomes one or three columns."""
 
-REPRESENTATION_METRICS: tuple[Metric, ...] = (
+for _metric in (
     Metric(
-        "alignment",
-        "Alignment",
-        "lower",
-        0.0,
-        2.0,
-        "cosine distance",
-        "distance between the features of a sample and of its adversarial example",
+        name="attention_deviation",
+        label="Attention deviation",
+        unit="1 - IoU",
+        meaning="how little the most attended eighth of the clean and adversarial maps overlap",
+        direction="lower",
+        low=0.0,
+        high=1.0,
+        compute="robench.attention.metrics:attention_deviation",
+        on=("maps", "adv_maps"),
+        by_class=("",),
+        figure=True,
     ),
     Metric(
-        "exclusion",
-        "Exclusion",
-        "higher",
-        0.0,
-        2.0,
-        "cosine distance",
-        "distance between the features of a sample and of other classes' adversarial examples",
+        name="attention_shift",
+        label="Attention shift",
+        unit="map diagonals",
+        meaning="how far the map's centre of mass moved",
+        direction="lower",
+        low=0.0,
+        high=1.0,
+        compute="robench.attention.metrics:attention_shift",
+        on=("maps", "adv_maps"),
     ),
     Metric(
-        "separation",
-        "Separation",
-        "higher",
-        0.0,
-        1.0,
-        "probability",
-        "chance that a sample's own adversarial example is closer than one of another class",
+        name="attention_divergence",
+        label="Attention divergence",
+        unit="bits",
+        meaning="Jensen-Shannon divergence of the clean and adversarial maps",
+        direction="lower",
+        low=0.0,
+        high=1.0,
+        compute="robench.attention.metrics:attention_divergence",
+        on=("maps", "adv_maps"),
     ),
-)
-"""Columns of the representation metrics, in the order in which they are shown."""
+    Metric(
+        name="attention_scatter",
+        label="Attention scatter",
+        unit="of a uniform map",
+        meaning="spread of the map around its centre of mass: 0 one cell, 1 uniform",
+        direction="lower",
+        low=0.0,
+        compute="robench.attention.metrics:attention_scatter",
+        on=("map",),
+        by_class=("_increase",),
+    ),
+    Metric(
+        name="attention_entropy",
+        label="Attention entropy",
+        unit="of a uniform map",
+        meaning="evenness of the map: 0 one cell, 1 uniform",
+        direction="lower",
+        low=0.0,
+        high=1.0,
+        compute="robench.attention.metrics:attention_entropy",
+        on=("map",),
+    ),
+    Metric(
+        name="attention_fragments",
+        label="Attention fragments",
+        unit="parts",
+        meaning="connected parts of the most attended eighth of the map",
+        direction="lower",
+        low=1.0,
+        compute="robench.attention.metrics:attention_fragments",
+        on=("map",),
+    ),
+    Metric(
+        name="attention_coverage",
+        label="Attention coverage",
+        unit="of the object",
+        meaning="share of the object among as many most attended cells",
+        direction="higher",
+        low=0.0,
+        high=1.0,
+        compute="robench.attention.metrics:attention_coverage",
+        on=("map", "masks"),
+        of_one_map="higher",
+        leaderboard=("_clean", "_increase"),
+        by_class=("_clean",),
+    ),
+    Metric(
+        name="attention_empty",
+        label="Empty attention maps",
+        unit="samples",
+        meaning="the clean or adversarial map is all zero or not finite, its metrics undefined",
+        direction="lower",
+        low=0.0,
+        high=1.0,
+        compute="robench.attention.metrics:attention_empty",
+        on=("maps", "adv_maps"),
+    ),
+    Metric(
+        name="alignment",
+        label="Alignment",
+        unit="cosine distance",
+        meaning="distance between the features of a sample and of its adversarial example",
+        direction="lower",
+        low=0.0,
+        high=2.0,
+        compute="robench.representations.metrics:alignment",
+        on=("features", "adv_features"),
+        by_class=("",),
+        figure=True,
+    ),
+    Metric(
+        name="exclusion",
+        label="Exclusion",
+        unit="cosine distance",
+        meaning="distance between the features of a sample and of other classes' adversarial examples",
+        direction="higher",
+        low=0.0,
+        high=2.0,
+        compute="robench.representations.metrics:exclusion",
+        on=("features", "adv_features", "labels"),
+        figure=True,
+    ),
+    Metric(
+        name="separation",
+        label="Separation",
+        unit="probability",
+        meaning="chance that a sample's own adversarial example is closer than one of another class",
+        direction="higher",
+        low=0.0,
+        high=1.0,
+        compute="robench.representations.metrics:separation",
+        on=("features", "adv_features", "labels"),
+    ),
+):
+    METRIC_REGISTRY.add(_metric.name, _metric, _metric.meaning)
 
-METRICS: dict[str, Metric] = {m.name: m for m in (*ATTENTION_METRICS, *REPRESENTATION_METRICS)}
-"""All of them by name."""
+
+class _Columns(Mapping[str, Column]):
+    """Every metric's columns by name, those from outside included, found when first asked for."""
+
+    @cached_property
+    def metrics(self) -> dict[str, Metric]:
+        """The metrics by name.
+
+        Raises:
+            UsageError: an entry point cannot be imported, or is no metric of its name.
+        """
+        found = {}
+        for name in METRIC_REGISTRY:
+            item = METRIC_REGISTRY[name]
+            if not isinstance(item, Metric) or item.name != name:
+                raise UsageError(
+                    f"the metric {name!r} {METRIC_REGISTRY.summary(name)} is no Metric of that name"
+                )
+            found[name] = item
+        return found
+
+    @cached_property
+    def _columns(self) -> dict[str, Column]:
+        return {c.name: c for item in self.metrics.values() for c in item.columns()}
+
+    def __getitem__(self, name: str) -> Column:
+        return self._columns[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._columns)
+
+    def __len__(self) -> int:
+        return len(self._columns)
 
 
-def metric(name: str) -> Metric:
-    """The metric called ``name``.
+METRICS = _Columns()
+"""Columns of all metrics by name, in the order in which they are shown."""
+
+
+def metric(name: str) -> Column:
+    """The metric's column called ``name``.
 
     Raises:
         UnknownNameError: there is none; near misses are listed.
@@ -202,3 +348,45 @@ def metric(name: str) -> Metric:
     if name not in METRICS:
         raise unknown_name("metric", name, list(METRICS))
     return METRICS[name]
+
+
+def columns_shown(where: Literal["leaderboard", "by_class"]) -> tuple[str, ...]:
+    """The columns that the leaderboard has, or the tables by class."""
+    return tuple(
+        name
+        for item in METRICS.metrics.values()
+        for ending in getattr(item, where)
+        if (name := f"{item.name}{ending}") in METRICS
+    )
+
+
+def measure(**data: Any) -> dict[str, Any]:
+    """Every metric that the given data allow, of each sample.
+
+    Args:
+        data: what :attr:`Metric.on` names, of the same N samples; None is as good as absent.
+            ``exclusion`` and ``separation`` compare a sample with all others: give features of
+            the whole set at once, restricted to the samples that count.
+
+    Returns:
+        Column → (N,), in the catalogue's order; NaN where undefined.
+
+    Raises:
+        UsageError: malformed data, or a metric from outside that fails.
+    """
+    given = {name: value for name, value in data.items() if value is not None}
+    values: dict[str, Any] = {}
+    for item in METRICS.metrics.values():
+        if item.needs <= given.keys():
+            values |= item.values(given)
+    return values
+
+
+def foreign_metrics() -> dict[str, str]:
+    """Metrics from outside robench, each with what decides its numbers (``identity_of``)."""
+    found = {}
+    for name, item in METRICS.metrics.items():
+        compute = import_target(item.compute) if isinstance(item.compute, str) else item.compute
+        if (identity := identity_of(compute)) is not None:
+            found[name] = identity
+    return found

@@ -234,10 +234,12 @@ class Registry(Generic[T]):
         return name in self._targets or name in self._entry_points
 
     def __iter__(self) -> Iterator[str]:
-        return iter(sorted({*self._targets, *self._entry_points}))
+        """The room's own names in the order of its catalogue, then those from outside."""
+        outside = sorted(self._entry_points)
+        return iter(dict.fromkeys([*self._summaries, *outside]))
 
     def __len__(self) -> int:
-        return len(list(iter(self)))
+        return len({*self._summaries, *self._entry_points})
 
     def summary(self, name: str) -> str:
         """One line about ``name``, known without importing it."""

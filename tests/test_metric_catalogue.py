@@ -2,11 +2,21 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
+from typing import Any
 
 import pytest
+import torch
 
-from robench.errors import UnknownNameError
-from robench.metric_catalogue import METRICS, metric
+from robench.errors import UnknownNameError, UsageError
+from robench.metric_catalogue import (
+    METRICS,
+    Metric,
+    columns_shown,
+    foreign_metrics,
+    measure,
+    metric,
+)
 
 
 def test_names_are_unique_and_entries_complete() -> None:
@@ -32,3 +42,73 @@ def test_unknown_metric_lists_near_misses() -> None:
 def test_reading_it_needs_no_torch() -> None:
     code = "import sys, robench.metric_catalogue; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def _metric(compute: Callable[..., Any], *on: str) -> Metric:
+    return Metric(
+        name="mass",
+        label="Mass",
+        unit="of the map",
+        meaning="what the map sums to",
+        direction="lower",
+        low=0.0,
+        high=2.0,
+        compute=compute,
+        on=on,
+    )
+
+
+def test_a_metric_of_one_map_makes_three_columns() -> None:
+    item = _metric(lambda maps: maps.sum(dim=(1, 2)), "map")
+    maps = {"maps": torch.ones(2, 2, 2) / 8, "adv_maps": torch.ones(2, 2, 2) / 4}
+    values = item.values(maps)
+    assert {name: column.tolist() for name, column in values.items()} == {
+        "mass_clean": [0.5, 0.5],
+        "mass_adv": [1.0, 1.0],
+        "mass_increase": [0.5, 0.5],
+    }
+    columns = {column.name: column for column in item.columns()}
+    assert list(columns) == list(values)
+    assert (columns["mass_increase"].low, columns["mass_increase"].high) == (-2.0, 2.0)
+    assert [c.direction for c in columns.values()] == ["neutral", "neutral", "lower"]
+    assert item.needs == {"maps", "adv_maps"}
+
+
+@pytest.mark.parametrize("on", [(), ("maps", "features"), ("pixels",)])
+def test_a_metric_is_on_maps_or_on_features(on: tuple[str, ...]) -> None:
+    with pytest.raises(UsageError, match="metric 'mass' is on"):
+        _metric(lambda *_: None, *on)
+
+
+@pytest.mark.parametrize(
+    ("compute", "says"),
+    [
+        (lambda maps: 1 / 0, "metric 'mass' fails: ZeroDivisionError"),
+        (lambda maps: maps, "does not return one value for each of 3"),
+        (lambda maps: 3.0, "does not return one value for each of 3"),
+    ],
+)
+def test_a_metric_that_fails_is_named(compute: Callable[..., Any], says: str) -> None:
+    with pytest.raises(UsageError, match=says):
+        _metric(compute, "maps").values({"maps": torch.ones(3, 2, 2)})
+
+
+def test_only_what_the_data_allow_is_measured() -> None:
+    maps = torch.eye(4)[None]
+    values = measure(maps=maps, adv_maps=maps, masks=None)
+    assert "attention_coverage_clean" not in values
+    assert "alignment" not in values
+    assert [name for name in METRICS if name in values] == list(values)
+    assert set(measure(features=maps[0], adv_features=maps[0])) == {"alignment"}
+    assert measure(labels=torch.arange(3)) == {}
+
+
+def test_what_is_shown_are_columns() -> None:
+    for where in ("leaderboard", "by_class"):
+        assert set(columns_shown(where)) < set(METRICS)  # type: ignore[arg-type]
+    assert "attention_scatter_clean" not in columns_shown("leaderboard")
+    assert "attention_coverage_clean" in columns_shown("leaderboard")
+
+
+def test_no_metric_of_ours_is_foreign() -> None:
+    assert foreign_metrics() == {}

@@ -45,7 +45,7 @@ def test_names_objects_and_summaries() -> None:
     assert registry["red"] is colorsys.rgb_to_hsv
     assert registry["red"] is registry["red"]
     assert registry["dark-red"] == 7
-    assert list(registry) == ["dark-red", "red"]
+    assert list(registry) == ["red", "dark-red"]
     assert len(registry) == 2
     assert "blue" not in registry
     assert 3 not in registry
@@ -158,7 +158,7 @@ def _open_registry() -> Registry[Any]:
 
 def test_entry_points_add_names_without_an_import(outside: Path) -> None:
     registry = _open_registry()
-    assert list(registry) == ["blue", "grey", "red"]
+    assert list(registry) == ["red", "blue", "grey"]
     assert len(registry) == 3
     assert "blue" in registry
     assert registry.summary("blue") == "from dye-works 1.2"
@@ -185,7 +185,7 @@ def test_an_entry_point_cannot_take_a_name(outside: Path) -> None:
 
 
 def test_a_closed_registry_reads_no_entry_points(outside: Path) -> None:
-    assert list(_registry()) == ["dark-red", "red"]
+    assert list(_registry()) == ["red", "dark-red"]
 
 
 def _identity(folder: Path) -> str:

@@ -16,6 +16,7 @@ from robench.attention.metrics import (
     attention_coverage,
     attention_deviation,
     attention_divergence,
+    attention_empty,
     attention_entropy,
     attention_fragments,
     attention_scatter,
@@ -23,7 +24,6 @@ from robench.attention.metrics import (
     connected_parts,
 )
 from robench.attention.rollout import rollout, rollout_tokens, token_grid
-from robench.attention.summary import attention_values
 
 __all__ = [
     "ATTENTION_METHODS",
@@ -32,12 +32,12 @@ __all__ = [
     "attention_coverage",
     "attention_deviation",
     "attention_divergence",
+    "attention_empty",
     "attention_entropy",
     "attention_fragments",
     "attention_maps",
     "attention_scatter",
     "attention_shift",
-    "attention_values",
     "connected_parts",
     "downsample_masks",
     "feature_sum",

@@ -22,6 +22,7 @@ __all__ = [
     "attention_coverage",
     "attention_deviation",
     "attention_divergence",
+    "attention_empty",
     "attention_entropy",
     "attention_fragments",
     "attention_scatter",
@@ -213,6 +214,19 @@ def attention_coverage(maps: Tensor, masks: Tensor) -> Tensor:
     area = masks.flatten(1).sum(dim=1)
     found = (largest_cells(maps, area) & masks).flatten(1).sum(dim=1)
     return _undefined(found.to(maps.dtype) / area, is_empty(maps) | (area == 0))
+
+
+def attention_empty(maps: Tensor, adv_maps: Tensor) -> Tensor:
+    """1 where the clean or the adversarial map is empty, else 0: (N, h, w) twice → (N,).
+
+    Raises:
+        UsageError: malformed maps, or two shapes.
+
+    >>> attention_empty(torch.ones(1, 2, 2), torch.zeros(1, 2, 2))
+    tensor([1.])
+    """
+    maps, adv_maps = _pair(maps, adv_maps)
+    return (is_empty(maps) | is_empty(adv_maps)).to(maps.dtype)
 
 
 def connected_parts(masks: Tensor) -> Tensor:

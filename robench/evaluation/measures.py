@@ -10,14 +10,13 @@ from torch import Tensor
 
 from robench.attention.maps import AttentionExtractor
 from robench.attention.masks import downsample_masks
-from robench.attention.summary import attention_values
 from robench.datasets import Dataset
 from robench.errors import RobenchError
 from robench.evaluation.adversarial_inputs import Inputs
+from robench.metric_catalogue import measure
 from robench.models.wrapper import RobenchModel
 from robench.records import AttentionSpec, Flag, MetricSummary
 from robench.representations.features import penultimate_features
-from robench.representations.summary import representation_values
 
 __all__ = ["Measures", "Target", "summarise"]
 
@@ -93,12 +92,12 @@ class Measures:
             found.append(features)
             if clean.maps is not None and maps is not None:
                 masks = None if clean.masks is None else clean.masks[part]
-                attention.append(attention_values(clean.maps[part], maps, masks))
+                attention.append(measure(maps=clean.maps[part], adv_maps=maps, masks=masks))
         columns = attention[0] if attention else ()
         values = {name: torch.cat([batch[name] for batch in attention]) for name in columns}
         features = _joined(found)
         if clean.features is not None and features is not None:
-            values |= representation_values(clean.features, features, labels)
+            values |= measure(features=clean.features, adv_features=features, labels=labels)
         return values
 
     def maps(self, inputs: Tensor, labels: Tensor) -> Tensor | None:

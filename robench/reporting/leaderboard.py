@@ -31,7 +31,7 @@ import pandas as pd
 
 from robench.errors import UsageError
 from robench.files import atomic_write
-from robench.metric_catalogue import METRICS
+from robench.metric_catalogue import METRICS, columns_shown
 from robench.records import Suite
 from robench.reporting.model_results import ModelResult, class_name, collect
 from robench.results import Store, StoredRecord
@@ -46,22 +46,6 @@ __all__ = [
 ]
 
 NO_FLAG = "no_flag_raised"
-
-_METRICS = (
-    "attention_deviation",
-    "attention_shift",
-    "attention_divergence",
-    "attention_scatter_increase",
-    "attention_entropy_increase",
-    "attention_fragments_increase",
-    "attention_coverage_clean",
-    "attention_coverage_increase",
-    "attention_empty",
-    "alignment",
-    "exclusion",
-    "separation",
-)
-"""Metrics that have columns; records hold more."""
 
 _SPLITS = ("", "_broken", "_survived")
 _HEAD = (
@@ -246,7 +230,7 @@ def _row(
         record = result.attacks[shown].record
         row["attention_attack"] = shown
         row["attention_method"] = record.attention_method
-        for name in _METRICS:
+        for name in columns_shown("leaderboard"):
             if (summary := record.metrics.get(name)) is not None:
                 row[name] = summary.mean
                 row[f"{name}_broken"] = summary.mean_broken
@@ -286,7 +270,7 @@ def _newest_identities(members: list[ModelResult]) -> dict[tuple[Any, str], Any]
 
 def _frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
     present = {name for row in rows for name in row}
-    metrics = [f"{name}{split}" for name in _METRICS for split in _SPLITS]
+    metrics = [f"{name}{split}" for name in columns_shown("leaderboard") for split in _SPLITS]
     fixed = {*_HEAD, *_TAIL, *_WORST, *metrics}
     attacks = sorted(name for name in present - fixed if name.endswith("_acc"))
     columns = [*_HEAD, *attacks, *_WORST]
@@ -315,7 +299,7 @@ def _digits(column: str) -> int | None:
         return _METRIC_DIGITS
     if column == "seconds":
         return _SECONDS_DIGITS
-    if "_acc" in column and column != "worst_class":
+    if "_acc" in column:
         return _PERCENT_DIGITS
     return None
 

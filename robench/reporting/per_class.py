@@ -13,19 +13,11 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from robench.metric_catalogue import METRICS, metric
+from robench.metric_catalogue import METRICS, columns_shown, metric
 from robench.reporting.model_results import ModelResult, class_name
 from robench.statistics import wilson
 
-__all__ = ["CLASS_METRICS", "class_table", "worst_classes"]
-
-CLASS_METRICS = (
-    "attention_deviation",
-    "attention_scatter_increase",
-    "attention_coverage_clean",
-    "alignment",
-)
-"""Metrics shown by class; ``attention_empty`` counts the maps that they leave out."""
+__all__ = ["class_table", "worst_classes"]
 
 _FACTS = ("group", "model", "class", "n", "clean_acc", "robust_acc")
 
@@ -38,7 +30,7 @@ def class_table(results: Sequence[ModelResult]) -> pd.DataFrame:
         ``robust_acc`` (worst case over all attacks) with ``robust_acc_low`` and
         ``robust_acc_high`` (95 % Wilson), all in percent; ``attention_attack``, ``n_metrics``
         (correctly classified samples that the means are over, before undefined values are left
-        out), the means of :data:`CLASS_METRICS`, NaN where undefined, and ``attention_empty``,
+        out), the means of the metrics shown by class, NaN where undefined, and ``attention_empty``,
         the number of empty maps, NaN where the model has no maps; ``worst``: whether it is the
         model's class with the lowest robust accuracy (the lowest label among equals).
     """
@@ -49,7 +41,7 @@ def class_table(results: Sequence[ModelResult]) -> pd.DataFrame:
     columns = [
         *_FACTS,
         *("robust_acc_low", "robust_acc_high", "attention_attack", "n_metrics"),
-        *CLASS_METRICS,
+        *columns_shown("by_class"),
         *("attention_empty", "worst"),
     ]
     return pd.DataFrame(rows, columns=columns)
@@ -62,11 +54,11 @@ def worst_classes(classes: pd.DataFrame) -> pd.DataFrame:
         classes: from :func:`class_table`.
 
     Returns:
-        Columns ``group``, ``model``, and for ``robust_acc`` and each of :data:`CLASS_METRICS`
+        Columns ``group``, ``model``, and for ``robust_acc`` and each metric shown by class
         the class (``robust_acc_class``) and its value (``robust_acc``): the smallest where more is
         better, else the largest, the first among equals; None and NaN where no class has one.
     """
-    names = ("robust_acc", *CLASS_METRICS)
+    names = ("robust_acc", *columns_shown("by_class"))
     rows: list[dict[str, Any]] = []
     for (group, model), block in classes.groupby(["group", "model"], sort=False):
         row: dict[str, Any] = {"group": group, "model": model}
@@ -104,7 +96,7 @@ def _row(result: ModelResult, label: int) -> dict[str, Any]:
         return {**row, "n_metrics": 0}
     chosen = members & result.judged(attack)
     row["n_metrics"] = int(chosen.sum())
-    for name in CLASS_METRICS:
+    for name in columns_shown("by_class"):
         row[name] = _mean(result.column(attack, name)[chosen])
     empty = result.column(attack, "attention_empty")[chosen]
     row["attention_empty"] = math.nan if np.isnan(empty).all() else float(np.nansum(empty))

@@ -8,13 +8,13 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from metric_values import attention_values
 from torch import Tensor, nn
 
 from robench.attention import (
     ATTENTION_METHODS,
     AttentionExtractor,
     attention_maps,
-    attention_values,
     feature_sum,
     feature_sum_map,
     grad_cam,

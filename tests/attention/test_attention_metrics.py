@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from metric_values import attention_values, columns_on
 from scipy import ndimage
 from scipy.spatial.distance import jensenshannon
 from scipy.stats import entropy
@@ -28,9 +29,8 @@ from robench.attention.metrics import (
     attention_shift,
     connected_parts,
 )
-from robench.attention.summary import attention_values
 from robench.errors import UsageError
-from robench.metric_catalogue import ATTENTION_METRICS, METRICS
+from robench.metric_catalogue import METRICS
 
 OF_A_PAIR = [attention_deviation, attention_shift, attention_divergence]
 OF_A_MAP = [attention_scatter, attention_entropy, attention_fragments]
@@ -303,7 +303,7 @@ def test_every_value_is_in_the_catalogues_range(pair: tuple[Tensor, Tensor]) -> 
     maps, adv_maps = pair
     masks = adv_maps > adv_maps.flatten(1).median(dim=1).values[:, None, None]
     values = attention_values(maps, adv_maps, masks)
-    assert set(values) == {m.name for m in ATTENTION_METRICS}
+    assert set(values) == columns_on("maps")
     for name, value in values.items():
         low, high = METRICS[name].low, METRICS[name].high
         assert value.shape == (3,)

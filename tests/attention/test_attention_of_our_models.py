@@ -6,9 +6,10 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from metric_values import attention_values
 from torch import nn
 
-from robench.attention import AttentionExtractor, attention_values, grad_cam, rollout
+from robench.attention import AttentionExtractor, grad_cam, rollout
 from robench.models.architectures.digits_resnet import DigitsResNet
 from robench.models.architectures.resnet import PreActResNet, ResNet
 from robench.models.architectures.reverse_attention import DigitsResNetRA

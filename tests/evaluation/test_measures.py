@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 import torch
 from attack_models import TinyCNN
+from metric_values import attention_values
 from PIL import Image
 from torch import Tensor, nn
 
 from robench.api import evaluate
-from robench.attention import attention_maps, attention_values
+from robench.attention import attention_maps
 from robench.datasets import ArrayDataset, load_dataset
 from robench.errors import DataError, ModelError, StoreError, UnknownNameError, UsageError
 from robench.evaluation.attention_study import chosen_attention, chosen_target, study_attention

@@ -12,6 +12,7 @@ from panel_factory import make_panel
 from record_factory import make_record, make_samples, make_stored
 
 from robench.attention import attention_deviation
+from robench.metric_catalogue import columns_shown
 from robench.records import MetricSummary
 from robench.reporting.attention_table import attention_table
 from robench.reporting.findings import (
@@ -23,7 +24,7 @@ from robench.reporting.findings import (
 from robench.reporting.leaderboard import build_leaderboard
 from robench.reporting.model_results import collect
 from robench.reporting.page import build_page
-from robench.reporting.per_class import CLASS_METRICS, class_table, worst_classes
+from robench.reporting.per_class import class_table, worst_classes
 from robench.reporting.plots import attention_overlays
 from robench.results import SamplePanel
 
@@ -97,7 +98,7 @@ def test_models_without_metrics_still_have_classes() -> None:
     table = class_table(collect([make_stored("SB")]))
     assert table["robust_acc"].tolist() == [100.0, 0.0]
     assert table["n_metrics"].tolist() == [0, 0]
-    assert table[list(CLASS_METRICS)].isna().all(axis=None)
+    assert table[list(columns_shown("by_class"))].isna().all(axis=None)
     assert class_table([]).empty
     assert worst_classes(class_table([])).empty
 

@@ -10,14 +10,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from metric_values import columns_on, representation_values
 from scipy.spatial.distance import cdist
 from scipy.stats import mannwhitneyu
 from torch import Tensor
 
 import robench.representations.metrics as metrics
 from robench.errors import UsageError
-from robench.metric_catalogue import REPRESENTATION_METRICS
-from robench.representations import alignment, exclusion, representation_values, separation
+from robench.metric_catalogue import METRICS
+from robench.representations import alignment, exclusion, separation
 
 
 def drawn(n: int, d: int, classes: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
@@ -101,7 +102,7 @@ def test_collapsed_features_are_a_tie(dtype: torch.dtype) -> None:
 
 
 def test_catalogue_names_what_is_returned() -> None:
-    assert set(representation_values(*drawn(9, 4, 2))) == {m.name for m in REPRESENTATION_METRICS}
+    assert set(representation_values(*drawn(9, 4, 2))) == columns_on("features")
 
 
 @settings(max_examples=40, deadline=None)
@@ -116,7 +117,7 @@ def test_properties(n: int, d: int, classes: int, seed: int, scale: float) -> No
     features, adv, labels = drawn(n, d, classes, seed)
     labels[:2] = torch.tensor([0, 1])
     values = representation_values(features, adv, labels)
-    limits = {m.name: (m.low, m.high) for m in REPRESENTATION_METRICS}
+    limits = {name: (METRICS[name].low, METRICS[name].high) for name in values}
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(n, generator=generator)
     again = representation_values(scale * features[order], adv[order] / scale, 7 * labels[order])

@@ -186,9 +186,7 @@ def measure(title: str, job: Job, forms: tuple[Form, ...], repeats: int) -> list
             continue
         runs = seen[form.name]
         seconds = statistics.median(run[0] for run in runs)
-        ratios = [
-            other[0] / run[0] for other, run in zip(seen[form.against], runs, strict=True)
-        ]
+        ratios = [other[0] / run[0] for other, run in zip(seen[form.against], runs, strict=True)]
         gain = "" if form.name == form.against else f"{statistics.median(ratios):.2f}"
         between = "" if not gain else f" ({min(ratios):.2f} … {max(ratios):.2f})"
         square = statistics.median(run[1] for run in runs)
@@ -227,9 +225,7 @@ def main() -> None:
         "alternation, with the least and the greatest in brackets.",
         "",
     ]
-    resnet = job_for(
-        "aa-short", "random:resnet18", n=options.n, eps=options.eps, seed=options.seed
-    )
+    resnet = job_for("aa-short", "random:resnet18", n=options.n, eps=options.eps, seed=options.seed)
     lines += measure("ResNet-18, 11.2 M parameters", resnet, RESNET, options.repeats)
     transformer = transformer_job(options.n, options.eps, options.seed)
     lines += measure(

@@ -12,7 +12,6 @@ from pydantic import BaseModel, ValidationError
 from torch import nn
 
 from robench import seeding
-from robench.allocator import keep_freed_memory
 from robench.datasets import Dataset, load_training_splits
 from robench.defenses.catalogue import RECIPES
 from robench.defenses.defaults import Defaults, defaults_for
@@ -115,11 +114,9 @@ def train(
     defaults = defaults_for(train_data.name)
     loss, settings = _configure(recipe, defaults.settings, overrides)
     check_batch_size(train_data, settings)
-    if chosen.type == "cpu":
-        keep_freed_memory()
-        if not settings.threads:
-            # Spelled out, so that the recorded command gives the same bits elsewhere.
-            settings = settings.model_copy(update={"threads": torch.get_num_threads()})
+    if chosen.type == "cpu" and not settings.threads:
+        # Spelled out, so that the recorded command gives the same bits elsewhere.
+        settings = settings.model_copy(update={"threads": torch.get_num_threads()})
     threat = _threat(threat_model or defaults.threat_model)
     spec = _architecture(architecture, defaults, train_data.name)
     model_name = name or loss.name

@@ -2,7 +2,7 @@
 
 An adversarial input counts if it lies in the box [0, 1], within the norm ball (up to the stated
 rounding tolerance, :func:`robench.geometry.norm_tolerance`), is finite, and is misclassified.
-Whatever precision, layout or compilation the search used has no say in it.
+Whatever precision or layout the search used has no say in it.
 """
 
 from __future__ import annotations

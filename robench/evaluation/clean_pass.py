@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from robench import seeding
-from robench.allocator import keep_freed_memory
 from robench.attacks import build_attack
 from robench.attacks.base import AttackKind, BatchAttack
 from robench.attacks.losses import LOSSES, Loss, margin
@@ -66,8 +65,6 @@ class CleanPass:
     ) -> None:
         self.dataset = dataset
         self.device = settings.device
-        if self.device.type == "cpu":
-            keep_freed_memory()
         model = model.to(self.device)
         sample_bytes = 4 * int(np.prod(dataset.input_shape))
         self.shard_size = max(64, _SHARD_BYTES // (_STATE_COPIES * sample_bytes))

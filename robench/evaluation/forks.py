@@ -65,8 +65,8 @@ def settle_in() -> None:
 def survives_fork(call: Callable[[], object]) -> bool:
     """Whether a fork can make the call as well.
 
-    Code that was compiled for several threads, and libraries with threads of their own, may hang
-    there: the call is made here, then in a fork, which gets many times as long.
+    Libraries with threads of their own may hang there: the call is made here, then in a fork,
+    which gets many times as long.
     """
     started = time.perf_counter()
     call()
@@ -93,7 +93,7 @@ def _rehearse(call: Callable[[], object]) -> None:
 def threads_of(workers: int) -> Iterator[None]:
     """As many threads as each of so many workers has.
 
-    Compiled code keeps the number that it was compiled for, and a fork hangs with more than one.
+    What is timed before the fork is timed as the fork will run it.
     """
     before = torch.get_num_threads()
     torch.set_num_threads(1 if workers > 1 else before)

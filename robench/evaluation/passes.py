@@ -24,7 +24,7 @@ class SearchModel(Protocol):
     """A model as the search uses it: any precision inside, float32 logits and gradients outside."""
 
     description: str
-    """Precision, layout and compilation, for the record"""
+    """Precision and layout, for the record"""
     tolerance: float
     """How far a margin may be from the original model's, in logits; 0 for the model itself"""
 

@@ -3,9 +3,8 @@
 Nothing here can change a verdict: every candidate is judged in float32 by the original model.
 What can change is how fast candidates are found. On the actual model and device each variant is
 built, its logits are compared with the original's, and its passes are timed; the fastest forward
-and the fastest forward-and-backward that agree are taken, which need not be the same. Where the
-search is expected to be long, compiled forms of both are tried as well. The time that all this
-takes is kept small against the time that the search is expected to take.
+and the fastest forward-and-backward that agree are taken, which need not be the same. The time
+that all this takes is kept small against the time that the search is expected to take.
 """
 
 from __future__ import annotations
@@ -146,9 +145,8 @@ def choose_search_model(
         queries = fastest[0]
         if precision == "auto" and planned_queries * surviving / rate > _WORTH_MEASURING:
             queries = trial.for_queries(fastest[0], share)
-        search = trial.compiled(*fastest, share, planned_passes * surviving)
-    joined = _joined(*search)
-    exact_model = joined if search == exact else _joined(*exact)
+    joined = _joined(*fastest)
+    exact_model = joined if fastest == exact else _joined(*exact)
     even_model = exact_model if even == exact else _joined(*even)
     models = SearchModels(
         search=joined,

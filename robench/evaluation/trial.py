@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 from torch import Tensor
 
 from robench import seeding
 from robench.attacks.losses import LOSSES, Loss, margin
 from robench.evaluation.batch_size import BATCHES, fitting_batch
-from robench.evaluation.compiled import Check, Kind, compiling_pays, try_compiled
 from robench.evaluation.passes import SearchModel, is_out_of_memory
 from robench.evaluation.quantised import QuantisedModel, build_quantised
 from robench.evaluation.search_models import EagerModel
@@ -20,12 +20,11 @@ from robench.geometry import random_point
 from robench.models.wrapper import RobenchModel
 from robench.threat_models import ThreatModel
 
-__all__ = ["Forms", "Pair", "Trial"]
+__all__ = ["Forms", "Trial"]
 
 Forms = tuple[EagerModel, EagerModel]
 """For forward passes, and for gradients"""
-Pair = tuple[SearchModel, SearchModel]
-"""The same, compiled or not"""
+Kind = Literal["logits", "gradient"]
 
 _KINDS: tuple[Kind, Kind] = ("logits", "gradient")
 _MAX_DISAGREEMENT = 0.05
@@ -193,29 +192,6 @@ class Trial:
                 break
             best, batch_size = max(rate, best), larger
         return batch_size
-
-    def compiled(
-        self, forward: EagerModel, backward: EagerModel, batch_size: int, passes: float
-    ) -> Pair:
-        """Compiled forms of what was chosen, where so many passes are worth a compilation."""
-        limit = _MAX_DISAGREEMENT * float(self.expected.abs().median())
-        check = Check(self.points, self.labels, self.expected, limit)
-        measured = self._timed(batch_size)
-
-        def better(form: EagerModel, kind: Kind) -> SearchModel:
-            rate = self._rate(form, kind, measured)
-            if rate and compiling_pays(
-                form.module,
-                kind,
-                self.points.device,
-                passes=passes,
-                rate=rate,
-                batch_size=batch_size,
-            ):
-                return try_compiled(form, kind, batch_size, check)
-            return form
-
-        return better(forward, "logits"), better(backward, "gradient")
 
     def _measured(self, model: SearchModel, what: str, batch_size: int) -> tuple[float, float]:
         """Inputs a second and seconds a call; rate 0 where it does not fit into memory."""

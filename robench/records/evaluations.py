@@ -154,7 +154,7 @@ class Environment(Frozen):
     device: str
     device_name: str
     precision: str
-    """What the search used: precision, layout and compilation, as chosen."""
+    """What the search used: precision and layout, as chosen."""
     batch_size: int
     threads: int | None = None
     versions: dict[str, str] = Field(default_factory=dict)

@@ -25,12 +25,6 @@ from robench.threat_models import ThreatModel
 THREAT = ThreatModel.of("Linf", "0.2")
 
 
-@pytest.fixture(autouse=True)
-def _eager(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Compiled forms have tests of their own."""
-    monkeypatch.setattr(trial, "compiling_pays", lambda *_, **__: False)
-
-
 @pytest.fixture(scope="module")
 def digits() -> tuple[RobenchModel, Tensor, Tensor]:
     data = load_dataset("digits").subset(64)

@@ -3,7 +3,9 @@ networks", IEEE S&P 2017, section VI-A.
 
 It minimises ‖x′ − x‖² + c·max(z_y − max_{j≠y} z_j + κ, 0) over w with x′ = (tanh w + 1)/2, by Adam,
 and finds c by binary search. The smallest adversarial perturbation seen is the result, whether or
-not it is inside the ball: ``found_size`` keeps its norm.
+not it is inside the ball: ``found_size`` keeps its norm. A search that ends without one inside
+proposes its result pulled back to the ball's surface, at one more forward pass: an attack on a ball
+has a best point in it, and that is the one whose margin and attention can be spoken of.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ import torch
 from torch import Tensor
 
 from robench.attacks.base import AttackKind, Query, Slots, State
-from robench.attacks.losses import LOSSES, Loss
+from robench.attacks.losses import LOSSES, Loss, margin
 from robench.errors import AttackError
 from robench.geometry import expand, norm_of, project
 from robench.threat_models import ThreatModel
@@ -39,6 +41,8 @@ class CarliniWagnerState(State):
     succeeded: Tensor
     """bool (B,): adversarial at some step of the current round"""
     best: Tensor
+    best_margin: Tensor
+    """(B,): margin of ``best``, +inf before the first find"""
     found_size: Tensor
     """(B,): L2 norm of the smallest adversarial perturbation, +inf before the first"""
 
@@ -115,6 +119,7 @@ class CarliniWagnerL2:
             upper=zeros + torch.inf,
             succeeded=zeros.bool(),
             best=slots.inputs,
+            best_margin=zeros + torch.inf,
             found_size=zeros + torch.inf,
         )
 
@@ -128,6 +133,7 @@ class CarliniWagnerL2:
         crossed = lead > self.confidence
         smaller = crossed & (size < state.found_size)
         best = torch.where(expand(smaller, point), point, state.best)
+        best_margin = torch.where(smaller, -lead, state.best_margin)
         found = torch.where(smaller, size, state.found_size)
         # Where the hinge is closed only the distance pulls.
         pull = torch.where(lead < self.confidence, state.const, 0.0)
@@ -137,14 +143,35 @@ class CarliniWagnerL2:
             state,
             step=state.step + 1,
             best=best,
+            best_margin=best_margin,
             found_size=found,
             succeeded=state.succeeded | crossed,
-            # The best adversarial input pulled into the ball; unchanged where it lies inside.
+            # Inside the ball it is left as it is, up to the last bit.
             candidate=project(best, state.inputs, "L2", self.threat_model.radius),
-            margin=torch.where(found <= self.threat_model.radius, -lead.abs(), torch.inf),
+            margin=torch.where(found <= self.threat_model.radius, best_margin, torch.inf),
         )
+        outside = self.finished(state) & (found > self.threat_model.radius)
+        if bool(outside.any()):
+            state = self._pull_inside(query, state, outside, point)
         ends = state.step % self.steps_per_round == 0
         return self._next_round(state, ends) if bool(ends.any()) else state
+
+    def _pull_inside(
+        self, query: Query, state: CarliniWagnerState, rows: Tensor, point: Tensor
+    ) -> CarliniWagnerState:
+        """For ``rows``, bool (B,): propose the result, or the last point, on the ball's surface."""
+        chosen = rows.nonzero().squeeze(1)
+        inputs, found = state.inputs[chosen], state.found_size[chosen]
+        ends = torch.where(expand(found.isfinite(), inputs), state.best[chosen], point[chosen])
+        ends = project(ends, inputs, "L2", self.threat_model.radius)
+        seen = margin(query.logits(ends, chosen), state.labels[chosen])
+        size = torch.where(seen < 0, norm_of(ends - inputs, "L2"), torch.inf)
+        return replace(
+            state,
+            candidate=state.candidate.index_copy(0, chosen, ends),
+            margin=state.margin.index_copy(0, chosen, seen),
+            found_size=state.found_size.index_copy(0, chosen, torch.minimum(found, size)),
+        )
 
     def _adam(self, state: CarliniWagnerState, gradient: Tensor) -> CarliniWagnerState:
         first = _BETA_1 * state.first_moment + (1 - _BETA_1) * gradient

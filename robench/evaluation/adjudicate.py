@@ -7,7 +7,6 @@ Whatever precision or layout the search used has no say in it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 import torch
@@ -39,17 +38,14 @@ class Verdicts:
     finite: Tensor
     """bool: the model's outputs are finite; False also where it raised"""
 
-    @classmethod
-    def none(cls) -> Verdicts:
-        """Verdicts on no proposals."""
-        empty = torch.zeros(0)
-        return cls(empty.bool(), empty.bool(), empty.long(), empty, empty, empty.bool())
+    @property
+    def shown(self) -> Tensor:
+        """bool (N,): points that say something of the attack: judged, and not the clean input."""
+        return self.broken | (self.allowed & self.finite & (self.size > 0))
 
-    @classmethod
-    def join(cls, parts: Sequence[Verdicts]) -> Verdicts:
-        """Verdicts one after the other, on the CPU."""
-        names = [f.name for f in fields(cls)]
-        return cls(*(torch.cat([getattr(part, name).cpu() for part in parts]) for name in names))
+    def at(self, rows: Tensor) -> Verdicts:
+        """The given verdicts, int64 (N′,) or bool (N,)."""
+        return Verdicts(*(getattr(self, f.name)[rows] for f in fields(self)))
 
 
 class Adjudicator:

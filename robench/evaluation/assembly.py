@@ -64,8 +64,8 @@ class Assembly:
         self.attack = attack
         self.clean = clean
         self.attacked = attacked
-        self.verdicts = clean.judge(attacked.adv_inputs)
-        self.values = clean.measures.values(attacked.adv_inputs)
+        self.shown = attacked.shown
+        self.values = clean.measures.values(attacked.adv_inputs, self.shown)
         self._position = {row: i for i, row in enumerate(clean.rows.tolist())}
 
     @cached_property
@@ -118,13 +118,15 @@ class Assembly:
         values = {name: float(column[i]) for name, column in self.values.items()}
         if math.isfinite(smallest := float(self.attacked.found_size[i])):
             values["minimum_size"] = smallest
-        return {
-            "adv_prediction": int(self.verdicts.prediction[i]),
-            "adv_margin": float(self.verdicts.margin[i]),
-            "broken_by": names[stage] if stage >= 0 else None,
-            "perturbation_size": float(self.verdicts.size[i]),
-            "values": values,
-        }
+        found: dict[str, Any] = {"values": values}
+        if bool(self.shown[i]):
+            found |= {
+                "adv_prediction": int(self.attacked.prediction[i]),
+                "adv_margin": float(self.attacked.margin[i]),
+                "broken_by": names[stage] if stage >= 0 else None,
+                "perturbation_size": float(self.attacked.size[i]),
+            }
+        return found
 
     def record(
         self, key: str, settings: Settings, flags: Sequence[Flag], seconds: float
@@ -171,9 +173,9 @@ class Assembly:
         }
 
     def adversarial(self) -> NDArray[np.float32]:
-        """Every sample's adversarial input (n, C, H, W), the clean one where none was sought."""
+        """Every sample's adversarial input (n, C, H, W), the clean one where there is none."""
         everything = self.clean.dataset.batch(range(self.dataset.n))
-        for part in torch.split(torch.arange(len(self.clean.rows)), _BATCH):
+        for part in torch.split(self.shown.nonzero().squeeze(1), _BATCH):
             everything[self.clean.rows[part]] = self.attacked.adv_inputs[part]
         array: NDArray[np.float32] = everything.numpy()
         return array
@@ -181,13 +183,13 @@ class Assembly:
     def panel(self) -> dict[str, NDArray[Any]]:
         """A few samples with their maps for the plot, half of them broken if there are so many."""
         few = half_broken(
-            self._where(Outcome.BROKEN), self._where(Outcome.SURVIVED), _PANEL_SAMPLES
+            self._where(Outcome.BROKEN), self._where(Outcome.SURVIVED) & self.shown, _PANEL_SAMPLES
         )
         panel = panel_of(
             self.clean.measures,
             few,
             self.attacked.adv_inputs,
             self.clean.predictions[self.clean.rows],
-            self.verdicts.prediction,
+            self.attacked.prediction,
         )
         return {} if panel is None else panel.to_arrays()

@@ -22,6 +22,13 @@ class Attacked:
     adv_inputs: Inputs
     stage: Tensor
     """int64 (n,): the stage that broke the sample, −1: none"""
+    prediction: Tensor
+    """int64 (n,): the verdict on ``adv_inputs``; −1 where no stage has an input to show, and
+    ``adv_inputs`` holds nothing"""
+    margin: Tensor
+    """float32 (n,): the label's margin by that verdict, NaN where there is none"""
+    size: Tensor
+    """float32 (n,): the perturbation's norm, NaN where there is none"""
     closest_margin: Tensor
     found_size: Tensor
     forwards: Tensor
@@ -47,6 +54,9 @@ class Attacked:
         return cls(
             adv_inputs=adv_inputs,
             stage=zeros - 1,
+            prediction=zeros - 1,
+            margin=torch.full((count,), torch.nan),
+            size=torch.full((count,), torch.nan),
             closest_margin=torch.full((count,), torch.inf),
             found_size=torch.full((count,), torch.nan),
             forwards=zeros.clone(),
@@ -60,13 +70,23 @@ class Attacked:
             alive[list(self.errors)] = False
         return alive.nonzero().squeeze(1)
 
+    @property
+    def shown(self) -> Tensor:
+        """bool (n,): samples with an adversarial input; the others are undefined, not unchanged."""
+        shown = self.prediction >= 0
+        if self.errors:
+            shown[list(self.errors)] = False
+        return shown
+
     def merge(self, rows: Tensor, found: Found, stage: int) -> None:
         """Take over what a stage found for ``rows``."""
         broken = found.broken.cpu()
         margins = found.closest_margin.cpu()
-        untouched = (self.forwards[rows] == 0) & self.closest_margin[rows].isinf()
-        better = broken | (margins < self.closest_margin[rows]) | untouched
+        better = broken | (margins < self.closest_margin[rows])
         self.adv_inputs[rows[better]] = found.adv_inputs.cpu()[better]
+        self.prediction[rows[better]] = found.prediction.cpu()[better]
+        self.margin[rows[better]] = found.margin.cpu()[better]
+        self.size[rows[better]] = found.size.cpu()[better]
         self.closest_margin[rows] = torch.minimum(margins, self.closest_margin[rows])
         self.stage[rows[broken]] = stage
         sizes = found.found_size.cpu()

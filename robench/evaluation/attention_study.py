@@ -136,7 +136,8 @@ def study_attention(
     rows = torch.tensor([position[rows_of_table[i].sample_id] for i in kept], dtype=torch.int64)
     measures = Measures(model, dataset, rows, device, batch_size, attention=spec, target=target)
     adv_inputs = torch.from_numpy(np.ascontiguousarray(adversarial[kept], np.float32))
-    values = measures.values(adv_inputs)
+    shown = torch.tensor([rows_of_table[i].adv_prediction is not None for i in kept])
+    values = measures.values(adv_inputs, shown.bool())
     broken, survived = (
         torch.tensor([rows_of_table[i].outcome is kind for i in kept], dtype=torch.bool)
         for kind in (Outcome.BROKEN, Outcome.SURVIVED)
@@ -153,7 +154,7 @@ def study_attention(
     )
     panel = panel_of(
         measures,
-        half_broken(broken, survived, samples),
+        half_broken(broken, survived & shown.bool(), samples),
         adv_inputs,
         _predictions([rows_of_table[i].clean_prediction for i in kept]),
         _predictions([rows_of_table[i].adv_prediction for i in kept]),

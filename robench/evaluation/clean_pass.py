@@ -17,8 +17,7 @@ from robench.attacks.losses import LOSSES, Loss, margin
 from robench.datasets import Dataset
 from robench.doctor import brief_flags
 from robench.errors import AttackError, ModelError
-from robench.evaluation.adjudicate import Adjudicator, Verdicts
-from robench.evaluation.adversarial_inputs import Inputs
+from robench.evaluation.adjudicate import Adjudicator
 from robench.evaluation.forks import survives_fork, worker_count
 from robench.evaluation.measures import Measures
 from robench.evaluation.passes import Passes
@@ -142,17 +141,6 @@ class CleanPass:
             self.logits[chosen].to(self.device),
             self.keys[chosen].to(self.device),
         )
-
-    def judge(self, adv_inputs: Inputs) -> Verdicts:
-        """Final verdicts for the correctly classified samples (m, C, H, W), on the CPU."""
-        if len(self.rows) == 0:
-            return Verdicts.none()
-        parts = []
-        for part in torch.split(torch.arange(len(self.rows)), _BATCH):
-            samples = self.load(part)
-            points = adv_inputs[part].to(self.device)
-            parts.append(self.adjudicator.judge(points, samples.inputs, samples.labels))
-        return Verdicts.join(parts)
 
     def prediction(self, row: int) -> int | None:
         """The clean prediction, None where the logits are not finite."""

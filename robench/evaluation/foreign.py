@@ -41,19 +41,28 @@ def propose(
         proposed = samples.inputs
         errors = dict.fromkeys(range(count), f"{type(error).__name__}: {error}")
     verdicts = adjudicator.judge(proposed, samples.inputs, samples.labels)
+    for index in (verdicts.allowed & ~verdicts.finite).nonzero().squeeze(1).tolist():
+        errors.setdefault(index, "the model fails, or is not finite, at the attack's proposal")
+    failed = torch.zeros_like(verdicts.broken)
+    failed[list(errors)] = True
+    broken = verdicts.broken & ~failed
     zeros = torch.zeros(count, dtype=torch.int64, device=samples.inputs.device)
-    allowed = verdicts.allowed.view(-1, *([1] * (proposed.dim() - 1)))
-    return Found(
-        adv_inputs=torch.where(allowed, proposed, samples.inputs),
-        broken=verdicts.broken,
-        rank=torch.where(verdicts.broken, 0, -1),
-        closest_margin=torch.where(verdicts.allowed, verdicts.margin, torch.inf),
+    found = Found(
+        adv_inputs=proposed.clone(),
+        broken=broken,
+        rank=torch.where(broken, 0, -1),
+        prediction=verdicts.prediction,
+        margin=verdicts.margin,
+        size=verdicts.size,
+        closest_margin=torch.where(broken, torch.inf, verdicts.margin),
         found_size=torch.full_like(verdicts.margin, torch.nan),
         forwards=zeros + counted.forwards // max(count, 1),
         backwards=zeros + counted.backwards // max(count, 1),
         rank_margins=verdicts.margin[:, None],
         errors=errors,
     )
+    found.forget(failed | ~verdicts.shown, samples.inputs)
+    return found
 
 
 class _Counted(nn.Module):

@@ -74,11 +74,14 @@ class Measures:
         """Why a kind of metric is missing, if one is."""
         return [] if self._clean is None else list(self._clean.flags)
 
-    def values(self, adv_inputs: Inputs) -> dict[str, Tensor]:
+    def values(self, adv_inputs: Inputs, shown: Tensor | None = None) -> dict[str, Tensor]:
         """Every metric by its column's name: float32 (m,), NaN where undefined.
 
         Args:
             adv_inputs: (m, C, H, W) on the CPU, in the order of ``rows``.
+            shown: bool (m,), samples that have an adversarial input; of the others only the
+                metrics of the clean map are defined, and they are in no other sample's value.
+                None: all.
         """
         if len(self.rows) == 0:
             return {}
@@ -96,8 +99,13 @@ class Measures:
         columns = attention[0] if attention else ()
         values = {name: torch.cat([batch[name] for batch in attention]) for name in columns}
         features = _joined(found)
+        missing = torch.zeros_like(labels, dtype=torch.bool) if shown is None else ~shown
         if clean.features is not None and features is not None:
+            features[missing] = torch.nan
             values |= measure(features=clean.features, adv_features=features, labels=labels)
+        for name, column in values.items():
+            if not name.endswith("_clean"):
+                values[name] = column.masked_fill(missing, torch.nan)
         return values
 
     def maps(self, inputs: Tensor, labels: Tensor) -> Tensor | None:

@@ -61,8 +61,8 @@ def reverify(
     check_sources(stored, adversarial, model, dataset)
     record, samples = stored.record, stored.samples
     position = {name: index for index, name in enumerate(dataset.sample_ids)}
-    kinds = (Outcome.BROKEN, Outcome.SURVIVED)
-    rows = [row for row, sample in enumerate(samples) if sample.outcome in kinds]
+    # Where an attack has nothing to show, the clean input is stored and there is no verdict on it.
+    rows = [row for row, sample in enumerate(samples) if sample.adv_prediction is not None]
     judge = Adjudicator(model.to(device), record.threat_model, batch_size)
     disagreements: dict[str, str] = {}
     for start in range(0, len(rows), batch_size):

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from robench.attacks.base import Slots, StateT, join, slot_keys, take
+from robench.evaluation.adjudicate import Verdicts
 from robench.evaluation.samples import Found, Samples
 from robench.geometry import expand
 
@@ -51,6 +52,9 @@ class Search(Generic[StateT]):
             adv_inputs=samples.inputs.clone(),
             broken=zeros.bool(),
             rank=zeros - 1,
+            prediction=zeros - 1,
+            margin=torch.full((count,), torch.nan, device=self.device),
+            size=torch.full((count,), torch.nan, device=self.device),
             closest_margin=torch.full((count,), torch.inf, device=self.device),
             found_size=torch.full((count,), torch.nan, device=self.device),
             forwards=zeros.clone(),
@@ -227,17 +231,19 @@ class Search(Generic[StateT]):
         over[rows[broken]] = True
         for position in (verdicts.allowed & ~verdicts.finite).nonzero().squeeze(1).tolist():
             self._fail(int(sample[position]), int(self.rank[rows[position]]), _UNJUDGED)
-        self._keep_finds(sample[broken], self.rank[rows[broken]], points[broken])
+        self._keep_finds(
+            sample[broken], self.rank[rows[broken]], points[broken], verdicts.at(broken)
+        )
         return over
 
-    def _keep_finds(self, sample: Tensor, rank: Tensor, points: Tensor) -> None:
+    def _keep_finds(self, sample: Tensor, rank: Tensor, points: Tensor, verdicts: Verdicts) -> None:
         """Of each sample, the find of the lowest rank so far; (sample, rank) occurs only once."""
         before = self.broken_rank
         self.broken_rank = before.scatter_reduce(0, sample, rank, "amin")
         first = (rank == self.broken_rank[sample]) & (rank < before[sample])
         winners = sample[first]
         self.errored[winners] = False
-        self.found.adv_inputs[winners] = points[first]
+        self.found.keep(winners, points[first], verdicts.at(first))
         if self.found.errors:
             for index in winners.tolist():
                 self.found.errors.pop(index, None)
@@ -314,8 +320,9 @@ class Search(Generic[StateT]):
         found.rank = torch.where(broken, self.broken_rank, -1)
         # What the searches beside the deciding one had seen depends on the batch.
         found.closest_margin[~survived] = torch.inf
-        found.adv_inputs[self.errored] = self.samples.inputs[self.errored]
+        found.forget(self.errored, self.samples.inputs)
         self._judge_closest(survived)
+        found.forget(found.prediction < 0, self.samples.inputs)
         return found
 
     def _judge_closest(self, survived: Tensor) -> None:
@@ -327,6 +334,8 @@ class Search(Generic[StateT]):
         verdicts = self.engine.adjudicator.judge(
             found.adv_inputs[rows], self.samples.inputs[rows], self.samples.labels[rows]
         )
+        shown = verdicts.shown
+        found.keep(rows[shown], found.adv_inputs[rows[shown]], verdicts.at(shown))
         caught = rows[verdicts.broken]
         found.broken[caught] = True
         found.rank[caught] = self.closest_rank[caught]

@@ -60,7 +60,7 @@ BUDGETS: list[tuple[str, Attack[Any], int, int, tuple[int, int]]] = [
         (920, 909),
     ),
     ("fab-t", FAB(LINF, steps=100, targets=9), 1800, 900, (1829, 900)),
-    ("cw-l2", CarliniWagnerL2(L2, rounds=2, steps=10), 20, 20, (20, 20)),
+    ("cw-l2", CarliniWagnerL2(L2, rounds=2, steps=10), 21, 20, (20, 20)),
     ("fab", FAB(L2, steps=5, targets=0), 10, 50, (10, 50)),
 ]
 

@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
+from scipy import ndimage
 from torch import Tensor
-from torch.nn import functional as F
 
 from robench.attention.masks import checked_maps, is_empty, largest_cells, top_mask
 from robench.errors import UsageError
@@ -232,9 +233,6 @@ def attention_empty(maps: Tensor, adv_maps: Tensor) -> Tensor:
 def connected_parts(masks: Tensor) -> Tensor:
     """Number of 8-connected parts of each mask.
 
-    Every cell takes the largest label around it until nothing changes, all masks at once; labels
-    also follow themselves (pointer jumping), so that long winding parts settle in few rounds.
-
     Args:
         masks: (N, h, w) bool.
 
@@ -244,23 +242,9 @@ def connected_parts(masks: Tensor) -> Tensor:
     >>> connected_parts(torch.tensor([[[True, False, False], [False, True, False]]]))
     tensor([1])
     """
-    n, height, width = masks.shape
-    cells = height * width
-    inside = masks.flatten(1)
-    own = torch.arange(1, cells + 1, device=masks.device).expand(n, cells)
-    labels = torch.where(inside, own, 0)
-    while True:
-        # Pooling needs floats; double holds every label exactly where single would not.
-        grid = labels.view(n, 1, height, width)
-        grid = grid.to(torch.float64 if cells >= 2**24 else torch.float32)
-        around = F.max_pool2d(grid, 3, stride=1, padding=1).flatten(1).to(labels.dtype)
-        # A label is the place of a cell of the same part, which may know a larger one.
-        further = around.gather(1, (around - 1).clamp_min(0))
-        settled = torch.where(inside, torch.maximum(around, further), 0)
-        if torch.equal(settled, labels):
-            break
-        labels = settled
-    return (inside & (labels == own)).sum(dim=1)
+    eight = np.ones((3, 3))
+    counts = [ndimage.label(mask, eight)[1] for mask in masks.cpu().numpy()]
+    return torch.tensor(counts, dtype=torch.int64, device=masks.device)
 
 
 def _pair(maps: Tensor, adv_maps: Tensor) -> tuple[Tensor, Tensor]:

@@ -9,11 +9,10 @@ from robench.statistics.effects import (
 )
 from robench.statistics.intervals import (
     Interval,
-    clopper_pearson,
+    mean_interval,
     missed_share_upper,
     unpaired_difference,
     wilson,
-    zero_hit_upper_bound,
 )
 from robench.statistics.paired import (
     PairedCounts,
@@ -21,12 +20,9 @@ from robench.statistics.paired import (
     bootstrap_worst_class,
     holm,
     mcnemar,
-    newcombe_interval,
-    noninferiority_p,
     tango_interval,
 )
 from robench.statistics.power import (
-    mcnemar_power,
     n_for_difference,
     n_for_noninferiority,
     smallest_difference,
@@ -40,20 +36,16 @@ __all__ = [
     "auc_interval",
     "bootstrap_mean",
     "bootstrap_worst_class",
-    "clopper_pearson",
     "holm",
     "mann_whitney",
     "mcnemar",
-    "mcnemar_power",
+    "mean_interval",
     "missed_share_upper",
     "n_for_difference",
     "n_for_noninferiority",
-    "newcombe_interval",
-    "noninferiority_p",
     "rank_correlation",
     "smallest_difference",
     "tango_interval",
     "unpaired_difference",
     "wilson",
-    "zero_hit_upper_bound",
 ]

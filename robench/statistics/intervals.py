@@ -1,20 +1,20 @@
 """Confidence intervals for a share of samples, such as an accuracy.
 
-The default is Wilson's score interval. Clopper–Pearson never covers less than it promises and
-pays for it: it covers more than was asked nearly everywhere, and is wider (3 % at 375 of 500,
-more towards 0 and 1). Wilson's covers what was asked on average over p, stays inside [0, 1], has
-a width at 0 and n hits too, and is the single-sample form of the score test that paired
-comparisons here use (Brown, Cai and DasGupta 2001 recommend it). Where a guarantee matters more than width, as for what an audit may have missed,
-the exact bound is used.
+Wilson's score interval. Clopper–Pearson's never covers less than it promises and pays for it: it
+covers more than was asked nearly everywhere, and is wider (3 % at 375 of 500, more towards 0 and
+1). Wilson's covers what was asked on average over p, stays inside [0, 1], has a width at 0 and n
+hits too, and is the single-sample form of the score test that paired comparisons here use (Brown,
+Cai and DasGupta 2001 recommend it). Where a guarantee matters more than width, as for what an
+audit may have missed, the exact bound is used.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
+import numpy.typing as npt
 from scipy import stats
 
 from robench.errors import UsageError
@@ -22,11 +22,10 @@ from robench.errors import UsageError
 __all__ = [
     "Interval",
     "check_level",
-    "clopper_pearson",
+    "mean_interval",
     "missed_share_upper",
     "unpaired_difference",
     "wilson",
-    "zero_hit_upper_bound",
 ]
 
 
@@ -54,10 +53,6 @@ class Interval:
         """The same in another unit; 100 turns shares into percent. ``factor`` > 0."""
         return Interval(self.estimate * factor, self.low * factor, self.high * factor, self.level)
 
-    def overlaps(self, other: Interval) -> bool:
-        """Whether the two have a value in common."""
-        return self.low <= other.high and other.low <= self.high
-
 
 def check_level(level: float) -> float:
     """``level`` itself.
@@ -81,37 +76,24 @@ def wilson(hits: int, n: int, level: float = 0.95) -> Interval:
     Raises:
         UsageError: ``hits`` is not in 0 … n, or the level makes no sense.
     """
-    return _proportion(hits, n, level, "wilson")
+    _check_counts(hits, n)
+    check_level(level)
+    if n == 0:
+        return Interval(math.nan, math.nan, math.nan, level)
+    limits = stats.binomtest(int(hits), int(n)).proportion_ci(level, method="wilson")
+    low, high = np.clip([limits.low, limits.high], 0.0, 1.0)
+    return Interval(hits / n, float(low), float(high), level)
 
 
-def clopper_pearson(hits: int, n: int, level: float = 0.95) -> Interval:
-    """The exact interval of Clopper and Pearson (1934); arguments as for :func:`wilson`."""
-    return _proportion(hits, n, level, "exact")
-
-
-def zero_hit_upper_bound(n: int, level: float = 0.95) -> float:
-    """Upper bound on a share of which ``n`` random trials showed nothing: 1 − (1 − level)^(1/n).
-
-    The "rule of three": about 3/n at 95 %. NaN for n = 0.
-
-    Raises:
-        UsageError: ``n`` is negative, or the level makes no sense.
-    """
-    return missed_share_upper(0, n, level=level)
-
-
-def missed_share_upper(
-    hits: int, audited: int, *, population: int | None = None, level: float = 0.95
-) -> float:
+def missed_share_upper(hits: int, audited: int, *, population: int, level: float = 0.95) -> float:
     """Exact one-sided upper bound on the share of hits, given an audit of random samples.
 
     Args:
         hits: how many of the audited samples were hits.
         audited: how many were drawn, without replacement.
-        population: how many there were to draw from. Known, the bound is the hypergeometric
-            one: the largest number of hits in the population that would still show ``hits`` or
-            fewer with probability 1 − level or more, and 0 once everything was audited without a
-            hit. Unknown, it is the binomial (Clopper–Pearson) one, which is never smaller.
+        population: how many there were to draw from. The bound is the hypergeometric one: the
+            largest number of hits in the population that would still show ``hits`` or fewer with
+            probability 1 − level or more, and 0 once everything was audited without a hit.
         level: one-sided confidence level.
 
     Returns:
@@ -124,9 +106,6 @@ def missed_share_upper(
     alpha = 1 - check_level(level)
     if audited == 0:
         return math.nan
-    if population is None:
-        # (1 − level)^(1/n) and its relatives are quantiles of the Beta distribution.
-        return 1.0 if hits == audited else float(stats.beta.ppf(level, hits + 1, audited - hits))
     if population < audited:
         raise UsageError(f"{audited} samples audited out of only {population}")
     # The chance of so few hits falls as the population's hits grow: bisection over whole numbers.
@@ -140,6 +119,20 @@ def missed_share_upper(
         else:
             high = middle - 1
     return low / population
+
+
+def mean_interval(values: npt.ArrayLike, level: float = 0.95) -> Interval:
+    """The mean of many values (n,) by the normal approximation; NaN entries are left out.
+
+    Undefined for fewer than two values.
+    """
+    found = np.asarray(values, dtype=np.float64)
+    found = found[~np.isnan(found)]
+    if len(found) < 2:
+        return Interval(math.nan, math.nan, math.nan, check_level(level))
+    half = float(stats.norm.isf((1 - check_level(level)) / 2) * stats.sem(found))
+    mean = float(found.mean())
+    return Interval(mean, mean - half, mean + half, level)
 
 
 def unpaired_difference(
@@ -161,16 +154,6 @@ def unpaired_difference(
     below = math.hypot(one.estimate - one.low, two.high - two.estimate)
     above = math.hypot(one.high - one.estimate, two.estimate - two.low)
     return Interval(delta, delta - below, delta + above, level)
-
-
-def _proportion(hits: int, n: int, level: float, method: Literal["wilson", "exact"]) -> Interval:
-    _check_counts(hits, n)
-    check_level(level)
-    if n == 0:
-        return Interval(math.nan, math.nan, math.nan, level)
-    limits = stats.binomtest(int(hits), int(n)).proportion_ci(level, method=method)
-    low, high = np.clip([limits.low, limits.high], 0.0, 1.0)
-    return Interval(hits / n, float(low), float(high), level)
 
 
 def _check_counts(hits: int, n: int) -> None:

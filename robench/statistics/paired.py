@@ -16,7 +16,7 @@ import numpy.typing as npt
 from scipy import optimize, stats
 
 from robench.errors import UsageError
-from robench.statistics.intervals import Interval, check_level, wilson
+from robench.statistics.intervals import Interval, check_level
 
 __all__ = [
     "Alternative",
@@ -25,8 +25,6 @@ __all__ = [
     "bootstrap_worst_class",
     "holm",
     "mcnemar",
-    "newcombe_interval",
-    "noninferiority_p",
     "tango_interval",
 ]
 
@@ -121,51 +119,6 @@ def tango_interval(counts: PairedCounts, level: float = 0.95) -> Interval:
     return Interval(estimate, limits[0], limits[1], level)
 
 
-def noninferiority_p(counts: PairedCounts, margin: float) -> float:
-    """p-value for "the first is worse than the second by ``margin`` or more" (Tango's score test).
-
-    Small: the first is *not inferior*: p < α exactly where the lower limit of the interval of
-    level 1 − 2α lies above −margin. NaN for n = 0. A margin of 0 asks for superiority.
-
-    Args:
-        counts: the candidate first, the baseline second.
-        margin: the loss one would put up with, as a share in [0, 1).
-
-    Raises:
-        UsageError: the margin is not in [0, 1).
-    """
-    if not 0 <= margin < 1:
-        raise UsageError(f"margin {margin} is not in [0, 1)")
-    if counts.n == 0:
-        return math.nan
-    distance = counts.n * (counts.difference + margin)
-    variance = counts.n * _score_variance(counts, -margin)
-    if variance <= 0:
-        return 1.0 if distance <= 0 else 0.0
-    return float(stats.norm.sf(distance / math.sqrt(variance)))
-
-
-def newcombe_interval(counts: PairedCounts, level: float = 0.95) -> Interval:
-    """Newcombe's hybrid score interval (1998, method 10) of the paired difference.
-
-    From the two Wilson intervals and the correlation φ of the outcomes; close to
-    :func:`tango_interval`, and its check.
-    """
-    check_level(level)
-    n = counts.n
-    if n == 0:
-        return Interval(math.nan, math.nan, math.nan, level)
-    first = wilson(counts.both + counts.only_first, n, level)
-    second = wilson(counts.both + counts.only_second, n, level)
-    phi = _corrected_phi(counts)
-    down, up = first.estimate - first.low, first.high - first.estimate
-    other_down, other_up = second.estimate - second.low, second.high - second.estimate
-    below = math.sqrt(max(0.0, down**2 - 2 * phi * down * other_up + other_up**2))
-    above = math.sqrt(max(0.0, up**2 - 2 * phi * up * other_down + other_down**2))
-    delta = counts.difference
-    return Interval(delta, max(-1.0, delta - below), min(1.0, delta + above), level)
-
-
 def bootstrap_mean(
     differences: npt.ArrayLike, level: float = 0.95, *, resamples: int = 9999, seed: int = 0
 ) -> Interval:
@@ -255,18 +208,6 @@ def _score_variance(counts: PairedCounts, delta: float) -> float:
     c = -minus * delta * (1 - delta)
     share_minus = (math.sqrt(max(0.0, b * b - 4 * a * c)) - b) / (2 * a)
     return max(0.0, 2 * share_minus + delta * (1 - delta))
-
-
-def _corrected_phi(counts: PairedCounts) -> float:
-    a, b, c, d = counts.both, counts.only_first, counts.only_second, counts.neither
-    product = (a + b) * (c + d) * (a + c) * (b + d)
-    if product == 0:
-        return 0.0
-    excess: float = a * d - b * c
-    if excess > 0:
-        # Newcombe's continuity correction of a positive correlation.
-        excess = max(excess - counts.n / 2, 0)
-    return float(excess / math.sqrt(product))
 
 
 def _batch(n: int) -> int:

@@ -1,7 +1,7 @@
 """What a given n could have shown, and the n that it takes.
 
 Normal approximations for paired shares (Connor 1987 for a difference; the same with a shifted
-hypothesis for non-inferiority), and the exact power of McNemar's test for checking them.
+hypothesis for non-inferiority). `benchmarks/gate_simulation.py` holds them against exact power.
 ``discordant`` is always the share of samples on which the two models disagree, in [0, 1].
 """
 
@@ -9,14 +9,12 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
 from scipy import optimize, stats
 
 from robench.errors import UsageError
 from robench.statistics.intervals import check_level
 
 __all__ = [
-    "mcnemar_power",
     "n_for_difference",
     "n_for_noninferiority",
     "smallest_difference",
@@ -103,35 +101,6 @@ def n_for_noninferiority(
     spread = z_alpha * math.sqrt(null - margin**2)
     spread += z_beta * math.sqrt(max(0.0, discordant - difference**2))
     return max(1, math.ceil((spread / (difference + margin)) ** 2))
-
-
-def mcnemar_power(n: int, difference: float, discordant: float, *, alpha: float = 0.05) -> float:
-    """Exact power of the exact two-sided McNemar test, by summing over all outcomes.
-
-    Args:
-        n: samples.
-        difference: the true difference; discordant: the true share of disagreement.
-
-    Raises:
-        UsageError: |difference| > discordant, or a level makes no sense.
-    """
-    _check_shares(abs(difference), discordant)
-    check_level(alpha)
-    if discordant == 0:
-        return 0.0
-    better = (discordant + difference) / (2 * discordant)
-    counts = np.arange(n + 1)
-    weights = stats.binom.pmf(counts, n, discordant)
-    total = 0.0
-    for m in counts[weights > 1e-12]:
-        # The largest k with 2·P(X ≤ k | ½) ≤ α: the test rejects for ≤ k and ≥ m − k.
-        k = int(stats.binom.ppf(alpha / 2, m, 0.5))
-        while k >= 0 and 2 * stats.binom.cdf(k, m, 0.5) > alpha:
-            k -= 1
-        if k >= 0:
-            reject = stats.binom.cdf(k, m, better) + stats.binom.sf(m - k - 1, m, better)
-            total += float(weights[m] * reject)
-    return total
 
 
 def _quantiles(tail: float, power: float) -> tuple[float, float]:

@@ -11,11 +11,10 @@ from statsmodels.stats.proportion import confint_proportions_2indep, proportion_
 
 from robench.errors import UsageError
 from robench.statistics import (
-    clopper_pearson,
+    mean_interval,
     missed_share_upper,
     unpaired_difference,
     wilson,
-    zero_hit_upper_bound,
 )
 
 COUNTS = st.integers(1, 2000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n)))
@@ -34,10 +33,9 @@ def test_wilson_is_its_closed_form(counts: tuple[int, int], level: float) -> Non
 
 
 @pytest.mark.parametrize("hits, n", [(0, 7), (3, 7), (7, 7), (375, 500), (1, 10_000)])
-@pytest.mark.parametrize("ours, theirs", [(wilson, "wilson"), (clopper_pearson, "beta")])
-def test_intervals_equal_the_references(hits: int, n: int, ours: object, theirs: str) -> None:
-    interval = ours(hits, n)  # type: ignore[operator]
-    low, high = proportion_confint(hits, n, 0.05, theirs)
+def test_wilson_equals_the_reference(hits: int, n: int) -> None:
+    interval = wilson(hits, n)
+    low, high = proportion_confint(hits, n, 0.05, "wilson")
     assert interval.low == pytest.approx(np.nan_to_num(low), abs=1e-9)
     assert interval.high == pytest.approx(np.nan_to_num(high, nan=1.0), abs=1e-9)
 
@@ -45,27 +43,25 @@ def test_intervals_equal_the_references(hits: int, n: int, ours: object, theirs:
 @given(COUNTS)
 def test_limits_enclose_the_estimate_and_mirror(counts: tuple[int, int]) -> None:
     hits, n = counts
-    for method in (wilson, clopper_pearson):
-        interval, mirror = method(hits, n), method(n - hits, n)
-        assert 0 <= interval.low <= interval.estimate + 1e-12
-        assert interval.estimate - 1e-12 <= interval.high <= 1
-        assert interval.low == pytest.approx(1 - mirror.high, abs=1e-9)
-        assert interval.high > interval.low
+    interval, mirror = wilson(hits, n), wilson(n - hits, n)
+    assert 0 <= interval.low <= interval.estimate + 1e-12
+    assert interval.estimate - 1e-12 <= interval.high <= 1
+    assert interval.low == pytest.approx(1 - mirror.high, abs=1e-9)
+    assert interval.high > interval.low
 
 
 def test_nothing_observed_is_undefined() -> None:
-    for method in (wilson, clopper_pearson):
-        assert not method(0, 0).defined
-        assert math.isnan(method(0, 0).low)
-    assert math.isnan(zero_hit_upper_bound(0))
+    assert not wilson(0, 0).defined
+    assert math.isnan(wilson(0, 0).low)
     assert math.isnan(missed_share_upper(0, 0, population=9))
 
 
 @pytest.mark.parametrize("hits, n", [(-1, 5), (6, 5), (0, -1)])
 def test_impossible_counts_are_refused(hits: int, n: int) -> None:
-    for method in (wilson, clopper_pearson, missed_share_upper):
-        with pytest.raises(UsageError, match="impossible"):
-            method(hits, n)
+    with pytest.raises(UsageError, match="impossible"):
+        wilson(hits, n)
+    with pytest.raises(UsageError, match="impossible"):
+        missed_share_upper(hits, n, population=9)
 
 
 @pytest.mark.parametrize("level", [0.0, 1.0, 95.0, math.nan])
@@ -74,19 +70,18 @@ def test_strange_levels_are_refused(level: float) -> None:
         wilson(1, 2, level)
 
 
-@given(st.integers(1, 5000), st.floats(0.5, 0.999))
-def test_no_hit_bound_is_its_closed_form(n: int, level: float) -> None:
-    assert zero_hit_upper_bound(n, level) == pytest.approx(1 - (1 - level) ** (1 / n), rel=1e-9)
+@pytest.mark.parametrize("n, level", [(1, 0.95), (30, 0.95), (500, 0.9), (5000, 0.999)])
+def test_no_hit_among_few_of_many_is_the_rule_of_three(n: int, level: float) -> None:
+    """1 − (1 − level)^(1/n), about 3/n at 95 %."""
+    bound = missed_share_upper(0, n, population=10**8, level=level)
+    assert bound == pytest.approx(1 - (1 - level) ** (1 / n), rel=1e-3)
 
 
-@given(COUNTS)
-def test_binomial_bound_leaves_exactly_the_level(counts: tuple[int, int]) -> None:
-    hits, n = counts
-    bound = missed_share_upper(hits, n)
-    if hits == n:
-        assert bound == 1
-    else:
-        assert stats.binom.cdf(hits, n, bound) == pytest.approx(0.05, rel=1e-6)
+@pytest.mark.parametrize("hits, n", [(1, 20), (7, 9), (40, 300)])
+def test_the_bound_in_a_large_population_leaves_the_level(hits: int, n: int) -> None:
+    bound = missed_share_upper(hits, n, population=10**8)
+    assert stats.binom.cdf(hits, n, bound) == pytest.approx(0.05, rel=1e-4)
+    assert missed_share_upper(n, n, population=10**8) == 1
 
 
 @settings(max_examples=60)
@@ -103,7 +98,6 @@ def test_finite_bound_is_the_largest_not_rejected(
     ]
     bound = missed_share_upper(hits, audited, population=population)
     assert bound == max(possible) / population
-    assert bound <= missed_share_upper(hits, audited) + 1 / population
     if audited == population:
         assert bound == hits / population
 
@@ -113,11 +107,17 @@ def test_audit_larger_than_its_population_is_refused() -> None:
         missed_share_upper(0, 6, population=5)
 
 
-def test_scaling_and_overlap() -> None:
+def test_mean_interval_is_its_closed_form() -> None:
+    values = [1.0, 2.0, 4.0, math.nan]
+    half = stats.norm.ppf(0.975) * math.sqrt(7 / 9)
+    interval = mean_interval(values)
+    assert (interval.low, interval.high) == pytest.approx((7 / 3 - half, 7 / 3 + half))
+    assert not mean_interval([1.0, math.nan]).defined
+
+
+def test_scaling() -> None:
     interval = wilson(1, 2)
     assert interval.scaled(100).high == 100 * interval.high
-    assert interval.overlaps(wilson(2, 3))
-    assert not wilson(10, 1000).overlaps(wilson(900, 1000))
 
 
 @pytest.mark.parametrize("counts", [(56, 70, 48, 80), (9, 10, 3, 10), (0, 20, 5, 30)])

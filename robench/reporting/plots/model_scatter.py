@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -19,7 +18,7 @@ from robench.reporting.plots.style import (
     percent_axis,
     styled,
 )
-from robench.statistics import Interval
+from robench.statistics import Interval, mean_interval
 
 __all__ = ["clean_against_robust", "robust_against_metric"]
 
@@ -106,11 +105,6 @@ def _point(axes: Axes, number: int, name: str, x: Interval, y: Interval) -> None
 def _mean_interval(result: ModelResult, name: str) -> Interval | None:
     if result.attention_attack is None:
         return None
-    values = result.column(result.attention_attack, name)
-    values = values[~np.isnan(values)]
-    if len(values) < 2:
-        return None
-    mean = float(values.mean())
     # The values are bounded and many: the normal approximation of their mean is good.
-    half = 1.96 * float(values.std(ddof=1)) / math.sqrt(len(values))
-    return Interval(mean, mean - half, mean + half)
+    interval = mean_interval(result.column(result.attention_attack, name))
+    return interval if interval.defined else None

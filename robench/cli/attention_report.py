@@ -10,8 +10,9 @@ from typing import Any
 import pandas as pd
 
 from robench.cli.attention_studies import Studied
-from robench.cli.output import format_table, number
+from robench.cli.output import format_table
 from robench.cli.publishing import write_tables
+from robench.formatting import number, p_value
 from robench.reporting.attention_table import attention_table
 from robench.reporting.export import samples_frame
 from robench.reporting.findings import attention_findings, attention_sentences
@@ -157,9 +158,7 @@ def _worst_text(worst: pd.DataFrame) -> str:
 
 def _cells(frame: pd.DataFrame, columns: Sequence[str]) -> Iterable[list[str]]:
     for row in frame[list(columns)].itertuples(index=False):
-        yield [_shown(name, value) for name, value in zip(columns, row, strict=True)]
-
-
-def _shown(name: str, value: Any) -> str:
-    # A p-value that is rounded to 0 would claim too much.
-    return "< 0.001" if name == "p_holm" and value < 0.001 else number(value, 3)
+        yield [
+            p_value(value) if name == "p_holm" else number(value, 3)
+            for name, value in zip(columns, row, strict=True)
+        ]

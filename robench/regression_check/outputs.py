@@ -6,10 +6,10 @@ import json
 import math
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 from xml.etree import ElementTree
 
 from robench.files import atomic_write
+from robench.formatting import number, plain
 from robench.regression_check.verdicts import CheckResult, CriterionResult, Verdict
 
 __all__ = ["check_json", "check_junit", "check_markdown", "write_check"]
@@ -31,7 +31,7 @@ def check_json(result: CheckResult) -> str:
         "verdict": result.verdict.value,
         "exit_code": result.exit_code,
         "n_needed": result.n_needed,
-        "criteria": [_plain(asdict(item)) for item in result.criteria],
+        "criteria": [plain(asdict(item)) for item in result.criteria],
         "policy": result.policy.model_dump(mode="json"),
         "notes": list(result.notes),
         "problems": list(result.problems),
@@ -65,8 +65,8 @@ def check_junit(result: CheckResult) -> str:
             Verdict.NOT_MEASURED: "error" if item.required else "skipped",
         }.get(item.verdict)
         case(item.quantity, kind, _sentence(item))
-    for number, problem in enumerate(result.problems, 1):
-        case(f"problem_{number}", "error", problem)
+    for place, problem in enumerate(result.problems, 1):
+        case(f"problem_{place}", "error", problem)
     suite.set("tests", str(len(result.criteria) + len(result.problems)))
     suite.set("failures", str(counts["failure"]))
     suite.set("errors", str(counts["error"]))
@@ -90,8 +90,8 @@ def check_markdown(result: CheckResult) -> str:
     for item in result.criteria:
         digits = 2 if item.unit == "points" else 3
         lines.append(
-            f"| {item.quantity} | {_number(item.baseline, digits)} "
-            f"| {_number(item.candidate, digits)} | {_loss(item, digits)} "
+            f"| {item.quantity} | {number(item.baseline, digits)} "
+            f"| {number(item.candidate, digits)} | {_loss(item, digits)} "
             f"| {item.margin:g} | {_MARKS[item.verdict]} {item.verdict.value} |"
         )
     lines.append("")
@@ -148,14 +148,3 @@ def _loss(item: CriterionResult, digits: int) -> str:
     values = (item.loss, item.loss_low, item.loss_high)
     loss, low, high = (f"{value:+.{digits}f}" for value in values)
     return f"{loss} ({low} … {high})"
-
-
-def _number(value: float, digits: int) -> str:
-    return "–" if math.isnan(value) else f"{value:.{digits}f}"
-
-
-def _plain(content: dict[str, Any]) -> dict[str, Any]:
-    return {
-        name: None if isinstance(value, float) and not math.isfinite(value) else value
-        for name, value in content.items()
-    }

@@ -16,6 +16,7 @@ from typing import Any
 import pandas as pd
 
 from robench.errors import UsageError
+from robench.formatting import is_undefined, number, p_value
 from robench.metric_catalogue import METRICS
 from robench.records import Outcome
 from robench.reporting.differences import (
@@ -105,7 +106,7 @@ def comparison_csv(comparison: Comparison) -> bytes:
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(comparison.table.columns)
     for row in comparison.table.itertuples(index=False, name=None):
-        writer.writerow(["" if _gap(cell) else _plain(cell) for cell in row])
+        writer.writerow([_csv_cell(cell) for cell in row])
     return buffer.getvalue().encode()
 
 
@@ -124,14 +125,14 @@ def comparison_markdown(comparison: Comparison) -> str:
             digits = 1 if _is_percent(row["quantity"]) else 3
             interval = (
                 "–"
-                if _gap(row["difference"])
+                if is_undefined(row["difference"])
                 else f"{row['difference']:+.{digits}f} "
                 f"({row['low']:+.{digits}f} … {row['high']:+.{digits}f})"
             )
             lines.append(
-                f"| {row['quantity']} | {_shown(row['baseline'], digits)} "
-                f"| {_shown(row['value'], digits)} | {interval} "
-                f"| {_p_text(row['p_holm'])} | {row['verdict']} |"
+                f"| {row['quantity']} | {number(row['baseline'], digits)} "
+                f"| {number(row['value'], digits)} | {interval} "
+                f"| {p_value(row['p_holm'])} | {row['verdict']} |"
             )
         key = str(name)
         lines += [
@@ -140,7 +141,7 @@ def comparison_markdown(comparison: Comparison) -> str:
             f"{len(comparison.only_baseline[key])}; only {key}: {len(comparison.only_other[key])}.",
         ]
         robust = block[block["quantity"] == "robust_acc"].iloc[0]
-        if _gap(robust["detectable"]):
+        if is_undefined(robust["detectable"]):
             lines.append("At this n no difference of robust accuracy could have been shown.")
         else:
             lines.append(
@@ -231,17 +232,7 @@ def _is_percent(quantity: str) -> bool:
     return quantity not in METRICS
 
 
-def _gap(value: Any) -> bool:
-    return value is None or (isinstance(value, float) and math.isnan(value))
-
-
-def _plain(value: Any) -> str:
+def _csv_cell(value: Any) -> str:
+    if is_undefined(value):
+        return ""
     return f"{value:.6g}" if isinstance(value, float) else str(value)
-
-
-def _shown(value: float, digits: int) -> str:
-    return "–" if _gap(value) else f"{value:.{digits}f}"
-
-
-def _p_text(p: float) -> str:
-    return "–" if _gap(p) else "< 0.001" if p < 0.001 else f"{p:.3f}"

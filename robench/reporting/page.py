@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ import pandas as pd
 
 from robench.errors import StoreError
 from robench.files import atomic_write
+from robench.formatting import is_undefined, p_value
 from robench.metric_catalogue import METRICS
 from robench.reporting.findings import association_sentences, attention_sentences
 from robench.reporting.leaderboard import NO_FLAG, leaderboard_csv
@@ -223,7 +223,7 @@ def _class_column(name: str) -> _Column:
 
 def _class_cell(name: str, value: Any) -> _Cell:
     text = name == "model" or name.endswith("_class")
-    if _gap(value):
+    if is_undefined(value):
         return _Cell("", "", "text" if text else "")
     if text:
         return _Cell(str(value), str(value), "text")
@@ -250,10 +250,10 @@ def _findings_table(group: str, findings: pd.DataFrame) -> _Table:
 
 def _finding_cell(name: str, value: Any) -> _Cell:
     style = "text" if name in _FINDING_TEXT else ""
-    if _gap(value):
+    if is_undefined(value):
         return _Cell("", "", style)
     if isinstance(value, float):
-        shown = "< 0.001" if name == "p_holm" and value < 0.001 else f"{value:.3f}"
+        shown = p_value(value) if name == "p_holm" else f"{value:.3f}"
         return _Cell(shown, repr(value), style)
     return _Cell(str(value), str(value), style)
 
@@ -270,7 +270,7 @@ def _column(name: str) -> _Column:
 
 
 def _cell(name: str, value: Any) -> _Cell:
-    if _gap(value):
+    if is_undefined(value):
         return _Cell("", "", "text" if name in _TEXT else "")
     if name == "validity":
         notes = str(value).split(";")
@@ -286,7 +286,7 @@ def _cell(name: str, value: Any) -> _Cell:
 
 def _interval(record: dict[Any, Any]) -> str:
     low, high = record["robust_acc_low"], record["robust_acc_high"]
-    return "" if _gap(low) else f"{low:.1f}–{high:.1f}"
+    return "" if is_undefined(low) else f"{low:.1f}–{high:.1f}"
 
 
 def _image(path: Path) -> _Image:
@@ -299,7 +299,3 @@ def _image(path: Path) -> _Image:
         raise StoreError(f"cannot read the figure: {error.strerror}", where=path) from error
     caption = f"{path.stem.replace('_', ' ')} ({path.parent.name})"
     return _Image(f"data:{kinds[path.suffix]};base64,{content}", caption)
-
-
-def _gap(value: Any) -> bool:
-    return value is None or value is pd.NA or (isinstance(value, float) and math.isnan(value))

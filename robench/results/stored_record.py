@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ import pandas as pd
 from pydantic import ValidationError
 
 from robench.errors import StoreError
+from robench.formatting import plain
 from robench.records import EvaluationRecord, SampleOutcome
 from robench.results.documents import first_problem
 from robench.results.tables import samples_to_table, table_to_frame, table_to_samples
@@ -61,22 +61,12 @@ class StoredRecord:
 
 def _normalised(record: EvaluationRecord) -> EvaluationRecord:
     """The record with every undefined number None, as JSON has no NaN."""
-    plain = _without_nan(record.model_dump(mode="json"))
-    classes = plain["class_robust_acc"]
-    plain["class_robust_acc"] = {k: v for k, v in classes.items() if v is not None}
+    content = plain(record.model_dump(mode="json"))
+    classes = content["class_robust_acc"]
+    content["class_robust_acc"] = {k: v for k, v in classes.items() if v is not None}
     try:
-        return EvaluationRecord.model_validate(plain)
+        return EvaluationRecord.model_validate(content)
     except ValidationError as error:
         raise StoreError(
             f"the record is invalid: {first_problem(error)}", where=record.key
         ) from error
-
-
-def _without_nan(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {name: _without_nan(item) for name, item in value.items()}
-    if isinstance(value, list):
-        return [_without_nan(item) for item in value]
-    return value

@@ -11,11 +11,11 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from robench.cli.clean_accuracy import clean_accuracy
 from robench.datasets import Dataset, load_dataset
 from robench.doctor import Finding, examine
 from robench.errors import CardError, StoreError, UsageError
 from robench.files import ensure_writable
+from robench.inspection.clean_accuracy import clean_accuracy
 from robench.models.cards import CARD_NAME, write_card
 from robench.models.drafting import draft_card
 from robench.models.loading import load_model

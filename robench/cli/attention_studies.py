@@ -9,16 +9,17 @@ from pathlib import Path
 from robench.cli.evaluating import Evaluation, Planned, evaluate, prepare
 from robench.cli.requests import Request
 from robench.cli.run_display import RunDisplay
-from robench.evaluation.attention_study import (
+from robench.files import ensure_writable
+from robench.inspection.attention_study import (
     AttentionStudy,
     chosen_attention,
     chosen_target,
     study_attention,
 )
-from robench.files import ensure_writable
 from robench.records import Suite, job_key
 from robench.registry import unknown_name
-from robench.results import Store
+from robench.results import Store, StoredRecord
+from robench.results.arrays import Array
 
 __all__ = ["Look", "Studied", "study_models"]
 
@@ -61,7 +62,7 @@ def study_models(request: Request, look: Look, folder: Path) -> list[Studied]:
 
     Raises:
         RobenchError: as :func:`robench.cli.evaluating.prepare` and
-            :func:`robench.evaluation.attention_study.study_attention`; an attack that the suite
+            :func:`robench.inspection.attention_study.study_attention`; an attack that the suite
             has not, near misses listed.
     """
     ensure_writable(folder, "--out")
@@ -75,8 +76,7 @@ def study_models(request: Request, look: Look, folder: Path) -> list[Studied]:
     studied = []
     for planned, spec in zip(evaluation.models, specs, strict=True):
         with tempfile.TemporaryDirectory(prefix="robench-") as scratch:
-            store, key, source = _adversarial(evaluation, planned, Path(scratch))
-            stored, adversarial = store.read(key), store.read_adversarial(key)
+            stored, adversarial, source = _adversarial(evaluation, planned, Path(scratch))
             study = study_attention(
                 stored,
                 adversarial,
@@ -100,8 +100,10 @@ def _only(suite: Suite, attack: str) -> Suite:
     return suite.model_copy(update={"attacks": entries})
 
 
-def _adversarial(evaluation: Evaluation, planned: Planned, scratch: Path) -> tuple[Store, str, str]:
-    """A store that has the record with its adversarial inputs, the key, and where it is from."""
+def _adversarial(
+    evaluation: Evaluation, planned: Planned, scratch: Path
+) -> tuple[StoredRecord, Array, str]:
+    """The record, its adversarial inputs (n, C, H, W), and where they are from."""
     kept = Store(evaluation.request.results)
     for spec in evaluation.suite.for_norm(planned.threat.norm):
         key = job_key(
@@ -111,10 +113,11 @@ def _adversarial(evaluation: Evaluation, planned: Planned, scratch: Path) -> tup
             spec,
             evaluation.request.seed,
         )
-        if kept.has(key) and "adversarial" in kept.read_arrays(key):
-            return kept, key, "stored"
+        arrays = kept.read_arrays(key) if kept.has(key) else {}
+        if "adversarial" in arrays:
+            return kept.read(key), arrays["adversarial"], "stored"
     request = replace(evaluation.request, results=scratch, save_adversarial=True)
     job = replace(evaluation, request=request, models=[planned])
     with RunDisplay(job.jobs) as display:
         (stored,) = evaluate(job, display)
-    return Store(scratch), stored.record.key, "fresh"
+    return stored, Store(scratch).read_adversarial(stored.record.key), "fresh"

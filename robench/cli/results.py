@@ -122,7 +122,7 @@ def verify(
 
     from robench.cli.settings import parse_settings
     from robench.cli.stores import existing_store
-    from robench.cli.verify import verify_store  # torch
+    from robench.inspection.verification import verify_store  # torch
 
     found = verify_store(
         existing_store(results),

@@ -22,7 +22,7 @@ from robench.cli.run_options import (
 from robench.cli.settings import parse_settings
 
 if TYPE_CHECKING:
-    from robench.cli.clean_accuracy import Rechecked
+    from robench.inspection.clean_accuracy import Rechecked
 
 __all__ = ["zoo_app"]
 
@@ -188,8 +188,8 @@ def verify(
 ) -> None:
     """Load every model: card, hash and weights must agree. Exit code 2 if one does not."""
     options = parse_settings(data_option or [], "--data-option")
-    from robench.cli.clean_accuracy import Rechecked, recheck  # torch
     from robench.errors import CardError
+    from robench.inspection.clean_accuracy import Rechecked, recheck  # torch
     from robench.models.zoo import find_card, list_cards
 
     problems: list[CardError] = []

@@ -16,7 +16,7 @@ from robench.metric_catalogue import METRICS
 from robench.models.cards import write_card
 from robench.models.zoo import find_card
 from robench.records import AttentionSpec, Outcome
-from robench.results import Store
+from robench.results import Store, store
 
 N = 30
 PLACE = f"digits-Linf-0.2-n{N}-seed0/pgd-20"
@@ -88,6 +88,19 @@ def test_files_are_those_named_and_the_tables_say_the_same(ran, looked):
     assert means["attention_deviation"] == pytest.approx(samples["attention_deviation"].mean())
     # A picture says what a table says: the deviation of every sample shown stands below it.
     assert (folder / "overlays_pgd-at.png").stat().st_size > 10_000
+
+
+def test_what_is_kept_is_decompressed_once(ran, tmp_path, monkeypatch):
+    read = []
+    whole = store.load_arrays
+    monkeypatch.setattr(store, "load_arrays", lambda *a: read.append(a) or whole(*a))
+    done = invoke(
+        *("attention", "pgd-at", *ALIKE, "--results", ran, "--out", tmp_path, "--samples", 0),
+        "--json",
+    )
+    assert done.code == 0, done.err
+    assert done.json["groups"][0]["models"][0]["source"] == "stored"
+    assert len(read) == 1
 
 
 def test_a_fresh_attack_gives_the_same_and_leaves_no_record(looked, tmp_path):

@@ -19,7 +19,7 @@ from robench.datasets import Dataset
 from robench.errors import UsageError
 from robench.evaluation.measures import Measures, Target, summarise
 from robench.evaluation.panels import half_broken, panel_of
-from robench.evaluation.reverify import check_sources
+from robench.inspection.reverify import check_sources
 from robench.metric_catalogue import METRICS
 from robench.models.wrapper import RobenchModel
 from robench.records import AttentionSpec, Outcome, SampleOutcome

@@ -16,9 +16,9 @@ from robench.attacks.fab import FAB
 from robench.datasets import ArrayDataset
 from robench.evaluation.adjudicate import Adjudicator
 from robench.evaluation.foreign import propose
-from robench.evaluation.reverify import reverify
 from robench.evaluation.samples import Samples
 from robench.geometry import norm_of
+from robench.inspection.reverify import reverify
 from robench.models import wrap_module
 from robench.records import AttackSpec, Outcome, Suite
 from robench.results import Store

@@ -51,7 +51,7 @@ def _random_network() -> tuple[nn.Module, Tensor, Tensor]:
 
 
 def _digits() -> tuple[nn.Module, Tensor, Tensor]:
-    from robench.models.architectures.digits_resnet import DigitsResNet
+    from robench.models.architectures.resnet import DigitsResNet
 
     with torch.random.fork_rng():
         torch.manual_seed(2)

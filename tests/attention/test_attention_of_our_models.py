@@ -10,8 +10,7 @@ from metric_values import attention_values
 from torch import nn
 
 from robench.attention import AttentionExtractor, grad_cam, rollout
-from robench.models.architectures.digits_resnet import DigitsResNet
-from robench.models.architectures.resnet import PreActResNet, ResNet
+from robench.models.architectures.resnet import DigitsResNet, PreActResNet, ResNet
 from robench.models.architectures.reverse_attention import DigitsResNetRA
 from robench.models.architectures.vit import VisionTransformer
 from robench.models.wrapper import RobenchModel

@@ -31,7 +31,7 @@ from robench.defenses.standard import Standard
 from robench.defenses.trades import Trades, kl_attack
 from robench.defenses.training_data import TrainingData
 from robench.errors import ModelError, TrainingError, UsageError
-from robench.models.architectures.digits_resnet import DigitsResNet
+from robench.models.architectures.resnet import DigitsResNet
 from robench.models.architectures.reverse_attention import DigitsResNetRA
 from robench.threat_models import ThreatModel
 

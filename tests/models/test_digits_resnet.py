@@ -5,7 +5,7 @@ import torch
 
 from robench.errors import UsageError
 from robench.models.architectures import ARCHITECTURES
-from robench.models.architectures.digits_resnet import DigitsResNet
+from robench.models.architectures.resnet import DigitsResNet
 
 
 def test_default_size_is_about_twenty_thousand_parameters() -> None:

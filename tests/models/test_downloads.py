@@ -14,7 +14,7 @@ import torch
 
 from robench.errors import CheckpointError, HashMismatchError, StoreError
 from robench.models import downloads, load_model
-from robench.models.architectures.digits_resnet import DigitsResNet
+from robench.models.architectures.resnet import DigitsResNet
 from robench.models.downloads import fetch_weights
 from robench.records import ModelCard
 

@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 
 from robench.errors import CheckpointError, RobenchError, UnsafeCheckpointError
 from robench.models import inspect_checkpoint, load_checkpoint, read_checkpoint
-from robench.models.architectures.digits_resnet import DigitsResNet
+from robench.models.architectures.resnet import DigitsResNet
 from robench.models.pickle_scan import imported_names
 from robench.records import ArchitectureSpec, InputSpec
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from robench.errors import CheckpointError, KeyMismatchError
 from robench.models import draft_card, inspect_checkpoint, load_checkpoint
-from robench.models.architectures.digits_resnet import DigitsResNet
+from robench.models.architectures.resnet import DigitsResNet
 from robench.models.checkpoints import CheckpointFormat
 from robench.models.inspection import matching_prefix
 from robench.records import ArchitectureSpec, InputSpec

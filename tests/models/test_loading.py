@@ -28,7 +28,7 @@ from robench.models import (
     wrap_module,
     write_card,
 )
-from robench.models.architectures.digits_resnet import DigitsResNet
+from robench.models.architectures.resnet import DigitsResNet
 from robench.records import ModelCard
 
 INPUTS = torch.rand(3, 1, 8, 8, generator=torch.Generator().manual_seed(1))
@@ -259,7 +259,7 @@ def test_a_card_outside_the_zoo_runs_no_code_of_its_choice(
     (tmp_path / "lib" / "chosen_by_card.py").write_text(
         "from pathlib import Path\n"
         "Path(__file__).with_suffix('.ran').touch()\n"
-        "from robench.models.architectures.digits_resnet import DigitsResNet\n"
+        "from robench.models.architectures.resnet import DigitsResNet\n"
         "def make(num_classes, width):\n"
         "    return DigitsResNet(num_classes, width=width)\n"
     )

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from robench.errors import ModelError, UsageError
-from robench.models.architectures.digits_resnet import DigitsResNet
+from robench.models.architectures.resnet import DigitsResNet
 from robench.models.wrapper import RobenchModel, buffer_fingerprint
 from robench.records import ForwardSpec, InputSpec, ModelSummary
 from robench.threat_models import ThreatModel

@@ -1,4 +1,4 @@
-"""ResNet and PreActResNet with the stem for 32×32 images.
+"""ResNet and PreActResNet with the stem for 32×32 images, and a residual network for 8×8 ones.
 
 Parameter names are those of the CIFAR networks that most published checkpoints use: ``conv1,
 bn1, layer1..4.N.{conv1,bn1,conv2,bn2,shortcut.0,shortcut.1}`` and a head called ``linear``
@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from robench.errors import UsageError
+from robench.models.architectures.classifier import Classifier
 
-__all__ = ["BasicBlock", "PreActBlock", "PreActResNet", "ResNet", "check_stages", "stage"]
+__all__ = ["BasicBlock", "DigitsResNet", "PreActBlock", "PreActResNet", "ResNet"]
 
 
 class BasicBlock(nn.Module):
@@ -62,33 +63,33 @@ class PreActBlock(nn.Module):
         return summed
 
 
-def stage(
+def _four_stages(
     block: type[BasicBlock] | type[PreActBlock],
-    in_planes: int,
-    planes: int,
-    count: int,
-    stride: int,
-) -> list[nn.Module]:
-    """``count`` blocks, of which the first changes width and resolution."""
-    return [
-        block(in_planes if i == 0 else planes, planes, stride if i == 0 else 1)
-        for i in range(count)
-    ]
-
-
-def check_stages(num_classes: int, in_channels: int, width: int, stages: Sequence[int]) -> None:
-    """Refuse sizes that make no network.
+    num_classes: int,
+    in_channels: int,
+    width: int,
+    counts: Sequence[int],
+) -> list[nn.Sequential]:
+    """Stages of 1, 2, 4 and 8 times ``width`` channels; each after the first halves the resolution.
 
     Raises:
         UsageError: a size below 1, or not four stages.
     """
-    if min(num_classes, in_channels, width, *stages) < 1:
+    if min(num_classes, in_channels, width, *counts) < 1:
         raise UsageError("num_classes, in_channels, width and the stages must be at least 1")
-    if len(stages) != 4:
-        raise UsageError(f"a ResNet has four stages, got {len(stages)}")
+    if len(counts) != 4:
+        raise UsageError(f"a ResNet has four stages, got {len(counts)}")
+    stages, planes = [], width
+    for number, count in enumerate(counts):
+        stride = 2 if number else 1
+        first = block(planes, planes * stride, stride)
+        planes *= stride
+        rest = [block(planes, planes) for _ in range(count - 1)]
+        stages.append(nn.Sequential(first, *rest))
+    return stages
 
 
-class ResNet(nn.Module):
+class ResNet(Classifier):
     """ResNet-18 for 32×32 images by default: 11.2 M parameters at width 64.
 
     Args:
@@ -111,39 +112,29 @@ class ResNet(nn.Module):
         head: str = "linear",
     ) -> None:
         super().__init__()
-        check_stages(num_classes, in_channels, width, stages)
         if head not in ("linear", "fc"):
             raise UsageError(f"head is 'linear' or 'fc', not {head!r}")
         self.conv1 = nn.Conv2d(in_channels, width, 3, 1, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
-        self.layer1 = nn.Sequential(*stage(BasicBlock, width, width, stages[0], 1))
-        self.layer2 = nn.Sequential(*stage(BasicBlock, width, 2 * width, stages[1], 2))
-        self.layer3 = nn.Sequential(*stage(BasicBlock, 2 * width, 4 * width, stages[2], 2))
-        self.layer4 = nn.Sequential(*stage(BasicBlock, 4 * width, 8 * width, stages[3], 2))
-        self.head = head
+        self.layer1, self.layer2, self.layer3, self.layer4 = _four_stages(
+            BasicBlock, num_classes, in_channels, width, stages
+        )
+        self.classifier = head
         self.add_module(head, nn.Linear(8 * width, num_classes))
+
+    def trunk(self, inputs: Tensor) -> Tensor:
+        """Everything before ``layer4``: (N, in_channels, H, W) → (N, 4·width, H/4, W/4), ≥ 0."""
+        maps = torch.relu(self.bn1(self.conv1(inputs)))
+        early: Tensor = self.layer3(self.layer2(self.layer1(maps)))
+        return early
 
     def forward_features(self, inputs: Tensor) -> Tensor:
         """(N, in_channels, H, W) → feature map (N, 8·width, H/8, W/8), non-negative."""
-        maps: Tensor = torch.relu(self.bn1(self.conv1(inputs)))
-        for layer in (self.layer1, self.layer2, self.layer3, self.layer4):
-            maps = layer(maps)
+        maps: Tensor = self.layer4(self.trunk(inputs))
         return maps
 
-    def forward_head(self, maps: Tensor, pre_logits: bool = False) -> Tensor:
-        """Feature map → logits (N, num_classes), or the pooled features (N, 8·width)."""
-        pooled = maps.mean(dim=(2, 3))
-        if pre_logits:
-            return pooled
-        logits: Tensor = self.get_submodule(self.head)(pooled)
-        return logits
 
-    def forward(self, inputs: Tensor) -> Tensor:
-        """(N, in_channels, H, W) float → logits (N, num_classes)."""
-        return self.forward_head(self.forward_features(inputs))
-
-
-class PreActResNet(nn.Module):
+class PreActResNet(Classifier):
     """PreActResNet-18 for 32×32 images by default: 11.2 M parameters at width 64.
 
     Args:
@@ -156,6 +147,8 @@ class PreActResNet(nn.Module):
         UsageError: sizes below 1, or not four stages.
     """
 
+    classifier = "linear"
+
     def __init__(
         self,
         num_classes: int = 10,
@@ -164,30 +157,51 @@ class PreActResNet(nn.Module):
         stages: Sequence[int] = (2, 2, 2, 2),
     ) -> None:
         super().__init__()
-        check_stages(num_classes, in_channels, width, stages)
         self.conv1 = nn.Conv2d(in_channels, width, 3, 1, 1, bias=False)
-        self.layer1 = nn.Sequential(*stage(PreActBlock, width, width, stages[0], 1))
-        self.layer2 = nn.Sequential(*stage(PreActBlock, width, 2 * width, stages[1], 2))
-        self.layer3 = nn.Sequential(*stage(PreActBlock, 2 * width, 4 * width, stages[2], 2))
-        self.layer4 = nn.Sequential(*stage(PreActBlock, 4 * width, 8 * width, stages[3], 2))
+        self.layer1, self.layer2, self.layer3, self.layer4 = _four_stages(
+            PreActBlock, num_classes, in_channels, width, stages
+        )
         self.bn = nn.BatchNorm2d(8 * width)
         self.linear = nn.Linear(8 * width, num_classes)
 
     def forward_features(self, inputs: Tensor) -> Tensor:
         """(N, in_channels, H, W) → feature map (N, 8·width, H/8, W/8), non-negative."""
-        maps: Tensor = self.conv1(inputs)
-        for layer in (self.layer1, self.layer2, self.layer3, self.layer4):
-            maps = layer(maps)
-        return torch.relu(self.bn(maps))
+        maps = self.layer2(self.layer1(self.conv1(inputs)))
+        return torch.relu(self.bn(self.layer4(self.layer3(maps))))
 
-    def forward_head(self, maps: Tensor, pre_logits: bool = False) -> Tensor:
-        """Feature map → logits (N, num_classes), or the pooled features (N, 8·width)."""
-        pooled = maps.mean(dim=(2, 3))
-        if pre_logits:
-            return pooled
-        logits: Tensor = self.linear(pooled)
-        return logits
 
-    def forward(self, inputs: Tensor) -> Tensor:
-        """(N, in_channels, H, W) float → logits (N, num_classes)."""
-        return self.forward_head(self.forward_features(inputs))
+class DigitsResNet(Classifier):
+    """For tiny images: no down-sampling, so that an 8×8 input keeps an 8×8 map.
+
+    Stem, residual blocks of one width, classifier: 19,242 parameters by default. It accepts any
+    image size; the feature map has the input's height and width.
+
+    Args:
+        num_classes: number of logits.
+        in_channels: channels of the input.
+        width: channels of every feature map.
+        blocks: number of residual blocks.
+
+    Raises:
+        UsageError: a size below 1.
+    """
+
+    def __init__(
+        self, num_classes: int = 10, in_channels: int = 1, width: int = 32, blocks: int = 1
+    ) -> None:
+        super().__init__()
+        if min(num_classes, in_channels, width, blocks) < 1:
+            raise UsageError("num_classes, in_channels, width and blocks must be at least 1")
+        self.conv1 = nn.Conv2d(in_channels, width, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.blocks = nn.Sequential(*(BasicBlock(width, width) for _ in range(blocks)))
+        self.fc = nn.Linear(width, num_classes)
+
+    def stem(self, inputs: Tensor) -> Tensor:
+        """(N, in_channels, H, W) → (N, width, H, W), non-negative."""
+        return torch.relu(self.bn1(self.conv1(inputs)))
+
+    def forward_features(self, inputs: Tensor) -> Tensor:
+        """(N, in_channels, H, W) → feature map (N, width, H, W), non-negative."""
+        maps: Tensor = self.blocks(self.stem(inputs))
+        return maps

@@ -13,22 +13,17 @@ Unlike the authors', these networks do not switch themselves between training an
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
 import torch
 from torch import Tensor, nn
 
 from robench.errors import UsageError
-from robench.models.architectures.resnet import BasicBlock, check_stages, stage
-from robench.models.architectures.wide_resnet import (
-    WideBlock,
-    blocks_per_stage,
-    initialise,
-    wide_stage,
-    widths,
-)
+from robench.models.architectures.classifier import Classifier
+from robench.models.architectures.resnet import DigitsResNet, ResNet
+from robench.models.architectures.wide_resnet import WideTrunk
 
 __all__ = ["DigitsResNetRA", "ResNetRA", "WideResNetRA", "reverse_attention"]
 
@@ -51,24 +46,24 @@ def reverse_attention(maps: Tensor, fc: nn.Linear, labels: Tensor | None) -> tup
     return maps * rows[:, :, None, None], logits
 
 
-class _ReverseAttention(nn.Module, ABC):
-    """What the networks below share: the masked last stage and the calling convention."""
+class _ReverseAttention(Classifier):
+    """What the networks below share: the masked last blocks and the calling convention."""
 
     fc: nn.Linear
 
     @abstractmethod
-    def _trunk(self, inputs: Tensor) -> Tensor:
+    def _before(self, inputs: Tensor) -> Tensor:
         """Everything before the masked blocks."""
 
     @abstractmethod
-    def _masked_blocks(self) -> Sequence[Callable[[Tensor], Tensor]]:
+    def _masked_blocks(self) -> Iterable[Callable[[Tensor], Tensor]]:
         """The blocks whose (non-negative) output is masked."""
 
     def forward_masked(
         self, inputs: Tensor, labels: Tensor | None = None
     ) -> tuple[Tensor, list[Tensor]]:
         """Inputs → (last map after its mask, auxiliary logits of every masked block)."""
-        maps = self._trunk(inputs)
+        maps = self._before(inputs)
         auxiliary = []
         for block in self._masked_blocks():
             maps, logits = reverse_attention(block(maps), self.fc, labels)
@@ -79,15 +74,7 @@ class _ReverseAttention(nn.Module, ABC):
         """(N, in_channels, H, W) → last map (N, C, h, w), masked by the prediction; any sign."""
         return self.forward_masked(inputs)[0]
 
-    def forward_head(self, maps: Tensor, pre_logits: bool = False) -> Tensor:
-        """Last (masked) map → final logits (N, num_classes), or the pooled features (N, C)."""
-        pooled = maps.mean(dim=(2, 3))
-        if pre_logits:
-            return pooled
-        logits: Tensor = self.fc(pooled)
-        return logits
-
-    def forward(
+    def forward(  # type: ignore[override]
         self, inputs: Tensor, y: Tensor | None = None, _eval: bool | None = None
     ) -> RALogits:
         """(N, in_channels, H, W) float → final logits, or (final logits, auxiliary logits).
@@ -110,7 +97,7 @@ class _ReverseAttention(nn.Module, ABC):
         return logits if _eval is None else (logits, auxiliary)
 
 
-class ResNetRA(_ReverseAttention):
+class ResNetRA(_ReverseAttention, ResNet):
     """ResNet-18 with reverse attention in every block of ``layer4``; names as ANCRA's.
 
     Args:
@@ -130,38 +117,19 @@ class ResNetRA(_ReverseAttention):
         width: int = 64,
         stages: Sequence[int] = (2, 2, 2, 2),
     ) -> None:
-        super().__init__()
-        check_stages(num_classes, in_channels, width, stages)
-        self.conv1 = nn.Conv2d(in_channels, width, 3, 1, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(width)
-        self.layer1 = nn.Sequential(*stage(BasicBlock, width, width, stages[0], 1))
-        self.layer2 = nn.Sequential(*stage(BasicBlock, width, 2 * width, stages[1], 2))
-        self.layer3 = nn.Sequential(*stage(BasicBlock, 2 * width, 4 * width, stages[2], 2))
-        self.layer4 = nn.ModuleList(stage(BasicBlock, 4 * width, 8 * width, stages[3], 2))
-        self.fc = nn.Linear(8 * width, num_classes)
+        super().__init__(num_classes, in_channels, width, stages, head="fc")
 
-    def _trunk(self, inputs: Tensor) -> Tensor:
-        maps: Tensor = torch.relu(self.bn1(self.conv1(inputs)))
-        for layer in (self.layer1, self.layer2, self.layer3):
-            maps = layer(maps)
-        return maps
+    def _before(self, inputs: Tensor) -> Tensor:
+        return self.trunk(inputs)
 
-    def _masked_blocks(self) -> Sequence[Callable[[Tensor], Tensor]]:
-        return list(self.layer4)
+    def _masked_blocks(self) -> Iterable[Callable[[Tensor], Tensor]]:
+        return self.layer4
 
 
 _MASKED_WIDE_BLOCKS: Final = 2
 
 
-class _MaskedStage(nn.Module):
-    """The authors' ``layer`` level, as a list: the network itself walks through it."""
-
-    def __init__(self, layers: list[nn.Module]) -> None:
-        super().__init__()
-        self.layer = nn.ModuleList(layers)
-
-
-class WideResNetRA(_ReverseAttention):
+class WideResNetRA(_ReverseAttention, WideTrunk):
     """WideResNet with reverse attention in the last two blocks of ``block3``; names as ANCRA's.
 
     The final ``bn1`` and ReLU are applied in each of the two, before the auxiliary pooling.
@@ -189,38 +157,26 @@ class WideResNetRA(_ReverseAttention):
         stem: int = 16,
         sub_block: bool = True,
     ) -> None:
-        super().__init__()
-        count = blocks_per_stage(depth)
-        if count < _MASKED_WIDE_BLOCKS:
+        super().__init__(
+            num_classes, in_channels, depth, widen_factor, dropout, stem, sub_block=sub_block
+        )
+        if len(self.block3.layer) < _MASKED_WIDE_BLOCKS:
             raise UsageError(f"reverse attention masks two blocks: depth 16 or more, not {depth}")
-        w0, w1, w2, w3 = widths(widen_factor, stem)
-        self.conv1 = nn.Conv2d(in_channels, w0, 3, 1, 1, bias=False)
-        self.block1 = wide_stage(count, w0, w1, 1, dropout)
-        if sub_block:
-            self.sub_block1 = wide_stage(count, w0, w1, 1, dropout)
-        self.block2 = wide_stage(count, w1, w2, 2, dropout)
-        last = [
-            WideBlock(w2 if i == 0 else w3, w3, 2 if i == 0 else 1, dropout) for i in range(count)
-        ]
-        self.block3 = _MaskedStage([*last])
-        self.bn1 = nn.BatchNorm2d(w3)
-        self.fc = nn.Linear(w3, num_classes)
-        initialise(self)
 
-    def _trunk(self, inputs: Tensor) -> Tensor:
-        maps: Tensor = self.block2(self.block1(self.conv1(inputs)))
+    def _before(self, inputs: Tensor) -> Tensor:
+        maps = self.trunk(inputs)
         for block in list(self.block3.layer)[:-_MASKED_WIDE_BLOCKS]:
             maps = block(maps)
         return maps
 
-    def _masked_blocks(self) -> Sequence[Callable[[Tensor], Tensor]]:
+    def _masked_blocks(self) -> Iterable[Callable[[Tensor], Tensor]]:
         return [self._finished(b) for b in list(self.block3.layer)[-_MASKED_WIDE_BLOCKS:]]
 
     def _finished(self, block: nn.Module) -> Callable[[Tensor], Tensor]:
         return lambda maps: torch.relu(self.bn1(block(maps)))
 
 
-class DigitsResNetRA(_ReverseAttention):
+class DigitsResNetRA(_ReverseAttention, DigitsResNet):
     """The digits network with reverse attention in its last blocks: no down-sampling.
 
     Args:
@@ -242,22 +198,16 @@ class DigitsResNetRA(_ReverseAttention):
         blocks: int = 1,
         masked: int = 1,
     ) -> None:
-        super().__init__()
-        if min(num_classes, in_channels, width, blocks, masked) < 1:
-            raise UsageError("num_classes, in_channels, width, blocks, masked must be at least 1")
-        if masked > blocks:
+        super().__init__(num_classes, in_channels, width, blocks)
+        if not 1 <= masked <= blocks:
             raise UsageError(f"cannot mask {masked} of {blocks} blocks")
         self.masked = masked
-        self.conv1 = nn.Conv2d(in_channels, width, 3, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(width)
-        self.blocks = nn.ModuleList(BasicBlock(width, width) for _ in range(blocks))
-        self.fc = nn.Linear(width, num_classes)
 
-    def _trunk(self, inputs: Tensor) -> Tensor:
-        maps: Tensor = torch.relu(self.bn1(self.conv1(inputs)))
+    def _before(self, inputs: Tensor) -> Tensor:
+        maps = self.stem(inputs)
         for block in list(self.blocks)[: -self.masked]:
             maps = block(maps)
         return maps
 
-    def _masked_blocks(self) -> Sequence[Callable[[Tensor], Tensor]]:
+    def _masked_blocks(self) -> Iterable[Callable[[Tensor], Tensor]]:
         return list(self.blocks)[-self.masked :]

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from robench.errors import ModelError, UsageError
+from robench.models.architectures.classifier import Classifier
 
 __all__ = ["VisionTransformer"]
 
@@ -83,7 +84,7 @@ class _Layer(nn.Module):
         return out
 
 
-class VisionTransformer(nn.Module):
+class VisionTransformer(Classifier):
     """Pre-norm transformer over square patches.
 
     The default is for 8×8 inputs: 16 patches of 2×2, two layers, 39,514 parameters.
@@ -102,6 +103,8 @@ class VisionTransformer(nn.Module):
     Raises:
         UsageError: sizes that do not divide, or are below 1.
     """
+
+    classifier = "head"
 
     def __init__(
         self,
@@ -166,14 +169,6 @@ class VisionTransformer(nn.Module):
         normalised: Tensor = self.norm(self.blocks(tokens + self.pos_embed))
         return normalised
 
-    def forward_head(self, tokens: Tensor, pre_logits: bool = False) -> Tensor:
-        """Tokens → logits (N, num_classes), or the pooled features (N, width)."""
-        pooled = tokens[:, 0] if self.has_class_token else tokens.mean(dim=1)
-        if pre_logits:
-            return pooled
-        logits: Tensor = self.head(pooled)
-        return logits
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        """(N, in_channels, H, W) float → logits (N, num_classes)."""
-        return self.forward_head(self.forward_features(inputs))
+    def pool(self, features: Tensor) -> Tensor:
+        """Tokens (N, T, width) → (N, width)."""
+        return features[:, 0] if self.has_class_token else features.mean(dim=1)

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from robench.errors import UsageError
+from robench.models.architectures.classifier import Classifier
 
-__all__ = ["WideBlock", "WideResNet", "blocks_per_stage", "initialise", "wide_stage", "widths"]
+__all__ = ["WideBlock", "WideResNet", "WideTrunk"]
 
 
 class WideBlock(nn.Module):
@@ -38,61 +39,78 @@ class WideBlock(nn.Module):
 
 
 class _Stage(nn.Module):
-    """Only there because the authors' names have a ``layer`` level."""
+    """Blocks under the name ``layer``, a level that only the authors' names need."""
 
-    def __init__(self, layers: list[nn.Module]) -> None:
+    def __init__(
+        self, count: int, in_planes: int, planes: int, stride: int, dropout: float
+    ) -> None:
         super().__init__()
-        self.layer = nn.Sequential(*layers)
+        first = WideBlock(in_planes, planes, stride, dropout)
+        rest = [WideBlock(planes, planes, 1, dropout) for _ in range(count - 1)]
+        self.layer = nn.Sequential(first, *rest)
 
     def forward(self, maps: Tensor) -> Tensor:
         out: Tensor = self.layer(maps)
         return out
 
 
-def wide_stage(count: int, in_planes: int, planes: int, stride: int, dropout: float) -> nn.Module:
-    """``count`` blocks under the name ``layer``; the first changes width and resolution."""
-    return _Stage(
-        [
-            WideBlock(in_planes if i == 0 else planes, planes, stride if i == 0 else 1, dropout)
-            for i in range(count)
-        ]
-    )
+class WideTrunk(Classifier):
+    """The parameters of a WideResNet, under the authors' names.
 
-
-def blocks_per_stage(depth: int) -> int:
-    """Blocks in each of the three stages of a WideResNet of this depth.
-
-    Raises:
-        UsageError: the depth is not 6n + 4.
-    """
-    if depth < 10 or (depth - 4) % 6:
-        raise UsageError(
-            f"a WideResNet's depth is 6n + 4, not {depth}", hint="Use 10, 16, 22, 28, 34, 70 …"
-        )
-    return (depth - 4) // 6
-
-
-def widths(widen_factor: int, stem: int) -> tuple[int, int, int, int]:
-    """Channels of the stem and of the three stages.
+    Args:
+        num_classes: number of logits.
+        in_channels: channels of the input.
+        depth: 6n + 4.
+        widen_factor: the stages have 1, 2 and 4 times ``stem · widen_factor`` channels.
+        dropout: rate between a block's convolutions, in training.
+        stem: channels of the first convolution.
+        sub_block: add an unused ``sub_block1``, which ANCRA's files contain.
 
     Raises:
-        UsageError: a factor or a stem below 1.
+        UsageError: a depth other than 6n + 4, or sizes below 1.
     """
-    if min(widen_factor, stem) < 1:
-        raise UsageError("widen_factor and stem must be at least 1")
-    return stem, stem * widen_factor, 2 * stem * widen_factor, 4 * stem * widen_factor
+
+    def __init__(
+        self,
+        num_classes: int,
+        in_channels: int,
+        depth: int,
+        widen_factor: int,
+        dropout: float,
+        stem: int,
+        *,
+        sub_block: bool = False,
+    ) -> None:
+        super().__init__()
+        if depth < 10 or (depth - 4) % 6:
+            raise UsageError(
+                f"a WideResNet's depth is 6n + 4, not {depth}", hint="Use 10, 16, 22, 28, 34, 70 …"
+            )
+        if min(widen_factor, stem) < 1:
+            raise UsageError("widen_factor and stem must be at least 1")
+        count = (depth - 4) // 6
+        width = stem * widen_factor
+        self.conv1 = nn.Conv2d(in_channels, stem, 3, 1, 1, bias=False)
+        self.block1 = _Stage(count, stem, width, 1, dropout)
+        if sub_block:
+            self.sub_block1 = _Stage(count, stem, width, 1, dropout)
+        self.block2 = _Stage(count, width, 2 * width, 2, dropout)
+        self.block3 = _Stage(count, 2 * width, 4 * width, 2, dropout)
+        self.bn1 = nn.BatchNorm2d(4 * width)
+        self.fc = nn.Linear(4 * width, num_classes)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                # He's initialisation by fan-out.
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        nn.init.zeros_(self.fc.bias)
+
+    def trunk(self, inputs: Tensor) -> Tensor:
+        """Everything before ``block3``."""
+        maps: Tensor = self.block2(self.block1(self.conv1(inputs)))
+        return maps
 
 
-def initialise(network: nn.Module) -> None:
-    """He's initialisation by fan-out; classifier biases start at 0."""
-    for module in network.modules():
-        if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-        elif isinstance(module, nn.Linear):
-            nn.init.zeros_(module.bias)
-
-
-class WideResNet(nn.Module):
+class WideResNet(WideTrunk):
     """WRN-``depth``-``widen_factor`` for 32×32 images.
 
     The authors' AGKD-BML network returns (feature map, pooled features, logits) and switches
@@ -120,30 +138,8 @@ class WideResNet(nn.Module):
         dropout: float = 0.0,
         stem: int = 16,
     ) -> None:
-        super().__init__()
-        count = blocks_per_stage(depth)
-        w0, w1, w2, w3 = widths(widen_factor, stem)
-        self.conv1 = nn.Conv2d(in_channels, w0, 3, 1, 1, bias=False)
-        self.block1 = wide_stage(count, w0, w1, 1, dropout)
-        self.block2 = wide_stage(count, w1, w2, 2, dropout)
-        self.block3 = wide_stage(count, w2, w3, 2, dropout)
-        self.bn1 = nn.BatchNorm2d(w3)
-        self.fc = nn.Linear(w3, num_classes)
-        initialise(self)
+        super().__init__(num_classes, in_channels, depth, widen_factor, dropout, stem)
 
     def forward_features(self, inputs: Tensor) -> Tensor:
         """(N, in_channels, H, W) → feature map (N, 4·stem·widen_factor, H/4, W/4), ≥ 0."""
-        maps = self.block3(self.block2(self.block1(self.conv1(inputs))))
-        return torch.relu(self.bn1(maps))
-
-    def forward_head(self, maps: Tensor, pre_logits: bool = False) -> Tensor:
-        """Feature map → logits (N, num_classes), or the pooled features."""
-        pooled = maps.mean(dim=(2, 3))
-        if pre_logits:
-            return pooled
-        logits: Tensor = self.fc(pooled)
-        return logits
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        """(N, in_channels, H, W) float → logits (N, num_classes)."""
-        return self.forward_head(self.forward_features(inputs))
+        return torch.relu(self.bn1(self.block3(self.trunk(inputs))))

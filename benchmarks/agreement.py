@@ -28,7 +28,7 @@ import numpy as np
 from peers import PROTOCOL, Table, machine, measure
 
 from robench.datasets import load_dataset
-from robench.defenses import train
+from robench.defenses import resolve, train
 from robench.models import list_cards
 from robench.records import ArchitectureSpec
 from robench.threat_models import ThreatModel
@@ -93,19 +93,18 @@ def five_class_model() -> tuple[str, str]:
             data = load_dataset("digits", split=split)
             everything = range(len(data))
             np.savez(path, images=data.batch(everything).numpy(), labels=data.labels.numpy() % 5)
-        train(
+        job = resolve(
             "pgd-at",
-            dataset=str(folder / "digits-modulo-5.npz"),
+            folder / "digits-modulo-5.npz",
             architecture=ArchitectureSpec(
                 name="digits_resnet", arguments={"width": 16, "blocks": 4}
             ),
             threat_model=ThreatModel.of("Linf", "0.2"),
-            out_folder=card.parent,
+            folder=card.parent,
             device="cpu",
-            epochs=30,
-            batch_size=32,
-            ema=0.99,
+            settings={"epochs": 30, "batch_size": 32, "ema": 0.99},
         )
+        train(job)
     return str(card), str(test)
 
 

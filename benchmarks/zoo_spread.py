@@ -21,8 +21,7 @@ import torch
 from pyautoattack import AutoAttack
 
 from robench.datasets import load_dataset
-from robench.defenses import train
-from robench.defenses.trainer import validate
+from robench.defenses import resolve, train, validate
 from robench.defenses.training_state import STATE_FILE
 from robench.models import find_card, load_model, write_card
 from robench.records import ModelCard
@@ -43,19 +42,19 @@ def retrain(card: ModelCard, seed: int, folder: Path) -> Path:
     teacher = words[words.index("--teacher") + 1] if "--teacher" in words else None
     skipped = ("devices", "device", "teacher", "teacher_sha256")
     settings = {k: v for k, v in origin.recipe.items() if k not in skipped}
-    return train(
+    job = resolve(
         card.defense,
-        dataset=card.dataset,
+        card.dataset,
         architecture=card.architecture,
         threat_model=card.threat_model,
         teacher=teacher,
         name=card.name,
         seed=seed,
-        out_folder=out_folder,
+        folder=out_folder,
         device="cpu",
-        progress=False,
-        **settings,
+        settings=settings,
     )
+    return train(job, progress=False)
 
 
 def measure(path: Path) -> dict[str, float]:

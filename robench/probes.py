@@ -18,6 +18,7 @@ from robench.registry import unknown_name
 __all__ = [
     "checked_inputs",
     "checked_logits",
+    "eval_mode",
     "forward_hooks",
     "layer_names",
     "resolve_layer",
@@ -68,31 +69,46 @@ def resolve_layer(model: nn.Module, name: str) -> tuple[str, nn.Module]:
 
 
 @contextmanager
+def _training_flags_kept(model: nn.Module) -> Iterator[None]:
+    flags = [(module, module.training) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for module, training in flags:
+            module.training = training
+
+
+@contextmanager
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """``model`` in evaluation mode; each submodule's own flag comes back, also after an error."""
+    with _training_flags_kept(model):
+        model.eval()
+        yield
+
+
+@contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
     """Restore training flags and buffers of ``model`` on leaving, also after an error.
 
     Passes inside work on copies of the buffers. The originals are put back rather than
     overwritten, so that a graph built inside stays valid for a later backward pass.
     """
-    modules = list(model.modules())
-    flags = [module.training for module in modules]
     buffers = [
         (module, name, buffer)
-        for module in modules
+        for module in model.modules()
         for name, buffer in module.named_buffers(recurse=False)
     ]
     copies: dict[int, Tensor] = {}
-    try:
-        for module, name, buffer in buffers:
-            # A buffer that two modules share must stay shared during the pass.
-            copy = copies.setdefault(id(buffer), buffer.clone())
-            setattr(module, name, copy)
-        yield
-    finally:
-        for module, name, buffer in buffers:
-            setattr(module, name, buffer)
-        for module, training in zip(modules, flags, strict=True):
-            module.training = training
+    with _training_flags_kept(model):
+        try:
+            for module, name, buffer in buffers:
+                # A buffer that two modules share must stay shared during the pass.
+                copy = copies.setdefault(id(buffer), buffer.clone())
+                setattr(module, name, copy)
+            yield
+        finally:
+            for module, name, buffer in buffers:
+                setattr(module, name, buffer)
 
 
 @contextmanager

@@ -84,27 +84,23 @@ def train(
     if arguments and arch is None:
         raise UsageError("--arch-arg without --arch", hint="Name the architecture with --arch")
 
-    from robench.defenses.training import train as train_model  # torch
+    from robench import defenses  # torch
     from robench.records import ArchitectureSpec
 
-    card = train_model(
+    job = defenses.resolve(
         recipe,
-        dataset=dataset,
+        defenses.TrainingSplits.load(dataset, root=data, download=download),
         architecture=None if arch is None else ArchitectureSpec(name=arch, arguments=arguments),
         threat_model=threat_model,
-        out_folder=out,
+        folder=out,
         name=name,
         seed=seed,
         device=device,
         devices=devices,
         teacher=teacher,
-        data_root=data,
-        download=download,
-        overwrite=overwrite,
-        progress=not quiet,
-        **overrides,
+        settings=overrides,
     )
-    typer.echo(card)
+    typer.echo(defenses.train(job, overwrite=overwrite, progress=not quiet))
 
 
 def _list_recipes() -> None:

@@ -1,7 +1,7 @@
-"""Training recipes: one small file each, over one trainer.
+"""Training recipes: one small file each, over one training loop.
 
-``train`` writes a model's folder, ``card.toml`` and ``weights.safetensors``, with everything
-needed to train it again.
+``train(resolve("trades", "digits"))`` writes a model's folder, ``card.toml`` and
+``weights.safetensors``, with everything needed to train it again.
 """
 
 from __future__ import annotations
@@ -12,23 +12,39 @@ from typing import TYPE_CHECKING, Any
 from robench.defenses.catalogue import RECIPES
 
 if TYPE_CHECKING:
-    from robench.defenses.recipe import Batch, Context, Recipe
+    from robench.defenses.job import TrainingJob, resolve
+    from robench.defenses.recipe import AdversarialRecipe, Context, Paper, Recipe
     from robench.defenses.settings import TrainingSettings
-    from robench.defenses.training import train
+    from robench.defenses.training import train, validate
+    from robench.defenses.training_data import Batch, TrainingSplits
 
-__all__ = ["RECIPES", "Batch", "Context", "Recipe", "TrainingSettings", "train"]
+__all__ = [
+    "RECIPES",
+    "AdversarialRecipe",
+    "Batch",
+    "Context",
+    "Paper",
+    "Recipe",
+    "TrainingJob",
+    "TrainingSettings",
+    "TrainingSplits",
+    "resolve",
+    "train",
+    "validate",
+]
 
 _HOMES = {
-    "Batch": "robench.defenses.recipe",
-    "Context": "robench.defenses.recipe",
-    "Recipe": "robench.defenses.recipe",
-    "TrainingSettings": "robench.defenses.settings",
-    "train": "robench.defenses.training",
+    "job": ("TrainingJob", "resolve"),
+    "recipe": ("AdversarialRecipe", "Context", "Paper", "Recipe"),
+    "settings": ("TrainingSettings",),
+    "training": ("train", "validate"),
+    "training_data": ("Batch", "TrainingSplits"),
 }
 
 
 def __getattr__(name: str) -> Any:
     # torch takes seconds to import; the command line lists recipes without it.
-    if name in _HOMES:
-        return getattr(import_module(_HOMES[name]), name)
+    for home, names in _HOMES.items():
+        if name in names:
+            return getattr(import_module(f"{__name__}.{home}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -13,8 +13,6 @@ __all__ = ["RECIPES"]
 
 RECIPES: Registry[type[Recipe]] = Registry("recipe", "robench.recipes")
 
-_HERE = "robench.defenses"
-
 for _name, _target, _summary in (
     ("standard", "standard:Standard", "cross-entropy on clean inputs: no defense"),
     ("pgd-at", "pgd_at:PgdAt", "cross-entropy on PGD inputs (Madry et al. 2018)"),
@@ -24,4 +22,4 @@ for _name, _target, _summary in (
     ("agkd-bml", "agkd_bml:AgkdBml", "attention distillation + metric learning (Wang et al. 2021)"),
     ("ancra", "ancra:Ancra", "negative contrast + reverse attention (Zhou et al. 2023)"),
 ):
-    RECIPES.add(_name, f"{_HERE}.{_target}", _summary)
+    RECIPES.add(_name, f"robench.defenses.recipes.{_target}", _summary)

@@ -6,8 +6,7 @@ batch, take any objective, and report nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +15,14 @@ from torch.nn import functional as F
 from robench import geometry, seeding
 from robench.threat_models import ThreatModel
 
-__all__ = ["ascend", "gaussian_start", "in_eval_mode", "kl_divergence", "pgd", "uniform_start"]
+__all__ = [
+    "Objective",
+    "ascend",
+    "cross_entropy_of",
+    "gaussian_start",
+    "kl_divergence",
+    "uniform_start",
+]
 
 Objective = Callable[[Tensor], Tensor]
 """adv_inputs (N, C, H, W) → loss of each sample (N,), to be raised."""
@@ -24,21 +30,6 @@ Objective = Callable[[Tensor], Tensor]
 _GAUSSIAN_SCALE = 0.001
 
 _START = seeding.tag("inner start")
-
-
-@contextmanager
-def in_eval_mode(network: nn.Module) -> Iterator[nn.Module]:
-    """``network`` in evaluation mode: attacking it must not move batch statistics.
-
-    Every submodule's own flag is restored, also after an error.
-    """
-    flags = [(module, module.training) for module in network.modules()]
-    network.eval()
-    try:
-        yield network
-    finally:
-        for module, training in flags:
-            module.training = training
 
 
 def uniform_start(inputs: Tensor, threat_model: ThreatModel, keys: Tensor) -> Tensor:
@@ -86,30 +77,12 @@ def ascend(
     return adv_inputs.detach()
 
 
-def pgd(
-    network: nn.Module,
-    inputs: Tensor,
-    labels: Tensor,
-    threat_model: ThreatModel,
-    keys: Tensor,
-    *,
-    steps: int,
-    step_size: float,
-) -> Tensor:
-    """PGD on the cross-entropy from a uniform start (Madry et al. 2018), in evaluation mode."""
-    with in_eval_mode(network):
-        return ascend(
-            lambda adv_inputs: F.cross_entropy(network(adv_inputs), labels, reduction="none"),
-            inputs,
-            uniform_start(inputs, threat_model, keys),
-            threat_model,
-            steps=steps,
-            step_size=step_size,
-        )
+def cross_entropy_of(network: nn.Module, labels: Tensor, sign: int = 1) -> Objective:
+    """The cross-entropy with ``labels``: away from them, or towards them with ``sign`` −1."""
+    return lambda points: sign * F.cross_entropy(network(points), labels, reduction="none")
 
 
 def kl_divergence(clean_logits: Tensor, adv_logits: Tensor) -> Tensor:
     """KL(p_clean ‖ p_adv) of each sample: (N, C), (N, C) → (N,)."""
-    log_clean = F.log_softmax(clean_logits, dim=1)
-    log_adv = F.log_softmax(adv_logits, dim=1)
-    return (log_clean.exp() * (log_clean - log_adv)).sum(dim=1)
+    log_clean, log_adv = F.log_softmax(clean_logits, dim=1), F.log_softmax(adv_logits, dim=1)
+    return F.kl_div(log_adv, log_clean, reduction="none", log_target=True).sum(dim=1)

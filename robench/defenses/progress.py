@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from types import TracebackType
-
 from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
-    TaskID,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
@@ -18,17 +15,17 @@ from rich.progress import (
 __all__ = ["TrainingProgress"]
 
 
-class TrainingProgress:
+class TrainingProgress(Progress):
     """Shows a run on stderr; a context manager.
 
     Args:
         title: what is being trained.
+        shown: False: draws nothing.
         console: where to draw; None: stderr.
     """
 
-    def __init__(self, title: str, console: Console | None = None) -> None:
-        self._title = title
-        self._bar = Progress(
+    def __init__(self, title: str, *, shown: bool = True, console: Console | None = None) -> None:
+        super().__init__(
             TextColumn("[bold]{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
@@ -36,37 +33,20 @@ class TrainingProgress:
             TimeElapsedColumn(),
             TimeRemainingColumn(),
             console=console or Console(stderr=True),
+            disable=not shown,
         )
-        self._task: TaskID | None = None
-        self._steps = 0
+        self._run = self.add_task(title, total=None, figures="")
 
-    def __enter__(self) -> TrainingProgress:
-        self._bar.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._bar.stop()
-
-    def start(self, epochs: int, steps: int, finished: int) -> None:
+    def begin(self, epochs: int, steps: int, finished: int) -> None:
         """A run of ``epochs`` × ``steps`` begins, ``finished`` epochs being done already."""
-        self._task = self._bar.add_task(
-            self._title, total=epochs * steps, completed=finished * steps, figures=""
-        )
+        self.update(self._run, total=epochs * steps, completed=finished * steps)
 
-    def step(self) -> None:
+    def step_done(self) -> None:
         """One optimiser step is done."""
-        if self._task is not None:
-            self._bar.advance(self._task)
+        self.advance(self._run)
 
-    def epoch(self, row: dict[str, float]) -> None:
+    def epoch_done(self, row: dict[str, float]) -> None:
         """An epoch is done with these figures."""
-        if self._task is None:
-            return
         shown = [f"epoch {int(row['epoch'])}"]
         shown += [f"{k.removeprefix('loss_')} {v:.3f}" for k, v in row.items() if k[:5] == "loss_"]
         shown += [
@@ -74,4 +54,4 @@ class TrainingProgress:
             for label, key in (("clean", "clean_acc"), ("robust", "robust_acc"))
             if key in row
         ]
-        self._bar.update(self._task, figures=" · ".join(shown))
+        self.update(self._run, figures=" · ".join(shown))

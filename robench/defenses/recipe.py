@@ -3,36 +3,37 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
+from robench.defenses.inner_maximisers import Objective, ascend
+from robench.defenses.training_data import Batch, TrainingData
 from robench.errors import ModelError
+from robench.probes import eval_mode
 from robench.records import ForwardSpec
 from robench.threat_models import ThreatModel
 
-if TYPE_CHECKING:
-    from robench.defenses.training_data import TrainingData
-
-__all__ = ["AdversarialRecipe", "Batch", "Context", "Recipe", "features_of"]
+__all__ = ["AdversarialRecipe", "Context", "Paper", "Recipe", "features_of"]
 
 
 @dataclass(frozen=True)
-class Batch:
-    """One step's samples.
+class Paper:
+    """Where a recipe comes from.
 
     Args:
-        inputs: float32 (N, C, H, W) in [0, 1], augmented.
-        labels: int64 (N,).
-        keys: int64 (N,), the samples' random keys for this epoch (:mod:`robench.seeding`).
+        title: with its authors.
+        link: where to read it.
+        venue: where it was published.
+        year: when.
     """
 
-    inputs: Tensor
-    labels: Tensor
-    keys: Tensor
+    title: str
+    link: str
+    venue: str
+    year: int
 
 
 @dataclass(frozen=True)
@@ -57,20 +58,15 @@ class Context:
 class Recipe(BaseModel, ABC):
     """A training loss with its parameters.
 
-    A subclass declares its parameters as fields; their defaults are the paper's.
+    A subclass has a ``name`` and declares its parameters as fields with the paper's defaults.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: ClassVar[str]
-    paper: ClassVar[str | None] = None
-    link: ClassVar[str | None] = None
-    venue: ClassVar[str | None] = None
-    year: ClassVar[int | None] = None
+    paper: ClassVar[Paper | None] = None
     selection: ClassVar[Literal["robust_acc", "clean_acc"]] = "robust_acc"
     """The validation figure that chooses the checkpoint."""
-    suggested: ClassVar[Mapping[str, Any]] = {}
-    """Values of the training settings that the recipe prefers."""
     needs_teacher: ClassVar[bool] = False
     notes: ClassVar[str | None] = None
     """What a reader of the card must know before trusting the number."""
@@ -112,6 +108,32 @@ class AdversarialRecipe(Recipe, ABC):
     """Steps of the inner attack."""
     attack_step_size: float = Field(0.25, gt=0)
     """Step size as a share of ε; 0.25 is the usual 2/255 at ε 8/255."""
+
+    def maximise(
+        self, context: Context, objective: Objective, inputs: Tensor, start: Tensor
+    ) -> Tensor:
+        """The inner attack from ``start``, the network in evaluation mode.
+
+        In evaluation mode, because attacking a network must not move its batch statistics.
+
+        Args:
+            context: has the network and the ball.
+            objective: what to raise, sample by sample.
+            inputs: (N, C, H, W) in [0, 1], the centre of the ball.
+            start: first iterate, same shape.
+
+        Returns:
+            adv_inputs, detached, in the ball and the box.
+        """
+        with eval_mode(context.network):
+            return ascend(
+                objective,
+                inputs,
+                start,
+                context.threat_model,
+                steps=self.attack_steps,
+                step_size=self.attack_step_size,
+            )
 
 
 def features_of(network: nn.Module, inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -3,23 +3,91 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from robench import seeding
-from robench.datasets import Dataset
-from robench.defenses.recipe import Batch
+from robench.datasets import Dataset, load_training_splits
 from robench.defenses.settings import TrainingSettings
-from robench.errors import TrainingError
+from robench.errors import TrainingError, UsageError
 
-__all__ = ["TrainingData", "check_batch_size", "shift_and_flip"]
+__all__ = ["Batch", "TrainingData", "TrainingSplits", "check_batch_size", "shift_and_flip"]
 
 _RESIDENT_BYTES = 4 << 30
 """A set up to this size is kept on the device, as float32; a larger one is read as it goes."""
 
+_PROBE = 4
+
 _ORDER, _SHIFT, _DRAW = (seeding.tag(name) for name in ("order", "shift", "draw"))
+
+
+@dataclass(frozen=True)
+class TrainingSplits:
+    """The two parts of a run's data; the test split is never among them.
+
+    Args:
+        train: what the network learns from.
+        validation: what chooses the checkpoint; ``robench.datasets.hold_out`` makes one.
+        source: name, folder or file that gives both again; None: nothing does.
+
+    Raises:
+        UsageError: they share samples, or differ in classes or input shape.
+    """
+
+    train: Dataset
+    validation: Dataset
+    source: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.source is not None:
+            return  # parted by load_training_splits
+        if set(self.train.sample_ids) & set(self.validation.sample_ids):
+            raise UsageError("training and validation data share samples")
+        first, second = ((d.num_classes, d.input_shape) for d in (self.train, self.validation))
+        if first != second:
+            raise UsageError("training and validation data differ in classes or input shape")
+
+    @property
+    def probe(self) -> Tensor:
+        """A few training inputs (N, C, H, W), to see whether a recipe can work with a network."""
+        return self.train.batch(range(min(_PROBE, len(self.train))))
+
+    @classmethod
+    def load(
+        cls,
+        source: str | Path,
+        *,
+        root: str | Path | None = None,
+        download: bool = False,
+        options: Mapping[str, Any] | None = None,
+    ) -> TrainingSplits:
+        """The splits of ``source``, as :func:`~robench.datasets.load_training_splits` has them.
+
+        Raises:
+            UnknownNameError, DataError, UsageError: as that function.
+        """
+        splits = load_training_splits(source, root=root, download=download, **(options or {}))
+        return cls(*splits, source=str(source))
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One step's samples.
+
+    Args:
+        inputs: float32 (N, C, H, W) in [0, 1], augmented.
+        labels: int64 (N,).
+        keys: int64 (N,), the samples' random keys for this epoch (:mod:`robench.seeding`).
+    """
+
+    inputs: Tensor
+    labels: Tensor
+    keys: Tensor
 
 
 class TrainingData:
@@ -55,13 +123,13 @@ class TrainingData:
         """Batches in an epoch."""
         return len(self.dataset) // self._settings.batch_size
 
-    def batches(self, epoch: int, rank: int = 0, world_size: int = 1) -> Iterator[Batch]:
-        """The batches of one epoch; with several processes, each one's share of every batch."""
+    def batches(self, epoch: int, index: int = 0, count: int = 1) -> Iterator[Batch]:
+        """The batches of one epoch; with ``count`` processes, number ``index``'s share of each."""
         keys = seeding.derive(self._keys, epoch)
         order = seeding.derive(keys, _ORDER).argsort(stable=True)
         size = self._settings.batch_size
         for step in range(self.steps):
-            chosen = order[step * size : (step + 1) * size][rank::world_size]
+            chosen = order[step * size : (step + 1) * size][index::count]
             yield Batch(
                 inputs=self._augmented(chosen, keys[chosen]),
                 labels=self.dataset.labels[chosen].to(self._device),

@@ -11,8 +11,7 @@ import torch
 from robench.cli.requests import Request, chosen_models
 from robench.cli.settings import parse_settings
 from robench.datasets import load_dataset
-from robench.defenses import RECIPES, TrainingSettings
-from robench.defenses.trainer import validate
+from robench.defenses import RECIPES, TrainingSettings, validate
 from robench.errors import DataError
 from robench.models import list_cards, load_model
 from robench.models.zoo import LocatedCard, find_card

@@ -9,8 +9,7 @@ import pytest
 import torch
 
 from robench.datasets import load_dataset, load_training_splits
-from robench.defenses import RECIPES, train
-from robench.defenses.trainer import validate
+from robench.defenses import RECIPES, resolve, train, validate
 from robench.models import list_cards, load_model, read_card
 from robench.models.zoo import LocatedCard
 
@@ -98,19 +97,19 @@ def test_the_recorded_settings_train_as_good_a_model_again(
     card = located.card
     skipped = ("device", "devices", "teacher", "teacher_sha256")
     recorded = {k: v for k, v in card.provenance.recipe.items() if k not in skipped}
-    path = train(
+    job = resolve(
         card.defense,
-        dataset="digits",
+        "digits",
         architecture=card.architecture,
         threat_model=card.threat_model,
         teacher=card.provenance.recipe.get("teacher"),
         name=card.name,
         seed=card.provenance.seed or 0,
-        out_folder=tmp_path,
+        folder=tmp_path,
         device="cpu",
-        progress=False,
-        **recorded,
+        settings=recorded,
     )
+    path = train(job, progress=False)
     again = read_card(path)
     assert again.architecture == card.architecture
     for key, slack in (("clean_acc", 3), ("robust_acc", 8)):

@@ -12,23 +12,34 @@ from torch import Tensor, nn
 
 from robench import seeding
 from robench.datasets import ArrayDataset
-from robench.defenses import RECIPES, Batch, Context, TrainingSettings
-from robench.defenses.aerp import Aerp, attended, class_attention, probability_gap, upsampled
-from robench.defenses.agkd_bml import (
+from robench.defenses import (
+    RECIPES,
+    AdversarialRecipe,
+    Batch,
+    Context,
+    Recipe,
+    TrainingSettings,
+)
+from robench.defenses.inner_maximisers import Objective, kl_divergence
+from robench.defenses.recipes.aerp import (
+    Aerp,
+    attended,
+    class_attention,
+    probability_gap,
+    upsampled,
+)
+from robench.defenses.recipes.agkd_bml import (
     AgkdBml,
     angular_distance,
     attention_map,
     confusing_classes,
     smoothed_cross_entropy,
-    triplet,
 )
-from robench.defenses.ancra import Ancra, negative_contrast, other_classes
-from robench.defenses.inner_maximisers import kl_divergence, pgd
-from robench.defenses.mart import Mart, boosted_margin, weighted_kl
-from robench.defenses.pgd_at import PgdAt
-from robench.defenses.recipe import Recipe
-from robench.defenses.standard import Standard
-from robench.defenses.trades import Trades, kl_attack
+from robench.defenses.recipes.ancra import Ancra, negative_contrast, other_classes
+from robench.defenses.recipes.mart import Mart, boosted_margin, weighted_kl
+from robench.defenses.recipes.pgd_at import PgdAt
+from robench.defenses.recipes.standard import Standard
+from robench.defenses.recipes.trades import Trades
 from robench.defenses.training_data import TrainingData
 from robench.errors import ModelError, TrainingError, UsageError
 from robench.models.architectures.resnet import DigitsResNet
@@ -130,14 +141,10 @@ def test_smoothing_of_every_mass_below_one() -> None:
         assert float(smoothed_cross_entropy(z, y, mass)) == pytest.approx(expected)
 
 
-def test_angular_distance_and_triplet() -> None:
+def test_angular_distance() -> None:
     a = torch.tensor([[1.0, 0.0], [1.0, 0.0], [3.0, 4.0]])
     b = torch.tensor([[2.0, 0.0], [0.0, -5.0], [-3.0, -4.0]])
     assert angular_distance(a, b).tolist() == pytest.approx([0.0, 1.0, 0.0], abs=1e-6)
-    anchor, far, near = a[:1], b[1:2], b[:1]
-    assert triplet(anchor, far, near, 0.03).item() == pytest.approx(1.03)
-    assert triplet(anchor, near, far, 0.03).item() == 0.0
-    assert triplet(anchor, near, near, 0.03).item() == pytest.approx(0.03)
 
 
 def test_attention_map_is_min_max_of_the_channel_sum() -> None:
@@ -223,61 +230,110 @@ def array(tensor: Tensor) -> np.ndarray:
     return tensor.detach().double().numpy()
 
 
-def test_standard_and_pgd_at() -> None:
+class InnerAttack:
+    """Stands in for the inner attack: moves inputs by fixed amounts, keeps what it was asked."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *moves: float) -> None:
+        self.asked: list[tuple[Objective, Tensor, Tensor]] = []
+
+        def maximise(
+            recipe: AdversarialRecipe,
+            context: Context,
+            objective: Objective,
+            inputs: Tensor,
+            start: Tensor,
+        ) -> Tensor:
+            move = moves[len(self.asked) % len(moves)]
+            self.asked.append((objective, inputs, start))
+            return (inputs + move).clamp(0, 1)
+
+        monkeypatch.setattr(AdversarialRecipe, "maximise", maximise)
+
+
+def test_the_inner_attack_raises_its_objective_inside_the_ball() -> None:
+    model = network()
+    context, batch = made(model)
+
+    def brightness(points: Tensor) -> Tensor:
+        assert not model.training
+        return points.mean(dim=(1, 2, 3))
+
+    adv_inputs = PgdAt().maximise(context, brightness, batch.inputs, batch.inputs)
+    # The optimum in closed form: every pixel brighter by ε, and none above 1.
+    assert torch.allclose(adv_inputs, (batch.inputs + 0.1).clamp(0, 1), atol=1e-6)
+    assert model.training
+
+
+def test_standard() -> None:
     model = network().eval()
     context, batch = made(model)
-    y = batch.labels.numpy()
     terms = Standard().terms(context, batch)
-    expected = cross_entropy(array(model(batch.inputs)), y).mean()
+    expected = cross_entropy(array(model(batch.inputs)), batch.labels.numpy()).mean()
     assert float(terms["clean"].detach()) == pytest.approx(expected, rel=1e-4)
 
-    adv_inputs = pgd(model, batch.inputs, batch.labels, THREAT, batch.keys, steps=3, step_size=0.25)
-    terms = PgdAt(attack_steps=3).terms(context, batch)
-    expected = cross_entropy(array(model(adv_inputs)), y).mean()
-    assert float(terms["adversarial"].detach()) == pytest.approx(expected, rel=1e-4)
-    assert set(terms) == {"adversarial"}
 
-
-def test_trades() -> None:
+def test_pgd_at(monkeypatch: pytest.MonkeyPatch) -> None:
     model = network().eval()
     context, batch = made(model)
-    recipe = Trades(attack_steps=3)
-    adv = kl_attack(
-        model, batch.inputs, THREAT, batch.keys, steps=3, step_size=recipe.attack_step_size
-    )
-    z, w = array(model(batch.inputs)), array(model(adv))
+    attack = InnerAttack(monkeypatch, 0.1)
+    terms = PgdAt().terms(context, batch)
+    z = array(model((batch.inputs + 0.1).clamp(0, 1)))
+    losses = cross_entropy(z, batch.labels.numpy())
+    assert set(terms) == {"adversarial"}
+    assert float(terms["adversarial"].detach()) == pytest.approx(losses.mean(), rel=1e-4)
+
+    ((objective, inputs, start),) = attack.asked
+    assert torch.equal(inputs, batch.inputs)
+    assert array(objective((inputs + 0.1).clamp(0, 1))) == pytest.approx(losses, rel=1e-3)
+    assert 0.05 < float((start - inputs).abs().max()) <= 0.1 + 1e-6, "anywhere in the ball"
+
+
+def test_trades(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = network().eval()
+    context, batch = made(model)
+    attack = InnerAttack(monkeypatch, 0.1)
+    adv = (batch.inputs + 0.1).clamp(0, 1)
+    recipe = Trades()
     terms = recipe.terms(context, batch)
+    z, w = array(model(batch.inputs)), array(model(adv))
     assert float(terms["clean"].detach()) == pytest.approx(
         cross_entropy(z, batch.labels.numpy()).mean(), rel=1e-4
     )
     assert float(terms["kl"].detach()) == pytest.approx(6 * kl(z, w).mean(), rel=1e-3)
     assert recipe.attack_step_size * 8 / 255 == pytest.approx(0.007)
 
+    ((objective, inputs, start),) = attack.asked
+    assert array(objective(adv)) == pytest.approx(kl(z, w), rel=1e-2, abs=1e-6)
+    # 216 draws of N(0, 0.001): their standard deviation within 5 of its own.
+    assert float((start - inputs).std()) == pytest.approx(0.001, rel=0.25)
+
 
 def test_mart_adds_its_three_terms(monkeypatch: pytest.MonkeyPatch) -> None:
     model = network().eval()
     context, batch = made(model)
-    fixed = (batch.inputs + 0.1).clamp(0, 1)
-    monkeypatch.setattr("robench.defenses.mart.ascend", lambda *a, **k: fixed)
-    z, w, y = array(model(batch.inputs)), array(model(fixed)), batch.labels.numpy()
+    attack = InnerAttack(monkeypatch, 0.1)
+    adv = (batch.inputs + 0.1).clamp(0, 1)
+    z, w, y = array(model(batch.inputs)), array(model(adv)), batch.labels.numpy()
     terms = Mart().terms(context, batch)
     p = softmax(w)
     wrong = np.where(np.eye(CLASSES)[y] == 1, -1, p).max(axis=1)
-    assert float(terms["adversarial"].detach()) == pytest.approx(
-        cross_entropy(w, y).mean(), rel=1e-4
-    )
+    losses = cross_entropy(w, y)
+    assert float(terms["adversarial"].detach()) == pytest.approx(losses.mean(), rel=1e-4)
     assert float(terms["margin"].detach()) == pytest.approx(
         -np.log(1.0001 - wrong).mean(), rel=1e-4
     )
     weight = 1 - softmax(z)[np.arange(len(y)), y]
     assert float(terms["kl"].detach()) == pytest.approx(6 * (kl(z, w) * weight).mean(), rel=1e-3)
+    ((objective, inputs, start),) = attack.asked
+    assert array(objective(adv)) == pytest.approx(losses, rel=1e-3)
+    assert float((start - inputs).std()) == pytest.approx(0.001, rel=0.25)
 
 
 def test_aerp_adds_its_three_terms(monkeypatch: pytest.MonkeyPatch) -> None:
     model = network().eval()  # so that calling it twice gives the same
     context, batch = made(model)
+    attack = InnerAttack(monkeypatch, 0.1)
     fixed = (batch.inputs + 0.1).clamp(0, 1)
-    monkeypatch.setattr(Aerp, "_attacked", lambda self, c, b: fixed)
     y = batch.labels.numpy()
     terms = Aerp().terms(context, batch)
     supervised, gap, maps = 0.0, 0.0, []
@@ -297,13 +353,15 @@ def test_aerp_adds_its_three_terms(monkeypatch: pytest.MonkeyPatch) -> None:
     assert float(terms["classification"].detach()) == pytest.approx(8 * supervised, rel=1e-4)
     assert float(terms["rectification"].detach()) == pytest.approx(-4 * gap, rel=1e-3)
     assert float(terms["preservation"].detach()) == pytest.approx(moved, rel=1e-2, abs=1e-9)
+    ((objective, _, _),) = attack.asked
+    assert array(objective(fixed)) == pytest.approx(cross_entropy(array(model(fixed)), y), rel=1e-3)
 
 
 def test_aerp_s_own_attack_is_one_step_towards_the_least_likely() -> None:
     model = network()
     context, batch = made(model)
     recipe = Aerp(attack="least-likely")
-    adv_inputs = recipe._attacked(context, batch)
+    adv_inputs = recipe.attacked(context, batch)
     inside = (batch.inputs > 0.1) & (batch.inputs < 0.9)
     size = (adv_inputs - batch.inputs).abs()
     # One full step: on the surface of the ball wherever the gradient is not exactly zero.
@@ -318,19 +376,16 @@ def test_aerp_s_own_attack_is_one_step_towards_the_least_likely() -> None:
 def test_agkd_bml_adds_its_terms(monkeypatch: pytest.MonkeyPatch) -> None:
     model, teacher = network().eval(), network(blocks=2).eval()
     context, batch = made(model, teacher)
-    targets: list[Tensor] = []
-
-    def nearby(self: AgkdBml, c: Context, inputs: Tensor, wanted: Tensor, keys: Tensor) -> Tensor:
-        targets.append(wanted)
-        return (inputs + 0.05).clamp(0, 1)
-
-    monkeypatch.setattr(AgkdBml, "_towards", nearby)
+    attack = InnerAttack(monkeypatch, 0.05)
     terms = AgkdBml().terms(context, batch)
     y = batch.labels
     confusing = confusing_classes(model(batch.inputs), y)
-    assert torch.equal(targets[0], confusing), "x1 is attacked towards the confusing class"
-    assert torch.equal(targets[1], y), "x2 is attacked towards the label of x1"
     others = context.data.draw(confusing, batch.keys)
+    # x1 is attacked towards the confusing class, x2 towards the label of x1.
+    for (objective, inputs, _), target in zip(attack.asked, (confusing, y), strict=True):
+        expected = -cross_entropy(array(model(inputs)), target.numpy())
+        assert array(objective(inputs)) == pytest.approx(expected, rel=1e-3)
+    assert torch.equal(attack.asked[1][1], others)
     x, x_adv, o_adv = (batch.inputs, (batch.inputs + 0.05).clamp(0, 1), (others + 0.05).clamp(0, 1))
 
     def look(module: nn.Module, points: Tensor) -> np.ndarray:
@@ -362,12 +417,7 @@ def test_ancra_adds_its_terms_over_heads(form: str, monkeypatch: pytest.MonkeyPa
     model = network(DigitsResNetRA, blocks=2, masked=2).eval()
     context, batch = made(model)
 
-    def nearby(
-        self: Ancra, c: Context, inputs: Tensor, labels: Tensor, keys: Tensor, *, direction: float
-    ) -> Tensor:
-        return (inputs + 0.1 * direction).clamp(0, 1)
-
-    monkeypatch.setattr(Ancra, "_ascend", nearby)
+    InnerAttack(monkeypatch, 0.1, -0.1)
     recipe = Ancra.model_validate({"form": form})
     terms = recipe.terms(context, batch)
     labels = batch.labels
@@ -428,8 +478,8 @@ def test_ancra_s_attack_raises_its_objective_inside_the_ball() -> None:
         return ce(final, labels) + 2 * ce(auxiliary, labels)
 
     labels = batch.labels
-    away = recipe._ascend(context, batch.inputs, labels, batch.keys, direction=1.0)
-    towards = recipe._ascend(context, batch.inputs, labels, batch.keys, direction=-1.0)
+    away = recipe.attacked(context, batch.inputs, labels, batch.keys, direction=1.0)
+    towards = recipe.attacked(context, batch.inputs, labels, batch.keys, direction=-1.0)
     clean = objective(batch.inputs, labels)
     assert objective(away, labels) > clean > objective(towards, labels)
     for points in (away, towards):

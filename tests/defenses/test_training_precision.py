@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from robench.datasets import ArrayDataset, hold_out
-from robench.defenses import RECIPES, Context, TrainingSettings, train
+from robench.defenses import RECIPES, Context, TrainingSettings, TrainingSplits, resolve, train
 from robench.defenses.precision import BFloat16Network, arranged, chosen_precision, computing
 from robench.defenses.training_data import TrainingData
 from robench.models import load_model, read_card
@@ -124,22 +124,25 @@ def test_every_recipe_has_float32_terms_and_nearly_the_float32_gradient(name: st
 
 
 def test_a_run_in_bfloat16_learns_and_repeats(tmp_path: Path) -> None:
-    train_data, validation = hold_out(pictures(120), 24)
+    parts = TrainingSplits(*hold_out(pictures(120), 24))
     cards = [
         train(
-            "pgd-at",
-            dataset=train_data,
-            validation=validation,
-            architecture=ArchitectureSpec(name="resnet18", arguments=SMALL),
-            out_folder=tmp_path / folder,
-            device="cpu",
+            resolve(
+                "pgd-at",
+                parts,
+                architecture=ArchitectureSpec(name="resnet18", arguments=SMALL),
+                folder=tmp_path / folder,
+                device="cpu",
+                settings={
+                    "epochs": 4,
+                    "batch_size": 16,
+                    "attack_steps": 1,
+                    "validation_steps": 1,
+                    "validate_every": 4,
+                    "precision": "bf16",
+                },
+            ),
             progress=False,
-            epochs=4,
-            batch_size=16,
-            attack_steps=1,
-            validation_steps=1,
-            validate_every=4,
-            precision="bf16",
         )
         for folder in ("a", "b")
     ]
@@ -147,5 +150,5 @@ def test_a_run_in_bfloat16_learns_and_repeats(tmp_path: Path) -> None:
     assert card.provenance.recipe["precision"] == "bf16"
     assert card.provenance.validation["clean_acc"] > 90
     # The layout is the run's own business: the file has plain float32 tensors.
-    assert load_model(cards[0])(validation.batch([0])).dtype == torch.float32
+    assert load_model(cards[0])(parts.validation.batch([0])).dtype == torch.float32
     assert card.weights.sha256 == read_card(cards[1]).weights.sha256

@@ -7,7 +7,7 @@ guide to where the prediction changes.
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from pydantic import Field
@@ -15,11 +15,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from robench import seeding
-from robench.defenses.inner_maximisers import ascend, gaussian_start, in_eval_mode, kl_divergence
-from robench.defenses.mart import boosted_margin, weighted_kl
-from robench.defenses.recipe import AdversarialRecipe, Batch, Context
-from robench.defenses.trades import PAPER_STEP
+from robench.defenses.inner_maximisers import gaussian_start, kl_divergence
+from robench.defenses.recipe import AdversarialRecipe, Context, Paper
+from robench.defenses.recipes.mart import boosted_margin, weighted_kl
+from robench.defenses.recipes.trades import PAPER_STEP
+from robench.defenses.training_data import Batch
 from robench.errors import ModelError, TrainingError
+from robench.probes import eval_mode
 from robench.records import ForwardSpec
 
 __all__ = ["Ancra", "negative_contrast", "other_classes"]
@@ -34,15 +36,15 @@ class Ancra(AdversarialRecipe):
     attack maximises CE(final) + 2·mean CE(aux) whatever the form.
     """
 
-    name: ClassVar[str] = "ancra"
-    paper: ClassVar[str | None] = (
+    name = "ancra"
+    paper = Paper(
         "Enhancing Robust Representation in Adversarial Training: Alignment and Exclusion "
-        "Criteria (Zhou et al.)"
+        "Criteria (Zhou et al.)",
+        "https://arxiv.org/abs/2310.03358",
+        "arXiv",
+        2023,
     )
-    link: ClassVar[str | None] = "https://arxiv.org/abs/2310.03358"
-    venue: ClassVar[str | None] = "arXiv"
-    year: ClassVar[int | None] = 2023
-    notes: ClassVar[str | None] = (
+    notes = (
         "Suspect: the evaluation-time mask is chosen by a hard argmax, which hides the gradient. "
         "Read its AutoAttack number beside the attack on its auxiliary logits."
     )
@@ -65,12 +67,13 @@ class Ancra(AdversarialRecipe):
 
         Raises:
             ModelError: it has no auxiliary logits.
+            TrainingError: there is one class only.
         """
         if num_classes < 2:
             raise TrainingError("a negative needs another class, and there is one only")
         labels = torch.zeros(len(inputs), dtype=torch.int64)
         try:
-            with in_eval_mode(network), torch.no_grad():
+            with eval_mode(network), torch.no_grad():
                 final, extra = network(inputs, labels, _eval=False)
         except (TypeError, ValueError) as error:
             raise _without_reverse_attention(network) from error
@@ -79,7 +82,7 @@ class Ancra(AdversarialRecipe):
 
     def forward_spec(self, network: nn.Module, inputs: Tensor) -> ForwardSpec:
         """Final logits by default; each masked block's auxiliary logits by name."""
-        with in_eval_mode(network), torch.no_grad():
+        with eval_mode(network), torch.no_grad():
             _, auxiliary = network(inputs, None, _eval=True)
         return ForwardSpec(
             outputs={f"auxiliary_{i}": (1, i) for i in range(len(auxiliary))},
@@ -91,9 +94,9 @@ class Ancra(AdversarialRecipe):
         network, inputs, labels = context.network, batch.inputs, batch.labels
         wrong = other_classes(labels, batch.keys, context.num_classes)
         negatives = context.data.draw(wrong, batch.keys)
-        adv_inputs = self._ascend(context, inputs, labels, batch.keys, direction=1.0)
+        adv_inputs = self.attacked(context, inputs, labels, batch.keys, direction=1.0)
         # Towards the anchor's label.
-        adv_negatives = self._ascend(context, negatives, labels, batch.keys + 1, direction=-1.0)
+        adv_negatives = self.attacked(context, negatives, labels, batch.keys + 1, direction=-1.0)
         clean = _heads(network, inputs, labels)
         adv = _heads(network, adv_inputs, labels)
         negative = _heads(network, adv_negatives, wrong)
@@ -129,7 +132,7 @@ class Ancra(AdversarialRecipe):
         """The final head's term plus the weighted mean of the auxiliary heads'."""
         return terms[0] + self.auxiliary * torch.stack(terms[1:]).mean()
 
-    def _ascend(
+    def attacked(
         self, context: Context, inputs: Tensor, labels: Tensor, keys: Tensor, *, direction: float
     ) -> Tensor:
         """PGD on CE(final) + 2·mean CE(aux), away from ``labels`` (1) or towards them (−1)."""
@@ -141,15 +144,7 @@ class Ancra(AdversarialRecipe):
             own = F.cross_entropy(final, labels, reduction="none")
             return direction * (own + self.auxiliary_attack * torch.stack(losses).mean(dim=0))
 
-        with in_eval_mode(network):
-            return ascend(
-                objective,
-                inputs,
-                gaussian_start(inputs, keys),
-                context.threat_model,
-                steps=self.attack_steps,
-                step_size=self.attack_step_size,
-            )
+        return self.maximise(context, objective, inputs, gaussian_start(inputs, keys))
 
 
 def other_classes(labels: Tensor, keys: Tensor, num_classes: int) -> Tensor:

@@ -11,74 +11,56 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from robench.errors import DeviceError, MissingDependencyError
 
-__all__ = [
-    "Engine",
-    "FabricEngine",
-    "LocalEngine",
-    "average_buffers",
-    "average_gradients",
-    "deterministic",
-    "launch",
-]
+__all__ = ["Processes", "deterministic", "launch"]
 
 
-class Engine(Protocol):
-    """What the trainer asks of its surroundings."""
+@dataclass(frozen=True)
+class Processes:
+    """The processes that train one network together, as one of them sees them.
+
+    Args:
+        device: where this process computes.
+        index: which of them this one is, from 0.
+        count: how many there are.
+        fabric: the ``Fabric`` that started them; None with one process.
+    """
 
     device: torch.device
-    rank: int
-    world_size: int
+    index: int = 0
+    count: int = 1
+    fabric: Any = None
 
-    def mean(self, values: Tensor) -> Tensor:
-        """The mean of ``values`` over all processes."""
-        ...
+    @property
+    def first(self) -> bool:
+        """Whether this is the process that writes files and shows progress."""
+        return self.index == 0
 
+    def average_gradients(self, network: nn.Module) -> None:
+        """Replace every gradient by its mean over the processes, in one collective."""
+        self._average([p.grad for p in network.parameters() if p.grad is not None])
 
-class LocalEngine:
-    """One process on one device.
+    def average_buffers(self, network: nn.Module) -> None:
+        """Replace batch statistics by their mean over the processes."""
+        self._average([b for b in network.buffers() if b.is_floating_point()])
 
-    Args:
-        device: where to compute.
-    """
-
-    rank = 0
-    world_size = 1
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-
-    def mean(self, values: Tensor) -> Tensor:
-        """``values`` themselves."""
-        return values
-
-
-class FabricEngine:
-    """One of several processes that Fabric started.
-
-    Args:
-        fabric: the ``Fabric`` that Fabric hands to the launched function.
-    """
-
-    def __init__(self, fabric: Any) -> None:
-        self._fabric = fabric
-        self.device: torch.device = fabric.device
-        self.rank: int = fabric.global_rank
-        self.world_size: int = fabric.world_size
-
-    def mean(self, values: Tensor) -> Tensor:
-        """The mean over all processes."""
-        result: Tensor = self._fabric.all_reduce(values, reduce_op="mean")
-        return result
+    def _average(self, tensors: list[Tensor]) -> None:
+        if self.count == 1 or not tensors:
+            return
+        flat = torch.cat([tensor.detach().flatten() for tensor in tensors])
+        parts = self.fabric.all_reduce(flat, reduce_op="mean").split([t.numel() for t in tensors])
+        for tensor, part in zip(tensors, parts, strict=True):
+            tensor.data.copy_(part.view_as(tensor))
 
 
-def launch(work: Callable[[Engine], None], device: torch.device, devices: int) -> None:
+def launch(work: Callable[[Processes], None], device: torch.device, devices: int) -> None:
     """Run ``work`` once on ``device``, or in ``devices`` processes of its kind.
 
     Raises:
@@ -86,7 +68,7 @@ def launch(work: Callable[[Engine], None], device: torch.device, devices: int) -
         DeviceError: fewer devices than asked for.
     """
     if devices == 1:
-        work(LocalEngine(device))
+        work(Processes(device))
         return
     if device.type == "cuda" and devices > torch.cuda.device_count():
         raise DeviceError(
@@ -107,41 +89,12 @@ def launch(work: Callable[[Engine], None], device: torch.device, devices: int) -
         # Spawned, so that it works from a script, a notebook and the command line alike.
         strategy="ddp_spawn",
     )
-    fabric.launch(_Worker(work))
+    fabric.launch(_started, work)
 
 
-class _Worker:
-    """Fabric calls the launched function with itself; spawning needs something picklable."""
-
-    def __init__(self, work: Callable[[Engine], None]) -> None:
-        self._work = work
-
-    def __call__(self, fabric: Any) -> None:
-        self._work(FabricEngine(fabric))
-
-
-def average_gradients(engine: Engine, network: nn.Module) -> None:
-    """Replace every gradient by its mean over the processes, in one collective."""
-    if engine.world_size == 1:
-        return
-    _average(engine, [p.grad for p in network.parameters() if p.grad is not None])
-
-
-def average_buffers(engine: Engine, network: nn.Module) -> None:
-    """Replace batch statistics by their mean over the processes."""
-    if engine.world_size == 1:
-        return
-    _average(engine, [b for b in network.buffers() if b.is_floating_point()])
-
-
-def _average(engine: Engine, tensors: list[Tensor]) -> None:
-    if not tensors:
-        return
-    mean = engine.mean(torch.cat([tensor.detach().flatten() for tensor in tensors]))
-    start = 0
-    for tensor in tensors:
-        tensor.data.copy_(mean[start : start + tensor.numel()].view_as(tensor))
-        start += tensor.numel()
+def _started(fabric: Any, work: Callable[[Processes], None]) -> None:
+    """One of several processes begins here. Module-level, because spawning pickles it."""
+    work(Processes(fabric.device, fabric.global_rank, fabric.world_size, fabric))
 
 
 @contextmanager

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
-
 from torch import Tensor
 from torch.nn import functional as F
 
-from robench.defenses.recipe import Batch, Context, Recipe
+from robench.defenses.recipe import Context, Recipe
+from robench.defenses.training_data import Batch
 
 __all__ = ["Standard"]
 
@@ -15,8 +14,8 @@ __all__ = ["Standard"]
 class Standard(Recipe):
     """CE(x, y)."""
 
-    name: ClassVar[str] = "standard"
-    selection: ClassVar[Literal["robust_acc", "clean_acc"]] = "clean_acc"
+    name = "standard"
+    selection = "clean_acc"
 
     def terms(self, context: Context, batch: Batch) -> dict[str, Tensor]:
         """``clean``: cross-entropy on the clean inputs."""

@@ -6,16 +6,18 @@ is PGD, which is stronger, and ``attack = "least-likely"`` is theirs.
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from robench.defenses.inner_maximisers import ascend, in_eval_mode, pgd
-from robench.defenses.recipe import AdversarialRecipe, Batch, Context, features_of
+from robench.defenses.inner_maximisers import ascend, cross_entropy_of, uniform_start
+from robench.defenses.recipe import AdversarialRecipe, Context, Paper, features_of
+from robench.defenses.training_data import Batch
 from robench.errors import ModelError
+from robench.probes import eval_mode
 
 __all__ = ["Aerp", "attended", "class_attention", "probability_gap", "upsampled"]
 
@@ -30,14 +32,14 @@ class Aerp(AdversarialRecipe):
     attention. A is made of gradients, so the loss is second-order.
     """
 
-    name: ClassVar[str] = "aerp"
-    paper: ClassVar[str | None] = (
+    name = "aerp"
+    paper = Paper(
         "Attention, Please! Adversarial Defense via Attention Rectification and Preservation "
-        "(Wu et al.)"
+        "(Wu et al.)",
+        "https://arxiv.org/abs/1811.09831",
+        "ACM TOMM",
+        2022,
     )
-    link: ClassVar[str | None] = "https://arxiv.org/abs/1811.09831"
-    venue: ClassVar[str | None] = "ACM TOMM"
-    year: ClassVar[int | None] = 2022
 
     classification: float = Field(8.0, ge=0)
     rectification: float = Field(4.0, ge=0)
@@ -51,7 +53,7 @@ class Aerp(AdversarialRecipe):
         Raises:
             ModelError: it does not, or the map is a single cell.
         """
-        with in_eval_mode(network), torch.no_grad():
+        with eval_mode(network), torch.no_grad():
             maps, _, _ = features_of(network, inputs)
         if maps.shape[2] * maps.shape[3] < 2:
             raise ModelError(
@@ -62,7 +64,7 @@ class Aerp(AdversarialRecipe):
     def terms(self, context: Context, batch: Batch) -> dict[str, Tensor]:
         """``classification``, ``rectification`` (negative), ``preservation``, weighted."""
         network, inputs, labels = context.network, batch.inputs, batch.labels
-        adv_inputs = self._attacked(context, batch)
+        adv_inputs = self.attacked(context, batch)
         clean_logits, clean_attention = _seen(network, inputs, labels)
         adv_logits, adv_attention = _seen(network, adv_inputs, labels)
         gap = torch.zeros((), device=inputs.device)
@@ -80,29 +82,21 @@ class Aerp(AdversarialRecipe):
             "preservation": self.preservation * moved,
         }
 
-    def _attacked(self, context: Context, batch: Batch) -> Tensor:
+    def attacked(self, context: Context, batch: Batch) -> Tensor:
+        """The batch's inputs under the inner attack, (N, C, H, W) in the ball and the box."""
         network, inputs = context.network, batch.inputs
         if self.attack == "pgd":
-            return pgd(
-                network,
+            return self.maximise(
+                context,
+                cross_entropy_of(network, batch.labels),
                 inputs,
-                batch.labels,
-                context.threat_model,
-                batch.keys,
-                steps=self.attack_steps,
-                step_size=self.attack_step_size,
+                uniform_start(inputs, context.threat_model, batch.keys),
             )
-        with in_eval_mode(network):
+        with eval_mode(network):
             with torch.no_grad():
                 unlikely = network(inputs).argmin(dim=1)
-            return ascend(
-                lambda points: -F.cross_entropy(network(points), unlikely, reduction="none"),
-                inputs,
-                inputs,
-                context.threat_model,
-                steps=1,
-                step_size=1.0,
-            )
+            towards = cross_entropy_of(network, unlikely, sign=-1)
+            return ascend(towards, inputs, inputs, context.threat_model, steps=1, step_size=1.0)
 
 
 def _seen(network: nn.Module, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

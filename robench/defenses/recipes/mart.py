@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import torch
 from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from robench.defenses.inner_maximisers import ascend, gaussian_start, in_eval_mode, kl_divergence
-from robench.defenses.recipe import AdversarialRecipe, Batch, Context
-from robench.defenses.trades import PAPER_STEP
+from robench.defenses.inner_maximisers import cross_entropy_of, gaussian_start, kl_divergence
+from robench.defenses.recipe import AdversarialRecipe, Context, Paper
+from robench.defenses.recipes.trades import PAPER_STEP
+from robench.defenses.training_data import Batch
 
 __all__ = ["Mart", "boosted_margin", "weighted_kl"]
 
@@ -25,13 +24,13 @@ class Mart(AdversarialRecipe):
     BCE is the boosted cross-entropy: −log p_y(x') − log(1 − max over k ≠ y of p_k(x')).
     """
 
-    name: ClassVar[str] = "mart"
-    paper: ClassVar[str | None] = (
-        "Improving Adversarial Robustness Requires Revisiting Misclassified Examples (Wang et al.)"
+    name = "mart"
+    paper = Paper(
+        "Improving Adversarial Robustness Requires Revisiting Misclassified Examples (Wang et al.)",
+        "https://openreview.net/forum?id=rklOg6EFwS",
+        "ICLR",
+        2020,
     )
-    link: ClassVar[str | None] = "https://openreview.net/forum?id=rklOg6EFwS"
-    venue: ClassVar[str | None] = "ICLR"
-    year: ClassVar[int | None] = 2020
 
     beta: float = Field(6.0, ge=0)
     """Weight of the divergence (λ in the paper); 6 in the reference code."""
@@ -40,15 +39,12 @@ class Mart(AdversarialRecipe):
     def terms(self, context: Context, batch: Batch) -> dict[str, Tensor]:
         """``adversarial`` and ``margin``: the two halves of BCE; ``kl``: β times the divergence."""
         network, labels = context.network, batch.labels
-        with in_eval_mode(network):
-            adv_inputs = ascend(
-                lambda points: F.cross_entropy(network(points), labels, reduction="none"),
-                batch.inputs,
-                gaussian_start(batch.inputs, batch.keys),
-                context.threat_model,
-                steps=self.attack_steps,
-                step_size=self.attack_step_size,
-            )
+        adv_inputs = self.maximise(
+            context,
+            cross_entropy_of(network, labels),
+            batch.inputs,
+            gaussian_start(batch.inputs, batch.keys),
+        )
         clean_logits, adv_logits = network(batch.inputs), network(adv_inputs)
         return {
             "adversarial": F.cross_entropy(adv_logits, labels),

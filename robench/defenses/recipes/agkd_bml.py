@@ -5,18 +5,17 @@ Wang et al., ICCV 2021, arXiv 2108.06017; reference: hongw579/AGKD-BML.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, ClassVar
-
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from robench.defenses.inner_maximisers import ascend, in_eval_mode, uniform_start
-from robench.defenses.mart import boosted_margin, weighted_kl
-from robench.defenses.recipe import AdversarialRecipe, Batch, Context, features_of
+from robench.defenses.inner_maximisers import cross_entropy_of, uniform_start
+from robench.defenses.recipe import AdversarialRecipe, Context, Paper, features_of
+from robench.defenses.recipes.mart import boosted_margin, weighted_kl
+from robench.defenses.training_data import Batch
 from robench.errors import TrainingError
+from robench.probes import eval_mode
 
 __all__ = [
     "AgkdBml",
@@ -24,7 +23,6 @@ __all__ = [
     "attention_map",
     "confusing_classes",
     "smoothed_cross_entropy",
-    "triplet",
 ]
 
 _TINY = 1e-12
@@ -38,16 +36,15 @@ class AgkdBml(AdversarialRecipe):
     where to look and gives the initial weights.
     """
 
-    name: ClassVar[str] = "agkd-bml"
-    paper: ClassVar[str | None] = (
+    name = "agkd-bml"
+    paper = Paper(
         "AGKD-BML: Defense Against Adversarial Attack by Attention Guided Knowledge Distillation "
-        "and Bi-directional Metric Learning (Wang et al.)"
+        "and Bi-directional Metric Learning (Wang et al.)",
+        "https://arxiv.org/abs/2108.06017",
+        "ICCV",
+        2021,
     )
-    link: ClassVar[str | None] = "https://arxiv.org/abs/2108.06017"
-    venue: ClassVar[str | None] = "ICCV"
-    year: ClassVar[int | None] = 2021
-    needs_teacher: ClassVar[bool] = True
-    suggested: ClassVar[Mapping[str, Any]] = {}
+    needs_teacher = True
 
     distillation: float = Field(1.0, ge=0)
     metric: float = Field(2.0, ge=0)
@@ -66,7 +63,7 @@ class AgkdBml(AdversarialRecipe):
         Raises:
             ModelError: it does not.
         """
-        with in_eval_mode(network), torch.no_grad():
+        with eval_mode(network), torch.no_grad():
             features_of(network, inputs)
 
     def terms(self, context: Context, batch: Batch) -> dict[str, Tensor]:
@@ -75,7 +72,7 @@ class AgkdBml(AdversarialRecipe):
             raise TrainingError("agkd-bml needs a teacher", hint="Give one with --teacher")
         network, teacher = context.network, context.teacher
         inputs, labels = batch.inputs, batch.labels
-        with in_eval_mode(network), torch.no_grad():
+        with eval_mode(network), torch.no_grad():
             confusing = confusing_classes(network(inputs), labels)
         others = context.data.draw(confusing, batch.keys)
         adv_inputs = self._towards(context, inputs, confusing, batch.keys)
@@ -91,26 +88,25 @@ class AgkdBml(AdversarialRecipe):
         gaze = F.l1_loss(attention_map(adv_maps), attention_map(taught))
         gaze = gaze + F.l1_loss(attention_map(adv_other_maps), attention_map(taught_others))
         size = sum(part.square().mean() for part in (anchor, positive, negative))
-        pull = triplet(anchor, positive, negative, self.margin).mean() + self.feature_norm * size
+        pull = F.triplet_margin_with_distance_loss(
+            anchor, positive, negative, distance_function=angular_distance, margin=self.margin
+        )
         return {
             "smoothed": smoothed_cross_entropy(adv_logits, labels, self.smoothing),
             "margin": boosted_margin(adv_logits, labels).mean(),
             "kl": self.beta * weighted_kl(clean_logits, adv_logits, labels).mean(),
             "distillation": self.distillation * gaze,
-            "triplet": self.metric * pull,
+            "triplet": self.metric * (pull + self.feature_norm * size),
         }
 
     def _towards(self, context: Context, inputs: Tensor, targets: Tensor, keys: Tensor) -> Tensor:
-        network = context.network
-        with in_eval_mode(network):
-            return ascend(
-                lambda points: -F.cross_entropy(network(points), targets, reduction="none"),
-                inputs,
-                uniform_start(inputs, context.threat_model, keys),
-                context.threat_model,
-                steps=self.attack_steps,
-                step_size=self.attack_step_size,
-            )
+        """``inputs`` attacked towards the classes ``targets``."""
+        return self.maximise(
+            context,
+            cross_entropy_of(context.network, targets, sign=-1),
+            inputs,
+            uniform_start(inputs, context.threat_model, keys),
+        )
 
 
 def confusing_classes(logits: Tensor, labels: Tensor) -> Tensor:
@@ -134,14 +130,12 @@ def angular_distance(a: Tensor, b: Tensor) -> Tensor:
     return 1 - F.cosine_similarity(a, b, dim=1).abs()
 
 
-def triplet(anchor: Tensor, positive: Tensor, negative: Tensor, margin: float) -> Tensor:
-    """max(0, margin + D(anchor, positive) − D(anchor, negative)) of each sample: (N,)."""
-    difference = angular_distance(anchor, positive) - angular_distance(anchor, negative)
-    return (margin + difference).clamp_min(0)
-
-
 def smoothed_cross_entropy(logits: Tensor, labels: Tensor, mass: float) -> Tensor:
-    """Cross-entropy with ``mass`` shared equally by the wrong classes; the mean over the batch."""
+    """Cross-entropy with ``mass`` shared equally by the wrong classes; the mean over the batch.
+
+    Not torch's ``label_smoothing``, which shares with the true class too and so cannot give it
+    less than each wrong one.
+    """
     log_probabilities = F.log_softmax(logits, dim=1)
     true = log_probabilities.gather(1, labels[:, None]).squeeze(1)
     wrong = (log_probabilities.sum(dim=1) - true) / (logits.shape[1] - 1)

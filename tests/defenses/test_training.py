@@ -1,8 +1,9 @@
-"""The trainer: same seed same weights, resuming, choosing, refusing."""
+"""Training: same seed same weights, resuming, choosing, refusing."""
 
 from __future__ import annotations
 
 import hashlib
+import inspect
 import math
 import os
 import signal
@@ -21,12 +22,21 @@ from torch.nn import functional as F
 
 from robench import seeding
 from robench.datasets import ArrayDataset, hold_out, load_training_splits
-from robench.defenses import RECIPES, Batch, Context, Recipe, TrainingSettings, train
-from robench.defenses import engine as engine_module
-from robench.defenses.defaults import defaults_for
-from robench.defenses.engine import deterministic, launch
-from robench.defenses.standard import Standard
-from robench.defenses.trainer import validate
+from robench.defenses import (
+    RECIPES,
+    Batch,
+    Context,
+    Recipe,
+    TrainingJob,
+    TrainingSettings,
+    TrainingSplits,
+    resolve,
+    train,
+    validate,
+)
+from robench.defenses.processes import deterministic, launch
+from robench.defenses.recipes.standard import Standard
+from robench.defenses.settings import defaults_for
 from robench.defenses.training_data import TrainingData, shift_and_flip
 from robench.defenses.training_state import STATE_FILE, TrainingState
 from robench.devices import resolve_device
@@ -61,24 +71,29 @@ def bars(n: int = 60) -> ArrayDataset:
     return ArrayDataset(inputs, torch.arange(n) % 2, name="bars", split="train", num_classes=2)
 
 
-def run(folder: Path, recipe: str | Recipe = "pgd-at", **changes: Any) -> Path:
-    train_data, validation = hold_out(bars(), 12)
+def job(folder: Path, recipe: str | Recipe = "pgd-at", **changes: Any) -> TrainingJob:
     arguments: dict[str, Any] = {
-        "dataset": train_data,
-        "validation": validation,
+        "data": TrainingSplits(*hold_out(bars(), 12)),
         "architecture": TINY,
         "threat_model": "Linf-0.1",
-        "out_folder": folder,
+        "folder": folder,
         "device": "cpu",
-        "progress": False,
-        "epochs": 3,
-        "batch_size": 16,
-        **changes,
     }
+    arguments |= {k: changes.pop(k) for k in set(ARGUMENTS) & set(changes)}
+    settings = {"epochs": 3, "batch_size": 16, **changes}
     kind = RECIPES[recipe] if isinstance(recipe, str) else type(recipe)
     if "attack_steps" in kind.model_fields:
-        arguments.setdefault("attack_steps", 2)
-    return train(recipe, **arguments)
+        settings.setdefault("attack_steps", 2)
+    return resolve(recipe, **arguments, settings=settings)
+
+
+ARGUMENTS = inspect.signature(resolve).parameters
+
+
+def run(
+    folder: Path, recipe: str | Recipe = "pgd-at", *, overwrite: bool = False, **changes: Any
+) -> Path:
+    return train(job(folder, recipe, **changes), overwrite=overwrite, progress=False)
 
 
 def weights(card: Path) -> dict[str, Tensor]:
@@ -123,20 +138,21 @@ def test_a_card_that_loads_and_says_everything(tmp_path: Path) -> None:
 
 
 def test_the_command_names_all_that_differs_from_the_defaults(tmp_path: Path) -> None:
-    path = train(
+    settings = {
+        "epochs": 1,
+        "attack_steps": 1,
+        "beta": 3,
+        "ema": 0.5,
+        "batch_size": 1000,
+        "threads": 1,
+    }
+    path = run(
+        tmp_path,
         "trades",
-        dataset="digits",
-        out_folder=tmp_path,
-        architecture=TINY,
-        epochs=1,
-        attack_steps=1,
-        beta=3,
-        ema=0.5,
-        batch_size=1000,
-        threads=1,
+        data="digits",
+        threat_model=None,
         seed=7,
-        device="cpu",
-        progress=False,
+        **settings,
     )
     assert read_card(path).provenance.command == (
         "robench train trades --dataset digits --arch digits_resnet --arch-arg width=4 "
@@ -232,13 +248,15 @@ SCRIPT = """
 import sys
 import torch
 from robench.datasets import ArrayDataset, hold_out
-from robench.defenses import train
+from robench.defenses import TrainingSplits, resolve, train
 from robench.records import ArchitectureSpec
 inputs = torch.rand(400, 1, 6, 6, generator=torch.Generator().manual_seed(0))
-data, validation = hold_out(ArrayDataset(inputs, (inputs.mean((1, 2, 3)) > 0.5).long()), 80)
-train("pgd-at", dataset=data, validation=validation, out_folder=sys.argv[1], device="cpu",
-      architecture=ArchitectureSpec(name="digits_resnet", arguments={"width": 4}),
-      threat_model="Linf-0.1", epochs=20, batch_size=32, progress=False, ema=0.9, shift=1)
+parts = hold_out(ArrayDataset(inputs, (inputs.mean((1, 2, 3)) > 0.5).long()), 80)
+job = resolve("pgd-at", TrainingSplits(*parts), folder=sys.argv[1], device="cpu",
+              architecture=ArchitectureSpec(name="digits_resnet", arguments={"width": 4}),
+              threat_model="Linf-0.1",
+              settings={"epochs": 20, "batch_size": 32, "ema": 0.9, "shift": 1})
+train(job, progress=False)
 """
 
 
@@ -369,7 +387,7 @@ def test_the_best_epoch_is_kept_and_ties_go_to_the_lower_loss(
         robust, loss = next(figures)
         return {"clean_acc": 90.0, "robust_acc": robust, "clean_loss": 0.1, "adv_loss": loss}
 
-    monkeypatch.setattr("robench.defenses.trainer.validate", judged)
+    monkeypatch.setattr("robench.defenses.training.validate", judged)
     path = run(tmp_path, epochs=5)
     assert read_card(path).provenance.validation["epoch"] == 3
     assert same(weights(path), seen[2])
@@ -384,7 +402,7 @@ def test_validation_can_be_rarer_but_never_misses_the_last_epoch(
         count.append(1)
         return {"clean_acc": 0.0, "robust_acc": 0.0, "clean_loss": 1.0, "adv_loss": 1.0}
 
-    monkeypatch.setattr("robench.defenses.trainer.validate", judged)
+    monkeypatch.setattr("robench.defenses.training.validate", judged)
     run(tmp_path, epochs=5, validate_every=3)
     assert len(count) == 2
 
@@ -523,15 +541,13 @@ def test_the_moving_average_is_an_average(tmp_path: Path) -> None:
         ({"batch_size": 64}, TrainingError, "48 training samples do not fill a batch of 64"),
         ({"architecture": "digit_resnet"}, UnknownNameError, "digits_resnet"),
         ({"architecture": None}, UsageError, "no architecture is the default for 'bars'"),
-        ({"validation": None}, UsageError, "hold_out"),
-        ({"validation": bars()}, UsageError, "share samples"),
         ({"threat_model": "Linf-2"}, UsageError, "at most 1"),
         ({"threat_model": "8/255"}, UsageError, "unknown norm|not a threat model"),
         ({"device": "cuda:99"}, DeviceError, "cuda:99 is not there"),
         ({"device": "gpu"}, DeviceError, "unknown device"),
         ({"name": "my model"}, UsageError, "no card can have name = 'my model'"),
         ({"devices": 0}, UsageError, "at least 1"),
-        ({"dataset": "/nowhere/data.npz", "validation": None}, DataError, "does not exist"),
+        ({"data": "/nowhere/data.npz"}, DataError, "does not exist"),
     ],
 )
 def test_refused(
@@ -543,35 +559,18 @@ def test_refused(
     assert not folder.exists(), "nothing is left behind"
 
 
+def test_splits_that_do_not_go_together() -> None:
+    with pytest.raises(UsageError, match="share samples"):
+        TrainingSplits(bars(), bars())
+    other = ArrayDataset(torch.rand(2, 3, 5, 5), torch.arange(2), name="o", num_classes=2)
+    with pytest.raises(UsageError, match="differ in classes or input shape"):
+        TrainingSplits(bars(), other)
+
+
 def test_several_devices_need_fabric(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "lightning_fabric", None)
     with pytest.raises(MissingDependencyError, match=r"robench\[distributed\]"):
         run(tmp_path, devices=2)
-
-
-class PretendFabric:
-    """Two processes whose other half always holds twice this one's values."""
-
-    device, global_rank, world_size = CPU, 0, 2
-
-    def all_reduce(self, values: Tensor, reduce_op: str) -> Tensor:
-        assert reduce_op == "mean"
-        return values * 1.5
-
-
-def test_gradients_and_statistics_are_averaged_over_processes() -> None:
-    engine = engine_module.FabricEngine(PretendFabric())
-    network = nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2))
-    network(torch.rand(4, 1, 2, 2)).square().sum().backward()
-    gradients = [p.grad.clone() for p in network.parameters() if p.grad is not None]
-    statistics = [b.clone() for b in network.buffers() if b.is_floating_point()]
-    engine_module.average_gradients(engine, network)
-    engine_module.average_buffers(engine, network)
-    for parameter, before in zip(network.parameters(), gradients, strict=True):
-        assert torch.allclose(parameter.grad, 1.5 * before)
-    after = [b for b in network.buffers() if b.is_floating_point()]
-    for value, before in zip(after, statistics, strict=True):
-        assert torch.allclose(value, 1.5 * before)
 
 
 VIT = ArchitectureSpec(
@@ -579,20 +578,36 @@ VIT = ArchitectureSpec(
 )
 
 
+class WatchingNetwork(nn.Module):
+    """A linear classifier, and batch statistics of its inputs that its answer does not use."""
+
+    def __init__(self, num_classes: int, in_channels: int) -> None:
+        super().__init__()
+        self.head = nn.Linear(25 * in_channels, num_classes)
+        self.watch = nn.BatchNorm2d(in_channels, affine=False)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        self.watch(inputs)
+        return self.head(inputs.flatten(1))
+
+
 @pytest.mark.filterwarnings("ignore")  # Fabric's own
 def test_two_processes_train_what_one_does(tmp_path: Path) -> None:
-    """Real spawned processes, where Fabric is installed.
-
-    Without batch statistics, averaged gradients of two half batches are the whole batch's.
-    """
-    pytest.importorskip("lightning_fabric")
-    options: dict[str, Any] = {"architecture": VIT, "validate_every": 9, "lr": 0.01}
+    """Real processes: averaged over two halves, gradients and statistics are the whole batch's."""
+    options: dict[str, Any] = {
+        "recipe": "standard",
+        "architecture": f"{__name__}:WatchingNetwork",
+        "epochs": 2,
+        "batch_size": 48,
+    }
     one = weights(run(tmp_path / "one", **options))
     two = weights(run(tmp_path / "two", devices=2, **options))
-    start = weights(run(tmp_path / "start", **{**options, "lr": 1e-9}))
-    for name, value in one.items():
-        assert torch.allclose(value, two[name], atol=1e-5), name
-    assert not torch.allclose(one["head.weight"], start["head.weight"], atol=1e-4)
+    assert one.keys() == two.keys()
+    for name in ("head.weight", "head.bias", "watch.running_mean"):
+        assert torch.allclose(one[name], two[name], atol=1e-6), name
+    start = job(tmp_path / "start", **options).network.state_dict()
+    assert not torch.allclose(one["head.weight"], start["head.weight"], atol=1e-3)
+    assert not torch.allclose(one["watch.running_mean"], start["watch.running_mean"], atol=1e-3)
 
 
 def test_a_transformer_s_card_asks_for_rollout(tmp_path: Path) -> None:
@@ -618,7 +633,7 @@ def test_devices() -> None:
     assert resolve_device("cpu") == CPU
     assert resolve_device("auto").type in ("cpu", "cuda", "mps")
     seen: list[int] = []
-    launch(lambda engine: seen.append(engine.world_size), CPU, 1)
+    launch(lambda processes: seen.append(processes.count), CPU, 1)
     assert seen == [1]
 
 
@@ -638,11 +653,13 @@ def test_the_bar_shows_losses_and_robustness(tmp_path: Path) -> None:
 
     stream = StringIO()
     console = Console(file=stream, force_terminal=True, width=160)
-    with TrainingProgress("pgd-at on bars", console) as bar:
-        bar.start(2, 3, 1)
+    with TrainingProgress("pgd-at on bars", console=console) as bar:
+        bar.begin(2, 3, 1)
         for _ in range(3):
-            bar.step()
-        bar.epoch({"epoch": 2.0, "loss_adversarial": 0.5, "clean_acc": 99.0, "robust_acc": 42.0})
+            bar.step_done()
+        bar.epoch_done(
+            {"epoch": 2.0, "loss_adversarial": 0.5, "clean_acc": 99.0, "robust_acc": 42.0}
+        )
     text = stream.getvalue()
     for expected in ("pgd-at on bars", "6/6", "adversarial 0.500", "robust 42.0 %"):
         assert expected in text

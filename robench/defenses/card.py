@@ -1,0 +1,161 @@
+"""The card of a trained model: how its weights came to be, what they reached on validation."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+import shlex
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from pydantic import ValidationError
+from safetensors.torch import save
+from torch import nn
+
+from robench.defenses.job import TrainingJob
+from robench.defenses.training_data import TrainingSplits
+from robench.defenses.training_state import Best
+from robench.errors import UsageError
+from robench.files import atomic_write
+from robench.models.cards import CARD_NAME, write_card
+from robench.records import AttentionSpec, InputSpec, ModelCard, Provenance, WeightsSpec
+
+__all__ = ["draft_card", "write_model"]
+
+_WEIGHTS_NAME = "weights.safetensors"
+
+_FIGURES = ("clean_acc", "robust_acc")
+
+_PACKAGES = ("robench", "torch", "numpy", "scikit-learn")
+"""Their versions decide the numbers."""
+
+
+def draft_card(job: TrainingJob) -> ModelCard:
+    """The card before training, complete but for the weights' hash and the validation figures.
+
+    Raises:
+        UsageError: no card can have such a name.
+    """
+    recipe, paper = job.recipe, job.recipe.paper
+    train = job.data.train
+    try:
+        return ModelCard(
+            name=job.name,
+            dataset=train.name,
+            num_classes=train.num_classes,
+            threat_model=job.threat_model,
+            defense=recipe.name,
+            architecture=job.architecture,
+            weights=WeightsSpec(path=_WEIGHTS_NAME, sha256="0" * 64),
+            input=InputSpec(channels=train.input_shape[0]),
+            forward=recipe.forward_spec(job.network, job.data.probe),
+            attention=_attention(job.network),
+            provenance=Provenance(
+                paper=paper and paper.title,
+                link=paper and paper.link,
+                venue=paper and paper.venue,
+                year=paper and paper.year,
+                command=_command(job),
+                training_data=_described(job.data),
+                seed=job.seed,
+                epochs=job.settings.epochs,
+                recipe=job.recorded,
+                versions=_versions() | ({} if job.code is None else {"recipe": job.code}),
+                notes=recipe.notes,
+            ),
+        )
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(map(str, first["loc"]))
+        raise UsageError(
+            f"no card can have {field} = {first['input']!r}: {first['msg']}",
+            hint="Names have letters, digits, '.', '_', '+' and '-'",
+        ) from error
+
+
+def write_model(card: ModelCard, best: Best, folder: Path, *, note: str | None = None) -> None:
+    """Write ``weights.safetensors`` and ``card.toml``; the card last, as it makes the model.
+
+    Args:
+        card: the draft.
+        best: the weights and their figures.
+        folder: where to write.
+        note: to be added to the card's notes.
+
+    Raises:
+        StoreError: the folder cannot be written.
+    """
+    content = save(best.weights)
+    atomic_write(folder / _WEIGHTS_NAME, content)
+    origin = card.provenance
+    figures = {name: round(best.figures[name], 2) for name in _FIGURES}
+    notes = " ".join(part for part in (origin.notes, note) if part) or None
+    update = {
+        "weights": card.weights.model_copy(update={"sha256": hashlib.sha256(content).hexdigest()}),
+        "provenance": origin.model_copy(
+            update={"validation": {**figures, "epoch": float(best.epoch)}, "notes": notes}
+        ),
+    }
+    write_card(card.model_copy(update=update), folder / CARD_NAME)
+
+
+def _command(job: TrainingJob) -> str | None:
+    """The command that trains this again, every value away from its default spelled out.
+
+    The defaults meant are those of the classes; what a data set prefers is spelled out too, so
+    that the command outlives a change of preferences. None where no command can.
+    """
+    if job.recipe_source is None or job.data.source is None:
+        return None
+    options: list[tuple[str, object]] = [
+        ("--dataset", job.data.source),
+        ("--arch", job.architecture.name),
+        *(("--arch-arg", f"{k}={v}") for k, v in job.architecture.arguments.items()),
+        ("--threat-model", job.threat_model),
+        ("--epochs", job.settings.epochs),
+        ("--seed", job.seed),
+    ]
+    if job.name != job.recipe.name:
+        options.append(("--name", job.name))
+    if job.teacher_source is not None:
+        options.append(("--teacher", job.teacher_source))
+    for model in (job.settings, job.recipe):
+        for key, info in type(model).model_fields.items():
+            value = getattr(model, key)
+            if key != "epochs" and value != info.default:
+                options.append(("--set", f"{key}={_spelled(value)}"))
+    words = ["robench", "train", job.recipe_source]
+    for flag, value in options:
+        words += [flag, str(value)]
+    return shlex.join(words)
+
+
+def _spelled(value: object) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def _described(data: TrainingSplits) -> str:
+    """Name, size and fingerprint of each part."""
+    return "; ".join(
+        f"{part.name} {part.split}, n = {len(part)}, sha256 {part.fingerprint}"
+        for part in (data.train, data.validation)
+    )
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version(), "machine": platform.machine()}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            # Run from a source tree that is not installed.
+            continue
+    return found
+
+
+def _attention(network: nn.Module) -> AttentionSpec:
+    """Rollout for networks whose attention weights can be read, else Grad-CAM."""
+    readable = any(getattr(module, "exposes_attention", False) for module in network.modules())
+    return AttentionSpec(method="rollout" if readable else "grad_cam")

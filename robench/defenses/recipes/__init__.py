@@ -1,0 +1,1 @@
+"""One recipe a file, with its paper; ``robench.defenses.catalogue`` names them."""

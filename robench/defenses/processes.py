@@ -12,6 +12,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -89,10 +90,10 @@ def launch(work: Callable[[Processes], None], device: torch.device, devices: int
         # Spawned, so that it works from a script, a notebook and the command line alike.
         strategy="ddp_spawn",
     )
-    fabric.launch(_started, work)
+    fabric.launch(partial(_started, work))
 
 
-def _started(fabric: Any, work: Callable[[Processes], None]) -> None:
+def _started(work: Callable[[Processes], None], fabric: Any) -> None:
     """One of several processes begins here. Module-level, because spawning pickles it."""
     work(Processes(fabric.device, fabric.global_rank, fabric.world_size, fabric))
 

@@ -286,12 +286,12 @@ def validate(
 
 
 def _optimiser(network: nn.Module, settings: TrainingSettings) -> torch.optim.Optimizer:
-    shared = {"lr": settings.lr, "weight_decay": settings.weight_decay}
+    parameters, lr, decay = network.parameters(), settings.lr, settings.weight_decay
     if settings.optimiser == "adam":
-        return torch.optim.AdamW(network.parameters(), **shared)
-    nesterov = settings.momentum > 0
+        return torch.optim.AdamW(parameters, lr=lr, weight_decay=decay)
+    momentum = settings.momentum
     return torch.optim.SGD(
-        network.parameters(), momentum=settings.momentum, nesterov=nesterov, **shared
+        parameters, lr=lr, weight_decay=decay, momentum=momentum, nesterov=momentum > 0
     )
 
 

@@ -28,6 +28,9 @@ import torch
 from peer_workers import Job, job_for, specification
 from torch import nn
 
+from robench.acceleration.quantised import build_quantised
+from robench.acceleration.search_models import EagerModel, SearchModels
+from robench.acceleration.variants import Variant, build_variant
 from robench.attacks.losses import LOSSES, Loss
 from robench.datasets import ArrayDataset
 from robench.devices import resolve_device
@@ -35,10 +38,7 @@ from robench.evaluation.adjudicate import Adjudicator
 from robench.evaluation.cascade import Cascade
 from robench.evaluation.clean_pass import CleanPass
 from robench.evaluation.environment import describe_environment
-from robench.evaluation.quantised import build_quantised
-from robench.evaluation.search_models import EagerModel, SearchModels
 from robench.evaluation.settings import Settings
-from robench.evaluation.variants import Variant, build_variant
 from robench.models import wrap_module
 from robench.models.architectures.vit import VisionTransformer
 from robench.models.wrapper import RobenchModel

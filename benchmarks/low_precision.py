@@ -17,12 +17,12 @@ from pathlib import Path
 from peer_workers import Job, job_for
 from peers import Table, machine
 
+from robench.acceleration.search_models import EagerModel, SearchModels
+from robench.acceleration.trial import Trial
 from robench.evaluation.attacked import Attacked
 from robench.evaluation.cascade import Cascade
 from robench.evaluation.clean_pass import CleanPass
-from robench.evaluation.search_models import EagerModel, SearchModels
 from robench.evaluation.settings import Settings
-from robench.evaluation.trial import Trial
 from robench.records import AttackSpec
 
 ATTACKS = (

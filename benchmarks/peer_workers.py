@@ -19,16 +19,16 @@ import torch
 from roofline import bare_passes
 from torch import Tensor, nn
 
+from robench.acceleration.search_models import EagerModel
 from robench.attacks.adapters.pyautoattack import limit_targets
 from robench.attacks.losses import LOSSES, Loss
 from robench.attacks.suites import load_suite
 from robench.datasets import ArrayDataset, Dataset, load_dataset
+from robench.devices import synchronise
 from robench.evaluation.adjudicate import Adjudicator
 from robench.evaluation.cascade import Cascade
 from robench.evaluation.clean_pass import CleanPass
-from robench.evaluation.search_models import EagerModel
 from robench.evaluation.settings import Settings
-from robench.evaluation.timing import synchronise
 from robench.models import build_architecture, load_model, wrap_module
 from robench.models.wrapper import RobenchModel
 from robench.records import ArchitectureSpec, AttackSpec

@@ -11,10 +11,11 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from robench.acceleration.timing import tiled
 from robench.attacks.losses import LOSSES, Loss
+from robench.devices import synchronise
 from robench.evaluation.cascade import Cascade
 from robench.evaluation.clean_pass import CleanPass
-from robench.evaluation.timing import synchronise, tiled
 from robench.records import StageResult
 
 __all__ = ["bare_passes"]

@@ -1,12 +1,21 @@
-"""Which device to run on."""
+"""Which device to run on, waiting for it, and its memory."""
 
 from __future__ import annotations
+
+import gc
+import os
 
 import torch
 
 from robench.errors import DeviceError
 
-__all__ = ["resolve_device"]
+__all__ = [
+    "free_memory",
+    "is_out_of_memory",
+    "resolve_device",
+    "synchronise",
+    "total_memory",
+]
 
 
 def resolve_device(name: str | torch.device) -> torch.device:
@@ -39,3 +48,36 @@ def resolve_device(name: str | torch.device) -> torch.device:
     elif device.type not in ("cpu", "cuda", "mps"):
         raise DeviceError(f"robench does not run on {device.type!r}", hint="Use cpu, cuda or mps")
     return device
+
+
+def synchronise() -> None:
+    """Wait until the accelerator, if there is one, has done what it was asked for."""
+    if torch.accelerator.is_available():
+        torch.accelerator.synchronize()
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a device, or the machine, ran out of memory."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return True
+    text = str(error).lower()
+    return "out of memory" in text or "can't allocate memory" in text
+
+
+def free_memory() -> None:
+    """Give cached memory back to the device."""
+    gc.collect()
+    # torch.accelerator has its own from torch 2.9 on.
+    empty_cache = getattr(torch.accelerator, "empty_cache", torch.cuda.empty_cache)
+    if torch.accelerator.is_available():
+        empty_cache()
+
+
+def total_memory(device: torch.device) -> int | None:
+    """Bytes of a device's memory, the machine's for those that share it; None: unknown."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[1])
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, OSError, AttributeError):
+        return None  # no POSIX

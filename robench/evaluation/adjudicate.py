@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from robench.attacks.losses import margin
+from robench.devices import free_memory, is_out_of_memory
 from robench.errors import ModelError
-from robench.evaluation.passes import free_memory, is_out_of_memory
 from robench.geometry import norm_of, norm_tolerance
 from robench.threat_models import ThreatModel
 

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from robench import seeding
+from robench.acceleration.search_models import EagerModel, SearchModel, SearchModels
 from robench.attacks import build_attack
 from robench.attacks.base import BatchAttack
 from robench.errors import AttackError
@@ -27,10 +28,9 @@ from robench.evaluation.adversarial_inputs import Inputs
 from robench.evaluation.attacked import Attacked
 from robench.evaluation.engine import Engine
 from robench.evaluation.foreign import propose
-from robench.evaluation.passes import Passes, SearchModel
+from robench.evaluation.passes import Passes
 from robench.evaluation.phases import Phase, Tally
 from robench.evaluation.samples import Found, Samples
-from robench.evaluation.search_models import EagerModel, SearchModels
 from robench.evaluation.validity import flag_few_classes, flag_gradients, flag_square
 from robench.evaluation.workers import Crew, Save, Search, Shard, Tell
 from robench.models.wrapper import RobenchModel

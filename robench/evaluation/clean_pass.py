@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 from robench import seeding
+from robench.acceleration.model_choice import choose_search_model
+from robench.acceleration.search_models import EagerModel
 from robench.attacks import build_attack
 from robench.attacks.base import AttackKind, BatchAttack
 from robench.attacks.losses import LOSSES, Loss, margin
@@ -21,9 +23,7 @@ from robench.evaluation.adjudicate import Adjudicator
 from robench.evaluation.forks import survives_fork, worker_count
 from robench.evaluation.measures import Measures
 from robench.evaluation.passes import Passes
-from robench.evaluation.precision import choose_search_model
 from robench.evaluation.samples import Samples
-from robench.evaluation.search_models import EagerModel
 from robench.evaluation.settings import Settings
 from robench.models.wrapper import RobenchModel
 from robench.records import AttackSpec

@@ -7,13 +7,12 @@ import signal
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from multiprocessing.context import ForkProcess
 
 import torch
 
-__all__ = ["forked", "settle_in", "survives_fork", "threads_of", "worker_count"]
+__all__ = ["forked", "settle_in", "survives_fork", "worker_count"]
 
 _REHEARSAL, _SLOWER = 20.0, 50.0
 """Seconds, and times the parent's, that a fork has for a call before it counts as hanging"""
@@ -87,17 +86,3 @@ def _rehearse(call: Callable[[], object]) -> None:
         call()
     except Exception:
         sys.exit(1)  # without a traceback that would look like a failure of the run
-
-
-@contextmanager
-def threads_of(workers: int) -> Iterator[None]:
-    """As many threads as each of so many workers has.
-
-    What is timed before the fork is timed as the fork will run it.
-    """
-    before = torch.get_num_threads()
-    torch.set_num_threads(1 if workers > 1 else before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

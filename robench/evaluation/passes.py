@@ -7,38 +7,17 @@ engine can mark them errored and go on with the others.
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from robench.acceleration.search_models import SearchModel
 from robench.attacks.base import Gradient
 from robench.attacks.losses import Loss
+from robench.devices import free_memory, is_out_of_memory
 
-__all__ = ["Passes", "SearchModel", "free_memory", "is_out_of_memory"]
-
-
-class SearchModel(Protocol):
-    """A model as the search uses it: any precision inside, float32 logits and gradients outside."""
-
-    description: str
-    """Precision and layout, for the record"""
-    tolerance: float
-    """How far a margin may be from the original model's, in logits; 0 for the model itself"""
-
-    def logits(self, points: Tensor) -> Tensor:
-        """(B, C, H, W) → float32 (B, K)."""
-        ...
-
-    def gradient(self, points: Tensor, loss: Loss) -> Gradient:
-        """One forward and one backward pass."""
-        ...
-
-    def jacobian(self, points: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits (B, K) and their gradients (B, K, C, H, W)."""
-        ...
+__all__ = ["Passes"]
 
 
 class Passes:
@@ -166,18 +145,3 @@ class Passes:
         if len(done) == 1:
             return done[0]
         return tuple(torch.cat(parts) for parts in zip(*done, strict=True))
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether a device, or the machine, ran out of memory."""
-    if isinstance(error, torch.OutOfMemoryError):
-        return True
-    text = str(error).lower()
-    return "out of memory" in text or "can't allocate memory" in text
-
-
-def free_memory() -> None:
-    """Give cached memory back to the device."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()

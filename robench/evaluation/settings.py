@@ -16,7 +16,7 @@ class Settings:
     Attributes:
         seed: of all draws.
         device: where the model runs.
-        precision: of the search, ``auto`` or a name of :mod:`robench.evaluation.precision`.
+        precision: of the search, ``auto`` or a name of :mod:`robench.acceleration.model_choice`.
         batch_size: inputs at a time; None: chosen by measurement.
         workers: searches side by side; None: on a CPU one for each thread of torch's.
         save_adversarial: keep every adversarial input in the store.

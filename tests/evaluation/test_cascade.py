@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import robench
+from robench.acceleration.search_models import EagerModel, SearchModels
 from robench.attacks.base import Gradient
 from robench.attacks.losses import Loss
 from robench.attacks.suites import load_suite
@@ -17,7 +18,6 @@ from robench.datasets import ArrayDataset
 from robench.errors import AttackError
 from robench.evaluation.cascade import Cascade
 from robench.evaluation.clean_pass import CleanPass
-from robench.evaluation.search_models import EagerModel, SearchModels
 from robench.evaluation.settings import Settings
 from robench.models import wrap_module
 from robench.records import AttackSpec, AuditSpec, EvaluationRecord, Outcome, Suite

@@ -21,13 +21,13 @@ from attack_models import (
 from torch import Tensor, nn
 
 from robench import seeding
+from robench.acceleration.search_models import EagerModel
 from robench.attacks.apgd import APGD
 from robench.attacks.base import Attack, slot_keys
 from robench.attacks.carlini_wagner import CarliniWagnerL2
 from robench.attacks.fab import FAB
 from robench.attacks.pgd import PGD, PGDState
 from robench.attacks.square import Square
-from robench.evaluation.search_models import EagerModel
 from robench.geometry import norm_of
 from robench.threat_models import ThreatModel
 

@@ -5,9 +5,10 @@ import torch
 from attack_models import ExactNetwork, Watching, images, predictions
 from torch import Tensor, nn
 
+from robench.acceleration.search_models import EagerModel
 from robench.attacks.losses import LOSSES, Loss
-from robench.evaluation.passes import Passes, is_out_of_memory
-from robench.evaluation.search_models import EagerModel
+from robench.devices import is_out_of_memory
+from robench.evaluation.passes import Passes
 
 
 def _passes(module: nn.Module, batch_size: int = 64, slots: int = 10) -> Passes:

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from robench import seeding
+from robench.acceleration.search_models import EagerModel, SearchModel
 from robench.attacks.base import Attack, Gradient, Slots, slot_keys
 from robench.attacks.losses import Loss
 from robench.evaluation.adjudicate import Adjudicator
 from robench.evaluation.engine import Engine, Found, Samples
-from robench.evaluation.passes import Passes, SearchModel
-from robench.evaluation.search_models import EagerModel
+from robench.evaluation.passes import Passes
 from robench.threat_models import Norm, ThreatModel
 
 

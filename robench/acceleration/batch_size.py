@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
-
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
+
+from robench.devices import total_memory
 
 __all__ = ["BATCHES", "bytes_per_input", "fitting_batch"]
 
@@ -30,7 +30,7 @@ def fitting_batch(model: nn.Module, inputs: Tensor, at_most: int | None = None) 
         at_most: the size that is wanted; None: the device's default.
     """
     sizes = BATCHES.get(inputs.device.type, (256,))
-    limit = _SHARE * _memory(inputs.device)
+    limit = _SHARE * (total_memory(inputs.device) or _UNKNOWN)
     needed = bytes_per_input(model, inputs)
     comfortable = [size for size in sizes if 0 < size * needed <= _COMFORTABLE]
     size = at_most or max(sizes[:1] + tuple(comfortable))
@@ -62,12 +62,3 @@ def _saved(model: nn.Module, inputs: Tensor) -> int:
         output = model(inputs.detach().clone().requires_grad_())
     del output
     return sum(kept.values())
-
-
-def _memory(device: torch.device) -> float:
-    if device.type == "cuda":
-        return float(torch.cuda.mem_get_info(device)[1])
-    try:
-        return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-    except (ValueError, OSError, AttributeError):
-        return float(_UNKNOWN)

@@ -14,14 +14,13 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from robench.acceleration.batch_size import fitting_batch
+from robench.acceleration.search_models import EagerModel, MixedModel, SearchModel, SearchModels
+from robench.acceleration.timing import threads_of
+from robench.acceleration.trial import Trial
 from robench.attacks.losses import LOSSES, Loss, margin
+from robench.devices import synchronise
 from robench.errors import UsageError
-from robench.evaluation.batch_size import fitting_batch
-from robench.evaluation.forks import threads_of
-from robench.evaluation.passes import SearchModel
-from robench.evaluation.search_models import EagerModel, MixedModel, SearchModels
-from robench.evaluation.timing import synchronise
-from robench.evaluation.trial import Trial
 from robench.geometry import project, steepest
 from robench.models.wrapper import RobenchModel
 from robench.registry import unknown_name

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from robench.acceleration.search_models import EagerModel
 from robench.attacks.base import Gradient
 from robench.attacks.losses import Loss
-from robench.evaluation.search_models import EagerModel
 from robench.models.wrapper import RobenchModel
 
 __all__ = ["VARIANTS", "Variant", "build_variant", "fold_batch_norm", "put_layer"]

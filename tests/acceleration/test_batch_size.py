@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from robench.evaluation import batch_size as sizes
-from robench.evaluation.batch_size import bytes_per_input, fitting_batch
+from robench.acceleration import batch_size as sizes
+from robench.acceleration.batch_size import bytes_per_input, fitting_batch
 
 INPUTS = torch.rand(4, 3, 8, 8)
 
@@ -50,7 +50,7 @@ def test_what_autograd_keeps_is_counted_for_each_input() -> None:
 )
 def test_the_batch_is_halved_until_it_fits(monkeypatch, inputs_that_fit, size) -> None:
     memory = inputs_that_fit * 2 * 192 * 4 / sizes._SHARE
-    monkeypatch.setattr(sizes, "_memory", lambda _: memory)
+    monkeypatch.setattr(sizes, "total_memory", lambda _: memory)
     monkeypatch.setattr(sizes, "_COMFORTABLE", 0)
     assert fitting_batch(Powers(), INPUTS) == size
 
@@ -63,7 +63,3 @@ def test_small_networks_start_with_larger_batches(monkeypatch, comfortable, size
 
 def test_a_wanted_size_is_kept_if_it_fits() -> None:
     assert fitting_batch(Powers(), INPUTS, at_most=1000) == 1000
-
-
-def test_the_memory_of_this_machine_is_known() -> None:
-    assert sizes._memory(torch.device("cpu")) > 2**28

@@ -9,14 +9,14 @@ import torch
 from torch import Tensor, nn
 
 import robench
+from robench.acceleration import model_choice as precisions
+from robench.acceleration import quantised, trial
+from robench.acceleration.byte_layers import QuantisedConvolution
+from robench.acceleration.model_choice import choose_search_model
+from robench.acceleration.quantised import build_quantised
+from robench.acceleration.search_models import EagerModel
 from robench.attacks.losses import margin
 from robench.datasets import load_dataset
-from robench.evaluation import precision as precisions
-from robench.evaluation import quantised, trial
-from robench.evaluation.byte_layers import QuantisedConvolution
-from robench.evaluation.precision import choose_search_model
-from robench.evaluation.quantised import build_quantised
-from robench.evaluation.search_models import EagerModel
 from robench.models import load_model, wrap_module
 from robench.models.wrapper import RobenchModel
 from robench.records import AttackSpec, Suite

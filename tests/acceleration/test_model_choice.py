@@ -10,14 +10,14 @@ from torch import Tensor, nn
 
 import robench
 import robench.records
+from robench.acceleration import model_choice as precisions
+from robench.acceleration import trial
+from robench.acceleration.model_choice import PRECISIONS, SearchChoice, choose_search_model
+from robench.acceleration.search_models import EagerModel
+from robench.acceleration.variants import Variant, build_variant
 from robench.attacks.losses import LOSSES, Loss
 from robench.datasets import load_dataset
 from robench.errors import UnknownNameError, UsageError
-from robench.evaluation import precision as precisions
-from robench.evaluation import trial
-from robench.evaluation.precision import PRECISIONS, SearchChoice, choose_search_model
-from robench.evaluation.search_models import EagerModel
-from robench.evaluation.variants import Variant, build_variant
 from robench.models import load_model, wrap_module
 from robench.models.wrapper import RobenchModel, buffer_fingerprint
 from robench.threat_models import ThreatModel
@@ -207,7 +207,7 @@ def test_a_model_that_falls_at_once_is_not_measured(monkeypatch) -> None:
 def test_larger_batches_are_taken_while_they_pay(digits, monkeypatch) -> None:
     model, inputs, labels = digits
     monkeypatch.setattr(precisions, "_AUTO", {})
-    monkeypatch.setattr("robench.evaluation.batch_size._COMFORTABLE", 0)
+    monkeypatch.setattr("robench.acceleration.batch_size._COMFORTABLE", 0)
 
     def chosen(seconds: Callable[[int], float]) -> int:
         def measured(_trial: object, _model: object, _what: str, size: int) -> tuple[float, float]:

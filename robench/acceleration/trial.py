@@ -9,13 +9,13 @@ from typing import Literal
 from torch import Tensor
 
 from robench import seeding
+from robench.acceleration.batch_size import BATCHES, fitting_batch
+from robench.acceleration.quantised import QuantisedModel, build_quantised
+from robench.acceleration.search_models import EagerModel, SearchModel
+from robench.acceleration.timing import tiled
+from robench.acceleration.variants import VARIANTS, Variant, build_variant
 from robench.attacks.losses import LOSSES, Loss, margin
-from robench.evaluation.batch_size import BATCHES, fitting_batch
-from robench.evaluation.passes import SearchModel, is_out_of_memory
-from robench.evaluation.quantised import QuantisedModel, build_quantised
-from robench.evaluation.search_models import EagerModel
-from robench.evaluation.timing import synchronise, tiled
-from robench.evaluation.variants import VARIANTS, Variant, build_variant
+from robench.devices import is_out_of_memory, synchronise
 from robench.geometry import random_point
 from robench.models.wrapper import RobenchModel
 from robench.threat_models import ThreatModel

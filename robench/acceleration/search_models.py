@@ -3,15 +3,36 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from robench.attacks.base import AttackKind, Gradient
 from robench.attacks.losses import Loss
-from robench.evaluation.passes import SearchModel
 
-__all__ = ["EagerModel", "MixedModel", "SearchModels"]
+__all__ = ["EagerModel", "MixedModel", "SearchModel", "SearchModels"]
+
+
+class SearchModel(Protocol):
+    """A model as the search uses it: any precision inside, float32 logits and gradients outside."""
+
+    description: str
+    """Precision and layout, for the record"""
+    tolerance: float
+    """How far a margin may be from the original model's, in logits; 0 for the model itself"""
+
+    def logits(self, points: Tensor) -> Tensor:
+        """(B, C, H, W) → float32 (B, K)."""
+        ...
+
+    def gradient(self, points: Tensor, loss: Loss) -> Gradient:
+        """One forward and one backward pass."""
+        ...
+
+    def jacobian(self, points: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits (B, K) and their gradients (B, K, C, H, W)."""
+        ...
 
 
 class EagerModel:

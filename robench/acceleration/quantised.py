@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
-from robench.evaluation.byte_layers import QuantisedConvolution, join_layers
-from robench.evaluation.search_models import EagerModel
-from robench.evaluation.variants import fold_batch_norm, put_layer
+from robench.acceleration.byte_layers import QuantisedConvolution, join_layers
+from robench.acceleration.search_models import EagerModel
+from robench.acceleration.variants import fold_batch_norm, put_layer
 from robench.models.wrapper import RobenchModel
 
 __all__ = ["QuantisedModel", "build_quantised"]

@@ -1,0 +1,56 @@
+"""Waiting for a device and its memory, on machines that have one and on those that have none."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from robench import devices
+
+
+class Accelerator(SimpleNamespace):
+    """Stands in for ``torch.accelerator`` on a machine that has one."""
+
+    def __init__(self, present: bool = True) -> None:
+        self.calls: list[str] = []
+        super().__init__(
+            is_available=lambda: present,
+            synchronize=lambda: self.calls.append("synchronize"),
+            empty_cache=lambda: self.calls.append("empty_cache"),
+        )
+
+
+@pytest.mark.parametrize("present", [True, False])
+def test_any_accelerator_is_waited_for_and_asked_for_its_memory(
+    monkeypatch: pytest.MonkeyPatch, present: bool
+) -> None:
+    fake = Accelerator(present)
+    monkeypatch.setattr(torch, "accelerator", fake)
+    devices.synchronise()
+    assert fake.calls == ["synchronize"] * present
+    devices.free_memory()
+    assert fake.calls == ["synchronize", "empty_cache"] * present
+
+
+def test_where_torch_has_no_cache_for_all_it_is_cudas(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = Accelerator()
+    del fake.empty_cache
+    monkeypatch.setattr(torch, "accelerator", fake)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: fake.calls.append("cuda"))
+    devices.free_memory()
+    assert fake.calls == ["cuda"]
+
+
+def test_the_memory_of_this_machine_is_known_and_of_others_may_not_be(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cpu = torch.device("cpu")
+    found = devices.total_memory(cpu)
+    assert found is not None
+    assert found > 2**28
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1, 2**34))
+    assert devices.total_memory(torch.device("cuda")) == 2**34
+    monkeypatch.delattr("os.sysconf")
+    assert devices.total_memory(cpu) is None

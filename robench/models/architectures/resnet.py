@@ -63,22 +63,17 @@ class PreActBlock(nn.Module):
         return summed
 
 
-def _four_stages(
-    block: type[BasicBlock] | type[PreActBlock],
-    num_classes: int,
-    in_channels: int,
-    width: int,
-    counts: Sequence[int],
-) -> list[nn.Sequential]:
-    """Stages of 1, 2, 4 and 8 times ``width`` channels; each after the first halves the resolution.
-
-    Raises:
-        UsageError: a size below 1, or not four stages.
-    """
-    if min(num_classes, in_channels, width, *counts) < 1:
+def _check_sizes(num_classes: int, in_channels: int, width: int, stages: Sequence[int]) -> None:
+    if min(num_classes, in_channels, width, *stages) < 1:
         raise UsageError("num_classes, in_channels, width and the stages must be at least 1")
-    if len(counts) != 4:
-        raise UsageError(f"a ResNet has four stages, got {len(counts)}")
+    if len(stages) != 4:
+        raise UsageError(f"a ResNet has four stages, got {len(stages)}")
+
+
+def _four_stages(
+    block: type[BasicBlock] | type[PreActBlock], width: int, counts: Sequence[int]
+) -> list[nn.Sequential]:
+    """Stages of 1, 2, 4 and 8 times ``width`` channels; all but the first halve the resolution."""
     stages, planes = [], width
     for number, count in enumerate(counts):
         stride = 2 if number else 1
@@ -112,13 +107,12 @@ class ResNet(Classifier):
         head: str = "linear",
     ) -> None:
         super().__init__()
+        _check_sizes(num_classes, in_channels, width, stages)
         if head not in ("linear", "fc"):
             raise UsageError(f"head is 'linear' or 'fc', not {head!r}")
         self.conv1 = nn.Conv2d(in_channels, width, 3, 1, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
-        self.layer1, self.layer2, self.layer3, self.layer4 = _four_stages(
-            BasicBlock, num_classes, in_channels, width, stages
-        )
+        self.layer1, self.layer2, self.layer3, self.layer4 = _four_stages(BasicBlock, width, stages)
         self.classifier = head
         self.add_module(head, nn.Linear(8 * width, num_classes))
 
@@ -157,9 +151,10 @@ class PreActResNet(Classifier):
         stages: Sequence[int] = (2, 2, 2, 2),
     ) -> None:
         super().__init__()
+        _check_sizes(num_classes, in_channels, width, stages)
         self.conv1 = nn.Conv2d(in_channels, width, 3, 1, 1, bias=False)
         self.layer1, self.layer2, self.layer3, self.layer4 = _four_stages(
-            PreActBlock, num_classes, in_channels, width, stages
+            PreActBlock, width, stages
         )
         self.bn = nn.BatchNorm2d(8 * width)
         self.linear = nn.Linear(8 * width, num_classes)

@@ -199,7 +199,9 @@ class DigitsResNetRA(_ReverseAttention, DigitsResNet):
         masked: int = 1,
     ) -> None:
         super().__init__(num_classes, in_channels, width, blocks)
-        if not 1 <= masked <= blocks:
+        if masked < 1:
+            raise UsageError("masked must be at least 1")
+        if masked > blocks:
             raise UsageError(f"cannot mask {masked} of {blocks} blocks")
         self.masked = masked
 

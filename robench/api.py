@@ -1,75 +1,70 @@
-"""robench from Python: load a model, evaluate it."""
+"""robench from Python: load a model, evaluate it.
+
+Everything that evaluates builds a :class:`~robench.request.Request`. :func:`prepare` checks it
+and loads what it names, without writing anything or making an attack; :meth:`Prepared.run` makes
+the records; :func:`evaluate` is both.
+"""
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from robench.attacks import build_attack
 from robench.attacks.suites import load_suite
-from robench.datasets import ArrayDataset, Dataset, from_torch, load_dataset
+from robench.attention.maps import AttentionExtractor
+from robench.datasets import Dataset
 from robench.devices import resolve_device
-from robench.errors import UsageError
+from robench.errors import CardError, ModelError, UsageError
 from robench.evaluation.listener import Listener
 from robench.evaluation.runner import evaluate_model
 from robench.evaluation.settings import Settings
-from robench.models import load_model, wrap_module
+from robench.files import ensure_writable
+from robench.models import load_model
 from robench.models.wrapper import RobenchModel
-from robench.records import InputSpec, Suite
-from robench.results.store import Store, StoredRecord
-from robench.threat_models import ThreatModel
+from robench.probes import resolve_layer
+from robench.records import Suite
+from robench.request import DEFAULT_DATASET, Request
+from robench.request_loading import PROBE, load_requested, threat_model_for
+from robench.results import Store, StoredRecord
+from robench.threat_models import ThreatModel, parse_norm
 
-__all__ = ["evaluate", "load_model"]
+__all__ = ["Planned", "Prepared", "Request", "evaluate", "load_model", "prepare"]
 
 
 def evaluate(
-    model: str | Path | nn.Module,
-    dataset: str | Dataset | Iterable[Any] | tuple[Tensor, Tensor] = "digits",
-    suite: str | Path | Suite = "standard",
+    model: Request | str | Path | nn.Module,
+    dataset: str | Path | Dataset | Iterable[Any] | tuple[Tensor, Tensor] | None = None,
+    suite: str | Path | Suite | None = None,
     *,
     threat_model: str | ThreatModel | None = None,
     n: int | None = None,
-    seed: int = 0,
-    device: str | torch.device = "auto",
-    precision: str = "auto",
-    batch_size: int | None = None,
-    workers: int | None = None,
-    results: str | Path | None = None,
-    save_adversarial: bool = False,
-    num_classes: int | None = None,
-    input: InputSpec | Mapping[str, Any] | None = None,
-    name: str = "model",
     listener: Listener | None = None,
+    **fields: Any,
 ) -> list[StoredRecord]:
-    """Evaluate one model.
+    """Evaluate one model, or whatever a request asks for.
 
     A data set that is given by name is prepared as the model's card says, if it says so.
 
     Args:
         model: a card's id, name or path, or any ``nn.Module`` that maps float32 (N, C, H, W) in
-            [0, 1] to logits (N, K).
-        dataset: a data set's name or folder, a :class:`~robench.datasets.Dataset`, a pair
-            (inputs (N, C, H, W) in [0, 1], labels (N,)), or anything that
-            :func:`robench.datasets.from_torch` takes, such as a DataLoader.
-        suite: a suite's name or file.
+            [0, 1] to logits (N, K); or a whole :class:`~robench.request.Request`, which leaves
+            only ``listener`` to be given.
+        dataset: as in :class:`~robench.request.Request`; None: ``digits``.
+        suite: a suite's name or file; None: ``standard``.
         threat_model: such as ``"Linf-8/255"``; None: the card's.
         n: number of samples, a fixed subset; None: all.
-        seed: of all draws.
-        device: ``auto``, ``cpu``, ``cuda``, ``cuda:1`` or ``mps``.
-        precision: of the search: ``auto``, ``fp32``, ``tf32``, ``bf16`` or ``fp16``.
-        batch_size: inputs at a time; None: chosen for the device.
-        workers: searches side by side; None: on a CPU one for each thread of torch's.
-        results: folder of records, read and written; None: nothing is kept.
-        save_adversarial: keep adversarial inputs with the records.
-        num_classes: for a module that is not robench's; None: the data set's.
-        input: for such a module, the range or normalisation that it expects.
-        name: for such a module, its name in the records.
         listener: is told about progress.
+        fields: all others of :class:`~robench.request.Request`, such as ``seed``, ``device``,
+            ``precision``, ``batch_size``, ``workers``, ``results`` and ``save_adversarial``; for a
+            bare module ``input``, ``forward``, ``num_classes`` and ``name``.
 
     Returns:
         One stored record for each attack: ``.record`` with the summary, ``.table`` with a row for
@@ -78,60 +73,172 @@ def evaluate(
     Raises:
         RobenchError: see :mod:`robench.errors`.
     """
-    place = resolve_device(device) if isinstance(device, str) else device
-    data = _dataset(dataset, num_classes)
-    if n is not None:
-        data = data.subset(n)
-    threat = ThreatModel.parse(threat_model) if isinstance(threat_model, str) else threat_model
-    plan = suite if isinstance(suite, Suite) else load_suite(suite)
-    if isinstance(model, RobenchModel):
-        wrapped = model
-    elif isinstance(model, nn.Module):
-        if threat is None:
+    if isinstance(model, Request):
+        if fields or any(given is not None for given in (dataset, suite, threat_model, n)):
             raise UsageError(
-                "a module has no threat model of its own", hint="Pass threat_model='Linf-8/255'"
+                "a request and further fields of one",
+                hint="Put them into the request: dataclasses.replace(request, …)",
             )
-        wrapped = wrap_module(
-            model,
-            num_classes=num_classes or data.num_classes,
-            input=input or {"channels": data.input_shape[0]},
-            name=name,
-            dataset=data.name,
-            threat_model=threat,
+        return prepare(model).run(listener)
+    if threat_model is not None:
+        threat = threat_model
+        if isinstance(threat, str):
+            threat = ThreatModel.parse(threat)
+        fields |= {"norm": threat.norm, "eps": threat.written}
+    request = Request(
+        models=(model,),
+        dataset=DEFAULT_DATASET if dataset is None else dataset,
+        suite="standard" if suite is None else suite,
+        n=n,
+        at_most=None,
+        **fields,
+    )
+    return prepare(request).run(listener)
+
+
+class Planned(NamedTuple):
+    """A model, what it is evaluated under, and the samples, prepared as it wants them."""
+
+    model: RobenchModel
+    threat: ThreatModel
+    dataset: Dataset
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A checked request, ready to be run."""
+
+    request: Request
+    suite: Suite
+    device: torch.device
+    planned: Sequence[Planned]
+    """Where they were loaded or given; moved to the device one at a time."""
+
+    @property
+    def jobs(self) -> int:
+        """Number of records that the run will give."""
+        return sum(
+            len(self.suite.for_model(item.threat.norm, item.model.outputs)) for item in self.planned
         )
-    else:
-        wrapped = load_model(model, dataset=data.name)
-        if wrapped.preprocessing is not None and isinstance(dataset, str | Path):
-            data = load_dataset(dataset, n=n, preprocessing=wrapped.preprocessing)
-    with ExitStack() as stack:
-        folder = results or stack.enter_context(tempfile.TemporaryDirectory(prefix="robench-"))
-        return evaluate_model(
-            wrapped,
-            data,
-            plan,
-            store=Store(folder),
-            threat_model=threat,
-            listener=listener,
-            settings=Settings(
-                seed=seed,
-                device=place,
-                precision=precision,
-                batch_size=batch_size,
-                workers=workers,
-                save_adversarial=save_adversarial,
-            ),
+
+    @property
+    def settings(self) -> Settings:
+        """How the request is to be run."""
+        return Settings(
+            seed=self.request.seed,
+            device=self.device,
+            precision=self.request.precision,
+            batch_size=self.request.batch_size,
+            workers=self.request.workers,
+            save_adversarial=self.request.save_adversarial,
+        )
+
+    def run(self, listener: Listener | None = None) -> list[StoredRecord]:
+        """Run what is missing in the results folder; all records, model by model.
+
+        Raises:
+            RobenchError: as :func:`robench.evaluation.runner.evaluate_model`.
+        """
+        records: list[StoredRecord] = []
+        with ExitStack() as stack:
+            folder = self.request.results or stack.enter_context(
+                tempfile.TemporaryDirectory(prefix="robench-")
+            )
+            for model, threat, dataset in self.planned:
+                home = _device_of(model)
+                records += evaluate_model(
+                    model.to(self.device),
+                    dataset,
+                    self.suite,
+                    store=Store(folder),
+                    threat_model=threat,
+                    listener=listener,
+                    settings=self.settings,
+                )
+                # The device's memory belongs to the next model.
+                model.to(home)
+        return records
+
+
+def prepare(request: Request) -> Prepared:
+    """Check a request and load what it names. Writes nothing.
+
+    Raises:
+        RobenchError: an unknown name, a wrong option, a folder that cannot be written, a device
+            that is not there, data or weights that cannot be read, a model that does not fit the
+            data, an attack that is not defined for a threat model.
+    """
+    suite = request.suite
+    if not isinstance(suite, Suite):
+        suite = load_suite(suite, trust_code=request.trust_code)
+    _check_threat(request)
+    if request.results is not None:
+        ensure_writable(Path(request.results), "--results")
+    device = resolve_device(request.device)
+    planned = [
+        Planned(model, threat_model_for(request, model.summary.threat_model), dataset)
+        for model, dataset in load_requested(request)
+    ]
+    for item in planned:
+        _check_fit(item.model, item.dataset)
+    for threat in {item.threat.identity: item.threat for item in planned}.values():
+        for spec in suite.for_norm(threat.norm):
+            for stage in spec.stages or (spec,):
+                build_attack(stage, threat)
+    return Prepared(request, suite, device, planned)
+
+
+def _check_threat(request: Request) -> None:
+    """Refuse a norm or ε that no model could be evaluated under."""
+    if request.norm is not None:
+        parse_norm(request.norm)
+    if request.eps is not None:
+        # The widest norm: whether ε fits the model's own is seen once that is known.
+        ThreatModel.of(request.norm or "L1", request.eps)
+
+
+def _check_fit(model: RobenchModel, dataset: Dataset) -> None:
+    """One forward pass of a few samples, before hours are spent."""
+    if model.num_classes != dataset.num_classes:
+        raise UsageError(
+            f"the model has {model.num_classes} classes, {dataset.name} has {dataset.num_classes}",
+            where=model.summary.id,
+            hint="Choose the data set with --dataset, or correct the card's num_classes",
+        )
+    _check_layers(model)
+    inputs = dataset.batch(range(min(PROBE, len(dataset)))).to(_device_of(model))
+    try:
+        with torch.no_grad():
+            logits = model(inputs)
+    except (RuntimeError, ValueError, TypeError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ModelError(
+            f"the model does not take {dataset.name}'s inputs {tuple(inputs.shape)}: {reason}",
+            where=model.summary.id,
+            hint="Check the data set, its size and channels, and the card's forward arguments",
+        ) from error
+    # A model that fails on some samples can be evaluated: they count as errored.
+    if not bool(logits.isfinite().any()):
+        raise ModelError(
+            "no logit of a clean sample is finite",
+            where=model.summary.id,
+            hint="The weights hold or produce NaN or infinity: check the checkpoint",
         )
 
 
-def _dataset(
-    dataset: str | Dataset | Iterable[Any] | Sequence[Tensor], num_classes: int | None
-) -> Dataset:
-    if isinstance(dataset, Dataset):
-        return dataset
-    if isinstance(dataset, str | Path):
-        return load_dataset(str(dataset))
-    if isinstance(dataset, tuple) and len(dataset) == 2:
-        inputs, labels = dataset
-        if isinstance(inputs, Tensor) and isinstance(labels, Tensor):
-            return ArrayDataset(inputs, labels, num_classes=num_classes)
-    return from_torch(dataset, num_classes=num_classes)
+def _check_layers(model: RobenchModel) -> None:
+    """Refuse layers that a card names and the network has not; metrics come after the attacks."""
+    spec = model.attention
+    try:
+        if spec.method != "none":
+            AttentionExtractor(model, method=spec.method, layer=spec.layer)
+        if spec.feature_layer is not None:
+            resolve_layer(model, spec.feature_layer)
+    except UsageError as error:
+        raise CardError(str(error), where=f"{model.summary.id}: attention") from error
+
+
+def _device_of(model: nn.Module) -> torch.device:
+    for tensor in (*model.parameters(), *model.buffers()):
+        return tensor.device
+    return torch.device("cpu")

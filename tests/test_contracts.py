@@ -19,10 +19,10 @@ ROOT = Path(__file__).parents[1]
 TORCH_FREE = (
     "robench",
     "robench.cli.main",
-    "robench.cli.publishing",
-    "robench.cli.requests",
-    "robench.cli.stores",
+    "robench.cli.filters",
+    "robench.cli.reports",
     "robench.errors",
+    "robench.request",
     "robench.registry",
     "robench.threat_models",
     "robench.records",

@@ -52,9 +52,9 @@ class Answers:
     name: str | None = None
     defense: str = "unknown"
     split: str = "test"
-    data: Path | None = None
+    data: str | Path | None = None
     data_options: Mapping[str, Any] = field(default_factory=dict)
-    input: Mapping[str, Any] = field(default_factory=dict)
+    input: InputSpec | Mapping[str, Any] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)
     trust_pickle: bool = False
 

@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from robench.cli.option_groups import expand_groups
-from robench.cli.options import DeviceOption, JsonFlag, ResultsFolder
-from robench.cli.output import print_json
-from robench.cli.run_options import (
-    AttackOptions,
-    BatchSizeOption,
-    SampleOptions,
-    TrustOptions,
-    WeightsOptions,
-)
+from robench.cli.options import JsonFlag, request_options
+from robench.request import Request
 
 __all__ = ["attention"]
 
 
-@expand_groups
+@request_options(without=("precision", "workers", "save_adversarial"))
 def attention(
     models: Annotated[
         list[str],
@@ -65,13 +58,7 @@ def attention(
         ),
     ] = None,
     *,
-    data: SampleOptions,
-    attacks: AttackOptions,
-    weights: WeightsOptions,
-    trust: TrustOptions,
-    device: DeviceOption = "auto",
-    batch_size: BatchSizeOption = None,
-    results: ResultsFolder = Path("results"),
+    request: Request,
     as_json: JsonFlag = False,
 ) -> None:
     """Look closer at models' attention under one attack: metrics, findings, classes, pictures.
@@ -85,19 +72,10 @@ def attention(
     # Everything below loads torch, which --help does without.
     from robench.cli.attention_report import reports_of, write_reports
     from robench.cli.attention_studies import Look, study_models
-    from robench.cli.requests import Request
+    from robench.cli.output import print_json
 
-    request = Request(
-        models=models,
-        results=results,
-        device=device,
-        batch_size=batch_size,
-        **data.request(),
-        **attacks.request(),
-        **weights.request(),
-        **trust.request(),
-    )
-    folder = results / "attention" if out is None else out
+    request = replace(request, models=tuple(models))
+    folder = request.folder / "attention" if out is None else out
     look = Look(attack, map_name, layer, target, samples)
     reports = reports_of(study_models(request, look, folder))
     files = write_reports(reports, folder)

@@ -11,7 +11,7 @@ import pandas as pd
 
 from robench.cli.attention_studies import Studied
 from robench.cli.output import format_table
-from robench.cli.publishing import write_tables
+from robench.cli.reports import write_tables
 from robench.formatting import number, p_value
 from robench.reporting.attention_table import attention_table
 from robench.reporting.export import samples_frame

@@ -6,9 +6,8 @@ import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from robench.cli.evaluating import Evaluation, Planned, evaluate, prepare
-from robench.cli.requests import Request
-from robench.cli.run_display import RunDisplay
+from robench.api import Planned, Prepared, prepare
+from robench.cli.output import RunDisplay
 from robench.files import ensure_writable
 from robench.inspection.attention_study import (
     AttentionStudy,
@@ -18,6 +17,7 @@ from robench.inspection.attention_study import (
 )
 from robench.records import Suite, job_key
 from robench.registry import unknown_name
+from robench.request import Request
 from robench.results import Store, StoredRecord
 from robench.results.arrays import Array
 
@@ -61,22 +61,22 @@ def study_models(request: Request, look: Look, folder: Path) -> list[Studied]:
         folder: where results will go; refused now if that cannot be.
 
     Raises:
-        RobenchError: as :func:`robench.cli.evaluating.prepare` and
+        RobenchError: as :func:`robench.api.prepare` and
             :func:`robench.inspection.attention_study.study_attention`; an attack that the suite
             has not, near misses listed.
     """
     ensure_writable(folder, "--out")
-    evaluation = prepare(request)
-    evaluation = replace(evaluation, suite=_only(evaluation.suite, look.attack))
+    prepared = prepare(request)
+    prepared = replace(prepared, suite=_only(prepared.suite, look.attack))
     specs = [
         chosen_attention(planned.model, method=look.map_name, layer=look.layer)
-        for planned in evaluation.models
+        for planned in prepared.planned
     ]
-    target = chosen_target(look.target, evaluation.models[0].dataset.class_names)
+    target = chosen_target(look.target, prepared.planned[0].dataset.class_names)
     studied = []
-    for planned, spec in zip(evaluation.models, specs, strict=True):
+    for planned, spec in zip(prepared.planned, specs, strict=True):
         with tempfile.TemporaryDirectory(prefix="robench-") as scratch:
-            stored, adversarial, source = _adversarial(evaluation, planned, Path(scratch))
+            stored, adversarial, source = _adversarial(prepared, planned, Path(scratch))
             study = study_attention(
                 stored,
                 adversarial,
@@ -85,7 +85,7 @@ def study_models(request: Request, look: Look, folder: Path) -> list[Studied]:
                 attention=spec,
                 target=target,
                 samples=look.samples,
-                device=evaluation.device,
+                device=prepared.device,
             )
         planned.model.to("cpu")
         studied.append(Studied(study, source))
@@ -101,23 +101,23 @@ def _only(suite: Suite, attack: str) -> Suite:
 
 
 def _adversarial(
-    evaluation: Evaluation, planned: Planned, scratch: Path
+    prepared: Prepared, planned: Planned, scratch: Path
 ) -> tuple[StoredRecord, Array, str]:
     """The record, its adversarial inputs (n, C, H, W), and where they are from."""
-    kept = Store(evaluation.request.results)
-    for spec in evaluation.suite.for_norm(planned.threat.norm):
+    kept = Store(prepared.request.folder)
+    for spec in prepared.suite.for_norm(planned.threat.norm):
         key = job_key(
             planned.model.summary.fingerprint,
             planned.dataset.fingerprint,
             planned.threat,
             spec,
-            evaluation.request.seed,
+            prepared.request.seed,
         )
         arrays = kept.read_arrays(key) if kept.has(key) else {}
         if "adversarial" in arrays:
             return kept.read(key), arrays["adversarial"], "stored"
-    request = replace(evaluation.request, results=scratch, save_adversarial=True)
-    job = replace(evaluation, request=request, models=[planned])
+    request = replace(prepared.request, results=scratch, save_adversarial=True)
+    job = replace(prepared, request=request, planned=[planned])
     with RunDisplay(job.jobs) as display:
-        (stored,) = evaluate(job, display)
+        (stored,) = job.run(display)
     return stored, Store(scratch).read_adversarial(stored.record.key), "fresh"

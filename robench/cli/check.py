@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from robench.cli.option_groups import expand_groups
-from robench.cli.options import DeviceOption, JsonFlag, ResultsFolder
-from robench.cli.run_options import AttackOptions, SampleOptions, TrustOptions
+from robench.cli.options import SAMPLES, JsonFlag, request_options
+from robench.request import Request
 
 if TYPE_CHECKING:
     from robench.regression_check import LeaderboardRow
@@ -18,8 +17,13 @@ if TYPE_CHECKING:
 
 __all__ = ["check"]
 
+_FILTERS = ("dataset", "norm", "eps", "n", "seed")
+"""Fields of the request that also choose among stored records."""
 
-@expand_groups
+
+@request_options(
+    only=(*SAMPLES, *_FILTERS, "suite", "trust_pickle", "trust_code", "device", "results")
+)
 def check(
     candidate: Annotated[
         str, typer.Argument(metavar="CANDIDATE", help="Name, id, or start of a sha256.")
@@ -37,7 +41,6 @@ def check(
         Path | None,
         typer.Option("--policy", metavar="FILE", help="TOML file with all margins and levels."),
     ] = None,
-    results: ResultsFolder = Path("results"),
     baseline_from: Annotated[
         Path | None,
         typer.Option(
@@ -53,10 +56,7 @@ def check(
         ),
     ] = False,
     *,
-    data: SampleOptions,
-    attacks: AttackOptions,
-    trust: TrustOptions,
-    device: DeviceOption = "auto",
+    request: Request,
     json_file: Annotated[
         Path | None, typer.Option("--json-file", metavar="FILE", help="Also write JSON.")
     ] = None,
@@ -79,78 +79,63 @@ def check(
     rules = Policy() if policy is None else Policy.load(policy)
     if margin is not None:
         rules = rules.with_margin(margin)
-    filters = {
-        "dataset": data.dataset,
-        "norm": attacks.norm,
-        "eps": attacks.eps,
-        "n": attacks.n,
-        "seed": attacks.seed,
-    }
-    wanted = [candidate] if baseline_from is not None else [candidate, against]
-    missing, same_n = _without_records(wanted, results, filters)
-    if fill or missing:
-        # Loads torch, which a check of stored records does without.
-        from robench.cli.evaluating import evaluate, prepare
-        from robench.cli.requests import Request
-        from robench.cli.run_display import RunDisplay
-
-        request = Request(
-            models=wanted if fill else missing,
-            results=results,
-            device=device,
-            **data.request(),
-            **attacks.request(),
-            **trust.request(),
-        )
-        if request.n is None:
-            request = replace(request, n=same_n)
-        evaluation = prepare(request)
-        with RunDisplay(evaluation.jobs) as display:
-            evaluate(evaluation, display)
-    pair = _pair(candidate, against, results, baseline_from, filters)
+    models = (candidate,) if baseline_from is not None else (candidate, against)
+    _evaluate_missing(replace(request, models=models), fill=fill)
+    pair = _pair(candidate, against, request, baseline_from)
     outcome = decide(*pair, rules)
     write_check(outcome, json_path=json_file, junit_path=junit, markdown_path=markdown)
     typer.echo((check_json(outcome) if as_json else check_markdown(outcome)).rstrip())
     raise typer.Exit(outcome.exit_code)
 
 
-def _without_records(
-    wanted: list[str], folder: Path, filters: dict[str, Any]
-) -> tuple[list[str], int | None]:
-    """Which models have no record, and the n of those that have, if it is one."""
-    from robench.cli.stores import record_name
+def _evaluate_missing(request: Request, *, fill: bool) -> None:
+    """Evaluate the models that have no record, or, to ``fill``, whatever attacks are missing."""
+    from robench.cli.filters import record_name
     from robench.errors import UnknownNameError
     from robench.reporting.model_results import collect, results_of
     from robench.results import Store
 
-    known = collect(Store(folder).records(), **filters)
-    missing = []
+    known = collect(Store(request.folder).records(), **_filters(request))
+    missing: list[Any] = []
     sizes = set()
-    for name in wanted:
+    for model in request.models:
         try:
-            sizes |= {result.n for result in results_of(known, record_name(name))}
+            sizes |= {result.n for result in results_of(known, record_name(str(model)))}
         except UnknownNameError:
-            missing.append(name)
-    return missing, sizes.pop() if len(sizes) == 1 else None
+            missing.append(model)
+    if not (fill or missing):
+        return
+    # Loads torch, which a check of stored records does without.
+    from robench.api import prepare
+    from robench.cli.output import RunDisplay
+
+    if not fill:
+        request = replace(request, models=tuple(missing))
+    if request.n is None and len(sizes) == 1:
+        # The samples that the other model was evaluated on.
+        request = replace(request, n=sizes.pop())
+    prepared = prepare(request)
+    with RunDisplay(prepared.jobs) as display:
+        prepared.run(display)
+
+
+def _filters(request: Request) -> dict[str, Any]:
+    return {name: getattr(request, name) for name in _FILTERS}
 
 
 def _pair(
-    candidate: str,
-    against: str,
-    folder: Path,
-    baseline_from: Path | None,
-    filters: dict[str, Any],
+    candidate: str, against: str, request: Request, baseline_from: Path | None
 ) -> tuple[ModelResult, ModelResult | LeaderboardRow]:
-    from robench.cli.stores import existing_store, record_name
+    from robench.cli.filters import existing_store, record_name
     from robench.regression_check import leaderboard_row
     from robench.reporting.model_results import collect, find_pair
 
-    own = collect(existing_store(folder).records(), **filters)
+    own = collect(existing_store(request.folder).records(), **_filters(request))
     first, second = record_name(candidate), record_name(against)
     if baseline_from is None:
         return find_pair(own, first, second)
     if baseline_from.suffix == ".csv":
         found, _ = find_pair(own, first, first)
         return found, leaderboard_row(baseline_from, second, found)
-    others = collect(existing_store(baseline_from).records(), **filters)
+    others = collect(existing_store(baseline_from).records(), **_filters(request))
     return find_pair(own, first, second, second_results=others)

@@ -7,18 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from robench.cli.options import (
-    CsvFile,
-    DatasetFilter,
-    EpsFilter,
-    JsonFlag,
-    NFilter,
-    NormFilter,
-    ResultsFolder,
-    SeedFilter,
-)
-from robench.cli.output import print_json
-from robench.cli.run_options import DataFolderOption
+from robench.cli.options import CsvFile, JsonFlag, filter_options, request_options
+from robench.request import Request
 
 if TYPE_CHECKING:
     from robench.reporting.compare import Comparison
@@ -26,6 +16,8 @@ if TYPE_CHECKING:
 __all__ = ["compare"]
 
 
+@filter_options
+@request_options(only=("results", "data_root"))
 def compare(
     models: Annotated[
         list[str],
@@ -33,12 +25,9 @@ def compare(
             metavar="MODEL", help="The baseline first. Names, ids, or starts of a sha256."
         ),
     ],
-    results: ResultsFolder = Path("results"),
-    dataset: DatasetFilter = None,
-    norm: NormFilter = None,
-    eps: EpsFilter = None,
-    n: NFilter = None,
-    seed: SeedFilter = None,
+    *,
+    request: Request,
+    wanted: dict[str, Any],
     level: Annotated[
         float, typer.Option("--level", metavar="LEVEL", help="Of intervals, between 0 and 1.")
     ] = 0.95,
@@ -54,7 +43,6 @@ def compare(
             help="Draw the differences, and samples that only one of two models resists.",
         ),
     ] = None,
-    data: DataFolderOption = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Compare models with the first one, on the same samples, from stored records.
@@ -62,7 +50,8 @@ def compare(
     Prints each difference with its interval, the p-value corrected over the models, and what n
     allows to say.
     """
-    from robench.cli.stores import existing_store, record_name
+    from robench.cli.filters import existing_store, record_name
+    from robench.cli.output import print_json
     from robench.errors import UsageError
     from robench.files import atomic_write
     from robench.reporting.compare import compare_models, comparison_csv, comparison_markdown
@@ -72,8 +61,8 @@ def compare(
         raise UsageError("one model alone cannot be compared", hint="Name two or more")
     if not 0 < level < 1:
         raise UsageError(f"level {level} is not between 0 and 1", hint="Write --level 0.95")
-    store = existing_store(results)
-    pool = collect(store.records(), dataset=dataset, norm=norm, eps=eps, n=n, seed=seed)
+    store = existing_store(request.folder)
+    pool = collect(store.records(), **wanted)
     baseline, *others = map(record_name, models)
     pairs = [find_pair(pool, baseline, other) for other in others]
     first, rest = pairs[0][0], [other for _, other in pairs]
@@ -87,7 +76,9 @@ def compare(
         # Reads the samples, and so loads torch.
         from robench.cli.pictures import draw_comparison
 
-        files, gaps = draw_comparison(comparison, first, rest, store, pictures, data=data)
+        files, gaps = draw_comparison(
+            comparison, first, rest, store, pictures, data_root=request.data_root
+        )
         for gap in gaps:
             typer.echo(f"robench: warning: {gap}", err=True)
         typer.echo(f"Written: {', '.join(str(file) for file in files)}", err=True)

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
-from pathlib import Path
+from dataclasses import asdict, replace
 from typing import Annotated
 
 import typer
 
-from robench.cli.findings import findings_text
-from robench.cli.option_groups import expand_groups
-from robench.cli.options import DeviceOption, JsonFlag
-from robench.cli.output import print_json
-from robench.cli.run_options import SampleOptions, TrustOptions, WeightsOptions
+from robench.cli.options import SAMPLES, JsonFlag, request_options
+from robench.request import Request
 
 __all__ = ["doctor"]
 
@@ -21,8 +17,10 @@ _DEFAULT_N = 200
 _FOUND = 1
 """The exit code where something is to be mended."""
 
+_WEIGHTS = ("architecture", "architecture_arguments", "input", "trust_pickle", "trust_code")
 
-@expand_groups
+
+@request_options(only=(*SAMPLES, *_WEIGHTS, "device"))
 def doctor(
     model: Annotated[
         str,
@@ -33,14 +31,11 @@ def doctor(
         ),
     ],
     *,
-    data: SampleOptions,
     n: Annotated[
         int | None,
         typer.Option("--n", metavar="N", min=1, help="Samples; default: 200, or all of fewer."),
     ] = None,
-    weights: WeightsOptions,
-    trust: TrustOptions,
-    device: DeviceOption = "auto",
+    request: Request,
     as_json: JsonFlag = False,
 ) -> None:
     """Say what is wrong or odd with a model, with evidence and a mend, in seconds.
@@ -48,31 +43,19 @@ def doctor(
     Exit code 0: nothing but notes, 1: something to mend, 2: an error.
     """
     # Everything below loads torch, which --help does without.
-    from robench.cli.evaluating import Samples, load_requested
-    from robench.cli.requests import Request, chosen_models
+    from robench.cli.output import findings_text, print_json
     from robench.devices import resolve_device
     from robench.doctor import examine
+    from robench.request_loading import load_requested
 
-    request = Request(
-        models=[model],
-        suite="quick",
-        results=Path("results"),
-        n=n,
-        # No attack is made: it only completes the card of a file that has none.
-        eps="8/255",
-        device=device,
-        **data.request(),
-        **weights.request(),
-        **trust.request(),
-    )
-    place = resolve_device(device)
-    (chosen,), dataset_name = chosen_models(request)
-    loaded, samples = load_requested(request, chosen, Samples(request, dataset_name, _DEFAULT_N))
+    place = resolve_device(request.device)
+    # No attack is made: ε only completes the card of a file that has none.
+    request = replace(request, models=(model,), n=n, at_most=_DEFAULT_N, eps="8/255")
+    ((loaded, samples),) = load_requested(request)
     loaded = loaded.to(place)
-    rows = range(len(samples))
     found = examine(
         loaded,
-        samples.batch(rows).to(place),
+        samples.batch(range(len(samples))).to(place),
         samples.labels.to(place),
         data_classes=samples.num_classes,
     )
@@ -88,7 +71,7 @@ def doctor(
             }
         )
     else:
-        place_of = f"{name} on {len(samples)} samples of {samples.name} ({samples.split})"
-        typer.echo(findings_text(place_of, found))
+        examined = f"{name} on {len(samples)} samples of {samples.name} ({samples.split})"
+        typer.echo(findings_text(examined, found))
     if any(finding.severity != "note" for finding in found):
         raise typer.Exit(_FOUND)

@@ -3,33 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from robench.cli.options import (
-    CsvFile,
-    DatasetFilter,
-    EpsFilter,
-    JsonFlag,
-    NFilter,
-    NormFilter,
-    PlotsFlag,
-    ResultsFolder,
-    SeedFilter,
-)
-from robench.cli.output import print_json
+from robench.cli.options import CsvFile, JsonFlag, PlotsFlag, ResultsFolder, filter_options
 
 __all__ = ["leaderboard"]
 
 
+@filter_options
 def leaderboard(
     results: ResultsFolder = Path("results"),
-    dataset: DatasetFilter = None,
-    norm: NormFilter = None,
-    eps: EpsFilter = None,
-    n: NFilter = None,
-    seed: SeedFilter = None,
+    *,
+    wanted: dict[str, Any],
     suite: Annotated[
         str | None, typer.Option("--suite", metavar="SUITE", help="Only this suite's attacks.")
     ] = None,
@@ -51,32 +38,16 @@ def leaderboard(
     show all of its records.
     """
     from robench.attacks.suites import load_suite
-    from robench.cli.publishing import board_rows, board_text, publish
-    from robench.cli.stores import existing_store
+    from robench.cli.filters import existing_store
+    from robench.cli.reports import publish, show_board
     from robench.reporting.leaderboard import build_leaderboard, write_leaderboard
 
-    filters = {"dataset": dataset, "norm": norm, "eps": eps, "n": n, "seed": seed}
     chosen = None if suite is None else load_suite(suite, trust_code=True)  # nothing is built of it
     store = existing_store(results)
     records = list(store.records())
-    frame = build_leaderboard(
-        records,
-        dataset=dataset,
-        norm=norm,
-        eps=eps,
-        n=n,
-        seed=seed,
-        suite=chosen,
-        together=together,
-    )
-    whole = chosen is None and not together and all(v is None for v in filters.values())
+    frame = build_leaderboard(records, **wanted, suite=chosen, together=together)
+    whole = chosen is None and not together and all(value is None for value in wanted.values())
     files = publish(store, records, plots=plots) if whole else []
     if csv is not None:
         files.append(write_leaderboard(frame, csv))
-    if as_json:
-        print_json({"leaderboard": board_rows(frame), "files": [str(path) for path in files]})
-    else:
-        typer.echo(board_text(frame))
-        if files:
-            more = f" and {len(files) - 1} more" if len(files) > 1 else ""
-            typer.echo(f"\nWritten: {files[0]}{more}", err=True)
+    show_board(frame, files, as_json=as_json)

@@ -1,54 +1,250 @@
-"""Options that several commands share, each defined once."""
+"""The options of the command line, each declared once.
+
+:class:`RequestOptions` has one for every field of :class:`robench.request.Request` that can be
+typed. A command that has a parameter ``request`` says with :func:`request_options` which of them
+it takes, and gets the request itself; :func:`filter_options` does the same for ``wanted``.
+"""
 
 from __future__ import annotations
 
+import functools
+import inspect
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import MISSING, fields
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, get_type_hints
 
 import typer
 
+from robench.cli.name_values import parse_name_values
+from robench.request import PRECISIONS, Request
+
 __all__ = [
+    "SAMPLES",
     "CsvFile",
-    "DatasetFilter",
-    "DeviceOption",
-    "EpsFilter",
     "JsonFlag",
-    "NFilter",
-    "NormFilter",
     "PlotsFlag",
-    "ResultsFolder",
-    "SeedFilter",
+    "RequestOptions",
+    "filter_options",
+    "request_options",
 ]
 
-ResultsFolder = Annotated[
-    Path, typer.Option("--results", metavar="FOLDER", help="Folder with the stored records.")
-]
 JsonFlag = Annotated[
     bool, typer.Option("--json", help="Print JSON on stdout instead of text.", show_default=False)
 ]
 CsvFile = Annotated[
     Path | None, typer.Option("--csv", metavar="FILE", help="Also write the table to this file.")
 ]
-DeviceOption = Annotated[
-    str, typer.Option("--device", metavar="DEVICE", help="auto, cpu, cuda, cuda:1 or mps.")
-]
 PlotsFlag = Annotated[
     bool,
     typer.Option("--plots/--no-plots", help="Draw the figures and the page, or the CSV alone."),
 ]
+ResultsFolder = Annotated[
+    Path, typer.Option("--results", metavar="FOLDER", help="Folder with the stored records.")
+]
 
-DatasetFilter = Annotated[
-    str | None, typer.Option("--dataset", metavar="NAME", help="Only results on this data set.")
-]
-NormFilter = Annotated[
-    str | None, typer.Option("--norm", metavar="NORM", help="Only this norm: Linf, L2 or L1.")
-]
-EpsFilter = Annotated[
-    str | None, typer.Option("--eps", metavar="EPS", help="Only this eps, such as 8/255.")
-]
-NFilter = Annotated[
-    int | None, typer.Option("--n", metavar="N", help="Only results on so many samples.")
-]
-SeedFilter = Annotated[
-    int | None, typer.Option("--seed", metavar="SEED", help="Only results of this seed.")
-]
+
+class RequestOptions:
+    """Field of the request → its option; the default is the field's, unless it is given here."""
+
+    dataset: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Data set by name, a folder of images, or a file of arrays; default: the one "
+            "that the models' cards name, or digits.",
+        ),
+    ]
+    split: Annotated[str, typer.Option(metavar="SPLIT", help="Which part of the data set.")]
+    data_root: Annotated[
+        Path | None,
+        typer.Option(
+            "--data-root", "--data", metavar="FOLDER", help="Where downloaded data sets are kept."
+        ),
+    ]
+    dataset_options: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--dataset-option",
+            "--data-option",
+            metavar="NAME=VALUE",
+            help="Option of a folder or file, as size=32.",
+        ),
+    ]
+    download: Annotated[
+        bool, typer.Option("--download", help="Fetch a missing data set.", show_default=False)
+    ]
+    suite: Annotated[
+        str, typer.Option(metavar="SUITE", help="Name or TOML file; `robench attacks` lists them.")
+    ]
+    n: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", help="Samples, always the same ones; default: 500, or all of fewer."
+        ),
+    ]
+    norm: Annotated[
+        str | None,
+        typer.Option(metavar="NORM", help="Linf, L2 or L1; default: each model's own."),
+    ]
+    eps: Annotated[
+        str | None,
+        typer.Option(
+            metavar="EPS", help="Radius in [0, 1] units, as 8/255; default: each model's own."
+        ),
+    ]
+    seed: Annotated[int, typer.Option(metavar="SEED", help="Keys every draw.")]
+    architecture: Annotated[
+        str | None,
+        typer.Option(
+            "--arch",
+            metavar="NAME",
+            help="Architecture of weights without a card: robench's, torchvision:NAME, timm:NAME, "
+            "package.module:callable, or program.",
+        ),
+    ]
+    architecture_arguments: Annotated[
+        list[str] | None,
+        typer.Option("--arch-arg", metavar="NAME=VALUE", help="Argument of the architecture."),
+    ]
+    input: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=VALUE",
+            help="What weights without a card expect, as mean=0.5 std=0.25, or high=255.",
+        ),
+    ]
+    trust_pickle: Annotated[
+        bool,
+        typer.Option(
+            "--trust-pickle", help="Execute the code in the weights file.", show_default=False
+        ),
+    ]
+    trust_code: Annotated[
+        bool,
+        typer.Option(
+            "--trust-code",
+            help="Call what a card outside the zoo folders names.",
+            show_default=False,
+        ),
+    ]
+    device: Annotated[str, typer.Option(metavar="DEVICE", help="auto, cpu, cuda, cuda:1 or mps.")]
+    precision: Annotated[
+        str,
+        typer.Option(
+            metavar=f"[{'|'.join(PRECISIONS)}]",
+            help="Of the search; verdicts are always in float32.",
+        ),
+    ]
+    batch_size: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Default: measured. Changes no result."),
+    ]
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Searches side by side; default: on a CPU one for each thread. Changes no result.",
+        ),
+    ]
+    results: ResultsFolder = Path("results")
+    save_adversarial: Annotated[
+        bool,
+        typer.Option(
+            "--save-adversarial", help="Keep every adversarial input.", show_default=False
+        ),
+    ]
+
+
+SAMPLES = ("dataset", "split", "data_root", "dataset_options", "download")
+"""Where the samples are."""
+
+
+class _FilterOptions:
+    """Field of the filter of stored records → its option."""
+
+    dataset: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Only results on this data set.")
+    ]
+    norm: Annotated[
+        str | None, typer.Option(metavar="NORM", help="Only this norm: Linf, L2 or L1.")
+    ]
+    eps: Annotated[str | None, typer.Option(metavar="EPS", help="Only this eps, such as 8/255.")]
+    n: Annotated[int | None, typer.Option(metavar="N", help="Only results on so many samples.")]
+    seed: Annotated[int | None, typer.Option(metavar="SEED", help="Only results of this seed.")]
+
+
+Command = Callable[..., None]
+
+_NAME_VALUES = {
+    "dataset_options": "--dataset-option",
+    "architecture_arguments": "--arch-arg",
+    "input": "--input",
+}
+"""Fields that are given as NAME=VALUE, and their options."""
+
+
+def request_options(
+    *, only: Collection[str] | None = None, without: Collection[str] = ()
+) -> Callable[[Command], Command]:
+    """The command's parameter ``request`` becomes the options of these fields; by default all.
+
+    Args:
+        only: the fields that are options of this command.
+        without: the fields that are not.
+    """
+    defaults = {
+        item.name: None if item.default is MISSING else item.default for item in fields(Request)
+    }
+    declared = {
+        name: (option, vars(RequestOptions).get(name, defaults[name]))
+        for name, option in get_type_hints(RequestOptions, include_extras=True).items()
+        if (only is None or name in only) and name not in without
+    }
+    return _options("request", _request, declared)
+
+
+def _request(**given: Any) -> Request:
+    for name, option in _NAME_VALUES.items():
+        if name in given:
+            given[name] = parse_name_values(given[name] or [], option)
+    return Request(**given)
+
+
+def filter_options(command: Command) -> Command:
+    """The command's parameter ``wanted`` becomes the options of a filter of stored records."""
+    hints = get_type_hints(_FilterOptions, include_extras=True)
+    return _options("wanted", dict, {name: (option, None) for name, option in hints.items()})(
+        command
+    )
+
+
+def _options(
+    parameter: str, make: Callable[..., Any], declared: Mapping[str, tuple[Any, Any]]
+) -> Callable[[Command], Command]:
+    """Options, given with their defaults, in place of a parameter that is made from them."""
+
+    def decorate(command: Command) -> Command:
+        hints = get_type_hints(command, include_extras=True)
+        listed: dict[str, tuple[Any, Any]] = {}
+        for own in inspect.signature(command).parameters.values():
+            own_option = {own.name: (hints[own.name], own.default)}
+            listed |= declared if own.name == parameter else own_option
+
+        @functools.wraps(command)
+        def flat(**given: Any) -> None:
+            command(**{parameter: make(**{name: given.pop(name) for name in declared})}, **given)
+
+        # What Typer reads of a command.
+        flat.__annotations__ = {name: option for name, (option, _) in listed.items()}
+        flat.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+            [
+                inspect.Parameter(
+                    name, inspect.Parameter.KEYWORD_ONLY, annotation=option, default=default
+                )
+                for name, (option, default) in listed.items()
+            ]
+        )
+        return flat
+
+    return decorate

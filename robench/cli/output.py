@@ -1,16 +1,51 @@
-"""Printing for people and for machines."""
+"""What people and machines see of a command: tables, numbers, JSON, findings, a run's progress.
+
+Loads Rich and pydantic, so the commands import it when they run.
+"""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from typing import Any
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
 
 import typer
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TaskID,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+from rich.text import Text
 
 from robench.formatting import number, plain
+from robench.records import EvaluationRecord, Outcome
 
-__all__ = ["format_table", "number", "plain", "print_json", "print_table"]
+if TYPE_CHECKING:
+    from robench.doctor import Finding
+    from robench.results import StoredRecord
+
+__all__ = [
+    "RunDisplay",
+    "findings_text",
+    "format_table",
+    "print_json",
+    "print_table",
+    "record_line",
+    "record_text",
+    "robust_acc",
+]
+
+_WIDEST = 100_000
+"""Of a table: wide enough that Rich never wraps a cell."""
 
 
 def print_json(content: Any) -> None:
@@ -19,19 +54,21 @@ def print_json(content: Any) -> None:
 
 
 def format_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Aligned columns, two spaces apart; columns of numbers to the right."""
-    body = [[str(cell) for cell in row] for row in rows]
-    table = [list(header), *body]
-    widths = [max(len(row[column]) for row in table) for column in range(len(header))]
-    right = [bool(body) and all(_is_number(row[column]) for row in body) for column in _up(header)]
-    lines = []
-    for row in table:
-        cells = [
-            cell.rjust(width) if to_right else cell.ljust(width)
-            for cell, width, to_right in zip(row, widths, right, strict=True)
-        ]
-        lines.append("  ".join(cells).rstrip())
-    return "\n".join(lines)
+    """Aligned columns, two spaces apart; columns of numbers to the right.
+
+    The same text whatever it is printed on: nothing is wrapped, coloured or cut.
+    """
+    body = [list(row) for row in rows]
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="")
+    for column, title in enumerate(header):
+        right = bool(body) and all(_is_number(row[column]) for row in body)
+        table.add_column(Text(title), justify="right" if right else "left", no_wrap=True)
+    for row in body:
+        table.add_row(*map(Text, row))
+    console = Console(width=_WIDEST, color_system=None)
+    with console.capture() as capture:
+        console.print(table)
+    return "\n".join(line.rstrip() for line in capture.get().splitlines())
 
 
 def print_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
@@ -39,10 +76,203 @@ def print_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     typer.echo(format_table(header, rows))
 
 
-def _up(header: Sequence[str]) -> range:
-    return range(len(header))
-
-
 def _is_number(cell: str) -> bool:
     first = cell.split(" ")[0]
     return first in ("", "–") or first.replace(",", "").replace(".", "").lstrip("+-").isdigit()
+
+
+def findings_text(examined: str, findings: Sequence[Finding]) -> str:
+    """A line that says how many, then each with its evidence and mend.
+
+    Args:
+        examined: which model, on which samples.
+        findings: none says so.
+    """
+    count = f"{len(findings)} found" if findings else "nothing found"
+    parts = [
+        f"{finding.severity}: {finding.name}\n  {finding.evidence}\n  mend: {finding.mend}"
+        for finding in findings
+    ]
+    return "\n\n".join([f"{examined}: {count}", *parts])
+
+
+def robust_acc(record: EvaluationRecord) -> float:
+    """Percent of the samples that survived the attack."""
+    return 100 * record.count(Outcome.SURVIVED) / record.n if record.n else float("nan")
+
+
+def record_line(record: EvaluationRecord) -> dict[str, Any]:
+    """What a list of records says about one."""
+    return {
+        "key": record.key,
+        "model": record.model.id,
+        "dataset": record.dataset.name,
+        "threat_model": str(record.threat_model),
+        "attack": record.attack.name,
+        "n": record.n,
+        "seed": record.seed,
+        "robust_acc": robust_acc(record),
+        "counts": {outcome.value: count for outcome, count in record.counts.items()},
+        "flags": [flag.name for flag in record.flags],
+        "created": record.created,
+    }
+
+
+def record_text(record: EvaluationRecord) -> str:
+    """All about a record, for a terminal."""
+    environment, cost = record.environment, record.cost
+    facts = [
+        ("key", record.key),
+        ("model", f"{record.model.id} ({record.model.architecture})"),
+        ("weights", record.model.weights_sha256),
+        ("data", f"{record.dataset.name} {record.dataset.split}, n = {record.n}"),
+        ("fingerprint", record.dataset.fingerprint),
+        ("threat model", str(record.threat_model)),
+        ("attack", f"{record.attack.name} ({record.attack.attack})"),
+        ("seed", str(record.seed)),
+        ("outcomes", ", ".join(f"{record.count(kind)} {kind.value}" for kind in record.counts)),
+        ("robust_acc", f"{number(robust_acc(record), 2)} %"),
+        ("passes", f"{cost.forwards} forwards, {cost.backwards} backwards"),
+        ("seconds", number(cost.seconds, 1)),
+        ("device", f"{environment.device_name} ({environment.device}), {environment.precision}"),
+        ("created", record.created),
+    ]
+    if record.audit is not None:
+        audit = record.audit
+        facts.append(
+            (
+                "audit",
+                f"{audit.audited} of {audit.survivors} survivors, {audit.hits} broken"
+                + (", so all were attacked" if audit.escalated else ""),
+            )
+        )
+    facts += [(f"flag ({flag.severity})", f"{flag.name}: {flag.evidence}") for flag in record.flags]
+    width = max(len(name) for name, _ in facts)
+    parts = ["\n".join(f"{name:<{width}}  {value}" for name, value in facts)]
+    if record.stages:
+        rows = [
+            (
+                s.name,
+                str(s.attempted),
+                str(s.broken),
+                str(s.errored),
+                s.skipped or (f"in {s.search}" if s.search else ""),
+            )
+            for s in record.stages
+        ]
+        parts.append(format_table(("stage", "attempted", "broken", "errored", ""), rows))
+    if record.metrics:
+        metrics = [
+            (name, *(number(v, 4) for v in (m.mean, m.mean_broken, m.mean_survived)), str(m.n))
+            for name, m in record.metrics.items()
+        ]
+        parts.append(format_table(("metric", "mean", "broken", "survived", "n"), metrics))
+    return "\n\n".join(parts)
+
+
+class RunDisplay:
+    """Shows a run on stderr; a context manager and a listener of the runner.
+
+    On a terminal there are two bars, one for the whole run and one for the attack at work.
+    Elsewhere (a log, a pipe) there is a line for each attack.
+
+    Args:
+        jobs: number of records that the run will give.
+        console: where to draw; None: stderr.
+    """
+
+    def __init__(self, jobs: int, console: Console | None = None) -> None:
+        self._console = console or Console(stderr=True, highlight=False)
+        self._jobs = jobs
+        self._bars = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=30),
+            TaskProgressColumn(),
+            _RateColumn(),
+            TimeElapsedColumn(),
+            _TimeLeftColumn(),
+            console=self._console,
+            transient=True,
+            disable=not self._console.is_terminal,
+        )
+        self._whole: TaskID | None = None
+        self._current: TaskID | None = None
+
+    def __enter__(self) -> RunDisplay:
+        self._bars.start()
+        self._whole = self._bars.add_task(f"{self._jobs} attacks", total=self._jobs, unit=None)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._bars.stop()
+
+    def job_started(self, model: str, attack: str, steps: int, cached: bool) -> None:
+        """A job begins, or its record was found in the store."""
+        if not cached:
+            self._current = self._bars.add_task(
+                f"{model} · {attack}", total=steps or None, unit="steps"
+            )
+
+    def advanced(self, steps: int) -> None:
+        """Search steps of the current job were completed or became unnecessary."""
+        if self._current is not None:
+            self._bars.advance(self._current, steps)
+
+    def job_finished(self, stored: StoredRecord) -> None:
+        """A record is in the store."""
+        cached = self._current is None
+        if self._current is not None:
+            self._bars.remove_task(self._current)
+            self._current = None
+        if self._whole is not None:
+            self._bars.advance(self._whole)
+        if not self._console.is_terminal:
+            self._console.print(_job_line(stored.record, cached), soft_wrap=True)
+
+    def model_finished(self, model: str, records: Sequence[StoredRecord]) -> None:
+        """All jobs of a model are done."""
+        # Loads pandas, which commands that only list names do without.
+        from robench.reporting.model_results import collect
+
+        for result in collect(records):
+            robust, clean = result.robust_acc, result.clean_acc
+            attacks = " · ".join(
+                f"{name} {number(result.attack_acc(name).estimate)}" for name in result.attacks
+            )
+            self._console.print(
+                f"{model}: robust {number(robust.estimate)} % "
+                f"({number(robust.low)} – {number(robust.high)}), "
+                f"clean {number(clean.estimate)} % · {attacks}",
+                soft_wrap=True,
+            )
+
+
+class _RateColumn(ProgressColumn):
+    """Units a second, for tasks that count something worth a rate."""
+
+    def render(self, task: Task) -> Text:
+        """The speed so far, empty until it is known."""
+        unit = task.fields.get("unit")
+        speed = task.finished_speed or task.speed
+        return Text("" if unit is None or speed is None else f"{speed:,.0f} {unit}/s")
+
+
+class _TimeLeftColumn(TimeRemainingColumn):
+    """Time left, of tasks whose steps are alike; whole attacks are not."""
+
+    def render(self, task: Task) -> Text:
+        """Empty for the run as a whole."""
+        return Text("") if task.fields.get("unit") is None else super().render(task)
+
+
+def _job_line(record: EvaluationRecord, cached: bool) -> str:
+    errored = record.count(Outcome.ERRORED)
+    parts = [f"{record.model.name} · {record.attack.name}: {number(robust_acc(record))} % survive"]
+    parts += [f"{errored} errored"] if errored else []
+    parts.append("stored before" if cached else f"{number(record.cost.seconds)} s")
+    return ", ".join(parts)

@@ -32,8 +32,7 @@ def draw_comparison(
     store: Store,
     folder: Path,
     *,
-    data: Path | None = None,
-    dataset: str | None = None,
+    data_root: str | Path | None = None,
 ) -> tuple[list[Path], list[str]]:
     """Draw a comparison into a folder.
 
@@ -41,8 +40,7 @@ def draw_comparison(
         comparison: of ``baseline`` and ``others``, in this order.
         store: where adversarial inputs were kept (``--save-adversarial``).
         folder: where to.
-        data: where downloaded data sets are.
-        dataset: where the samples are, if the records' name for them does not say.
+        data_root: where downloaded data sets are.
 
     Returns:
         The files, and a sentence for each picture that could not be drawn.
@@ -74,7 +72,7 @@ def draw_comparison(
                 )
                 continue
             shown = shown[:_MOST]
-            samples = samples or _samples(broken, data, dataset)
+            samples = samples or _samples(broken, data_root)
             pair = resisting.attacks[attack], broken.attacks[attack]
             rows = [_positions(stored.table["sample_id"], shown) for stored in pair]
             inputs = [_channels_last(kept.of(pair[i])[rows[i]]) for i in (0, 1)]
@@ -129,12 +127,12 @@ def _deciding_attack(
     return best
 
 
-def _samples(result: ModelResult, data: Path | None, dataset: str | None) -> Dataset:
+def _samples(result: ModelResult, data_root: str | Path | None) -> Dataset:
     spec = result.dataset
     samples = load_dataset(
-        dataset or spec.name,
+        spec.name,
         split=spec.split,
-        root=data,
+        root=data_root,
         n=spec.n,
         preprocessing=spec.preprocessing,
     )

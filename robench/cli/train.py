@@ -7,28 +7,31 @@ from typing import Annotated
 
 import typer
 
-from robench.cli.options import DeviceOption
-from robench.cli.settings import parse_settings
+from robench.cli.name_values import parse_name_values
+from robench.cli.options import request_options
 from robench.errors import UsageError
+from robench.request import DEFAULT_DATASET, Request
 
 __all__ = ["train"]
 
 
+@request_options(
+    only=(
+        "dataset",
+        "architecture",
+        "architecture_arguments",
+        "seed",
+        "device",
+        "data_root",
+        "download",
+    )
+)
 def train(
     recipe: Annotated[
         str | None, typer.Argument(metavar="RECIPE", help="None: list the recipes.")
     ] = None,
-    dataset: Annotated[
-        str, typer.Option("--dataset", metavar="NAME", help="Data set, folder or file.")
-    ] = "digits",
-    arch: Annotated[
-        str | None,
-        typer.Option("--arch", metavar="NAME", help="Architecture; default: the data set's."),
-    ] = None,
-    arch_arg: Annotated[
-        list[str] | None,
-        typer.Option("--arch-arg", metavar="NAME=VALUE", help="Argument of the architecture."),
-    ] = None,
+    *,
+    request: Request,
     threat_model: Annotated[
         str | None,
         typer.Option(
@@ -36,7 +39,6 @@ def train(
         ),
     ] = None,
     epochs: Annotated[int | None, typer.Option("--epochs", metavar="N", min=1)] = None,
-    seed: Annotated[int, typer.Option("--seed", metavar="SEED")] = 0,
     name: Annotated[
         str | None, typer.Option("--name", metavar="NAME", help="Default: the recipe's.")
     ] = None,
@@ -55,47 +57,45 @@ def train(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace what the folder holds.", show_default=False)
     ] = False,
-    device: DeviceOption = "auto",
     devices: Annotated[int, typer.Option("--devices", metavar="N", min=1)] = 1,
-    data: Annotated[
-        Path | None,
-        typer.Option("--data", metavar="FOLDER", help="Where downloaded data sets are kept."),
-    ] = None,
-    download: Annotated[
-        bool, typer.Option("--download", help="Fetch missing data.", show_default=False)
-    ] = False,
     quiet: Annotated[
         bool, typer.Option("--quiet", "-q", help="No progress bar.", show_default=False)
     ] = False,
 ) -> None:
     """Train a network; write its card and weights.
 
-    An interrupted run goes on when the same command is given again.
+    Data set and architecture are by default digits and the data set's own. An interrupted run
+    goes on when the same command is given again.
     """
     if recipe is None:
         _list_recipes()
         return
-    overrides = parse_settings(settings or [], "--set")
+    overrides = parse_name_values(settings or [], "--set")
     if epochs is not None:
         if "epochs" in overrides:
             raise UsageError("epochs are given twice", hint="Use --epochs or --set epochs=N")
         overrides["epochs"] = epochs
-    arguments = parse_settings(arch_arg or [], "--arch-arg")
-    if arguments and arch is None:
+    if request.architecture_arguments and request.architecture is None:
         raise UsageError("--arch-arg without --arch", hint="Name the architecture with --arch")
 
     from robench import defenses  # torch
     from robench.records import ArchitectureSpec
 
+    architecture = None
+    if request.architecture is not None:
+        architecture = ArchitectureSpec(
+            name=request.architecture, arguments=dict(request.architecture_arguments)
+        )
+    dataset = DEFAULT_DATASET if request.dataset is None else str(request.dataset)
     job = defenses.resolve(
         recipe,
-        defenses.TrainingSplits.load(dataset, root=data, download=download),
-        architecture=None if arch is None else ArchitectureSpec(name=arch, arguments=arguments),
+        defenses.TrainingSplits.load(dataset, root=request.data_root, download=request.download),
+        architecture=architecture,
         threat_model=threat_model,
         folder=out,
         name=name,
-        seed=seed,
-        device=device,
+        seed=request.seed,
+        device=str(request.device),
         devices=devices,
         teacher=teacher,
         settings=overrides,

@@ -8,18 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from robench.cli.findings import findings_text
-from robench.cli.options import JsonFlag
-from robench.cli.output import number, print_json, print_table
-from robench.cli.run_options import (
-    ArchArgOption,
-    DataFolderOption,
-    DataOption,
-    InputOption,
-    SplitOption,
-    TrustPickleFlag,
-)
-from robench.cli.settings import parse_settings
+from robench.cli.name_values import parse_name_values
+from robench.cli.options import JsonFlag, request_options
+from robench.request import Request
 
 if TYPE_CHECKING:
     from robench.inspection.clean_accuracy import Rechecked
@@ -40,6 +31,7 @@ _DatasetFilter = Annotated[
 @zoo_app.command("list")
 def list_models(dataset: _DatasetFilter = None, as_json: JsonFlag = False) -> None:
     """List the models of all zoo folders."""
+    from robench.cli.output import print_json, print_table
     from robench.errors import CardError
     from robench.models.zoo import list_cards, zoo_folders
 
@@ -83,6 +75,7 @@ def show(
     as_json: JsonFlag = False,
 ) -> None:
     """Print a model's card."""
+    from robench.cli.output import print_json
     from robench.models.cards import format_card
     from robench.models.zoo import find_card
 
@@ -95,6 +88,16 @@ def show(
 
 
 @zoo_app.command()
+@request_options(
+    only=(
+        "architecture_arguments",
+        "input",
+        "split",
+        "data_root",
+        "dataset_options",
+        "trust_pickle",
+    )
+)
 def add(
     checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="The weights file.")],
     arch: Annotated[
@@ -122,45 +125,43 @@ def add(
     zoo: Annotated[
         Path, typer.Option("--zoo", metavar="FOLDER", help="Where the model is put.")
     ] = Path("model_zoo"),
-    arch_arg: ArchArgOption = None,
-    input_option: InputOption = None,
     provenance: Annotated[
         list[str] | None,
         typer.Option("--about", metavar="NAME=VALUE", help="Provenance, as paper=… or year=2026."),
     ] = None,
-    split: SplitOption = "test",
-    data: DataFolderOption = None,
-    data_option: DataOption = None,
-    trust_pickle: TrustPickleFlag = False,
+    *,
+    request: Request,
     as_json: JsonFlag = False,
 ) -> None:
     """Give a weights file a card: hash, state dict and prefix found, clean accuracy measured.
 
     The doctor looks at the model too; what it finds is shown, and kept in the card.
     """
-    arguments = parse_settings(arch_arg or [], "--arch-arg")
-    expected = parse_settings(input_option or [], "--input")
-    about = parse_settings(provenance or [], "--about")
-    options = parse_settings(data_option or [], "--data-option")
-    from robench.cli.adding import Answers, add_model  # torch
+    about = parse_name_values(provenance or [], "--about")
+    # Loads torch, which --help does without.
+    from robench.cli.adding import Answers, add_model
+    from robench.cli.output import findings_text, print_json
+    from robench.formatting import number
     from robench.records import ArchitectureSpec
     from robench.threat_models import ThreatModel
 
     added = add_model(
         Answers(
             checkpoint=checkpoint,
-            architecture=ArchitectureSpec(name=arch, arguments=arguments),
+            architecture=ArchitectureSpec(
+                name=arch, arguments=dict(request.architecture_arguments)
+            ),
             threat_model=ThreatModel.of(norm, eps),
             dataset=dataset,
             zoo=zoo,
             name=name,
             defense=defense,
-            split=split,
-            data=data,
-            data_options=options,
-            input=expected,
+            split=request.split,
+            data=request.data_root,
+            data_options=request.dataset_options,
+            input=request.input,
             provenance=about,
-            trust_pickle=trust_pickle,
+            trust_pickle=request.trust_pickle,
         )
     )
     if as_json:
@@ -173,6 +174,7 @@ def add(
 
 
 @zoo_app.command()
+@request_options(only=("data_root", "dataset_options"))
 def verify(
     models: Annotated[
         list[str] | None,
@@ -182,12 +184,13 @@ def verify(
     accuracy: Annotated[
         bool, typer.Option("--accuracy", help="Measure the recorded clean accuracy again.")
     ] = False,
-    data: DataFolderOption = None,
-    data_option: DataOption = None,
+    *,
+    request: Request,
     as_json: JsonFlag = False,
 ) -> None:
     """Load every model: card, hash and weights must agree. Exit code 2 if one does not."""
-    options = parse_settings(data_option or [], "--data-option")
+    # Loads torch, which --help does without.
+    from robench.cli.output import print_json, print_table
     from robench.errors import CardError
     from robench.inspection.clean_accuracy import Rechecked, recheck  # torch
     from robench.models.zoo import find_card, list_cards
@@ -199,7 +202,13 @@ def verify(
         cards = list_cards(dataset, problems=problems)
     found = [Rechecked(str(problem.where), False, str(problem)) for problem in problems]
     found += [
-        recheck(located, accuracy=accuracy, data=data, data_options=options) for located in cards
+        recheck(
+            located,
+            accuracy=accuracy,
+            data=request.data_root,
+            data_options=request.dataset_options,
+        )
+        for located in cards
     ]
     if as_json:
         print_json([asdict(item) for item in found])
@@ -210,6 +219,8 @@ def verify(
 
 
 def _verdict(item: Rechecked) -> str:
+    from robench.formatting import number
+
     if not item.ok or item.accuracy == "not asked":
         return "ok" if item.ok else str(item.problem)
     if item.accuracy == "agrees":

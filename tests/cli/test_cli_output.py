@@ -11,9 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from robench.cli.output import format_table, number, plain
-from robench.cli.settings import parse_settings
+from robench.cli.name_values import parse_name_values
+from robench.cli.output import format_table
 from robench.errors import UsageError
+from robench.formatting import number, plain
 
 
 def test_columns_are_aligned_and_numbers_stand_right():
@@ -78,7 +79,7 @@ def test_plain_keeps_numbers(values):
     ],
 )
 def test_settings_are_literals_or_text(text, value):
-    parsed = parse_settings([text], "--set")
+    parsed = parse_name_values([text], "--set")
     assert parsed == {text.partition("=")[0]: value}
     assert type(next(iter(parsed.values()))) is type(value)
 
@@ -88,10 +89,10 @@ def test_settings_are_literals_or_text(text, value):
 )
 def test_settings_come_back_as_they_were_written(settings):
     texts = [f"{name}={json.dumps(value)}" for name, value in settings.items()]
-    assert parse_settings(texts, "--set") == settings
+    assert parse_name_values(texts, "--set") == settings
 
 
 @pytest.mark.parametrize("texts", [["lr"], ["=1"], ["lr=1", "lr=2"]])
 def test_malformed_settings_are_refused(texts):
     with pytest.raises(UsageError, match="--set"):
-        parse_settings(texts, "--set")
+        parse_name_values(texts, "--set")

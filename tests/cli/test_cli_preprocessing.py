@@ -53,7 +53,7 @@ def add(side: int, *options: str, name: str | None = None, threshold: float = 0.
     done = invoke(
         *("zoo", "add", f"{name}.pt", "--arch", "prepared_network:build"),
         *(f"--arch-arg=side={side}", "--dataset", "pets", "--eps", "0.1"),
-        *(f"--data-option={option}" for option in options),
+        *(f"--dataset-option={option}" for option in options),
     )
     assert done.code == 0, done.err
     return find_card(name).card
@@ -86,7 +86,7 @@ def test_each_model_sees_its_own_samples(folder):
     assert invoke("doctor", "side-8").code in (0, 1)
     assert load_model("side-8").preprocessing == first.preprocessing
     # What the user says comes first.
-    told = invoke("run", "side-8", "--dataset", "pets", "--data-option", "size=6", "--no-plots")
+    told = invoke("run", "side-8", "--dataset", "pets", "--dataset-option", "size=6", "--no-plots")
     assert told.code == 2
     assert "does not take pets's inputs (8, 3, 6, 6)" in told.err
 
@@ -127,7 +127,7 @@ def test_sets_of_one_size_stay_as_they_are(folder):
 )
 def test_wrong_options_are_one_line(folder, option, words):
     done = invoke(
-        "doctor", "digits/Linf-0.2/standard", "--dataset", "pets", "--data-option", option
+        "doctor", "digits/Linf-0.2/standard", "--dataset", "pets", "--dataset-option", option
     )
     assert (done.code, done.err.count("\n")) == (2, 1)
     assert words in done.err

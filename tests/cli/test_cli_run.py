@@ -14,12 +14,11 @@ import pandas as pd
 import pytest
 from invoke_cli import invoke
 
-from robench.cli.evaluating import evaluate, prepare
-from robench.cli.requests import Request
-from robench.evaluation.listener import Silent
+from robench.api import prepare
 from robench.models.zoo import find_card
 from robench.records import Outcome
 from robench.reporting.leaderboard import build_leaderboard, leaderboard_csv
+from robench.request import Request
 from robench.results import Store
 from robench.threat_models import ThreatModel
 
@@ -377,9 +376,9 @@ def test_another_threat_model_than_the_cards(tmp_path):
         eps="1/2",
         device="cpu",
     )
-    evaluation = prepare(request)
+    prepared = prepare(request)
     assert list(tmp_path.iterdir()) == []
-    records = evaluate(evaluation, Silent())
+    records = prepared.run()
     assert {s.record.threat_model for s in records} == {ThreatModel.of("L2", "0.5")}
     assert {s.record.model.threat_model for s in records} == {ThreatModel.of("Linf", "0.2")}
 

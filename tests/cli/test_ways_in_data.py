@@ -120,7 +120,7 @@ def imagenet(patch: pytest.MonkeyPatch, root: Path) -> Made:
     for file, label in listed.items():
         picture(root / "data" / "imagenet" / "val" / file, label, 1000, 280)
     (root / "list.txt").write_text("\n".join(listed))
-    return "imagenet", ["--data", "data", "--data-option", "samples=list.txt"], 1000, 3
+    return "imagenet", ["--data", "data", "--dataset-option", "samples=list.txt"], 1000, 3
 
 
 def folder(patch: pytest.MonkeyPatch, root: Path, masks: str = "") -> Made:
@@ -133,7 +133,7 @@ def folder(patch: pytest.MonkeyPatch, root: Path, masks: str = "") -> Made:
             mask[:, :6] = 255
             (root / "masks" / stem).parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(mask).save(root / "masks" / f"{stem}.png")
-        return "images", ["--data-option", "masks=masks"], 6, 3
+        return "images", ["--dataset-option", "masks=masks"], 6, 3
     if masks == "voc":
         for stem in boxes:
             path = root / "masks" / f"{stem}.xml"
@@ -142,13 +142,13 @@ def folder(patch: pytest.MonkeyPatch, root: Path, masks: str = "") -> Made:
                 "<annotation><object><bndbox><xmin>1</xmin><ymin>1</ymin><xmax>6</xmax>"
                 "<ymax>12</ymax></bndbox></object></annotation>"
             )
-        return "images", ["--data-option", "masks=masks"], 6, 3
+        return "images", ["--dataset-option", "masks=masks"], 6, 3
     if masks == "coco":
         images = [{"id": i, "file_name": f"{stem}.png"} for i, stem in enumerate(boxes)]
         annotations = [{"image_id": i, "bbox": [0, 0, 6, 12]} for i in range(len(boxes))]
         content = json.dumps({"images": images, "annotations": annotations})
         (root / "boxes.json").write_text(content)
-        return "images", ["--data-option", "masks=boxes.json"], 6, 3
+        return "images", ["--dataset-option", "masks=boxes.json"], 6, 3
     return "images", [], 6, 3
 
 

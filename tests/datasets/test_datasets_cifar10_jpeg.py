@@ -51,7 +51,7 @@ def test_validation_comes_from_the_training_images_alone(tmp_path: Path) -> None
 
 
 def test_absent_images_say_where_they_belong(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="--data") as caught:
+    with pytest.raises(DataError, match="--data-root") as caught:
         load_dataset("cifar10-jpeg", root=tmp_path, download=True)
     assert str(tmp_path / "cifar10-jpeg" / "test") in str(caught.value)
     with pytest.raises(UnknownNameError, match="'test'"):

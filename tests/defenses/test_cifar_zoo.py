@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import shlex
-from pathlib import Path
 
 import pytest
 import torch
 
-from robench.cli.requests import Request, chosen_models
-from robench.cli.settings import parse_settings
+from robench.cli.name_values import parse_name_values
 from robench.datasets import load_dataset
 from robench.defenses import RECIPES, TrainingSettings, validate
 from robench.errors import DataError
 from robench.models import list_cards, load_model
 from robench.models.zoo import LocatedCard, find_card
+from robench.request import Request
+from robench.request_loading import choose_models
 
 DATASET = "cifar10-jpeg"
 MODELS = list_cards(DATASET)
@@ -45,9 +45,11 @@ def test_all_have_one_architecture_but_for_reverse_attention() -> None:
 
 def test_unless_asked_for_they_are_not_run() -> None:
     for models in ((), ("pgd-at",)):
-        chosen, dataset = chosen_models(Request(models, None, "standard", Path("results")))
+        chosen, dataset = choose_models(Request(models))
         assert dataset == "digits"
-        assert {card.card.dataset for card in chosen if not isinstance(card, str)} == {"digits"}
+        assert {model.card.dataset for model in chosen if isinstance(model, LocatedCard)} == {
+            "digits"
+        }
 
 
 @each
@@ -69,13 +71,13 @@ def test_the_command_gives_the_recorded_settings_on_any_machine(located: Located
     assert card.provenance.command is not None
     words = shlex.split(card.provenance.command)
     assert words[:5] == ["robench", "train", card.defense, "--dataset", DATASET]
-    assert "--data" not in words
+    assert "--data-root" not in words
     assert "--out" not in words
     given = dict(zip(words[3::2], words[4::2], strict=True))
     assert given["--name"] == card.name
     assert given["--seed"] == str(card.provenance.seed)
     flags = list(zip(words[3::2], words[4::2], strict=True))
-    overrides = parse_settings([value for flag, value in flags if flag == "--set"], "--set")
+    overrides = parse_name_values([value for flag, value in flags if flag == "--set"], "--set")
     overrides["epochs"] = int(given["--epochs"])
     kind = RECIPES[card.defense]
     own = {k: v for k, v in overrides.items() if k in kind.model_fields}
@@ -83,7 +85,7 @@ def test_the_command_gives_the_recorded_settings_on_any_machine(located: Located
     settings = TrainingSettings.model_validate(common).model_dump(mode="json")
     expected = {**settings, **kind.model_validate(own).parameters}
     assert {k: card.provenance.recipe[k] for k in expected} == expected
-    arguments = parse_settings([value for flag, value in flags if flag == "--arch-arg"], "")
+    arguments = parse_name_values([value for flag, value in flags if flag == "--arch-arg"], "")
     assert (given["--arch"], arguments) == (card.architecture.name, card.architecture.arguments)
 
 

@@ -83,7 +83,7 @@ def test_what_the_page_says_would_happen(tmp_path, monkeypatch):
     assert "--input low=-1.0" in forgotten.out
     untrained = invoke(
         *("doctor", "resnet18.pt", "--arch", "torchvision:resnet18", "--dataset", "images"),
-        *("--data-option", "size=32"),
+        *("--dataset-option", "size=32"),
     )
     assert untrained.code == 1
     assert "accuracy_near_chance" in untrained.out or "one_class_predicted" in untrained.out

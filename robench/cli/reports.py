@@ -1,12 +1,15 @@
-"""What people read of a results folder: CSV, figures, page. Needs no torch."""
+"""What people read of a results folder and of a leaderboard. Needs no torch."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from robench.cli.output import format_table, number
+import typer
+
+from robench.cli.output import format_table, print_json
 from robench.files import atomic_write
+from robench.formatting import number
 from robench.reporting.findings import attention_findings, representation_findings
 from robench.reporting.leaderboard import build_leaderboard, write_leaderboard
 from robench.reporting.model_results import collect
@@ -18,7 +21,7 @@ if TYPE_CHECKING:
 
     from robench.results import Store, StoredRecord
 
-__all__ = ["CSV_NAME", "PAGE_NAME", "board_rows", "board_text", "publish", "write_tables"]
+__all__ = ["CSV_NAME", "PAGE_NAME", "board_text", "publish", "show_board", "write_tables"]
 
 CSV_NAME = "leaderboard.csv"
 PAGE_NAME = "index.html"
@@ -83,9 +86,15 @@ def write_tables(folder: Path, **frames: pd.DataFrame) -> list[Path]:
     return files
 
 
-def board_rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
-    """The leaderboard's rows as dictionaries."""
-    return [{str(k): v for k, v in row.items()} for row in frame.to_dict("records")]
+def show_board(frame: pd.DataFrame, files: list[Path], *, as_json: bool) -> None:
+    """Print a leaderboard, and which files were written; as JSON with all of its columns."""
+    if as_json:
+        print_json({"leaderboard": _rows(frame), "files": [str(path) for path in files]})
+        return
+    typer.echo(board_text(frame))
+    if files:
+        more = f" and {len(files) - 1} more" if len(files) > 1 else ""
+        typer.echo(f"\nWritten: {files[0]}{more}", err=True)
 
 
 def board_text(frame: pd.DataFrame) -> str:
@@ -93,13 +102,17 @@ def board_text(frame: pd.DataFrame) -> str:
     if frame.empty:
         return "No results."
     groups: dict[str, list[dict[str, Any]]] = {}
-    for row in board_rows(frame):
+    for row in _rows(frame):
         title = (
             f"{row['dataset']} {row['norm']} eps {row['eps']}, n = {number(row['n'])}, "
             f"seed {number(row['seed'])} (data {str(row['data_sha256'])[:8]})"
         )
         groups.setdefault(title, []).append(row)
     return "\n\n".join(f"{title}\n{_group_table(rows)}" for title, rows in groups.items())
+
+
+def _rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    return [{str(k): v for k, v in row.items()} for row in frame.to_dict("records")]
 
 
 def _group_table(rows: list[dict[str, Any]]) -> str:

@@ -8,12 +8,12 @@ from typing import Any
 
 from robench.errors import UsageError
 
-__all__ = ["parse_settings"]
+__all__ = ["parse_name_values"]
 
 _PYTHON = {"True": True, "False": False, "None": None}
 
 
-def parse_settings(texts: Sequence[str], option: str) -> dict[str, Any]:
+def parse_name_values(texts: Sequence[str], option: str) -> dict[str, Any]:
     """``["lr=0.1", "milestones=0.5,0.75"]`` → ``{"lr": 0.1, "milestones": [0.5, 0.75]}``.
 
     A value is a literal of JSON (or Python's True, False, None), several of them with commas

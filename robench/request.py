@@ -1,0 +1,126 @@
+"""What a user asks to have evaluated, however they ask: one plain, frozen dataclass.
+
+The command line, the gate and the Python API all build a :class:`Request`;
+:func:`robench.preparation.prepare` checks it and loads what it names. Importing this module loads
+neither torch nor pydantic, and a request that names its models and data can be pickled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from robench.errors import UsageError
+from robench.registry import unknown_name
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+    from robench.datasets import Dataset
+    from robench.models.zoo import LocatedCard
+    from robench.records import ForwardSpec, InputSpec, Suite
+
+__all__ = ["DEFAULT_DATASET", "DEFAULT_N", "PRECISIONS", "Request"]
+
+DEFAULT_DATASET = "digits"
+"""Where neither the user nor a model's card names one."""
+
+DEFAULT_N = 500
+"""Samples taken where the user does not say; of a smaller data set, all."""
+
+PRECISIONS = ("auto", "fp32", "tf32", "bf16", "fp16")
+"""Of the search; verdicts are in float32 whatever is chosen."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """One evaluation: which models, on which samples, against which attacks, run how.
+
+    Attributes:
+        models: names, cards, weights files, addresses (``hf:…``), or modules; none: all of the
+            zoo for the data set.
+        dataset: a name, folder or file; a :class:`~robench.datasets.Dataset`; a pair (inputs
+            (N, C, H, W) in [0, 1], labels (N,)); or what :func:`robench.datasets.from_torch`
+            takes, such as a DataLoader. None: the one that the models' cards name.
+        split: which part of a data set that is named.
+        data_root: where downloaded data sets are kept.
+        dataset_options: of a folder or file, such as ``{"size": 32}``.
+        download: fetch a missing data set.
+        suite: a name, a TOML file, or a suite.
+        n: samples, always the same ones; None: ``at_most``.
+        at_most: samples where ``n`` is None, or all of a smaller set; None: all.
+        norm, eps: in place of the models' own threat model; weights files and modules need them.
+        seed: keys every draw.
+        architecture, architecture_arguments: of weights files that have no card.
+        input: what such weights, or a bare module, expect: fields of
+            :class:`robench.records.InputSpec`.
+        forward: how such a network is called and where its logits are: fields of
+            :class:`robench.records.ForwardSpec`.
+        num_classes: of a bare module; None: the data set's.
+        name: of a bare module in the records.
+        trust_pickle: execute the code in weights files.
+        trust_code: call what a card outside the zoo folders names.
+        device: ``auto``, ``cpu``, ``cuda``, ``cuda:1`` or ``mps``.
+        precision: of the search, one of :data:`PRECISIONS`.
+        batch_size: inputs at a time; None: chosen by measurement.
+        workers: searches side by side; None: on a CPU one for each thread of torch's.
+        results: folder of records, read and written; None: nothing is kept.
+        save_adversarial: keep every adversarial input with the records.
+
+    Raises:
+        UsageError: a value that makes no sense for any model and data.
+        UnknownNameError: there is no such precision.
+    """
+
+    models: Sequence[str | Path | LocatedCard | nn.Module] = ()
+    dataset: str | Path | Dataset | tuple[Tensor, Tensor] | Iterable[Any] | None = None
+    split: str = "test"
+    data_root: str | Path | None = None
+    dataset_options: Mapping[str, Any] = field(default_factory=dict)
+    download: bool = False
+    suite: str | Path | Suite = "standard"
+    n: int | None = None
+    at_most: int | None = DEFAULT_N
+    norm: str | None = None
+    eps: str | float | None = None
+    seed: int = 0
+    architecture: str | None = None
+    architecture_arguments: Mapping[str, Any] = field(default_factory=dict)
+    input: InputSpec | Mapping[str, Any] = field(default_factory=dict)
+    forward: ForwardSpec | Mapping[str, Any] = field(default_factory=dict)
+    num_classes: int | None = None
+    name: str = "model"
+    trust_pickle: bool = False
+    trust_code: bool = False
+    device: str | torch.device = "auto"
+    precision: str = "auto"
+    batch_size: int | None = None
+    workers: int | None = None
+    results: str | Path | None = None
+    save_adversarial: bool = False
+
+    def __post_init__(self) -> None:
+        if isinstance(self.models, str):
+            raise UsageError("models is one text, not several", hint=f"Write [{self.models!r}]")
+        if self.precision not in PRECISIONS:
+            raise unknown_name("precision", self.precision, list(PRECISIONS))
+        if self.seed < 0:
+            raise UsageError(f"seed is {self.seed}, it must be 0 or more")
+        for name in ("batch_size", "workers"):
+            number = getattr(self, name)
+            if number is not None and number < 1:
+                raise UsageError(f"{name} is {number}, it must be 1 or more")
+
+    @property
+    def folder(self) -> Path:
+        """The results folder.
+
+        Raises:
+            UsageError: the request names none.
+        """
+        if self.results is None:
+            raise UsageError("no results folder is named", hint="Choose one with --results")
+        return Path(self.results)

@@ -1,0 +1,266 @@
+"""The models and samples that a request names: found, checked against each other, and loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+from torch import Tensor, nn
+
+from robench.datasets import DATASETS, ArrayDataset, Dataset, from_torch, load_dataset
+from robench.errors import CardError, UsageError
+from robench.models import wrap_module
+from robench.models.loading import load_checkpoint, load_model
+from robench.models.sources import SOURCES
+from robench.models.wrapper import RobenchModel
+from robench.models.zoo import LocatedCard, find_card, list_cards
+from robench.records import (
+    ArchitectureSpec,
+    ForwardSpec,
+    InputSpec,
+    PreprocessingSpec,
+    validation_problems,
+)
+from robench.records.base import Frozen
+from robench.request import DEFAULT_DATASET, Request
+from robench.threat_models import ThreatModel, parse_norm
+
+__all__ = ["PROBE", "choose_models", "load_requested", "threat_model_for"]
+
+PROBE = 8
+"""Samples that are tried out before hours are spent."""
+
+Spec = TypeVar("Spec", bound=Frozen)
+
+Chosen = LocatedCard | str | nn.Module
+"""A model to be loaded: its card; a weights file or an address; or the module itself."""
+
+
+def load_requested(request: Request) -> list[tuple[RobenchModel, Dataset]]:
+    """The models of a request, loaded, each with the samples as it wants them prepared.
+
+    Raises:
+        RobenchError: as :func:`choose_models`, :func:`robench.models.load_model`,
+            :func:`robench.models.load_checkpoint`, :func:`robench.models.wrap_module` and
+            :func:`robench.datasets.load_dataset`; masks that cannot be read.
+    """
+    chosen, data = choose_models(request)
+    for model in chosen:
+        if isinstance(model, LocatedCard):
+            threat_model_for(request, model.card.threat_model)
+    samples = _Samples(request, data)
+    return [_load(request, model, samples) for model in chosen]
+
+
+def choose_models(request: Request) -> tuple[list[Chosen], Any]:
+    """The models, found but not loaded, and the data set: its name, or what the request gives.
+
+    Raises:
+        UnknownNameError: no such model; near misses are listed.
+        UsageError: the models are for different data sets, a weights file comes without an
+            architecture, or the zoo has no model for the data set.
+        CardError: a card that breaks the schema.
+    """
+    _check_belonging(request)
+    if not request.models:
+        data = DEFAULT_DATASET if request.dataset is None else request.dataset
+        name = data.name if isinstance(data, Dataset) else str(data)
+        cards = list_cards(name)
+        if not cards:
+            _refuse_unknown(name)
+            raise UsageError(
+                f"the zoo has no model for {name!r}",
+                hint="Name a model, a card or a weights file; `robench zoo list` shows the zoo",
+            )
+        return list(cards), data
+    narrow = _zoo_name(request.dataset)
+    found = [_choose(request, model, narrow) for model in request.models]
+    return found, _common_dataset(found) if request.dataset is None else request.dataset
+
+
+def _choose(request: Request, model: Any, narrow: str | None) -> Chosen:
+    if isinstance(model, LocatedCard | nn.Module):
+        return model
+    text = str(model)
+    source, colon, _ = text.partition(":")
+    if colon and source in SOURCES:
+        return text
+    path = Path(text)
+    if path.is_file() and path.suffix != ".toml":
+        if request.architecture is None:
+            raise UsageError(
+                "is a weights file, not a card",
+                where=text,
+                hint="Name its architecture with --arch (`program` for TorchScript and "
+                "torch.export files)",
+            )
+        return text
+    return find_card(text, narrow)
+
+
+def _common_dataset(found: Sequence[Chosen]) -> str:
+    named = {located.card.dataset for located in found if isinstance(located, LocatedCard)}
+    if len(named) > 1:
+        raise UsageError(
+            f"the models are for different data sets: {', '.join(sorted(named))}",
+            hint="Choose one with --dataset",
+        )
+    if not named:
+        raise UsageError("no data set is named", hint="Choose one with --dataset")
+    return named.pop()
+
+
+def _zoo_name(dataset: Any) -> str | None:
+    """The data set's name, if it narrows a model's: the zoo has models for it."""
+    if isinstance(dataset, str | Path):
+        if not _is_registered(str(dataset)):
+            return None
+        _refuse_unknown(str(dataset))
+        return str(dataset)
+    if isinstance(dataset, Dataset) and list_cards(dataset.name, problems=[]):
+        return dataset.name
+    return None
+
+
+def _is_registered(dataset: str) -> bool:
+    return not Path(dataset).exists() and ":" not in dataset
+
+
+def _refuse_unknown(dataset: str) -> None:
+    """A misspelt data set has no models either: say that it is the data set's name."""
+    known = {located.card.dataset for located in list_cards(problems=[])}
+    if _is_registered(dataset) and dataset not in known:
+        DATASETS.summary(dataset)
+
+
+class _Samples:
+    """The samples of a request, prepared once for each preprocessing that models want."""
+
+    def __init__(self, request: Request, data: Any) -> None:
+        self._request = request
+        self._data = data
+        self._prepared: dict[PreprocessingSpec | None, Dataset] = {}
+
+    def prepared(self, preprocessing: PreprocessingSpec | None = None) -> Dataset:
+        """The samples for a model whose card says this. Those that are given stay as they are."""
+        wanted = preprocessing if isinstance(self._data, str | Path) else None
+        if wanted not in self._prepared:
+            self._prepared[wanted] = self._load(wanted)
+        return self._prepared[wanted]
+
+    def _load(self, preprocessing: PreprocessingSpec | None) -> Dataset:
+        request = self._request
+        if isinstance(self._data, str | Path):
+            whole = load_dataset(
+                str(self._data),
+                split=request.split,
+                root=request.data_root,
+                download=request.download,
+                preprocessing=preprocessing,
+                **dict(request.dataset_options),
+            )
+        else:
+            whole = _given_dataset(self._data, request.num_classes)
+        n = request.n
+        if n is None:
+            n = len(whole) if request.at_most is None else min(request.at_most, len(whole))
+        samples = whole.subset(n)
+        # Masks are needed only after the attacks; a wrong folder should not be found out then.
+        samples.masks(range(min(PROBE, len(samples))))
+        return samples
+
+
+def _given_dataset(data: Any, num_classes: int | None) -> Dataset:
+    if isinstance(data, Dataset):
+        return data
+    if isinstance(data, tuple) and len(data) == 2:
+        inputs, labels = data
+        if isinstance(inputs, Tensor) and isinstance(labels, Tensor):
+            return ArrayDataset(inputs, labels, num_classes=num_classes)
+    return from_torch(data, num_classes=num_classes)
+
+
+def _load(request: Request, model: Chosen, samples: _Samples) -> tuple[RobenchModel, Dataset]:
+    if isinstance(model, RobenchModel):
+        return model, samples.prepared(model.preprocessing)
+    if isinstance(model, nn.Module):
+        dataset = samples.prepared()
+        wrapped = wrap_module(
+            model,
+            num_classes=request.num_classes or dataset.num_classes,
+            input=_input_spec(request, dataset, request.name),
+            forward=_spec(ForwardSpec, request.forward, request.name),
+            name=request.name,
+            dataset=dataset.name,
+            threat_model=_assumed_threat(request, "a module"),
+        )
+        return wrapped, dataset
+    if isinstance(model, LocatedCard) or request.architecture is None:
+        loaded = load_model(model, trust_pickle=request.trust_pickle, trust_code=request.trust_code)
+        return loaded, samples.prepared(loaded.preprocessing)
+    dataset = samples.prepared()
+    loaded = load_checkpoint(
+        model,
+        ArchitectureSpec(name=request.architecture, arguments=dict(request.architecture_arguments)),
+        num_classes=dataset.num_classes,
+        dataset=dataset.name,
+        threat_model=_assumed_threat(request, "a weights file"),
+        input=_input_spec(request, dataset, "--input"),
+        forward=_spec(ForwardSpec, request.forward, "--forward"),
+        preprocessing=dataset.preprocessing,
+        trust_pickle=request.trust_pickle,
+    )
+    return loaded, dataset
+
+
+def _input_spec(request: Request, dataset: Dataset, where: str) -> InputSpec:
+    if isinstance(request.input, InputSpec):
+        return request.input
+    return _spec(InputSpec, {"channels": dataset.input_shape[0], **dict(request.input)}, where)
+
+
+def _spec(kind: type[Spec], given: Spec | Mapping[str, Any], where: str) -> Spec:
+    try:
+        return kind.model_validate(given if isinstance(given, kind) else dict(given))
+    except ValidationError as error:
+        raise CardError(validation_problems(error), where=where) from error
+
+
+def _check_belonging(request: Request) -> None:
+    """Refuse what says something about models or data that the request does not have."""
+    if request.architecture is None:
+        bare = any(
+            isinstance(model, nn.Module) and not isinstance(model, RobenchModel)
+            for model in request.models
+        )
+        if request.architecture_arguments or ((request.input or request.forward) and not bare):
+            raise UsageError(
+                "--arch-arg and --input are for weights without a card",
+                hint="Name their architecture with --arch",
+            )
+
+
+def threat_model_for(request: Request, own: ThreatModel) -> ThreatModel:
+    """What to evaluate under, for a model whose own threat model is ``own``."""
+    if request.norm is None and request.eps is None:
+        return own
+    if request.eps is None:
+        norm = parse_norm(request.norm or "")
+        if norm == own.norm:
+            return own
+        raise UsageError(
+            f"--norm {norm} without --eps", hint="A radius belongs to a norm: write --eps 0.5 too"
+        )
+    return ThreatModel.of(request.norm or own.norm, request.eps)
+
+
+def _assumed_threat(request: Request, model: str) -> ThreatModel:
+    if request.eps is None:
+        raise UsageError(
+            f"{model} does not say what to evaluate it under",
+            hint="Add --norm and --eps, such as --norm Linf --eps 8/255; from Python "
+            "threat_model='Linf-8/255'",
+        )
+    return ThreatModel.of(request.norm or "Linf", request.eps)

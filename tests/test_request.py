@@ -1,0 +1,265 @@
+"""One request, however it is asked: the command line, the API and a pickle say the same."""
+
+from __future__ import annotations
+
+import pickle
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import typer.main
+from invoke_cli import invoke
+from torch import nn
+
+import robench
+from robench.api import Prepared, prepare
+from robench.attacks.suites import load_suite
+from robench.cli.main import app
+from robench.datasets import load_dataset
+from robench.errors import AttackError, CardError, DataError, ModelError, RobenchError, UsageError
+from robench.evaluation.settings import Settings
+from robench.models import wrap_module
+from robench.request import Request
+from robench.request_loading import choose_models
+
+MODEL = "digits/Linf-0.2/pgd-at"
+
+TYPED: dict[str, tuple[list[str], Any]] = {
+    "models": (["pgd-at"], ("pgd-at",)),
+    "dataset": (["--dataset", "images"], "images"),
+    "split": (["--split", "val"], "val"),
+    "data_root": (["--data-root", "data"], Path("data")),
+    "dataset_options": (["--dataset-option", "size=32"], {"size": 32}),
+    "download": (["--download"], True),
+    "suite": (["--suite", "quick"], "quick"),
+    "n": (["--n", "7"], 7),
+    "norm": (["--norm", "L2"], "L2"),
+    "eps": (["--eps", "1/2"], "1/2"),
+    "seed": (["--seed", "3"], 3),
+    "architecture": (["--arch", "resnet18"], "resnet18"),
+    "architecture_arguments": (["--arch-arg", "width=16"], {"width": 16}),
+    "input": (["--input", "high=255"], {"high": 255}),
+    "trust_pickle": (["--trust-pickle"], True),
+    "trust_code": (["--trust-code"], True),
+    "device": (["--device", "cpu"], "cpu"),
+    "precision": (["--precision", "bf16"], "bf16"),
+    "batch_size": (["--batch-size", "5"], 5),
+    "workers": (["--workers", "2"], 2),
+    "results": (["--results", "out"], Path("out")),
+    "save_adversarial": (["--save-adversarial"], True),
+}
+"""Field → how it is typed, and what it then is."""
+
+PYTHON_ONLY = {
+    "at_most": "the command line's default of --n",
+    "forward": "a card says it",
+    "num_classes": "of a module",
+    "name": "of a module",
+}
+"""Fields without an option, and why."""
+
+
+@pytest.fixture
+def typed(monkeypatch):
+    """What ``robench run ARGUMENTS`` asks for."""
+
+    def request(*arguments: str) -> Request:
+        caught: list[Request] = []
+
+        def catch(asked: Request) -> Prepared:
+            caught.append(asked)
+            raise UsageError("caught")
+
+        monkeypatch.setattr("robench.api.prepare", catch)
+        done = invoke("run", *arguments)
+        assert "caught" in done.err, done.err
+        return caught[0]
+
+    return request
+
+
+def test_every_field_of_a_request_is_an_option_and_every_option_is_a_field():
+    group = typer.main.get_command(app)
+    options = {item.name for item in group.commands["run"].params} - {"plots", "as_json"}
+    names = {item.name for item in fields(Request)}
+    assert options == names - PYTHON_ONLY.keys()
+    assert options == TYPED.keys()
+
+
+def test_an_option_changes_its_own_field_alone(typed):
+    plain = typed()
+    assert plain == Request(results=Path("results"))
+    for name, (words, value) in TYPED.items():
+        assert typed(*words) == replace(plain, **{name: value}), name
+        assert value != getattr(Request(), name), name
+
+
+def test_everything_that_can_be_typed_together(typed):
+    words = [word for arguments, _ in TYPED.values() for word in arguments]
+    assert typed(*words) == Request(**{name: value for name, (_, value) in TYPED.items()})
+
+
+def test_the_old_names_of_options_still_work(typed):
+    old = typed("--data", "there", "--data-option", "size=32")
+    assert old == typed("--data-root", "there", "--dataset-option", "size=32")
+
+
+def test_every_setting_of_the_engine_comes_from_the_request():
+    given = {name: value for name, (_, value) in TYPED.items()}
+    request = replace(Request(**given), device="meta")
+    prepared = Prepared(request, load_suite("quick"), torch.device("meta"), [])
+    for item in fields(Settings):
+        # How often to save is nobody's choice.
+        if item.name != "snapshot_seconds":
+            asked = getattr(request, item.name)
+            assert (
+                str(getattr(prepared.settings, item.name))
+                == str(asked)
+                != str(getattr(Settings(), item.name))
+            )
+
+
+def test_a_request_by_names_survives_pickling():
+    request = Request(**{name: value for name, (_, value) in TYPED.items()})
+    assert pickle.loads(pickle.dumps(request)) == request
+
+
+REFUSED: dict[str, tuple[list[str], dict[str, Any]]] = {
+    "model": (["pgdat"], {"models": ["pgdat"]}),
+    "dataset": ([MODEL, "--dataset", "digitz"], {"models": [MODEL], "dataset": "digitz"}),
+    "suite": ([MODEL, "--suite", "quik"], {"models": [MODEL], "suite": "quik"}),
+    "split": ([MODEL, "--split", "tset"], {"models": [MODEL], "split": "tset"}),
+    "device": ([MODEL, "--device", "gpu"], {"models": [MODEL], "device": "gpu"}),
+    "precision": ([MODEL, "--precision", "bf17"], {"models": [MODEL], "precision": "bf17"}),
+    "norm": ([MODEL, "--norm", "L2"], {"models": [MODEL], "norm": "L2"}),
+    "eps": ([MODEL, "--eps", "8/0"], {"models": [MODEL], "eps": "8/0"}),
+    "n": ([MODEL, "--n", "501"], {"models": [MODEL], "n": 501}),
+    "seed": ([MODEL, "--seed=-1"], {"models": [MODEL], "seed": -1}),
+    "batch_size": ([MODEL, "--batch-size=0"], {"models": [MODEL], "batch_size": 0}),
+    "workers": ([MODEL, "--workers=0"], {"models": [MODEL], "workers": 0}),
+    "results": ([MODEL, "--results", "taken"], {"models": [MODEL], "results": "taken"}),
+    "input": ([MODEL, "--input", "low=-1"], {"models": [MODEL], "input": {"low": -1}}),
+}
+
+
+@pytest.mark.parametrize(("words", "asked"), REFUSED.values(), ids=REFUSED)
+def test_python_refuses_what_the_command_line_refuses_with_the_same_words(
+    tmp_path, monkeypatch, words, asked
+):
+    monkeypatch.chdir(tmp_path)
+    Path("taken").write_text("mine")
+    done = invoke("run", *words)
+    with pytest.raises(RobenchError) as caught:
+        prepare(Request(**asked))
+    assert done.code == caught.value.exit_code == 2
+    assert done.err == f"robench: error: {' '.join(str(caught.value).split())}\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["taken"]
+
+
+class Broken(nn.Module):
+    """A module that classifies nothing."""
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return inputs.flatten(1)[:, :10] / 0 * 0
+
+
+def linear(features: int) -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(features, 10))
+
+
+@pytest.mark.parametrize(
+    ("model", "error", "words"),
+    [
+        (linear(65), ModelError, r"does not take digits's inputs \(8, 1, 8, 8\)"),
+        (Broken(), ModelError, "no logit of a clean sample is finite"),
+        (
+            wrap_module(linear(64), num_classes=3, input={"channels": 1}),
+            UsageError,
+            "the model has 3 classes, digits has 10",
+        ),
+        (
+            wrap_module(linear(64), num_classes=10, attention={"layer": "nowhere"}),
+            CardError,
+            "nowhere",
+        ),
+        (
+            wrap_module(linear(64), num_classes=10, attention={"feature_layer": "nowhere"}),
+            CardError,
+            "nowhere",
+        ),
+    ],
+)
+def test_a_module_that_does_not_fit_is_refused_before_the_first_attack(
+    tmp_path, model, error, words
+):
+    with pytest.raises(error, match=words):
+        robench.evaluate(
+            model, "digits", "quick", threat_model="Linf-0.1", results=tmp_path / "out"
+        )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_attack_that_cannot_be_is_refused_before_the_first_one(tmp_path):
+    suite = tmp_path / "mine.toml"
+    suite.write_text(
+        '[[attacks]]\nname = "good"\nattack = "pgd"\n'
+        '[[attacks]]\nname = "bad"\nattack = "pgd"\nparams = { steps = 0 }\n'
+    )
+    with pytest.raises(AttackError, match="steps"):
+        robench.evaluate(MODEL, "digits", suite, n=2, results=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_module_needs_a_threat_model():
+    with pytest.raises(UsageError, match="does not say what to evaluate it under"):
+        robench.evaluate(linear(64), "digits", "quick")
+
+
+def test_a_request_and_keywords_give_the_same_records():
+    common = {"seed": 3, "device": "cpu"}
+    words = robench.evaluate(MODEL, "digits", "quick", threat_model="L2-1/2", n=3, **common)
+    request = Request((MODEL,), "digits", suite="quick", norm="L2", eps="1/2", n=3, **common)
+    asked = robench.evaluate(request)
+    assert [item.record.key for item in asked] == [item.record.key for item in words]
+    assert {str(item.record.threat_model) for item in asked} == {"L2-1/2"}
+
+
+def test_a_request_takes_no_second_opinion():
+    with pytest.raises(UsageError, match="a request and further fields"):
+        robench.evaluate(Request((MODEL,)), n=3)
+
+
+def test_several_models_of_all_kinds_in_one_request(tmp_path):
+    data = load_dataset("digits", n=4)
+    request = Request(
+        (MODEL, linear(64)), data, suite="quick", eps="0.1", results=tmp_path, name="mine"
+    )
+    prepared = prepare(request)
+    assert prepared.jobs == 4
+    assert list(tmp_path.iterdir()) == []
+    records = [item.record for item in prepared.run()]
+    assert [record.model.name for record in records] == ["pgd-at", "pgd-at", "mine", "mine"]
+    assert {record.n for record in records} == {4}
+    assert {str(record.threat_model) for record in records} == {"Linf-0.1"}
+
+
+@pytest.mark.parametrize(
+    ("n", "at_most", "taken"), [(None, 20, 20), (None, 10_000, 500), (None, None, 500), (7, 3, 7)]
+)
+def test_how_many_samples_are_taken(n, at_most, taken):
+    ((_, _, samples),) = prepare(Request((MODEL,), suite="quick", n=n, at_most=at_most)).planned
+    assert len(samples) == taken
+
+
+def test_samples_that_are_given_narrow_a_short_name_if_the_zoo_knows_them():
+    # Data sets have models of this name; tensors are of none.
+    for data in (load_dataset("digits", n=4), "digits"):
+        ((located,), _) = choose_models(Request(("pgd-at",), data))
+        assert located.card.dataset == "digits"
+
+
+def test_unlabelled_samples_are_refused():
+    with pytest.raises(DataError):
+        prepare(Request((MODEL,), (torch.zeros(3, 1, 8, 8), torch.zeros(2, dtype=torch.int64))))

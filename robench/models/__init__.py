@@ -10,62 +10,42 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from robench.models.architectures import ARCHITECTURES
-    from robench.models.architectures.build import build_architecture
-    from robench.models.cards import read_card, write_card
-    from robench.models.checkpoints import checkpoint_sha256, read_checkpoint
-    from robench.models.drafting import draft_card
-    from robench.models.inspection import CheckpointInspection, inspect_checkpoint
-    from robench.models.loading import load_checkpoint, load_model
-    from robench.models.own_modules import wrap_module
-    from robench.models.wrapper import RobenchModel, buffer_fingerprint
-    from robench.models.zoo import LocatedCard, find_card, list_cards, zoo_folders
-
-__all__ = [
-    "ARCHITECTURES",
-    "CheckpointInspection",
-    "LocatedCard",
-    "RobenchModel",
-    "buffer_fingerprint",
-    "build_architecture",
-    "checkpoint_sha256",
-    "draft_card",
-    "find_card",
-    "inspect_checkpoint",
-    "list_cards",
-    "load_checkpoint",
-    "load_model",
-    "read_card",
-    "read_checkpoint",
-    "wrap_module",
-    "write_card",
-    "zoo_folders",
-]
+    from robench.models.architectures import ARCHITECTURES as ARCHITECTURES
+    from robench.models.architectures.build import build_architecture as build_architecture
+    from robench.models.cards import read_card as read_card
+    from robench.models.cards import write_card as write_card
+    from robench.models.checkpoints import checkpoint_sha256 as checkpoint_sha256
+    from robench.models.checkpoints import read_checkpoint as read_checkpoint
+    from robench.models.drafting import CheckpointInspection as CheckpointInspection
+    from robench.models.drafting import draft_card as draft_card
+    from robench.models.drafting import inspect_checkpoint as inspect_checkpoint
+    from robench.models.loading import load_checkpoint as load_checkpoint
+    from robench.models.loading import load_model as load_model
+    from robench.models.own_modules import wrap_module as wrap_module
+    from robench.models.wrapper import RobenchModel as RobenchModel
+    from robench.models.wrapper import buffer_fingerprint as buffer_fingerprint
+    from robench.models.zoo import LocatedCard as LocatedCard
+    from robench.models.zoo import find_card as find_card
+    from robench.models.zoo import list_cards as list_cards
+    from robench.models.zoo import zoo_folders as zoo_folders
 
 _HOMES = {
-    "ARCHITECTURES": "architectures",
-    "CheckpointInspection": "inspection",
-    "LocatedCard": "zoo",
-    "RobenchModel": "wrapper",
-    "buffer_fingerprint": "wrapper",
-    "build_architecture": "architectures.build",
-    "checkpoint_sha256": "checkpoints",
-    "draft_card": "drafting",
-    "find_card": "zoo",
-    "inspect_checkpoint": "inspection",
-    "list_cards": "zoo",
-    "load_checkpoint": "loading",
-    "load_model": "loading",
-    "read_card": "cards",
-    "read_checkpoint": "checkpoints",
-    "wrap_module": "own_modules",
-    "write_card": "cards",
-    "zoo_folders": "zoo",
+    "architectures": ("ARCHITECTURES",),
+    "architectures.build": ("build_architecture",),
+    "cards": ("read_card", "write_card"),
+    "checkpoints": ("checkpoint_sha256", "read_checkpoint"),
+    "drafting": ("CheckpointInspection", "draft_card", "inspect_checkpoint"),
+    "loading": ("load_checkpoint", "load_model"),
+    "own_modules": ("wrap_module",),
+    "wrapper": ("RobenchModel", "buffer_fingerprint"),
+    "zoo": ("LocatedCard", "find_card", "list_cards", "zoo_folders"),
 }
+__all__ = [name for names in _HOMES.values() for name in names]
 
 
 def __getattr__(name: str) -> Any:
     # torch takes seconds to import; `robench zoo list` must answer at once.
-    if name in _HOMES:
-        return getattr(import_module(f"robench.models.{_HOMES[name]}"), name)
+    for home, names in _HOMES.items():
+        if name in names:
+            return getattr(import_module(f"robench.models.{home}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

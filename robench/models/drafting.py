@@ -1,17 +1,28 @@
-"""A card for a weights file that came without one."""
+"""What a weights file holds, and a card for one that came without."""
 
 from __future__ import annotations
 
+import math
 import os
 import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Final
 
 from pydantic import ValidationError
+from torch import Tensor, nn
 
 from robench.errors import CardError, CheckpointError
 from robench.models.architectures.build import build_architecture
-from robench.models.inspection import CheckpointInspection, inspect_checkpoint, matching_prefix
+from robench.models.checkpoints import (
+    CheckpointFormat,
+    checkpoint_sha256,
+    detect_format,
+    read_checkpoint,
+)
 from robench.models.programs import PROGRAM
+from robench.models.state_dicts import WRAPPER_PREFIXES
 from robench.records import (
     ArchitectureSpec,
     AttentionSpec,
@@ -24,7 +35,171 @@ from robench.records import (
 )
 from robench.threat_models import ThreatModel
 
-__all__ = ["draft_card"]
+__all__ = [
+    "CheckpointInspection",
+    "StateDictCandidate",
+    "draft_card",
+    "inspect_checkpoint",
+    "matching_prefix",
+]
+
+_DEPTH: Final = 3
+
+# In order of preference. Averaged weights come last: which of the two a paper evaluates is the
+# user's to say, and both are listed.
+_USUAL_KEYS: Final = (
+    *("", "state_dict", "model_state_dict", "model_state", "model", "net", "network", "params"),
+    *("weights", "last", "best", "module", "state_dict_ema", "model_ema", "ema"),
+)
+
+
+@dataclass(frozen=True)
+class StateDictCandidate:
+    """One state dict in the file.
+
+    Args:
+        key: its dotted path; None: the file is the state dict.
+        shapes: name as in the file → shape.
+    """
+
+    key: str | None
+    shapes: Mapping[str, tuple[int, ...]] = field(repr=False)
+
+    @property
+    def prefix(self) -> str:
+        """The wrapper prefix that all names share, such as ``module.``."""
+        return list(_growing_prefixes(self.shapes))[-1]
+
+    @property
+    def num_classes(self) -> int | None:
+        """Rows of the last matrix: the number of logits if the last layer is linear."""
+        rows = [shape[0] for shape in self.shapes.values() if len(shape) == 2]
+        return rows[-1] if rows else None
+
+
+@dataclass(frozen=True)
+class CheckpointInspection:
+    """A file seen from outside.
+
+    Args:
+        path: the file.
+        sha256: its hash.
+        format: its layout.
+        candidates: state dicts in it, the likeliest first; empty for programs.
+        others: what else is at the top level: name → short description.
+    """
+
+    path: Path
+    sha256: str
+    format: CheckpointFormat
+    candidates: tuple[StateDictCandidate, ...] = ()
+    others: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def is_program(self) -> bool:
+        """The file brings its network: TorchScript or torch.export."""
+        return self.format in (CheckpointFormat.TORCHSCRIPT, CheckpointFormat.EXPORTED)
+
+    @property
+    def best(self) -> StateDictCandidate:
+        """The likeliest state dict.
+
+        Raises:
+            CheckpointError: the file holds none.
+        """
+        if not self.candidates:
+            found = ", ".join(f"{k}: {v}" for k, v in list(self.others.items())[:8])
+            raise CheckpointError(
+                "holds no state dict" + (f", only {found}" if found else ""), where=self.path
+            )
+        return self.candidates[0]
+
+
+def inspect_checkpoint(
+    path: str | os.PathLike[str], *, trust_pickle: bool = False
+) -> CheckpointInspection:
+    """Look for state dicts under any key and for the prefixes that wrappers leave on names.
+
+    Raises:
+        UnsafeCheckpointError: reading would execute code.
+        CheckpointError: the file cannot be read.
+    """
+    path = Path(path)
+    seen = CheckpointInspection(path, checkpoint_sha256(path), detect_format(path))
+    if seen.is_program:
+        return seen
+    content = read_checkpoint(path, trust_pickle=trust_pickle)
+    found = [
+        StateDictCandidate(key or None, {name: tuple(t.shape) for name, t in tensors.items()})
+        for key, tensors in _state_dicts(content, "", _DEPTH)
+    ]
+    found.sort(key=_unlikeliness)
+    others = {}
+    if isinstance(content, Mapping):
+        taken = {(candidate.key or "").partition(".")[0] for candidate in found}
+        others = {
+            str(k): _describe(v)
+            for k, v in content.items()
+            if taken != {""} and str(k) not in taken
+        }
+    elif not found:
+        others = {"the file": _describe(content)}
+    return CheckpointInspection(path, seen.sha256, seen.format, tuple(found), others)
+
+
+def _state_dicts(value: Any, key: str, depth: int) -> Iterator[tuple[str, Mapping[str, Tensor]]]:
+    if isinstance(value, nn.Module):
+        value = value.state_dict()
+    if not isinstance(value, Mapping) or not value:
+        return
+    if all(isinstance(k, str) and isinstance(v, Tensor) for k, v in value.items()):
+        yield key, value
+    elif depth:
+        for name, inner in value.items():
+            if isinstance(name, str):
+                yield from _state_dicts(inner, f"{key}.{name}" if key else name, depth - 1)
+
+
+def _unlikeliness(candidate: StateDictCandidate) -> tuple[int, int, int]:
+    key = candidate.key or ""
+    last = key.rpartition(".")[2].casefold()
+    place = _USUAL_KEYS.index(last) if last in _USUAL_KEYS else len(_USUAL_KEYS)
+    return place, key.count("."), -sum(math.prod(shape) for shape in candidate.shapes.values())
+
+
+def _describe(value: Any) -> str:
+    if isinstance(value, (bool, int, float, str)):
+        text = repr(value)
+        return text if len(text) <= 40 else text[:39] + "…"
+    if isinstance(value, Mapping):
+        return f"dict of {len(value)}"
+    if isinstance(value, Tensor):
+        return f"tensor {tuple(value.shape)}"
+    return type(value).__name__
+
+
+def matching_prefix(network: nn.Module, names: Mapping[str, object]) -> str | None:
+    """The prefix without which the names are the network's; None if there is none.
+
+    A prefix such as ``model.`` may belong to the network's own names, which only the network
+    can tell.
+    """
+    wanted = set(network.state_dict())
+    for prefix in _growing_prefixes(names):
+        if wanted == {name.removeprefix(prefix) for name in names}:
+            return prefix
+    return None
+
+
+def _growing_prefixes(names: Mapping[str, object]) -> Iterator[str]:
+    """``""``, then ever longer chains of wrapper prefixes that all names share."""
+    longer = [""]
+    while longer and names:
+        prefix = longer[0]
+        yield prefix
+        longer = [
+            prefix + p for p in WRAPPER_PREFIXES if all(n.startswith(prefix + p) for n in names)
+        ]
 
 
 def draft_card(
@@ -113,7 +288,7 @@ def _place(
         return candidates[0].key, prefix
     network = build_architecture(spec, num_classes, in_channels)
     for candidate in candidates:
-        fitting = matching_prefix(network, candidate.tensors)
+        fitting = matching_prefix(network, candidate.shapes)
         if fitting is not None:
             return candidate.key, fitting
     # Nothing fits: the likeliest guess makes the most telling list of differences.

@@ -11,7 +11,7 @@ from robench.errors import CheckpointError, KeyMismatchError
 from robench.models import draft_card, inspect_checkpoint, load_checkpoint
 from robench.models.architectures.resnet import DigitsResNet
 from robench.models.checkpoints import CheckpointFormat
-from robench.models.inspection import matching_prefix
+from robench.models.drafting import matching_prefix
 from robench.records import ArchitectureSpec, InputSpec
 
 SPEC = ArchitectureSpec(name="digits_resnet", arguments={"width": 2})
@@ -57,7 +57,7 @@ def test_places_and_prefixes_are_guessed(
     assert (seen.best.key, seen.best.prefix) == (key, prefix)
     assert len(seen.candidates) == 1
     assert seen.best.num_classes == 10
-    assert seen.best.tensors[f"{prefix}fc.weight"].shape == (10, 2)
+    assert seen.best.shapes[f"{prefix}fc.weight"] == (10, 2)
     model = load_checkpoint(tmp_path / "file.pt", SPEC, num_classes=10, input=GRAY)
     torch.testing.assert_close(model(INPUTS), network(INPUTS), rtol=0, atol=0)
 

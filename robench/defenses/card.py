@@ -8,14 +8,13 @@ import shlex
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from pydantic import ValidationError
 from safetensors.torch import save
 from torch import nn
 
 from robench.defenses.job import TrainingJob
+from robench.defenses.settings import values_checked
 from robench.defenses.training_data import TrainingSplits
 from robench.defenses.training_state import Best
-from robench.errors import UsageError
 from robench.files import atomic_write
 from robench.models.cards import CARD_NAME, write_card
 from robench.records import AttentionSpec, InputSpec, ModelCard, Provenance, WeightsSpec
@@ -38,7 +37,7 @@ def draft_card(job: TrainingJob) -> ModelCard:
     """
     recipe, paper = job.recipe, job.recipe.paper
     train = job.data.train
-    try:
+    with values_checked("Names have letters, digits, '.', '_', '+' and '-'"):
         return ModelCard(
             name=job.name,
             dataset=train.name,
@@ -64,13 +63,6 @@ def draft_card(job: TrainingJob) -> ModelCard:
                 notes=recipe.notes,
             ),
         )
-    except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(map(str, first["loc"]))
-        raise UsageError(
-            f"no card can have {field} = {first['input']!r}: {first['msg']}",
-            hint="Names have letters, digits, '.', '_', '+' and '-'",
-        ) from error
 
 
 def write_model(card: ModelCard, best: Best, folder: Path, *, note: str | None = None) -> None:

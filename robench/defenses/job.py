@@ -5,17 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
-from pydantic import BaseModel, ValidationError
 from torch import nn
 
 from robench import seeding
 from robench.defenses.catalogue import RECIPES
 from robench.defenses.precision import chosen_precision
 from robench.defenses.recipe import Recipe
-from robench.defenses.settings import Defaults, TrainingSettings, defaults_for
+from robench.defenses.settings import Defaults, TrainingSettings, defaults_for, values_checked
 from robench.defenses.training_data import TrainingSplits, check_batch_size
 from robench.devices import resolve_device
 from robench.errors import TrainingError, UsageError
@@ -27,8 +26,6 @@ from robench.registry import identity_of, unknown_name
 from robench.threat_models import ThreatModel
 
 __all__ = ["TrainingJob", "resolve"]
-
-_Model = TypeVar("_Model", bound=BaseModel)
 
 
 @dataclass(frozen=True)
@@ -182,16 +179,8 @@ def _configured(
     parameters = recipe.model_dump() if isinstance(recipe, Recipe) else {}
     parameters |= {k: v for k, v in given.items() if k in own}
     shared = {**defaults, **{k: v for k, v in given.items() if k in common}}
-    return _validated(kind, parameters), _validated(TrainingSettings, shared)
-
-
-def _validated(kind: type[_Model], values: Mapping[str, Any]) -> _Model:
-    try:
-        return kind.model_validate(values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(map(str, first["loc"]))
-        raise UsageError(f"{field} = {first['input']!r}: {first['msg']}") from error
+    with values_checked():
+        return kind.model_validate(parameters), TrainingSettings.model_validate(shared)
 
 
 def _architecture(

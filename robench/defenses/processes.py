@@ -29,7 +29,7 @@ class Processes:
 
     Args:
         device: where this process computes.
-        index: which of them this one is, from 0.
+        index: which of them this one is; number 0 writes files.
         count: how many there are.
         fabric: the ``Fabric`` that started them; None with one process.
     """
@@ -38,11 +38,6 @@ class Processes:
     index: int = 0
     count: int = 1
     fabric: Any = None
-
-    @property
-    def first(self) -> bool:
-        """Whether this is the process that writes files and shows progress."""
-        return self.index == 0
 
     def average_gradients(self, network: nn.Module) -> None:
         """Replace every gradient by its mean over the processes, in one collective."""

@@ -3,14 +3,32 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-__all__ = ["Defaults", "TrainingSettings", "defaults_for"]
+from robench.errors import UsageError
+
+__all__ = ["Defaults", "TrainingSettings", "defaults_for", "values_checked"]
+
+
+@contextmanager
+def values_checked(hint: str | None = None) -> Iterator[None]:
+    """What a model of pydantic refuses inside is refused in one line, with ``hint``.
+
+    Raises:
+        UsageError: a value that a field does not take.
+    """
+    try:
+        yield
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(map(str, first["loc"]))
+        raise UsageError(f"{field} = {first['input']!r}: {first['msg']}", hint=hint) from error
 
 
 class TrainingSettings(BaseModel):
@@ -53,7 +71,10 @@ class TrainingSettings(BaseModel):
     """CPU threads, 0: as torch is set. Sums are split by thread, so the last bits depend on it."""
 
     def lr_at(self, progress: float) -> float:
-        """Learning rate after the share ``progress`` in [0, 1] of all steps."""
+        """Learning rate after the share ``progress`` in [0, 1] of all steps.
+
+        Not a scheduler of torch: what depends on the share alone has no state to be resumed.
+        """
         return self.lr * self._factor(progress)
 
     def eps_share(self, epoch: int) -> Fraction:

@@ -87,11 +87,11 @@ def _train(job: TrainingJob, card: ModelCard, progress: bool, processes: Process
             best = _Run(job, processes, bar).best()
     except TrainingError as error:
         state = TrainingState.load(job.folder, job.identity)
-        if processes.first and state is not None and state.best is not None:
+        if processes.index == 0 and state is not None and state.best is not None:
             # The last good weights stay usable, and their card says what happened.
             write_model(card, state.best, job.folder, note=f"Training stopped: {error.what}.")
         raise
-    if processes.first:
+    if processes.index == 0:
         write_model(card, best, job.folder)
         TrainingState.clear(job.folder)
 
@@ -154,7 +154,7 @@ class _Run:
             state.optimiser = self.optimiser.state_dict()
             state.average = None if self.average is None else _weights(self.average)
             state.history.append(row)
-            if self.processes.first:
+            if self.processes.index == 0:
                 state.save(self.job.folder)
             self.progress.epoch_done(row)
         if state.best is None:
@@ -192,7 +192,6 @@ class _Run:
     def _step(self, loss: Tensor, *, done: int) -> None:
         """One optimiser step down ``loss``, after ``done`` of them."""
         settings = self.settings
-        # Not a torch scheduler: what depends on the share done alone has no state to resume.
         for group in self.optimiser.param_groups:
             group["lr"] = settings.lr_at(done / (self.data.steps * settings.epochs))
         self.optimiser.zero_grad(set_to_none=True)

@@ -98,15 +98,11 @@ class TrainingData:
         settings: batch size and augmentation.
         seed: the run's seed.
         device: where batches are wanted.
-
-    Raises:
-        TrainingError: fewer samples than one batch takes.
     """
 
     def __init__(
         self, dataset: Dataset, settings: TrainingSettings, *, seed: int, device: torch.device
     ) -> None:
-        check_batch_size(dataset, settings)
         self.dataset = dataset
         self._settings = settings
         self._device = device
@@ -166,7 +162,7 @@ class TrainingData:
 
 
 def check_batch_size(dataset: Dataset, settings: TrainingSettings) -> None:
-    """Raise if the data does not fill one batch.
+    """Refuse data that does not fill one batch.
 
     Raises:
         TrainingError: it does not.

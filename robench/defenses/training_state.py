@@ -56,17 +56,8 @@ class TrainingState:
         Raises:
             StoreError: the folder cannot be written.
         """
-        best = self.best
-        content = {
-            "version": _VERSION,
-            "identity": self.identity,
-            "epoch": self.epoch,
-            "network": self.network,
-            "optimiser": self.optimiser,
-            "average": self.average,
-            "best": None if best is None else vars(best),
-            "history": self.history,
-        }
+        best = None if self.best is None else vars(self.best)
+        content = {**vars(self), "best": best, "version": _VERSION}
         stream = io.BytesIO()
         torch.save(content, stream)
         atomic_write(folder / STATE_FILE, stream.getvalue())

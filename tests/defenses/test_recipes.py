@@ -575,13 +575,6 @@ def test_data_that_lacks_what_a_recipe_needs() -> None:
     data = TrainingData(dataset, settings, seed=0, device=torch.device("cpu"))
     with pytest.raises(TrainingError, match="class '1' has no training samples"):
         data.draw(torch.tensor([1]), torch.tensor([5]))
-    with pytest.raises(TrainingError, match="do not fill a batch of 5"):
-        TrainingData(
-            dataset,
-            TrainingSettings.model_validate({"batch_size": 5}),
-            seed=0,
-            device=torch.device("cpu"),
-        )
     with pytest.raises(TrainingError, match="needs another class"):
         Ancra().check(network(DigitsResNetRA), dataset.batch([0]), 1)
 

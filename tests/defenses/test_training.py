@@ -545,7 +545,7 @@ def test_the_moving_average_is_an_average(tmp_path: Path) -> None:
         ({"threat_model": "8/255"}, UsageError, "unknown norm|not a threat model"),
         ({"device": "cuda:99"}, DeviceError, "cuda:99 is not there"),
         ({"device": "gpu"}, DeviceError, "unknown device"),
-        ({"name": "my model"}, UsageError, "no card can have name = 'my model'"),
+        ({"name": "my model"}, UsageError, "name = 'my model'"),
         ({"devices": 0}, UsageError, "at least 1"),
         ({"data": "/nowhere/data.npz"}, DataError, "does not exist"),
     ],

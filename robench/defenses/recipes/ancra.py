@@ -75,10 +75,14 @@ class Ancra(AdversarialRecipe):
         try:
             with eval_mode(network), torch.no_grad():
                 final, extra = network(inputs, labels, _eval=False)
+            if not (isinstance(final, Tensor) and isinstance(extra, list) and extra):
+                raise TypeError("no auxiliary logits")
         except (TypeError, ValueError) as error:
-            raise _without_reverse_attention(network) from error
-        if not (isinstance(final, Tensor) and isinstance(extra, list) and extra):
-            raise _without_reverse_attention(network)
+            raise ModelError(
+                f"{type(network).__name__} has no reverse attention",
+                hint="Use an architecture with it, "
+                "such as digits_resnet_ra, resnet18_ra or wide_resnet_ra",
+            ) from error
 
     def forward_spec(self, network: nn.Module, inputs: Tensor) -> ForwardSpec:
         """Final logits by default; each masked block's auxiliary logits by name."""
@@ -175,10 +179,3 @@ def _heads(network: nn.Module, inputs: Tensor, labels: Tensor) -> list[Tensor]:
     """Final logits, then the auxiliary ones, masked by the labels' rows."""
     final, auxiliary = network(inputs, labels, _eval=False)
     return [final, *auxiliary]
-
-
-def _without_reverse_attention(network: nn.Module) -> ModelError:
-    return ModelError(
-        f"{type(network).__name__} has no reverse attention",
-        hint="Use an architecture with it, such as digits_resnet_ra, resnet18_ra or wide_resnet_ra",
-    )

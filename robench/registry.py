@@ -38,6 +38,7 @@ __all__ = [
     "import_target",
     "is_target",
     "near_misses",
+    "source_hash",
     "unknown_name",
     "untrusted_target",
 ]
@@ -130,23 +131,33 @@ def identity_of(target: object) -> str | None:
     top = module.partition(".")[0]
     if top == "robench":
         return None
-    folders = getattr(sys.modules.get(top), "__path__", None)
+    digest = source_hash(top if hasattr(sys.modules.get(top), "__path__") else module)
+    return f"{name} {digest or uuid.uuid4().hex}"
+
+
+def source_hash(*modules: str) -> str | None:
+    """SHA-256 of the source of imported modules, packages with all that is in them.
+
+    Returns:
+        None where a module has no file.
+    """
     suffixes = (*SOURCE_SUFFIXES, *EXTENSION_SUFFIXES)
-    found: list[tuple[str, Path]] = []
-    if folders is None:
-        file = getattr(sys.modules.get(module), "__file__", None)
-        found += [] if file is None else [("", Path(file))]
-    else:
-        for folder in map(Path, folders):
+    digest = hashlib.sha256()
+    for name in modules:
+        module = sys.modules.get(name)
+        found: list[tuple[str, Path]] = []
+        for folder in map(Path, getattr(module, "__path__", ())):
             files = (path for path in folder.rglob("*") if path.name.endswith(suffixes))
             found += [(path.relative_to(folder).as_posix(), path) for path in files]
-    if not found:
-        return f"{name} {uuid.uuid4().hex}"
-    digest = hashlib.sha256()
-    for place, path in sorted(found):
-        content = path.read_bytes()
-        digest.update(f"{place}\0{len(content)}\0".encode() + content)
-    return f"{name} {digest.hexdigest()}"
+        file: str | None = getattr(module, "__file__", None)
+        if not found and file is not None:
+            found = [("", Path(file))]
+        if not found:
+            return None
+        for place, path in sorted(found):
+            content = path.read_bytes()
+            digest.update(f"{place}\0{len(content)}\0".encode() + content)
+    return digest.hexdigest()
 
 
 class Registry(Generic[T]):

@@ -1,7 +1,9 @@
 """Projected gradient descent with a fixed step (Madry et al., ICLR 2018), and FGSM.
 
 FGSM (Goodfellow et al., ICLR 2015) is PGD with one step of length ε from the clean input; the
-CW attack of the L∞ literature is PGD on the margin loss. All three are entries of a suite.
+CW attack of the L∞ literature is PGD on the margin loss. All three are entries of a suite. A variant
+with another direction, momentum or loss is a subclass that overrides one method: :meth:`PGD.ascent`
+or :meth:`PGD.objective`.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ import torch
 from torch import Tensor
 
 from robench import seeding
-from robench.attacks.base import AttackKind, Query, Slots, State, evaluate
+from robench.attacks.base import AttackKind, Gradient, Query, Slots, State, evaluate
 from robench.attacks.losses import LOSSES, Loss, choose_loss, margin, require_classes
 from robench.errors import AttackError
 from robench.geometry import project, random_point, steepest
@@ -31,6 +33,8 @@ class PGDState(State):
     """int64 (B, steps + 1): hashes of the points seen, to notice a repetition"""
     repeated: Tensor
     """bool (B,)"""
+    memory: Tensor
+    """(B, C, H, W) for variants that remember, zero at the start; else (B, 0)"""
 
 
 class PGD:
@@ -50,6 +54,8 @@ class PGD:
         UnknownNameError: a loss that is not one of these.
     """
 
+    remembers = False
+    """Whether steps depend on earlier ones, through ``PGDState.memory``."""
     runs_to_the_end = False
     kind: AttackKind = "gradient"
 
@@ -79,8 +85,9 @@ class PGD:
         self.random_start = random_start
         self.loss = choose_loss(loss, ("ce", "margin", "dlr"))
         # Sign steps of one length move on a finite lattice: once a point comes back, so does all
-        # that followed it (arXiv 2503.19347). The other norms do not return to a point exactly.
-        self.can_repeat = threat_model.norm == "Linf" and steps > 2
+        # that followed it (arXiv 2503.19347). The other norms do not return to a point exactly, and
+        # of a variant's steps nothing is known.
+        self.can_repeat = threat_model.norm == "Linf" and steps > 2 and type(self) is PGD
 
     def ranks(self, num_classes: int) -> int:
         """One search for each restart."""
@@ -110,13 +117,29 @@ class PGD:
             point=point,
             history=zeros[:, None].repeat(1, self.num_steps + 1 if self.can_repeat else 0),
             repeated=zeros.bool(),
+            memory=torch.zeros_like(point) if self.remembers else point.new_zeros((count, 0)),
         )
+
+    def objective(self, state: PGDState) -> Loss:
+        """The loss that is maximised, bound to the slots."""
+        return Loss(LOSSES[self.loss], state.labels, state.targets)
+
+    def ascent(self, seen: Gradient, state: PGDState) -> tuple[Tensor, Tensor]:
+        """Where the next step goes, of length 1 in the ball's norm, and the memory after it.
+
+        Args:
+            seen: logits, losses and gradient at ``state.point``; the gradient is zero for slots
+                whose last step is done.
+            state: the slots before the step.
+        """
+        return steepest(seen.gradient, self.threat_model.norm), state.memory
 
     def step(self, query: Query, state: PGDState) -> PGDState:
         """Evaluate the current points and move those that have steps left."""
-        loss = Loss(LOSSES[self.loss], state.labels, state.targets)
-        seen = evaluate(query, state.point, loss, state.step < self.num_steps)
-        ahead = state.point + self.step_size * steepest(seen.gradient, self.threat_model.norm)
+        going_on = state.step < self.num_steps
+        seen = evaluate(query, state.point, self.objective(state), going_on)
+        direction, memory = self.ascent(seen, state)
+        ahead = state.point + self.step_size * direction
         moved = project(ahead, state.inputs, self.threat_model.norm, self.threat_model.radius)
         history, repeated = state.history, state.repeated
         if self.can_repeat:
@@ -133,6 +156,7 @@ class PGD:
             point=moved,
             history=history,
             repeated=repeated,
+            memory=memory,
         )
 
     def finished(self, state: PGDState) -> Tensor:

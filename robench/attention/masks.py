@@ -5,12 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from robench import top_cells
 from robench.errors import DataError, UsageError
 
-__all__ = ["TOP_SHARE", "checked_maps", "downsample_masks", "is_empty", "largest_cells", "top_mask"]
-
-TOP_SHARE = 8
-"""The top eighth of the cells is binarised, as AERP does (8 of 64; Wu et al. 2022)."""
+__all__ = ["checked_maps", "downsample_masks", "is_empty", "largest_cells", "top_mask"]
 
 
 def checked_maps(maps: Tensor) -> Tensor:
@@ -62,13 +60,9 @@ def largest_cells(maps: Tensor, count: Tensor | int) -> Tensor:
              [1, 1]]], dtype=torch.int32)
     """
     maps = checked_maps(maps)
-    flat = maps.flatten(1)
-    order = flat.argsort(dim=1, descending=True, stable=True)
-    places = torch.arange(flat.shape[1], device=maps.device).expand_as(order)
-    ranks = torch.empty_like(order).scatter_(1, order, places)
-    limit = count.to(maps.device)[:, None] if isinstance(count, Tensor) else count
-    kept = (ranks < limit) & ~is_empty(maps)[:, None]
-    return kept.view(maps.shape)
+    counts = count.cpu().numpy() if isinstance(count, Tensor) else count
+    kept = torch.from_numpy(top_cells.largest_cells(maps.detach().cpu().numpy(), counts))
+    return kept.to(maps.device) & ~is_empty(maps)[:, None, None]
 
 
 def top_mask(maps: Tensor) -> Tensor:
@@ -89,7 +83,7 @@ def top_mask(maps: Tensor) -> Tensor:
     """
     maps = checked_maps(maps)
     cells = maps.shape[1] * maps.shape[2]
-    return largest_cells(maps, -(-cells // TOP_SHARE))
+    return largest_cells(maps, -(-cells // top_cells.TOP_SHARE))
 
 
 def downsample_masks(

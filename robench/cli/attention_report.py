@@ -13,11 +13,10 @@ from robench.cli.attention_studies import Studied
 from robench.cli.output import format_table
 from robench.cli.reports import write_tables
 from robench.formatting import number, p_value
-from robench.reporting.attention_table import attention_table
 from robench.reporting.export import samples_frame
 from robench.reporting.findings import attention_findings, attention_sentences
+from robench.reporting.metric_tables import attention_table, class_table, worst_classes
 from robench.reporting.model_results import GroupKey, ModelResult, collect
-from robench.reporting.per_class import class_table, worst_classes
 from robench.reporting.plots import attention_overlays, group_slug, safe_name, save
 
 __all__ = ["AttentionReport", "reports_of", "write_reports"]
@@ -34,7 +33,7 @@ class AttentionReport:
         members: the studies.
         results: the same, in the same order, as reports read them.
         findings: from :func:`robench.reporting.findings.attention_findings`, corrected over them.
-        classes: from :func:`robench.reporting.per_class.class_table`.
+        classes: from :func:`robench.reporting.metric_tables.class_table`.
     """
 
     members: list[Studied]

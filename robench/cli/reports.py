@@ -10,11 +10,10 @@ import typer
 from robench.cli.output import format_table, print_json
 from robench.files import atomic_write
 from robench.formatting import number
-from robench.reporting.findings import attention_findings, representation_findings
+from robench.reporting.catalogue import reports
 from robench.reporting.leaderboard import build_leaderboard, write_leaderboard
 from robench.reporting.model_results import collect
 from robench.reporting.page import write_page
-from robench.reporting.per_class import class_table, worst_classes
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -33,8 +32,7 @@ _HIDDEN = ("worst_class_robust_acc", "robust_acc", "clean_acc")
 def publish(store: Store, records: list[StoredRecord], *, plots: bool = True) -> list[Path]:
     """Write the leaderboard of all ``records`` into the store's folder, and what shows it.
 
-    Beside it go the findings (``findings.csv`` for attention, ``associations.csv`` for features
-    over models) and ``per_class.csv``.
+    Beside it go the tables and figures of :data:`robench.reporting.catalogue.REPORTS`.
 
     Args:
         store: where sample panels are read from.
@@ -50,26 +48,17 @@ def publish(store: Store, records: list[StoredRecord], *, plots: bool = True) ->
     frame = build_leaderboard(records)
     csv = write_leaderboard(frame, store.folder / CSV_NAME)
     results = collect(records)
-    findings, associations = attention_findings(results), representation_findings(results)
-    classes = class_table(results)
-    tables = write_tables(
-        store.folder, findings=findings, associations=associations, per_class=classes
-    )
+    tables = {name: report(results) for name, report in reports("table").items()}
+    written = write_tables(store.folder, **tables)
     if not plots:
-        return [csv, *tables]
+        return [csv, *written]
     # Loads matplotlib, which takes half a second.
     from robench.reporting.plots import render_plots
 
     figures = render_plots(results, store.folder / "plots", store=store)
-    page = write_page(
-        store.folder / PAGE_NAME,
-        frame,
-        figures=[path for path in figures if path.suffix == ".png"],
-        findings=findings,
-        associations=associations,
-        classes=worst_classes(classes),
-    )
-    return [csv, page, *tables, *figures]
+    shown = [path for path in figures if path.suffix == ".png"]
+    page = write_page(store.folder / PAGE_NAME, frame, figures=shown, tables=tables)
+    return [csv, page, *written, *figures]
 
 
 def write_tables(folder: Path, **frames: pd.DataFrame) -> list[Path]:

@@ -6,8 +6,6 @@ quantity, and the p-values of one quantity are Holm-corrected over the models.
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -102,12 +100,7 @@ def compare_models(
 def comparison_csv(comparison: Comparison) -> bytes:
     """The table as UTF-8 CSV; numbers as :func:`comparison_markdown` shows them, with a digit
     more."""
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(comparison.table.columns)
-    for row in comparison.table.itertuples(index=False, name=None):
-        writer.writerow([_csv_cell(cell) for cell in row])
-    return buffer.getvalue().encode()
+    return comparison.table.to_csv(index=False, lineterminator="\n", float_format="%.6g").encode()
 
 
 def comparison_markdown(comparison: Comparison) -> str:
@@ -230,9 +223,3 @@ def _distinct_names(results: Sequence[ModelResult]) -> list[str]:
 
 def _is_percent(quantity: str) -> bool:
     return quantity not in METRICS
-
-
-def _csv_cell(value: Any) -> str:
-    if is_undefined(value):
-        return ""
-    return f"{value:.6g}" if isinstance(value, float) else str(value)

@@ -19,8 +19,6 @@ be said.
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -31,6 +29,7 @@ import pandas as pd
 
 from robench.errors import UsageError
 from robench.files import atomic_write
+from robench.formatting import is_undefined
 from robench.metric_catalogue import METRICS, columns_shown
 from robench.records import Suite
 from robench.reporting.model_results import ModelResult, class_name, collect
@@ -122,15 +121,13 @@ def build_leaderboard(
 
 def leaderboard_csv(frame: pd.DataFrame) -> bytes:
     """The table as UTF-8 CSV; the same table always gives the same bytes."""
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(frame.columns)
-    digits = {column: _digits(column) for column in frame.columns}
-    for row in frame.itertuples(index=False, name=None):
-        writer.writerow(
-            [_cell(value, digits[name]) for name, value in zip(frame.columns, row, strict=True)]
-        )
-    return buffer.getvalue().encode()
+    shown = {
+        name: [_cell(value, _digits(name)) for value in frame[name].tolist()]
+        for name in frame.columns
+    }
+    return (
+        pd.DataFrame(shown, columns=frame.columns).to_csv(index=False, lineterminator="\n").encode()
+    )
 
 
 def write_leaderboard(frame: pd.DataFrame, path: str | Path) -> Path:
@@ -305,7 +302,7 @@ def _digits(column: str) -> int | None:
 
 
 def _cell(value: Any, digits: int | None) -> str:
-    if value is None or value is pd.NA or (isinstance(value, float) and math.isnan(value)):
+    if is_undefined(value):
         return ""
     # Adding 0 turns −0.0 into 0.0.
     return str(value) if digits is None else f"{value + 0.0:.{digits}f}"

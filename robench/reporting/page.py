@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,59 +18,16 @@ from robench.formatting import is_undefined, p_value
 from robench.metric_catalogue import METRICS
 from robench.reporting.findings import association_sentences, attention_sentences
 from robench.reporting.leaderboard import NO_FLAG, leaderboard_csv
+from robench.reporting.metric_tables import worst_classes
 
 __all__ = ["build_page", "write_page"]
 
 _GROUP = ("dataset", "norm", "eps", "n", "seed", "data_sha256")
-
-_LABELS: dict[str, tuple[str, str]] = {
-    "rank": ("rank", "models whose intervals overlap share a rank"),
-    "model": ("model", "name in the zoo"),
-    "defense": ("defense", "training recipe"),
-    "architecture": ("architecture", "network"),
-    "parameters": ("parameters", "number of weights"),
-    "robust_acc": ("robust %", "share of samples that survive every attack"),
-    "interval": ("95 % interval", "Wilson interval of the robust accuracy"),
-    "clean_acc": ("clean %", "accuracy without an attack"),
-    "worst_class": ("worst class", "class with the lowest robust accuracy"),
-    "worst_class_robust_acc": ("its robust %", "robust accuracy of the worst class"),
-    "validity": ("validity", "what speaks against the number"),
-}
 _HIDDEN = {
     *_GROUP,
     *("robust_acc_low", "robust_acc_high", "attention_method", "weights_sha256"),
     *("forwards", "backwards", "seconds"),
 }
-_FINDING_COLUMNS = {
-    "model": "name in the zoo",
-    "finding": "the observation that is tested",
-    "metric": "the metric that it is about",
-    "n_broken": "broken samples with the metric",
-    "n_survived": "surviving samples with the metric",
-    "models": "models with the metric",
-    "auc": "chance that a broken sample's value exceeds a survivor's; 0.5: no effect",
-    "auc_low": "lower 95 % limit of the AUC",
-    "auc_high": "upper 95 % limit of the AUC",
-    "spearman": "rank correlation of the metric's mean with robust accuracy",
-    "low": "lower 95 % limit of the correlation",
-    "high": "upper 95 % limit of the correlation",
-    "p_holm": "p-value, Holm-corrected",
-    "verdict": "whether the observation holds",
-}
-_FINDING_TEXT = ("model", "finding", "metric", "verdict")
-_CLASS_LABELS = {
-    "model": ("model", "name in the zoo"),
-    "robust_acc_class": ("least robust class", "class with the lowest robust accuracy"),
-    "robust_acc": ("robust %", "its robust accuracy, worst case over all attacks"),
-}
-_TEXT = ("model", "defense", "architecture", "worst_class", "validity", "attention_attack")
-
-
-@dataclass(frozen=True)
-class _Column:
-    label: str
-    meaning: str
-    text: bool
 
 
 @dataclass(frozen=True)
@@ -78,6 +35,35 @@ class _Cell:
     shown: str
     value: str
     style: str
+
+
+@dataclass(frozen=True)
+class _Column:
+    label: str
+    meaning: str
+    text: bool = False
+    digits: int = 2
+    show: Callable[[Any], str] | None = None
+
+    def cell(self, value: Any) -> _Cell:
+        style = "text" if self.text else ""
+        if is_undefined(value):
+            return _Cell("", "", style)
+        if self.show is not None:
+            return _Cell(self.show(value), str(value), style)
+        if isinstance(value, float):
+            return _Cell(f"{value:.{self.digits}f}", repr(value), style)
+        return _Cell(str(value), str(value), style)
+
+
+class _Validity(_Column):
+    """What speaks against a number, coloured by how much."""
+
+    def cell(self, value: Any) -> _Cell:
+        notes = str(value).split(";")
+        bad = any("(severe)" in n or n.startswith(("errored", "missing")) for n in notes)
+        style = "severe" if bad else "" if value == NO_FLAG else "warning"
+        return _Cell(", ".join(notes), str(value), f"text {style}".strip())
 
 
 @dataclass(frozen=True)
@@ -96,18 +82,61 @@ class _Image:
 @dataclass(frozen=True)
 class _Section:
     heading: str
-    tables: list[_Table]
-    images: list[_Image]
+    tables: list[_Table] = field(default_factory=list)
+    images: list[_Image] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+
+
+_BOARD = {
+    "rank": _Column("rank", "models whose intervals overlap share a rank"),
+    "model": _Column("model", "name in the zoo", text=True),
+    "defense": _Column("defense", "training recipe", text=True),
+    "architecture": _Column("architecture", "network", text=True),
+    "parameters": _Column("parameters", "number of weights", show="{:,}".format),
+    "robust_acc": _Column("robust %", "share of samples that survive every attack"),
+    "interval": _Column("95 % interval", "Wilson interval of the robust accuracy"),
+    "clean_acc": _Column("clean %", "accuracy without an attack"),
+    "worst_class": _Column("worst class", "class with the lowest robust accuracy", text=True),
+    "worst_class_robust_acc": _Column("its robust %", "robust accuracy of the worst class"),
+    "attention_attack": _Column(
+        "attention-attack", "the attack that the metrics are given for", text=True
+    ),
+    "validity": _Validity("validity", "what speaks against the number", text=True),
+}
+_FINDINGS = {
+    "model": _Column("model", "name in the zoo", text=True),
+    "finding": _Column("finding", "the observation that is tested", text=True),
+    "metric": _Column("metric", "the metric that it is about", text=True),
+    "n_broken": _Column("n broken", "broken samples with the metric"),
+    "n_survived": _Column("n survived", "surviving samples with the metric"),
+    "models": _Column("models", "models with the metric"),
+    "auc": _Column(
+        "auc", "chance that a broken sample's value exceeds a survivor's; 0.5: no effect", digits=3
+    ),
+    "auc_low": _Column("auc low", "lower 95 % limit of the AUC", digits=3),
+    "auc_high": _Column("auc high", "upper 95 % limit of the AUC", digits=3),
+    "spearman": _Column(
+        "spearman", "rank correlation of the metric's mean with robust accuracy", digits=3
+    ),
+    "low": _Column("low", "lower 95 % limit of the correlation", digits=3),
+    "high": _Column("high", "upper 95 % limit of the correlation", digits=3),
+    "p_holm": _Column("p holm", "p-value, Holm-corrected", show=p_value),
+    "verdict": _Column("verdict", "whether the observation holds", text=True),
+}
+_CLASSES = {
+    "model": _Column("model", "name in the zoo", text=True),
+    "robust_acc_class": _Column(
+        "least robust class", "class with the lowest robust accuracy", text=True
+    ),
+    "robust_acc": _Column("robust %", "its robust accuracy, worst case over all attacks", digits=1),
+}
 
 
 def build_page(
     leaderboard: pd.DataFrame,
     *,
     figures: Iterable[str | Path] = (),
-    findings: pd.DataFrame | None = None,
-    associations: pd.DataFrame | None = None,
-    classes: pd.DataFrame | None = None,
+    tables: Mapping[str, pd.DataFrame] | None = None,
     title: str = "robench leaderboard",
 ) -> str:
     """Render the page.
@@ -115,9 +144,8 @@ def build_page(
     Args:
         leaderboard: from :func:`robench.reporting.leaderboard.build_leaderboard`.
         figures: PNG or SVG files; they are embedded, each under its file's name.
-        findings: from :func:`robench.reporting.findings.attention_findings`.
-        associations: from :func:`robench.reporting.findings.representation_findings`.
-        classes: from :func:`robench.reporting.per_class.worst_classes`.
+        tables: by report (:data:`robench.reporting.catalogue.REPORTS`); of ``per_class`` only
+            the classes that come off worst are shown, a report from outside is shown as it is.
         title: the page's title.
 
     Raises:
@@ -133,19 +161,11 @@ def build_page(
                 f"{facts['dataset']}, {facts['norm']} {facts['eps']}, n = {facts['n']}, "
                 f"seed {facts['seed']}"
             )
-            sections.append(_Section(heading, [_leaderboard_table(block)], []))
-    if findings is not None and len(findings):
-        tables, notes = _findings_tables(findings), attention_sentences(findings)
-        sections.append(_Section("Attention of broken samples", tables, [], notes))
-    if associations is not None and len(associations):
-        tables, notes = _findings_tables(associations), association_sentences(associations)
-        sections.append(_Section("Features and robust accuracy over models", tables, [], notes))
-    if classes is not None and len(classes):
-        tables = [_classes_table(str(key), block) for key, block in classes.groupby("group")]
-        sections.append(_Section("Classes that come off worst", tables, []))
+            sections.append(_Section(heading, [_leaderboard_table(block)]))
+    sections += [_report(name, frame) for name, frame in (tables or {}).items() if len(frame)]
     images = [_image(Path(path)) for path in figures]
     if images:
-        sections.append(_Section("Figures", [], images))
+        sections.append(_Section("Figures", images=images))
     # Names of models and classes come from other people's files: everything is escaped.
     environment = Environment(
         loader=PackageLoader("robench.reporting"),
@@ -189,104 +209,74 @@ def _leaderboard_table(block: pd.DataFrame) -> _Table:
         for name in block.columns
         if name not in _HIDDEN and not name.endswith(("_broken", "_survived"))
     ]
-    place = names.index("robust_acc") + 1
-    names.insert(place, "interval")
-    rows = []
-    for record in block.to_dict("records"):
-        record["interval"] = _interval(record)
-        rows.append([_cell(name, record[name]) for name in names])
-    return _Table(
-        f"{len(block)} model{'s' if len(block) > 1 else ''}; click a heading to sort",
-        [_column(name) for name in names],
-        rows,
-    )
+    names.insert(names.index("robust_acc") + 1, "interval")
+    limits = zip(block["robust_acc_low"], block["robust_acc_high"], strict=True)
+    intervals = ["" if is_undefined(low) else f"{low:.1f}–{high:.1f}" for low, high in limits]
+    caption = f"{len(block)} model{'s' if len(block) > 1 else ''}; click a heading to sort"
+    shown = {name: _BOARD.get(name) or _metric_or_attack(name) for name in names}
+    return _table(caption, block.assign(interval=intervals), shown)
 
 
-def _classes_table(group: str, classes: pd.DataFrame) -> _Table:
-    names = [name for name in classes.columns if name != "group"]
-    rows = [[_class_cell(name, row[name]) for name in names] for row in classes.to_dict("records")]
-    return _Table(
-        f"{group}; per_class.csv has all classes", [_class_column(name) for name in names], rows
-    )
+def _metric_or_attack(name: str) -> _Column:
+    if name in METRICS:
+        return _Column(METRICS[name].label, METRICS[name].meaning, digits=4)
+    label = re.sub(r"_acc$", " %", name).replace("_", "-")
+    return _Column(label, f"robust accuracy under {label.removesuffix(' %')}")
+
+
+def _report(name: str, frame: pd.DataFrame) -> _Section:
+    """A report's table as a section of the page."""
+    if name == "findings":
+        notes = attention_sentences(frame)
+        return _Section("Attention of broken samples", _findings_tables(frame), [], notes)
+    if name == "associations":
+        notes = association_sentences(frame)
+        return _Section(
+            "Features and robust accuracy over models", _findings_tables(frame), [], notes
+        )
+    if name == "per_class":
+        worst = worst_classes(frame)
+        shown = {column: _class_column(column) for column in worst.columns if column != "group"}
+        return _Section(
+            "Classes that come off worst",
+            [
+                _table(f"{group}; per_class.csv has all classes", block, shown)
+                for group, block in worst.groupby("group")
+            ],
+        )
+    shown = {
+        str(column): _Column(
+            str(column).replace("_", " "), f"{name}.csv", not pd.api.types.is_numeric_dtype(kind), 4
+        )
+        for column, kind in frame.dtypes.items()
+    }
+    return _Section(name.replace("_", " ").capitalize(), [_table(f"{name}.csv", frame, shown)])
+
+
+def _findings_tables(frame: pd.DataFrame) -> list[_Table]:
+    shown = {name: _FINDINGS[name] for name in frame.columns if name in _FINDINGS}
+    return [
+        _table(f"{group}; what does not hold is listed too", block, shown)
+        for group, block in frame.groupby("group", sort=False)
+    ]
 
 
 def _class_column(name: str) -> _Column:
-    if name in _CLASS_LABELS:
-        label, meaning = _CLASS_LABELS[name]
-        return _Column(label, meaning, name != "robust_acc")
+    if name in _CLASSES:
+        return _CLASSES[name]
     item = METRICS[name.removesuffix("_class")]
     if name in METRICS:
-        return _Column("its mean", f"{item.label} of that class: {item.meaning}", False)
+        return _Column("its mean", f"{item.label} of that class: {item.meaning}", digits=3)
     which = "lowest" if item.direction == "higher" else "highest"
-    return _Column(f"{which} {item.label.lower()}", f"class with the {which} mean", True)
+    return _Column(f"{which} {item.label.lower()}", f"class with the {which} mean", text=True)
 
 
-def _class_cell(name: str, value: Any) -> _Cell:
-    text = name == "model" or name.endswith("_class")
-    if is_undefined(value):
-        return _Cell("", "", "text" if text else "")
-    if text:
-        return _Cell(str(value), str(value), "text")
-    return _Cell(f"{value:.{1 if name == 'robust_acc' else 3}f}", repr(value), "")
-
-
-def _findings_tables(findings: pd.DataFrame) -> list[_Table]:
-    return [
-        _findings_table(str(group), block) for group, block in findings.groupby("group", sort=False)
-    ]
-
-
-def _findings_table(group: str, findings: pd.DataFrame) -> _Table:
-    names = [name for name in findings.columns if name in _FINDING_COLUMNS]
+def _table(caption: str, frame: pd.DataFrame, columns: Mapping[str, _Column]) -> _Table:
     rows = [
-        [_finding_cell(name, row[name]) for name in names] for row in findings.to_dict("records")
+        [column.cell(row[name]) for name, column in columns.items()]
+        for row in frame.to_dict("records")
     ]
-    columns = [
-        _Column(name.replace("_", " "), _FINDING_COLUMNS[name], name in _FINDING_TEXT)
-        for name in names
-    ]
-    return _Table(f"{group}; what does not hold is listed too", columns, rows)
-
-
-def _finding_cell(name: str, value: Any) -> _Cell:
-    style = "text" if name in _FINDING_TEXT else ""
-    if is_undefined(value):
-        return _Cell("", "", style)
-    if isinstance(value, float):
-        shown = p_value(value) if name == "p_holm" else f"{value:.3f}"
-        return _Cell(shown, repr(value), style)
-    return _Cell(str(value), str(value), style)
-
-
-def _column(name: str) -> _Column:
-    if name in _LABELS:
-        label, meaning = _LABELS[name]
-    elif name in METRICS:
-        label, meaning = METRICS[name].label, METRICS[name].meaning
-    else:
-        label = re.sub(r"_acc$", " %", name).replace("_", "-")
-        meaning = f"robust accuracy under {label.removesuffix(' %')}"
-    return _Column(label, meaning, name in _TEXT)
-
-
-def _cell(name: str, value: Any) -> _Cell:
-    if is_undefined(value):
-        return _Cell("", "", "text" if name in _TEXT else "")
-    if name == "validity":
-        notes = str(value).split(";")
-        bad = any("(severe)" in n or n.startswith(("errored", "missing")) for n in notes)
-        style = "severe" if bad else "" if value == NO_FLAG else "warning"
-        return _Cell(", ".join(notes), str(value), f"text {style}".strip())
-    if isinstance(value, float):
-        digits = 4 if name in METRICS else 2
-        return _Cell(f"{value:.{digits}f}", repr(value), "")
-    shown = f"{value:,}" if name == "parameters" else str(value)
-    return _Cell(shown, str(value), "text" if name in _TEXT else "")
-
-
-def _interval(record: dict[Any, Any]) -> str:
-    low, high = record["robust_acc_low"], record["robust_acc_high"]
-    return "" if is_undefined(low) else f"{low:.1f}–{high:.1f}"
+    return _Table(caption, list(columns.values()), rows)
 
 
 def _image(path: Path) -> _Image:

@@ -14,7 +14,6 @@ from record_factory import make_record, make_samples, make_stored
 from robench.attention import attention_deviation
 from robench.metric_catalogue import columns_shown
 from robench.records import MetricSummary
-from robench.reporting.attention_table import attention_table
 from robench.reporting.findings import (
     association_sentences,
     attention_findings,
@@ -22,9 +21,9 @@ from robench.reporting.findings import (
     representation_findings,
 )
 from robench.reporting.leaderboard import build_leaderboard
+from robench.reporting.metric_tables import attention_table, class_table, worst_classes
 from robench.reporting.model_results import collect
 from robench.reporting.page import build_page
-from robench.reporting.per_class import class_table, worst_classes
 from robench.reporting.plots import attention_overlays
 from robench.results import SamplePanel
 
@@ -151,9 +150,11 @@ def test_the_page_says_it_too_and_names_the_worst_classes() -> None:
     attention, associations = findings()
     page = build_page(
         build_leaderboard([stored]),
-        findings=attention,
-        associations=associations,
-        classes=worst_classes(class_table(collect([stored]))),
+        tables={
+            "findings": attention,
+            "associations": associations,
+            "per_class": class_table(collect([stored])),
+        },
     )
     for text in (
         *("holds for 1 (yes)", "reversed for 1 (no)", "Classes that come off worst"),

@@ -97,13 +97,23 @@ def test_findings_are_listed_also_where_they_do_not_hold() -> None:
     page = Reader(
         build_page(
             board(),
-            findings=attention_findings(results),
-            associations=representation_findings(results),
+            tables={
+                "findings": attention_findings(results),
+                "associations": representation_findings(results),
+            },
         )
     )
     assert page.tags.count("table") == 4
     assert "not shown" in page.cells
     assert "undefined" in page.cells
+
+
+def test_a_table_from_outside_is_shown_as_it_is() -> None:
+    frame = pd.DataFrame({"model": ["<i>odd</i>", "plain"], "half_life": [0.123456, None]})
+    page = Reader(build_page(board(), tables={"decay": frame, "nothing": frame[:0]}))
+    assert page.tags.count("table") == 3
+    assert "i" not in page.tags
+    assert page.cells[-4:] == ["<i>odd</i>", "0.1235", "plain", ""]
 
 
 def test_empty_page_says_what_to_do() -> None:

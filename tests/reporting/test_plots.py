@@ -13,6 +13,7 @@ from panel_factory import make_panel
 from record_factory import make_record, make_samples, make_stored
 
 from robench.records import MetricSummary
+from robench.reporting.catalogue import Report
 from robench.reporting.compare import compare_models
 from robench.reporting.findings import attention_findings, representation_findings
 from robench.reporting.model_results import ModelResult, collect
@@ -212,7 +213,8 @@ def test_drawing_leaves_matplotlib_as_it_was_and_bytes_repeat(tmp_path: Path) ->
 def test_gallery_draws_what_changed_and_only_that(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(render, "GROUP_PLOTS", {"clean_against_robust": clean_against_robust})
+    figure = Report("figure", clean_against_robust)
+    monkeypatch.setattr(render, "reports", lambda kind: {"clean_against_robust": figure})
     store = Store(tmp_path / "store")
 
     def put(letters: str, **kwargs: object) -> None:
@@ -240,6 +242,36 @@ def test_gallery_draws_what_changed_and_only_that(
     assert render_plots(collect(store.records()), folder, store=store) == files
     redrawn = {f.stem for f in files if f.stat().st_mtime_ns != stamps[f]}
     assert redrawn == set(names) - {"confusion_b_odd_name"}
+
+
+def test_gallery_follows_the_code_and_forgets_models_that_went(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(render, "reports", lambda kind: {})
+    folder = tmp_path / "plots"
+    files = render_plots(results_for(["a", "b"]), folder)
+    own = folder / files[0].parent.name / "confusion_of_mine.png"
+    own.write_bytes(b"")
+    stamps = {f: f.stat().st_mtime_ns for f in files}
+    assert len(files) == 4
+    assert render_plots(results_for(["a", "b"]), folder) == files
+    assert {f: f.stat().st_mtime_ns for f in files} == stamps
+    monkeypatch.setattr(render, "source_hash", lambda *_: "the drawing code was edited")
+    assert render_plots(results_for(["a", "b"]), folder) == files
+    assert all(f.stat().st_mtime_ns != stamps[f] for f in files)
+    kept = render_plots(results_for(["b"]), folder)
+    assert {f for f in files if f.exists()} == set(kept)
+    assert {f.stem for f in kept} == {"confusion_b"}
+    assert own.exists()
+
+
+def test_a_strangers_manifest_deletes_nothing_outside(tmp_path: Path) -> None:
+    folder, outside = tmp_path / "plots", tmp_path / "holiday.png"
+    folder.mkdir()
+    outside.write_bytes(b"mine")
+    (folder / "manifest.json").write_text('{"../holiday": "0", "/etc/hosts": "0"}')
+    render_plots([], folder)
+    assert outside.exists()
 
 
 def test_differences_are_where_the_table_says() -> None:

@@ -1,15 +1,12 @@
 """Figures, one file each, as PNG and SVG. Importing this loads matplotlib, nothing else does."""
 
 from robench.reporting.plots.accuracy_by_attack import accuracy_by_attack
-from robench.reporting.plots.attention_overlays import attention_overlays
 from robench.reporting.plots.confusion import confusion, confusion_under_attack
 from robench.reporting.plots.differences import difference_plot
-from robench.reporting.plots.distributions import attention_distributions
-from robench.reporting.plots.feature_distances import feature_distances
+from robench.reporting.plots.distributions import attention_distributions, feature_distances
 from robench.reporting.plots.model_scatter import clean_against_robust, robust_against_metric
 from robench.reporting.plots.render import group_slug, render_plots, safe_name
-from robench.reporting.plots.resisted import resisted_by_one
-from robench.reporting.plots.sample_panel import sample_panel
+from robench.reporting.plots.samples import attention_overlays, resisted_by_one, sample_panel
 from robench.reporting.plots.security_curves import security_curves
 from robench.reporting.plots.style import save
 

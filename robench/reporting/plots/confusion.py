@@ -47,6 +47,7 @@ def confusion_under_attack(result: ModelResult, attack: str) -> Figure | None:
     totals = counts.sum(axis=1)[present]
     with np.errstate(invalid="ignore"):
         shares = 100 * counts[np.ix_(present, present)] / totals[:, None]
+    names = [class_name(result.dataset, int(label)) for label in present]
     size = 2.2 + 0.42 * len(present)
     figure = new_figure(size + 1.0, size + 0.3)
     axes = figure.add_subplot()
@@ -63,7 +64,6 @@ def confusion_under_attack(result: ModelResult, attack: str) -> Figure | None:
                 fontsize=7,
                 color="white" if share < 55 else "black",
             )
-    names = [class_name(result.dataset, int(label)) for label in present]
     turned = 90 if max(map(len, names)) > 3 else 0
     axes.set_xticks(range(len(names)), names, rotation=turned)
     axes.set_yticks(range(len(names)), names)

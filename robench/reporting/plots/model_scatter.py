@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from robench.metric_catalogue import metric
 from robench.reporting.model_results import ModelResult
 from robench.reporting.plots.style import (
+    attention_attacks,
     captioned,
     describe,
     look,
@@ -71,9 +72,9 @@ def robust_against_metric(results: Sequence[ModelResult], name: str) -> Figure |
     axes = figure.add_subplot()
     for number, result, interval in shown:
         _point(axes, number, result.model.name, interval, result.robust_acc)
-    attacks = sorted({result.attention_attack or "" for _, result, _ in shown})
+    attacks = attention_attacks([result for _, result, _ in shown])
     best = {"lower": ", lower is better", "higher": ", higher is better"}.get(item.direction, "")
-    axes.set_xlabel(f"mean {item.label.lower()} under {' / '.join(attacks)} ({item.unit}{best})")
+    axes.set_xlabel(f"mean {item.label.lower()} under {attacks} ({item.unit}{best})")
     if item.low == 0 and item.high == 1:
         axes.set_xlim(-0.02, 1.02)
     percent_axis(axes, "y", "worst-case robust accuracy in %")

@@ -12,40 +12,23 @@ from pathlib import Path
 import matplotlib
 from matplotlib.figure import Figure
 
-import robench
 from robench.errors import CorruptRecordError
 from robench.files import atomic_write
 from robench.records import canonical_hash
+from robench.registry import identity_of, source_hash
+from robench.reporting.catalogue import reports
 from robench.reporting.model_results import GroupKey, ModelResult
-from robench.reporting.plots.accuracy_by_attack import accuracy_by_attack
 from robench.reporting.plots.confusion import confusion_under_attack
-from robench.reporting.plots.distributions import attention_distributions
-from robench.reporting.plots.feature_distances import feature_distances
-from robench.reporting.plots.model_scatter import clean_against_robust, robust_against_metric
-from robench.reporting.plots.sample_panel import sample_panel
+from robench.reporting.plots.samples import sample_panel
 from robench.reporting.plots.security_curves import security_curves
 from robench.reporting.plots.style import save
 from robench.results import SamplePanel, Store
 
-__all__ = ["GROUP_PLOTS", "group_slug", "render_plots", "safe_name"]
+__all__ = ["group_slug", "render_plots", "safe_name"]
 
 log = logging.getLogger("robench.reporting")
 
-GROUP_PLOTS: dict[str, Callable[[Sequence[ModelResult]], Figure | None]] = {
-    "accuracy_by_attack": accuracy_by_attack,
-    "clean_against_robust": clean_against_robust,
-    **{
-        f"robust_against_{short}": functools.partial(robust_against_metric, name=name)
-        for short, name in (
-            ("deviation", "attention_deviation"),
-            ("alignment", "alignment"),
-            ("exclusion", "exclusion"),
-        )
-    },
-    "attention_distributions": attention_distributions,
-    "feature_distances": feature_distances,
-}
-"""Figures that show all models of a group, by file name."""
+Draw = Callable[[], Figure | None]
 
 
 def group_slug(group: GroupKey) -> str:
@@ -74,6 +57,7 @@ def render_plots(
     groups: dict[GroupKey, list[ModelResult]] = {}
     for result in results:
         groups.setdefault(result.group, []).append(result)
+    figures = reports("figure")
     used: set[str] = set()
     for group, members in groups.items():
         slug = group_slug(group)
@@ -82,8 +66,9 @@ def render_plots(
             slug = f"{slug}-{group.fingerprint[:8]}"
         used.add(slug)
         best_first = sorted(members, key=lambda r: (-r.robust_acc.estimate, r.model.id))
-        for name, draw in GROUP_PLOTS.items():
-            gallery.keep(f"{slug}/{name}", best_first, functools.partial(draw, best_first))
+        for name, report in figures.items():
+            draw = functools.partial(report, best_first)
+            gallery.keep(f"{slug}/{name}", best_first, draw, identity_of(report.function))
         for result in best_first:
             attack = result.attention_attack or next(iter(result.attacks))
             model = safe_name(result.model.name)
@@ -113,13 +98,16 @@ class _Gallery:
     """A folder of figures that knows what each was drawn from, and draws none twice.
 
     Drawing takes a second a figure; a leaderboard that is rebuilt from stored records should not
-    wait for figures that would come out the same.
+    wait for figures that would come out the same. Figures that are no longer asked for go.
     """
 
     def __init__(self, folder: Path) -> None:
         self.files: list[Path] = []
         self._folder = folder
         self._manifest = folder / "manifest.json"
+        self._code = source_hash(
+            "robench.reporting", "robench.statistics", "robench.metric_catalogue"
+        )
         try:
             self._drawn: dict[str, str] = dict(json.loads(self._manifest.read_text()))
         except (OSError, ValueError, TypeError):
@@ -128,12 +116,12 @@ class _Gallery:
         self._kept: dict[str, str] = {}
 
     def keep(
-        self, stem: str, sources: Sequence[ModelResult], draw: Callable[[], Figure | None]
+        self, stem: str, sources: Sequence[ModelResult], draw: Draw, code: str | None = None
     ) -> None:
         digest = canonical_hash(
             {
                 "matplotlib": matplotlib.__version__,
-                "robench": robench.__version__,
+                "code": [self._code, code],
                 "records": [
                     stored.record.model_dump(mode="json")
                     for result in sources
@@ -141,19 +129,27 @@ class _Gallery:
                 ],
             }
         )
-        path = self._folder / stem
-        files = [path.with_name(path.name + suffix) for suffix in (".png", ".svg")]
+        files = self._files(stem)
         if self._drawn.get(stem) != digest or not all(file.is_file() for file in files):
             figure = draw()
             if figure is None:
                 return
-            save(figure, path)
+            save(figure, self._folder / stem)
         self.files += files
         self._kept[stem] = digest
 
     def close(self) -> None:
+        """Write what was drawn from what, and delete what was drawn before and is not now."""
+        for stem in self._drawn.keys() - self._kept.keys():
+            for file in self._files(stem):
+                # A manifest from a stranger's folder names nothing outside it.
+                if file.resolve().is_relative_to(self._folder.resolve()):
+                    file.unlink(missing_ok=True)
         content = json.dumps(self._kept, indent=1, sort_keys=True) + "\n"
         atomic_write(self._manifest, content.encode())
+
+    def _files(self, stem: str) -> list[Path]:
+        return [self._folder / f"{stem}{suffix}" for suffix in (".png", ".svg")]
 
 
 def _panel(result: ModelResult, attack: str, store: Store) -> Figure | None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from robench.reporting.model_results import ModelResult
-from robench.reporting.plots.style import captioned, look, new_figure, percent_axis, styled
+from robench.reporting.plots.style import Look, captioned, look, new_figure, percent_axis, styled
 from robench.statistics import Interval
 
 __all__ = ["security_curves"]
@@ -35,54 +36,16 @@ def security_curves(results: Sequence[ModelResult], attack: str) -> Figure | Non
     figure = new_figure(7.4, 4.4)
     axes = figure.add_subplot()
     right = axes.twinx()
-    any_deviation = False
-    for number, name in enumerate(order):
-        shape = look(number)
-        points = sorted(curves[name], key=lambda result: result.threat_model.eps)
-        radii = [result.threat_model.radius for result in points]
-        accuracy: list[Interval] = [result.attack_acc(attack) for result in points]
-        axes.plot(
-            [0.0, *radii],
-            [points[0].clean_acc.estimate, *(a.estimate for a in accuracy)],
-            color=shape.colour,
-            marker=shape.marker,
-            markeredgecolor="black",
-            markeredgewidth=0.5,
-            label=name,
-        )
-        axes.fill_between(
-            radii,
-            [a.low for a in accuracy],
-            [a.high for a in accuracy],
-            color=shape.colour,
-            alpha=0.2,
-            linewidth=0,
-        )
-        summaries = [
-            result.attacks[attack].record.metrics.get("attention_deviation") for result in points
-        ]
-        pairs = [
-            (radius, summary.mean)
-            for radius, summary in zip(radii, summaries, strict=True)
-            if summary is not None and summary.mean is not None
-        ]
-        if pairs:
-            any_deviation = True
-            right.plot(
-                *zip(*pairs, strict=True),
-                color=shape.colour,
-                marker=shape.marker,
-                markersize=4,
-                markerfacecolor="white",
-                linestyle="--",
-                linewidth=1,
-            )
+    deviates = [
+        _curve(axes, right, look(number), name, curves[name], attack)
+        for number, name in enumerate(order)
+    ]
     first = next(iter(curves.values()))[0]
     norm = {"Linf": "L∞"}.get(first.threat_model.norm, first.threat_model.norm)
     percent_axis(axes, "y", "accuracy in % (full lines, 95 % bands)")
     axes.set_xlabel(f"ε ({norm}, pixels in [0, 1])")
     axes.set_xlim(left=0)
-    if any_deviation:
+    if any(deviates):
         right.set(ylim=(-0.02, 1.02), ylabel="attention deviation (dashed lines)")
         right.spines["right"].set_visible(True)
         right.grid(visible=False)
@@ -95,6 +58,49 @@ def security_curves(results: Sequence[ModelResult], attack: str) -> Figure | Non
         f"{first.dataset.name} ({first.dataset.split}), {norm}, n = {first.n}",
     )
     return figure
+
+
+def _curve(
+    axes: Axes, right: Axes, shape: Look, name: str, results: Sequence[ModelResult], attack: str
+) -> bool:
+    """One model's accuracies, and on the right its deviations; whether there are any."""
+    points = sorted(results, key=lambda result: result.threat_model.eps)
+    radii = [result.threat_model.radius for result in points]
+    accuracy: list[Interval] = [result.attack_acc(attack) for result in points]
+    axes.plot(
+        [0.0, *radii],
+        [points[0].clean_acc.estimate, *(a.estimate for a in accuracy)],
+        color=shape.colour,
+        marker=shape.marker,
+        markeredgecolor="black",
+        markeredgewidth=0.5,
+        label=name,
+    )
+    axes.fill_between(
+        radii,
+        [a.low for a in accuracy],
+        [a.high for a in accuracy],
+        color=shape.colour,
+        alpha=0.2,
+        linewidth=0,
+    )
+    found = [r.attacks[attack].record.metrics.get("attention_deviation") for r in points]
+    pairs = [
+        (radius, summary.mean)
+        for radius, summary in zip(radii, found, strict=True)
+        if summary is not None and summary.mean is not None
+    ]
+    if pairs:
+        right.plot(
+            *zip(*pairs, strict=True),
+            color=shape.colour,
+            marker=shape.marker,
+            markersize=4,
+            markerfacecolor="white",
+            linestyle="--",
+            linewidth=1,
+        )
+    return bool(pairs)
 
 
 def _mean_accuracy(points: Sequence[ModelResult], attack: str) -> float:

@@ -28,6 +28,7 @@ __all__ = [
     "BROKEN",
     "SURVIVED",
     "Look",
+    "attention_attacks",
     "captioned",
     "describe",
     "look",
@@ -126,6 +127,11 @@ def describe(results: Sequence[ModelResult]) -> str:
     first = results[0]
     data = f"{first.dataset.name} ({first.dataset.split})"
     return f"{data}, {threat_text(first.threat_model)}, n = {first.n}"
+
+
+def attention_attacks(results: Sequence[ModelResult]) -> str:
+    """The attacks that the models' metrics are given for."""
+    return " / ".join(sorted({result.attention_attack or "" for result in results}))
 
 
 def captioned(figure: Figure, what: str, conditions: str) -> None:

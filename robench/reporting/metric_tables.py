@@ -1,4 +1,4 @@
-"""Robustness and attention by class, and the classes that come off worst.
+"""A model's metrics: over all samples, the broken and the survivors, and class by class.
 
 A model may look at the object for most classes and at the background for one: a mean hides that.
 """
@@ -13,13 +13,54 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from robench.metric_catalogue import METRICS, columns_shown, metric
+from robench.metric_catalogue import METRICS, columns_shown
+from robench.records import Outcome
 from robench.reporting.model_results import ModelResult, class_name
 from robench.statistics import wilson
 
-__all__ = ["class_table", "worst_classes"]
+__all__ = ["attention_table", "class_table", "worst_classes"]
 
-_FACTS = ("group", "model", "class", "n", "clean_acc", "robust_acc")
+_PARTS = ("", "_broken", "_survived")
+
+
+def attention_table(results: Sequence[ModelResult]) -> pd.DataFrame:
+    """One row a model and metric, for the attack that the model's metrics are reported for.
+
+    Returns:
+        Columns ``group``, ``model``, ``attack``, ``attention_method``, ``metric``, and ``mean``
+        with ``n``, ``mean_broken`` with ``n_broken``, ``mean_survived`` with ``n_survived``: means
+        over the samples that were classified correctly and for which the metric is defined, and
+        how many those are. A mean over none is NaN. Metrics in the catalogue's order; models
+        without metrics have no rows.
+    """
+    rows: list[dict[str, Any]] = []
+    for result in results:
+        attack = result.attention_attack
+        if attack is None:
+            continue
+        record = result.attacks[attack].record
+        chosen = (
+            result.judged(attack),
+            result.outcome_is(attack, Outcome.BROKEN),
+            result.outcome_is(attack, Outcome.SURVIVED),
+        )
+        for name in METRICS:
+            if name not in record.metrics:
+                continue
+            row: dict[str, Any] = {
+                "group": str(result.group),
+                "model": result.model.name,
+                "attack": attack,
+                "attention_method": record.attention_method,
+                "metric": name,
+            }
+            values = result.column(attack, name)
+            for suffix, members in zip(_PARTS, chosen, strict=True):
+                row[f"mean{suffix}"], row[f"n{suffix}"] = _mean(values[members])
+            rows.append(row)
+    numbers = [f"{kind}{suffix}" for suffix in _PARTS for kind in ("mean", "n")]
+    columns = ["group", "model", "attack", "attention_method", "metric", *numbers]
+    return pd.DataFrame(rows, columns=columns)
 
 
 def class_table(results: Sequence[ModelResult]) -> pd.DataFrame:
@@ -30,16 +71,14 @@ def class_table(results: Sequence[ModelResult]) -> pd.DataFrame:
         ``robust_acc`` (worst case over all attacks) with ``robust_acc_low`` and
         ``robust_acc_high`` (95 % Wilson), all in percent; ``attention_attack``, ``n_metrics``
         (correctly classified samples that the means are over, before undefined values are left
-        out), the means of the metrics shown by class, NaN where undefined, and ``attention_empty``,
-        the number of empty maps, NaN where the model has no maps; ``worst``: whether it is the
-        model's class with the lowest robust accuracy (the lowest label among equals).
+        out), the means of the metrics shown by class, NaN where undefined, and
+        ``attention_empty``, the number of empty maps, NaN where the model has no maps; ``worst``:
+        whether it is the model's class with the lowest robust accuracy (the lowest label among
+        equals).
     """
-    rows: list[dict[str, Any]] = []
-    for result in results:
-        for label in result.class_robust_acc:
-            rows.append(_row(result, label))
+    rows = [_class_row(result, label) for result in results for label in result.class_robust_acc]
     columns = [
-        *_FACTS,
+        *("group", "model", "class", "n", "clean_acc", "robust_acc"),
         *("robust_acc_low", "robust_acc_high", "attention_attack", "n_metrics"),
         *columns_shown("by_class"),
         *("attention_empty", "worst"),
@@ -63,11 +102,11 @@ def worst_classes(classes: pd.DataFrame) -> pd.DataFrame:
     for (group, model), block in classes.groupby(["group", "model"], sort=False):
         row: dict[str, Any] = {"group": group, "model": model}
         for name in names:
-            higher = name not in METRICS or metric(name).direction == "higher"
             values = block[name].to_numpy(dtype=np.float64)
             if np.isnan(values).all():
                 row |= {f"{name}_class": None, name: math.nan}
                 continue
+            higher = name not in METRICS or METRICS[name].direction == "higher"
             place = int(np.nanargmin(values) if higher else np.nanargmax(values))
             row |= {f"{name}_class": block["class"].iloc[place], name: float(values[place])}
         rows.append(row)
@@ -75,10 +114,11 @@ def worst_classes(classes: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns)
 
 
-def _row(result: ModelResult, label: int) -> dict[str, Any]:
+def _class_row(result: ModelResult, label: int) -> dict[str, Any]:
     members = result.labels == label
     n = int(members.sum())
     robust = wilson(int(result.robust[members].sum()), n).scaled(100)
+    attack = result.attention_attack
     row: dict[str, Any] = {
         "group": str(result.group),
         "model": result.model.name,
@@ -88,21 +128,22 @@ def _row(result: ModelResult, label: int) -> dict[str, Any]:
         "robust_acc": robust.estimate,
         "robust_acc_low": robust.low,
         "robust_acc_high": robust.high,
-        "attention_attack": result.attention_attack,
+        "attention_attack": attack,
+        "n_metrics": 0,
         "worst": label == result.worst_class,
     }
-    attack = result.attention_attack
     if attack is None:
-        return {**row, "n_metrics": 0}
+        return row
     chosen = members & result.judged(attack)
     row["n_metrics"] = int(chosen.sum())
     for name in columns_shown("by_class"):
-        row[name] = _mean(result.column(attack, name)[chosen])
+        row[name] = _mean(result.column(attack, name)[chosen])[0]
     empty = result.column(attack, "attention_empty")[chosen]
     row["attention_empty"] = math.nan if np.isnan(empty).all() else float(np.nansum(empty))
     return row
 
 
-def _mean(values: npt.NDArray[np.float64]) -> float:
+def _mean(values: npt.NDArray[np.float64]) -> tuple[float, int]:
+    """The mean of the defined values, and how many there are."""
     defined = values[~np.isnan(values)]
-    return float(defined.mean()) if len(defined) else math.nan
+    return (float(defined.mean()) if len(defined) else math.nan), len(defined)

@@ -1,0 +1,121 @@
+"""Reports by name: the tables and figures that are made of records, beside the leaderboard.
+
+A report is one function and one entry here, or an entry point of the group ``robench.reports`` in
+a package from outside. Naming reports loads neither pandas nor matplotlib.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal, cast
+
+from robench.errors import RobenchError, UsageError
+from robench.metric_catalogue import METRICS
+from robench.registry import Registry, identity_of, import_target
+
+__all__ = ["REPORTS", "Report", "reports"]
+
+Kind = Literal["table", "figure"]
+
+
+@dataclass(frozen=True)
+class Report:
+    """One table or kind of figure.
+
+    Attributes:
+        kind: a table becomes ``NAME.csv`` in the results folder, and a section of the page; a
+            figure ``plots/GROUP/NAME.png`` and ``.svg``.
+        make: the function, or ``"package.module:function"``. A table's takes all
+            :class:`~robench.reporting.model_results.ModelResult` and returns a DataFrame; a
+            figure's takes those of one group, best first, and returns a matplotlib Figure, or
+            None where there is nothing to draw.
+    """
+
+    kind: Kind
+    make: str | Callable[..., Any]
+
+    @property
+    def function(self) -> Callable[..., Any]:
+        """``make``, imported.
+
+        Raises:
+            UsageError: it cannot be imported.
+        """
+        function: Any = import_target(self.make) if isinstance(self.make, str) else self.make
+        return cast(Callable[..., Any], function)
+
+    def __call__(self, results: Sequence[Any]) -> Any:
+        """What ``make`` makes of results.
+
+        Raises:
+            UsageError: it is from outside robench, and fails.
+        """
+        function = self.function
+        try:
+            made = function(results)
+        except RobenchError:
+            raise
+        except Exception as error:
+            if (identity := identity_of(function)) is None:
+                raise
+            name = identity.partition(" ")[0]
+            raise UsageError(f"the report {name} fails: {type(error).__name__}: {error}") from error
+        wanted = "to_csv" if self.kind == "table" else "savefig"
+        if not (hasattr(made, wanted) or (made is None and self.kind == "figure")):
+            raise UsageError(f"a report that is a {self.kind} returns {type(made).__name__}")
+        return made
+
+
+REPORTS: Registry[Report] = Registry("report", "robench.reports")
+"""Reports by name, in the order in which the page shows them."""
+
+for _name, _target in (
+    ("findings", "findings:attention_findings"),
+    ("associations", "findings:representation_findings"),
+    ("per_class", "metric_tables:class_table"),
+):
+    REPORTS.add(_name, Report("table", f"robench.reporting.{_target}"))
+for _name, _target in (
+    ("accuracy_by_attack", "accuracy_by_attack:accuracy_by_attack"),
+    ("clean_against_robust", "model_scatter:clean_against_robust"),
+    ("attention_distributions", "distributions:attention_distributions"),
+    ("feature_distances", "distributions:feature_distances"),
+):
+    REPORTS.add(_name, Report("figure", f"robench.reporting.plots.{_target}"))
+
+
+def reports(kind: Kind) -> dict[str, Report]:
+    """The reports of one kind by name, with a figure for each metric that has one.
+
+    Raises:
+        UsageError: an entry point cannot be imported, or is no report.
+    """
+    found = {}
+    for name in REPORTS:
+        item = REPORTS[name]
+        if not isinstance(item, Report) or name == "leaderboard":
+            raise UsageError(f"the report {name!r} {REPORTS.summary(name)} is no Report of its own")
+        if item.kind == kind:
+            found[name] = item
+        if kind == "figure" and name == "clean_against_robust":
+            found |= _against_metrics()
+    return found
+
+
+def _against_metrics() -> dict[str, Report]:
+    found = {}
+    for item in METRICS.metrics.values():
+        if item.figure:
+            *_, column = item.columns()
+            make = partial(_robust_against, column.name)
+            found[f"robust_against_{item.name.removeprefix('attention_')}"] = Report("figure", make)
+    return found
+
+
+def _robust_against(column: str, results: Sequence[Any]) -> Any:
+    # Imported here, as matplotlib takes half a second.
+    from robench.reporting.plots.model_scatter import robust_against_metric
+
+    return robust_against_metric(results, column)

@@ -1,0 +1,282 @@
+"""A few samples: clean, adversarial, perturbation, and where the model looked before and after."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from matplotlib.axes import Axes
+from matplotlib.colors import ListedColormap
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+
+from robench.records import EvaluationRecord
+from robench.reporting.model_results import class_name
+from robench.reporting.plots.style import captioned, new_figure, styled, threat_text
+from robench.results import SamplePanel
+from robench.top_cells import top_cells
+
+__all__ = ["attention_overlays", "resisted_by_one", "sample_panel"]
+
+Floats = npt.NDArray[np.floating[Any]]
+Bools = npt.NDArray[np.bool_]
+Classes = npt.NDArray[np.integer[Any]]
+
+_AFTER: dict[str, Any] = {"color": "#D55E00", "linewidth": 1.4}
+_BEFORE: dict[str, Any] = {"color": "white", "linewidth": 1.0, "linestyle": (0, (3, 2))}
+
+_PANEL = ("clean", "adversarial", "perturbation", "attention, clean", "attention, adversarial")
+_OVERLAYS = (*_PANEL[:2], *_PANEL[3:], "top eighths")
+
+# Light, middle and dark, so that they differ in greyscale too.
+_SHARES = {"clean only": "#56B4E9", "both": "#F0E442", "adversarial only": "#A34700"}
+_CODES = {name: number for number, name in enumerate(_SHARES, start=1)}
+
+
+@styled
+def sample_panel(panel: SamplePanel, record: EvaluationRecord) -> Figure | None:
+    """One row a sample, five columns.
+
+    The perturbation is scaled so that grey is 0 and ±ε (or the largest entry, for other norms
+    than L∞) are black and white. Maps lie over the greyed image; a line encloses their largest
+    eighth of cells, the part that ``attention_deviation`` compares; beside the adversarial map
+    a dashed line repeats the clean map's.
+
+    Returns:
+        None for an empty panel.
+    """
+    k = len(panel)
+    if not k:
+        return None
+    figure = new_figure(7.6, 0.9 + 1.42 * k)
+    grid = _grid(figure, k, _PANEL)
+    linf = record.threat_model.norm == "Linf"
+    for row in range(k):
+        clean, adversarial = panel.clean[row], panel.adversarial[row]
+        perturbation = adversarial - clean
+        scale = record.threat_model.radius if linf else float(np.abs(perturbation).max())
+        _show_image(grid[row, 0], clean)
+        _show_image(grid[row, 1], adversarial)
+        _show_image(grid[row, 2], 0.5 + 0.5 * perturbation / max(scale, 1e-12))
+        _overlay(grid[row, 3], clean, panel.clean_maps[row])
+        _overlay(grid[row, 4], adversarial, panel.adv_maps[row])
+        if _is_defined(panel.clean_maps[row]):
+            _outline(grid[row, 4], _top_eighth(panel.clean_maps[row]), clean.shape, _BEFORE)
+        _label_row(grid[row], panel, row, record)
+    captioned(figure, f"{record.model.name} under {record.attack.name}", _conditions(record, k))
+    return figure
+
+
+@styled
+def attention_overlays(panel: SamplePanel, record: EvaluationRecord) -> Figure | None:
+    """One row a sample: both images, both maps, and how the maps' top eighths overlap.
+
+    Maps lie over the greyed image, their largest eighth of cells enclosed; the last column shows
+    which of these cells are the clean map's alone, the adversarial map's alone, or both's, and
+    the ``attention_deviation`` that follows.
+
+    Args:
+        panel: the samples with their maps.
+        record: whose samples they are; names model, attack, data and classes.
+
+    Returns:
+        None for an empty panel.
+    """
+    k = len(panel)
+    if not k:
+        return None
+    figure = new_figure(7.6, 1.2 + 1.42 * k)
+    grid = _grid(figure, k, _OVERLAYS)
+    for row in range(k):
+        clean, adversarial = panel.clean[row], panel.adversarial[row]
+        _show_image(grid[row, 0], clean)
+        _show_image(grid[row, 1], adversarial)
+        _overlay(grid[row, 2], clean, panel.clean_maps[row])
+        _overlay(grid[row, 3], adversarial, panel.adv_maps[row])
+        _overlap(grid[row, 4], clean, panel.clean_maps[row], panel.adv_maps[row])
+        _label_row(grid[row], panel, row, record)
+    figure.legend(
+        handles=[
+            Patch(facecolor=colour, edgecolor="black", label=name)
+            for name, colour in _SHARES.items()
+        ],
+        loc="outside lower center",
+        ncols=len(_SHARES),
+    )
+    captioned(
+        figure,
+        f"Attention of {record.model.name} under {record.attack.name}"
+        f" ({record.attention_method or 'no maps'})",
+        _conditions(record, k),
+    )
+    return figure
+
+
+@styled
+def resisted_by_one(
+    models: tuple[str, str],
+    record: EvaluationRecord,
+    sample_ids: Sequence[str],
+    labels: Classes,
+    clean: Floats,
+    adversarial: tuple[Floats, Floats],
+    predictions: tuple[Classes, Classes],
+) -> Figure | None:
+    """Samples that only one of two models resists, a row each: the clean image, and what each
+    model's attack made of it.
+
+    Args:
+        models: the two names.
+        record: of either model; names the data, the threat model and the attack.
+        sample_ids: the k samples, as :class:`robench.reporting.compare.Comparison` lists them.
+        labels: true classes (k,).
+        clean: images (k, H, W, C) in [0, 1].
+        adversarial: each model's adversarial images, likewise.
+        predictions: each model's classes under attack, (k,); −1 where unknown.
+
+    Returns:
+        None without samples.
+    """
+    k = len(sample_ids)
+    if not k:
+        return None
+    figure = new_figure(5.2, 0.9 + 1.5 * k)
+    titles = ("clean", *(f"under attack: {name}" for name in models))
+    grid = _grid(figure, k, titles, wrap=True)
+    for row in range(k):
+        label = int(labels[row])
+        _show_image(grid[row, 0], clean[row])
+        _label_sample(grid[row, 0], sample_ids[row][-18:], label, record)
+        for column, (images, classes) in enumerate(zip(adversarial, predictions, strict=True), 1):
+            _show_image(grid[row, column], images[row])
+            _label_prediction(grid[row, column], int(classes[row]), label, record)
+    captioned(
+        figure,
+        f"Resisted by one of {models[0]} and {models[1]} ({record.attack.name})",
+        _conditions(record, k),
+    )
+    return figure
+
+
+def _grid(
+    figure: Figure, rows: int, titles: Sequence[str], *, wrap: bool = False
+) -> npt.NDArray[np.object_]:
+    """Axes (rows, titles), the titles above the first row."""
+    grid: npt.NDArray[np.object_] = figure.subplots(rows, len(titles), squeeze=False)
+    for axes, title in zip(grid[0], titles, strict=True):
+        axes.set_title(title, fontsize=8, loc="center", wrap=wrap)
+    return grid
+
+
+def _conditions(record: EvaluationRecord, k: int) -> str:
+    return (
+        f"{record.dataset.name} ({record.dataset.split}), {threat_text(record.threat_model)}, "
+        f"{k} of n = {record.n}"
+    )
+
+
+def _label_row(
+    grid: npt.NDArray[np.object_], panel: SamplePanel, row: int, record: EvaluationRecord
+) -> None:
+    """Write a sample's id and class beside its row, predictions below the first two columns."""
+    label, name = int(panel.labels[row]), panel.sample_ids[row]
+    _label_sample(grid[0], name if len(name) <= 18 else f"…{name[-17:]}", label, record)
+    for axes, classes in zip(
+        grid[:2], (panel.clean_predictions, panel.adv_predictions), strict=True
+    ):
+        _label_prediction(axes, int(classes[row]), label, record)
+
+
+def _label_sample(axes: Axes, name: str, label: int, record: EvaluationRecord) -> None:
+    axes.set_ylabel(f"{name}\ntrue: {class_name(record.dataset, label)}", fontsize=7)
+
+
+def _label_prediction(axes: Axes, predicted: int, label: int, record: EvaluationRecord) -> None:
+    if predicted >= 0:
+        wrong = predicted != label
+        axes.set_xlabel(
+            f"{'✗' if wrong else '✓'} {class_name(record.dataset, predicted)}",
+            fontsize=8,
+            color="#B00000" if wrong else "black",
+            labelpad=2,
+        )
+
+
+def _show_image(axes: Axes, image: Floats) -> None:
+    """Draw one image (H, W, 1 or 3) in [0, 1], without axes."""
+    shown = np.clip(image, 0, 1)
+    axes.imshow(shown[..., 0] if shown.shape[-1] == 1 else shown, cmap="gray", vmin=0, vmax=1)
+    _bare(axes)
+
+
+def _show_greyed(axes: Axes, image: Floats) -> dict[str, Any]:
+    """Draw an image (H, W, C) in light grey; how a map is laid over all of it."""
+    grey = np.clip(image, 0, 1).mean(axis=-1)
+    height, width = grey.shape
+    axes.imshow(0.35 + 0.65 * grey, cmap="gray", vmin=0, vmax=1)
+    return {"extent": (-0.5, width - 0.5, height - 0.5, -0.5), "interpolation": "nearest"}
+
+
+def _overlay(axes: Axes, image: Floats, attention: Floats) -> None:
+    """Lay a map (h, w) over the greyed image (H, W, C), its largest eighth of cells enclosed."""
+    place = _show_greyed(axes, image)
+    if _is_defined(attention):
+        shares = attention / attention.max()
+        axes.imshow(shares, cmap="cividis", vmin=0, vmax=1, alpha=0.65, **place)
+        _outline(axes, _top_eighth(attention), image.shape, _AFTER)
+    else:
+        axes.text(0.5, 0.5, "empty", transform=axes.transAxes, ha="center", va="center")
+    _bare(axes)
+
+
+def _overlap(axes: Axes, image: Floats, before: Floats, after: Floats) -> None:
+    """Whose cells of the two top eighths are, over the greyed image."""
+    place = _show_greyed(axes, image)
+    _bare(axes)
+    if not (_is_defined(before) and _is_defined(after)):
+        axes.text(0.5, 0.5, "undefined", transform=axes.transAxes, ha="center", va="center")
+        return
+    first, second = _top_eighth(before), _top_eighth(after)
+    codes = np.zeros(first.shape, dtype=np.int64)
+    codes[first & ~second] = _CODES["clean only"]
+    codes[first & second] = _CODES["both"]
+    codes[~first & second] = _CODES["adversarial only"]
+    colours = ListedColormap(list(_SHARES.values()))
+    shown = np.ma.masked_equal(codes, 0)
+    axes.imshow(shown, cmap=colours, vmin=1, vmax=len(_SHARES), alpha=0.8, **place)
+    _outline(axes, first, image.shape, _BEFORE)
+    _outline(axes, second, image.shape, _AFTER)
+    deviation = 1 - (first & second).sum() / (first | second).sum()
+    axes.set_xlabel(f"deviation {deviation:.2f}", fontsize=8, labelpad=2)
+
+
+def _is_defined(attention: Floats) -> bool:
+    """Whether a map has something to show: finite, and not zero throughout."""
+    return bool(np.isfinite(attention).all() and attention.max() > 0)
+
+
+def _top_eighth(attention: Floats) -> Bools:
+    top: Bools = top_cells(attention[None])[0]
+    return top
+
+
+def _outline(axes: Axes, cells: Bools, image_shape: tuple[int, ...], line: dict[str, Any]) -> None:
+    """Draw the border between cells inside and outside, along the cells' edges."""
+    xs = np.linspace(-0.5, image_shape[1] - 0.5, cells.shape[1] + 1)
+    ys = np.linspace(-0.5, image_shape[0] - 0.5, cells.shape[0] + 1)
+    padded = np.pad(cells, 1)
+    for row, column in np.argwhere(padded[1:-1, :-1] != padded[1:-1, 1:]):
+        axes.plot([xs[column]] * 2, ys[row : row + 2], **line, clip_on=False)
+    for row, column in np.argwhere(padded[:-1, 1:-1] != padded[1:, 1:-1]):
+        axes.plot(xs[column : column + 2], [ys[row]] * 2, **line, clip_on=False)
+
+
+def _bare(axes: Axes) -> None:
+    """Take away ticks, grid and frame."""
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.grid(visible=False)
+    for spine in axes.spines.values():
+        spine.set_visible(False)

@@ -1,11 +1,10 @@
 """Labelled images with stable ids: embedded digits, torchvision's sets, folders and arrays."""
 
 from robench.datasets.arrays import ArrayDataset, from_torch
-from robench.datasets.base import Dataset, Subset
+from robench.datasets.base import Dataset, Subset, hold_out
 from robench.datasets.catalogue import DATASETS, load_dataset, load_training_splits
 from robench.datasets.folder import FolderDataset
 from robench.datasets.preprocessing import Preprocessing
-from robench.datasets.splits import hold_out
 
 __all__ = [
     "DATASETS",

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
-from robench.datasets.base import Dataset
+from robench.datasets.base import Dataset, ImageByImage
 from robench.errors import DataError, UsageError
 
 __all__ = ["ARRAY_SUFFIXES", "ArrayDataset", "TorchDataset", "from_torch", "load_arrays"]
@@ -62,7 +62,7 @@ class ArrayDataset(Dataset):
                 f"inputs are {inputs.dtype}", where=where, hint="Give uint8, or floats in [0, 1]"
             )
         if inputs.is_floating_point():
-            _check_range(inputs, where)
+            check_range(inputs, where)
             inputs = inputs.to(torch.float32)
         if class_names is None:
             count = _count_classes(labels) if num_classes is None else num_classes
@@ -102,7 +102,7 @@ class ArrayDataset(Dataset):
         return self._masks[torch.tensor(indices, dtype=torch.int64)]
 
 
-class TorchDataset(Dataset):
+class TorchDataset(ImageByImage):
     """A map-style ``torch.utils.data.Dataset`` of (image, label), read as it is asked for.
 
     Args:
@@ -124,31 +124,22 @@ class TorchDataset(Dataset):
         self._where = f"{name} ({split})"
         if len(source) == 0:
             raise DataError("the data set is empty", where=self._where)
-        channels, height, width = self._image(0).shape
         super().__init__(
             name=name,
             split=split,
             sample_ids=[f"{name}/{i:06d}" for i in range(len(source))],
             labels=labels,
             class_names=class_names,
-            input_shape=(channels, height, width),
+            input_shape=self._shape_of_first(),
         )
 
     def _image(self, index: int) -> Tensor:
-        image = to_tensor(self._source[index][0], where=f"{self._where} sample {index}")
-        _check_range(image, f"{self._where} sample {index}")
+        image = to_tensor(self._source[index][0], where=self._place(index))
+        check_range(image, self._place(index))
         return image
 
-    def _read(self, indices: list[int]) -> Tensor:
-        images = [self._image(i) for i in indices]
-        for index, image in zip(indices, images, strict=True):
-            if tuple(image.shape) != self.input_shape:
-                raise DataError(
-                    f"sample {index} has shape {tuple(image.shape)}, the first {self.input_shape}",
-                    where=self._where,
-                    hint="Resize or crop to one size in the data set's transform",
-                )
-        return torch.stack(images) if images else torch.empty((0, *self.input_shape))
+    def _place(self, index: int) -> str:
+        return f"{self._where} sample {index}"
 
 
 def from_torch(
@@ -261,7 +252,7 @@ def to_tensor(image: Any, *, where: str) -> Tensor:
     return to_unit_range(pixels)
 
 
-def _check_range(inputs: Tensor, where: str) -> None:
+def check_range(inputs: Tensor, where: str) -> None:
     if inputs.numel() == 0:
         return
     low, high = (float(v) for v in torch.aminmax(inputs.detach()))

@@ -1,4 +1,4 @@
-"""What every data set offers: stable ids, labels, batches by index, masks where known."""
+"""What every data set offers: stable ids, labels, batches by index, masks where known, splits."""
 
 from __future__ import annotations
 
@@ -14,7 +14,15 @@ from torch import Tensor
 from robench.errors import DataError, UsageError
 from robench.records import DatasetSpec, PreprocessingSpec
 
-__all__ = ["Dataset", "Indices", "Subset", "sample_order"]
+__all__ = [
+    "Dataset",
+    "ImageByImage",
+    "Indices",
+    "Subset",
+    "hold_out",
+    "sample_order",
+    "stratified_choice",
+]
 
 Indices = Sequence[int] | Tensor
 
@@ -234,3 +242,80 @@ class Subset(Dataset):
 
     def _read_masks(self, indices: list[int]) -> Tensor | None:
         return self._parent.masks([self._indices[i] for i in indices])
+
+
+class ImageByImage(Dataset):
+    """A data set whose images are read one at a time; all have the shape of the first."""
+
+    @abstractmethod
+    def _image(self, index: int) -> Tensor:
+        """One image, float32 (C, H, W) in [0, 1]."""
+
+    @abstractmethod
+    def _place(self, index: int) -> object:
+        """Where it comes from, for errors."""
+
+    def _shape_of_first(self) -> tuple[int, int, int]:
+        channels, height, width = self._image(0).shape
+        return channels, height, width
+
+    def _read(self, indices: list[int]) -> Tensor:
+        batch = torch.empty((len(indices), *self.input_shape), dtype=torch.float32)
+        for row, index in enumerate(indices):
+            image = self._image(index)
+            if tuple(image.shape) != self.input_shape:
+                raise DataError(
+                    f"the image has shape {tuple(image.shape)}, the first one {self.input_shape}",
+                    where=self._place(index),
+                    hint="Bring all to one size, as with size=, or resize= and crop=",
+                )
+            batch[row] = image
+        return batch
+
+
+def stratified_choice(
+    sample_ids: list[str], labels: list[int], n: int, *, salt: str = ""
+) -> list[int]:
+    """``n`` indices, ascending, with each class in proportion to its size.
+
+    The largest-remainder method shares ``n`` among the classes; within a class the hash of the
+    salted ids decides. No random generator takes part, so a library's new version changes
+    nothing.
+
+    Raises:
+        UsageError: ``n`` is not between 0 and the number of samples.
+    """
+    total = len(sample_ids)
+    if not 0 <= n <= total:
+        raise UsageError(f"cannot choose {n} of {total} samples")
+    if n == 0:
+        return []
+    members: dict[int, list[int]] = {}
+    for index in sample_order(sample_ids, salt):
+        members.setdefault(labels[index], []).append(index)
+    # Integer arithmetic: remainders compare exactly.
+    share = {label: n * len(rows) // total for label, rows in members.items()}
+    by_remainder = sorted(members, key=lambda label: (-(n * len(members[label]) % total), label))
+    for label in by_remainder[: n - sum(share.values())]:
+        share[label] += 1
+    return sorted(i for label, rows in members.items() for i in rows[: share[label]])
+
+
+def hold_out(
+    dataset: Dataset, n: int, *, split: str = "validation", salt: str = "validation/"
+) -> tuple[Dataset, Dataset]:
+    """Part ``dataset`` into (the rest, ``n`` held-out samples), stratified and fixed.
+
+    Raises:
+        UsageError: ``n`` leaves either part empty.
+    """
+    if not 1 <= n < len(dataset):
+        raise UsageError(
+            f"cannot hold out {n} of {len(dataset)} samples",
+            where=f"{dataset.name} ({dataset.split})",
+            hint=f"Choose from 1 to {len(dataset) - 1}",
+        )
+    held = stratified_choice(list(dataset.sample_ids), dataset.labels.tolist(), n, salt=salt)
+    apart = set(held)
+    rest = [i for i in range(len(dataset)) if i not in apart]
+    return Subset(dataset, rest), Subset(dataset, held, split=split)

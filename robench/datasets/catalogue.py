@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from robench.datasets.arrays import ARRAY_SUFFIXES, load_arrays
-from robench.datasets.base import Dataset
+from robench.datasets.base import Dataset, hold_out
 from robench.datasets.folder import FolderDataset
 from robench.datasets.preprocessing import PREPROCESSING_OPTIONS
-from robench.datasets.splits import hold_out
 from robench.errors import DataError, UnknownNameError, UsageError
 from robench.records import PreprocessingSpec
 from robench.registry import Registry, is_target, unknown_name

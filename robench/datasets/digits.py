@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from robench.datasets.arrays import ArrayDataset
-from robench.datasets.splits import stratified_choice
+from robench.datasets.base import stratified_choice
 from robench.registry import unknown_name
 
 if TYPE_CHECKING:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from robench.datasets.image_files import ImageFiles, composed
 from robench.datasets.object_masks import MaskSource, open_masks
@@ -86,31 +87,26 @@ class FolderDataset(ImageFiles):
         path: Path,
         *,
         split: str = "test",
-        size: int | Sequence[int] | None = None,
-        resize: int | None = None,
-        crop: int | None = None,
-        interpolation: str = "bilinear",
-        grey: bool = False,
         masks: str | Path | None = None,
         class_names: Sequence[str] | None = None,
         name: str | None = None,
+        **preparation: Any,
     ) -> FolderDataset:
         """Open ``path``, or its subfolder for ``split`` where it has one.
 
         Args:
             path: a folder of class folders, or of ``train`` and ``test`` (or ``val``) folders
                 that hold those.
-            size, resize, crop, interpolation, grey: see :meth:`Preprocessing.of`.
             masks: a folder of PNG masks or VOC annotations, or a COCO file.
+            preparation: ``size``, ``resize``, ``crop``, ``interpolation``, ``grey``
+                (:meth:`Preprocessing.of`).
 
         Raises:
             UnknownNameError: the folder has splits and this is none of them.
             UsageError: a wrong option.
             DataError: as the class.
         """
-        preprocessing = Preprocessing.of(
-            size=size, resize=resize, crop=crop, interpolation=interpolation, grey=grey
-        )
+        preprocessing = Preprocessing.of(**preparation)
         root, prefix = path, ""
         candidates = SPLIT_FOLDERS.get(split, (split,))
         present = sorted(

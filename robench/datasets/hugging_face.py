@@ -16,8 +16,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from robench.datasets.arrays import to_tensor
-from robench.datasets.base import Dataset
+from robench.datasets.arrays import check_range, to_tensor
+from robench.datasets.base import ImageByImage
 from robench.datasets.preprocessing import Preprocessing
 from robench.errors import DataError, MissingDependencyError, UnknownNameError, UsageError
 
@@ -28,7 +28,7 @@ _LABELS = ("label", "labels", "fine_label", "target", "class", "y")
 _IMAGES = ("image", "img", "pixel_values", "x")
 
 
-class HuggingFaceDataset(Dataset):
+class HuggingFaceDataset(ImageByImage):
     """Rows of a map-style ``datasets.Dataset``, read as they are asked for.
 
     Args:
@@ -65,42 +65,31 @@ class HuggingFaceDataset(Dataset):
         self._preparation = preprocessing or Preprocessing()
         self._where = where
         values, class_names = _labels(rows[labels], features[labels], num_classes, where)
-        first = self._image(0)
         super().__init__(
             name=name,
             split=split,
             sample_ids=[f"{name}/{split}/{i:06d}" for i in range(len(rows))],
             labels=values,
             class_names=class_names,
-            input_shape=(first.shape[0], first.shape[1], first.shape[2]),
+            input_shape=self._shape_of_first(),
             preprocessing=self._preparation.spec,
         )
 
     def _image(self, index: int) -> Tensor:
-        where = f"{self._where} row {index}"
         try:
             item = self._rows[index][self._column]
         except Exception as error:  # Damaged images raise whatever their decoder raises.
-            raise DataError(f"cannot be read: {_reason(error)}", where=where) from error
+            raise DataError(
+                f"cannot be read: {_reason(error)}", where=self._place(index)
+            ) from error
         if isinstance(item, Image.Image):
             return self._preparation.image(item)
-        pixels = to_tensor(_array(item), where=where)
-        if not 0 <= float(pixels.min()) <= float(pixels.max()) <= 1:
-            raise DataError("the values are not in [0, 1]", where=where)
+        pixels = to_tensor(_array(item), where=self._place(index))
+        check_range(pixels, self._place(index))
         return pixels
 
-    def _read(self, indices: list[int]) -> Tensor:
-        batch = torch.empty((len(indices), *self.input_shape), dtype=torch.float32)
-        for row, index in enumerate(indices):
-            image = self._image(index)
-            if tuple(image.shape) != self.input_shape:
-                raise DataError(
-                    f"row {index} has shape {tuple(image.shape)}, the first {self.input_shape}",
-                    where=self._where,
-                    hint="Bring all to one size with size=, or resize= and crop=",
-                )
-            batch[row] = image
-        return batch
+    def _place(self, index: int) -> str:
+        return f"{self._where} row {index}"
 
 
 def load_hugging_face(

@@ -32,54 +32,54 @@ def load_cifar10(
     split: str = "test", *, root: Path | None = None, download: bool = False
 ) -> ArrayDataset:
     """CIFAR-10 (Krizhevsky, 2009): 50,000 training and 10,000 test images."""
-    source = _fetch("CIFAR10", "cifar10", split, root, download, by_flag=True)
-    return _from_arrays("cifar10", split, source.data, source.targets, source.classes)
+    return _load("CIFAR10", "cifar10", split, root, download)
 
 
 def load_cifar100(
     split: str = "test", *, root: Path | None = None, download: bool = False
 ) -> ArrayDataset:
     """CIFAR-100 (Krizhevsky, 2009): 50,000 training and 10,000 test images."""
-    source = _fetch("CIFAR100", "cifar100", split, root, download, by_flag=True)
-    return _from_arrays("cifar100", split, source.data, source.targets, source.classes)
+    return _load("CIFAR100", "cifar100", split, root, download)
 
 
 def load_svhn(
     split: str = "test", *, root: Path | None = None, download: bool = False
 ) -> ArrayDataset:
     """Street View House Numbers (Netzer et al., 2011), cropped digits."""
-    source = _fetch("SVHN", "svhn", split, root, download, by_flag=False)
-    return _from_arrays("svhn", split, source.data, source.labels, _DIGITS)
+    return _load("SVHN", "svhn", split, root, download, _DIGITS)
 
 
 def load_mnist(
     split: str = "test", *, root: Path | None = None, download: bool = False
 ) -> ArrayDataset:
     """MNIST (LeCun et al., 1998): 60,000 training and 10,000 test images."""
-    source = _fetch("MNIST", "mnist", split, root, download, by_flag=True)
-    return _from_arrays("mnist", split, source.data, source.targets, _DIGITS)
+    return _load("MNIST", "mnist", split, root, download, _DIGITS)
 
 
 def load_fashion_mnist(
     split: str = "test", *, root: Path | None = None, download: bool = False
 ) -> ArrayDataset:
     """Fashion-MNIST (Xiao et al., 2017): 60,000 training and 10,000 test images."""
-    source = _fetch("FashionMNIST", "fashion-mnist", split, root, download, by_flag=True)
-    return _from_arrays("fashion-mnist", split, source.data, source.targets, source.classes)
+    return _load("FashionMNIST", "fashion-mnist", split, root, download)
 
 
-def _fetch(
-    kind: str, name: str, split: str, root: Path | None, download: bool, *, by_flag: bool
-) -> Any:
+def _load(
+    kind: str,
+    name: str,
+    split: str,
+    root: Path | None,
+    download: bool,
+    class_names: Sequence[str] | None = None,
+) -> ArrayDataset:
     if split not in ("train", "test"):
         raise unknown_name(f"split of {name}", split, ["train", "test"])
     # Seconds to import; the embedded data needs none of it.
     from torchvision import datasets as sets
 
     folder = data_folder(root)
-    part: dict[str, Any] = {"train": split == "train"} if by_flag else {"split": split}
+    part: dict[str, Any] = {"split": split} if kind == "SVHN" else {"train": split == "train"}
     try:
-        return getattr(sets, kind)(str(folder), download=download, **part)
+        source: Any = getattr(sets, kind)(str(folder), download=download, **part)
     except (RuntimeError, OSError) as error:
         if download:
             raise DataError(
@@ -88,23 +88,18 @@ def _fetch(
         raise DataError(
             f"{name} is not there, or damaged",
             where=folder,
-            hint="Fetch it with --download (download=True), or say where it is with --data-root",
+            hint="Fetch it with --download (download=True), or say where it is with --data",
         ) from error
-
-
-def _from_arrays(
-    name: str, split: str, pixels: Any, labels: Any, class_names: Sequence[str]
-) -> ArrayDataset:
-    inputs = torch.as_tensor(pixels)
+    inputs = torch.as_tensor(source.data)
     if inputs.ndim == 3:
         inputs = inputs.unsqueeze(1)
     elif inputs.shape[-1] == 3:
         inputs = inputs.permute(0, 3, 1, 2)
     return ArrayDataset(
         inputs,
-        torch.as_tensor(labels),
+        torch.as_tensor(source.labels if kind == "SVHN" else source.targets),
         name=name,
         split=split,
-        class_names=class_names,
+        class_names=class_names or source.classes,
         sample_ids=[f"{name}/{split}/{i:05d}" for i in range(len(inputs))],
     )

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from robench.datasets import ArrayDataset, Subset, hold_out
-from robench.datasets.splits import stratified_choice
+from robench.datasets.base import stratified_choice
 from robench.errors import DataError, UsageError
 
 

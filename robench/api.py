@@ -7,36 +7,23 @@ the records; :func:`evaluate` is both.
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Iterable, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from robench.attacks import build_attack
-from robench.attacks.suites import load_suite
-from robench.attention.maps import AttentionExtractor
 from robench.datasets import Dataset
-from robench.devices import resolve_device
-from robench.errors import CardError, ModelError, UsageError
+from robench.errors import UsageError
 from robench.evaluation.listener import Listener
-from robench.evaluation.runner import evaluate_model
-from robench.evaluation.settings import Settings
-from robench.files import ensure_writable
 from robench.models import load_model
-from robench.models.wrapper import RobenchModel
-from robench.probes import resolve_layer
+from robench.preparation import Prepared, prepare
 from robench.records import Suite
 from robench.request import DEFAULT_DATASET, Request
-from robench.request_loading import PROBE, load_requested, threat_model_for
-from robench.results import Store, StoredRecord
-from robench.threat_models import ThreatModel, parse_norm
+from robench.results import StoredRecord
+from robench.threat_models import ThreatModel
 
-__all__ = ["Planned", "Prepared", "Request", "evaluate", "load_model", "prepare"]
+__all__ = ["Prepared", "Request", "evaluate", "load_model", "prepare"]
 
 
 def evaluate(
@@ -94,151 +81,3 @@ def evaluate(
         **fields,
     )
     return prepare(request).run(listener)
-
-
-class Planned(NamedTuple):
-    """A model, what it is evaluated under, and the samples, prepared as it wants them."""
-
-    model: RobenchModel
-    threat: ThreatModel
-    dataset: Dataset
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """A checked request, ready to be run."""
-
-    request: Request
-    suite: Suite
-    device: torch.device
-    planned: Sequence[Planned]
-    """Where they were loaded or given; moved to the device one at a time."""
-
-    @property
-    def jobs(self) -> int:
-        """Number of records that the run will give."""
-        return sum(
-            len(self.suite.for_model(item.threat.norm, item.model.outputs)) for item in self.planned
-        )
-
-    @property
-    def settings(self) -> Settings:
-        """How the request is to be run."""
-        return Settings(
-            seed=self.request.seed,
-            device=self.device,
-            precision=self.request.precision,
-            batch_size=self.request.batch_size,
-            workers=self.request.workers,
-            save_adversarial=self.request.save_adversarial,
-        )
-
-    def run(self, listener: Listener | None = None) -> list[StoredRecord]:
-        """Run what is missing in the results folder; all records, model by model.
-
-        Raises:
-            RobenchError: as :func:`robench.evaluation.runner.evaluate_model`.
-        """
-        records: list[StoredRecord] = []
-        with ExitStack() as stack:
-            folder = self.request.results or stack.enter_context(
-                tempfile.TemporaryDirectory(prefix="robench-")
-            )
-            for model, threat, dataset in self.planned:
-                home = _device_of(model)
-                records += evaluate_model(
-                    model.to(self.device),
-                    dataset,
-                    self.suite,
-                    store=Store(folder),
-                    threat_model=threat,
-                    listener=listener,
-                    settings=self.settings,
-                )
-                # The device's memory belongs to the next model.
-                model.to(home)
-        return records
-
-
-def prepare(request: Request) -> Prepared:
-    """Check a request and load what it names. Writes nothing.
-
-    Raises:
-        RobenchError: an unknown name, a wrong option, a folder that cannot be written, a device
-            that is not there, data or weights that cannot be read, a model that does not fit the
-            data, an attack that is not defined for a threat model.
-    """
-    suite = request.suite
-    if not isinstance(suite, Suite):
-        suite = load_suite(suite, trust_code=request.trust_code)
-    _check_threat(request)
-    if request.results is not None:
-        ensure_writable(Path(request.results), "--results")
-    device = resolve_device(request.device)
-    planned = [
-        Planned(model, threat_model_for(request, model.summary.threat_model), dataset)
-        for model, dataset in load_requested(request)
-    ]
-    for item in planned:
-        _check_fit(item.model, item.dataset)
-    for threat in {item.threat.identity: item.threat for item in planned}.values():
-        for spec in suite.for_norm(threat.norm):
-            for stage in spec.stages or (spec,):
-                build_attack(stage, threat)
-    return Prepared(request, suite, device, planned)
-
-
-def _check_threat(request: Request) -> None:
-    """Refuse a norm or ε that no model could be evaluated under."""
-    if request.norm is not None:
-        parse_norm(request.norm)
-    if request.eps is not None:
-        # The widest norm: whether ε fits the model's own is seen once that is known.
-        ThreatModel.of(request.norm or "L1", request.eps)
-
-
-def _check_fit(model: RobenchModel, dataset: Dataset) -> None:
-    """One forward pass of a few samples, before hours are spent."""
-    if model.num_classes != dataset.num_classes:
-        raise UsageError(
-            f"the model has {model.num_classes} classes, {dataset.name} has {dataset.num_classes}",
-            where=model.summary.id,
-            hint="Choose the data set with --dataset, or correct the card's num_classes",
-        )
-    _check_layers(model)
-    inputs = dataset.batch(range(min(PROBE, len(dataset)))).to(_device_of(model))
-    try:
-        with torch.no_grad():
-            logits = model(inputs)
-    except (RuntimeError, ValueError, TypeError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ModelError(
-            f"the model does not take {dataset.name}'s inputs {tuple(inputs.shape)}: {reason}",
-            where=model.summary.id,
-            hint="Check the data set, its size and channels, and the card's forward arguments",
-        ) from error
-    # A model that fails on some samples can be evaluated: they count as errored.
-    if not bool(logits.isfinite().any()):
-        raise ModelError(
-            "no logit of a clean sample is finite",
-            where=model.summary.id,
-            hint="The weights hold or produce NaN or infinity: check the checkpoint",
-        )
-
-
-def _check_layers(model: RobenchModel) -> None:
-    """Refuse layers that a card names and the network has not; metrics come after the attacks."""
-    spec = model.attention
-    try:
-        if spec.method != "none":
-            AttentionExtractor(model, method=spec.method, layer=spec.layer)
-        if spec.feature_layer is not None:
-            resolve_layer(model, spec.feature_layer)
-    except UsageError as error:
-        raise CardError(str(error), where=f"{model.summary.id}: attention") from error
-
-
-def _device_of(model: nn.Module) -> torch.device:
-    for tensor in (*model.parameters(), *model.buffers()):
-        return tensor.device
-    return torch.device("cpu")

@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-__all__ = ["is_undefined", "number", "p_value", "plain"]
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+__all__ = ["format_table", "is_undefined", "number", "p_value", "plain"]
+
+_WIDEST = 100_000
+"""Of a table: wide enough that Rich never wraps a cell."""
 
 
 def is_undefined(value: Any) -> bool:
@@ -45,3 +53,26 @@ def number(value: Any, digits: int = 1) -> str:
 def p_value(p: float) -> str:
     """A p-value with three digits; rounded to 0 it would claim too much."""
     return "< 0.001" if p < 0.001 else number(float(p), 3)
+
+
+def format_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Aligned columns, two spaces apart; columns of numbers to the right.
+
+    The same text whatever it is printed on: nothing is wrapped, coloured or cut.
+    """
+    body = [list(row) for row in rows]
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="")
+    for column, title in enumerate(header):
+        right = bool(body) and all(_is_number(row[column]) for row in body)
+        table.add_column(Text(title), justify="right" if right else "left", no_wrap=True)
+    for row in body:
+        table.add_row(*map(Text, row))
+    console = Console(width=_WIDEST, color_system=None)
+    with console.capture() as capture:
+        console.print(table)
+    return "\n".join(line.rstrip() for line in capture.get().splitlines())
+
+
+def _is_number(cell: str) -> bool:
+    first = cell.split(" ")[0]
+    return first in ("", "–") or first.replace(",", "").replace(".", "").lstrip("+-").isdigit()

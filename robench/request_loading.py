@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,7 +13,8 @@ from torch import Tensor, nn
 from robench.datasets import DATASETS, ArrayDataset, Dataset, from_torch, load_dataset
 from robench.errors import CardError, UsageError
 from robench.models import wrap_module
-from robench.models.loading import load_checkpoint, load_model
+from robench.models.drafting import draft_card
+from robench.models.loading import load_model
 from robench.models.sources import SOURCES
 from robench.models.wrapper import RobenchModel
 from robench.models.zoo import LocatedCard, find_card, list_cards
@@ -20,6 +22,7 @@ from robench.records import (
     ArchitectureSpec,
     ForwardSpec,
     InputSpec,
+    ModelCard,
     PreprocessingSpec,
     validation_problems,
 )
@@ -27,7 +30,14 @@ from robench.records.base import Frozen
 from robench.request import DEFAULT_DATASET, Request
 from robench.threat_models import ThreatModel, parse_norm
 
-__all__ = ["PROBE", "choose_models", "load_requested", "threat_model_for"]
+__all__ = [
+    "PROBE",
+    "choose_models",
+    "draft_requested",
+    "load_requested",
+    "load_samples",
+    "threat_model_for",
+]
 
 PROBE = 8
 """Samples that are tried out before hours are spent."""
@@ -50,7 +60,7 @@ def load_requested(request: Request) -> list[tuple[RobenchModel, Dataset]]:
     for model in chosen:
         if isinstance(model, LocatedCard):
             threat_model_for(request, model.card.threat_model)
-    samples = _Samples(request, data)
+    samples = _Samples(replace(request, dataset=data))
     return [_load(request, model, samples) for model in chosen]
 
 
@@ -89,13 +99,7 @@ def _choose(request: Request, model: Any, narrow: str | None) -> Chosen:
         return text
     path = Path(text)
     if path.is_file() and path.suffix != ".toml":
-        if request.architecture is None:
-            raise UsageError(
-                "is a weights file, not a card",
-                where=text,
-                hint="Name its architecture with --arch (`program` for TorchScript and "
-                "torch.export files)",
-            )
+        _architecture(request, text)
         return text
     return find_card(text, narrow)
 
@@ -138,38 +142,45 @@ def _refuse_unknown(dataset: str) -> None:
 class _Samples:
     """The samples of a request, prepared once for each preprocessing that models want."""
 
-    def __init__(self, request: Request, data: Any) -> None:
+    def __init__(self, request: Request) -> None:
         self._request = request
-        self._data = data
         self._prepared: dict[PreprocessingSpec | None, Dataset] = {}
 
     def prepared(self, preprocessing: PreprocessingSpec | None = None) -> Dataset:
-        """The samples for a model whose card says this. Those that are given stay as they are."""
-        wanted = preprocessing if isinstance(self._data, str | Path) else None
-        if wanted not in self._prepared:
-            self._prepared[wanted] = self._load(wanted)
-        return self._prepared[wanted]
+        """The samples for a model whose card says this."""
+        if preprocessing not in self._prepared:
+            self._prepared[preprocessing] = load_samples(self._request, preprocessing)
+        return self._prepared[preprocessing]
 
-    def _load(self, preprocessing: PreprocessingSpec | None) -> Dataset:
-        request = self._request
-        if isinstance(self._data, str | Path):
-            whole = load_dataset(
-                str(self._data),
-                split=request.split,
-                root=request.data_root,
-                download=request.download,
-                preprocessing=preprocessing,
-                **dict(request.dataset_options),
-            )
-        else:
-            whole = _given_dataset(self._data, request.num_classes)
-        n = request.n
-        if n is None:
-            n = len(whole) if request.at_most is None else min(request.at_most, len(whole))
-        samples = whole.subset(n)
-        # Masks are needed only after the attacks; a wrong folder should not be found out then.
-        samples.masks(range(min(PROBE, len(samples))))
-        return samples
+
+def load_samples(request: Request, preprocessing: PreprocessingSpec | None = None) -> Dataset:
+    """The samples of a request whose data set is known.
+
+    Args:
+        request: with its ``dataset``.
+        preprocessing: as a model's card says; samples that are given stay as they are.
+
+    Raises:
+        RobenchError: as :func:`robench.datasets.load_dataset`; masks that cannot be read.
+    """
+    if isinstance(request.dataset, str | Path):
+        whole = load_dataset(
+            str(request.dataset),
+            split=request.split,
+            root=request.data_root,
+            download=request.download,
+            preprocessing=preprocessing,
+            **dict(request.dataset_options),
+        )
+    else:
+        whole = _given_dataset(request.dataset, request.num_classes)
+    n = request.n
+    if n is None:
+        n = len(whole) if request.at_most is None else min(request.at_most, len(whole))
+    samples = whole.subset(n)
+    # Masks are needed only after the attacks; a wrong folder should not be found out then.
+    samples.masks(range(min(PROBE, len(samples))))
+    return samples
 
 
 def _given_dataset(data: Any, num_classes: int | None) -> Dataset:
@@ -201,18 +212,50 @@ def _load(request: Request, model: Chosen, samples: _Samples) -> tuple[RobenchMo
         loaded = load_model(model, trust_pickle=request.trust_pickle, trust_code=request.trust_code)
         return loaded, samples.prepared(loaded.preprocessing)
     dataset = samples.prepared()
-    loaded = load_checkpoint(
-        model,
-        ArchitectureSpec(name=request.architecture, arguments=dict(request.architecture_arguments)),
-        num_classes=dataset.num_classes,
-        dataset=dataset.name,
+    card = draft_requested(request, model, dataset)
+    return load_model(card, trust_pickle=request.trust_pickle), dataset
+
+
+def draft_requested(
+    request: Request,
+    weights: str | Path,
+    samples: Dataset,
+    *,
+    name: str | None = None,
+    defense: str = "unknown",
+) -> ModelCard:
+    """A card for a weights file without one, from what the request says of it.
+
+    Raises:
+        UsageError: the request names no architecture or no ε.
+        RobenchError: as :func:`robench.models.draft_card`.
+    """
+    return draft_card(
+        weights,
+        ArchitectureSpec(
+            name=_architecture(request, weights), arguments=dict(request.architecture_arguments)
+        ),
+        num_classes=samples.num_classes,
+        dataset=samples.name,
         threat_model=_assumed_threat(request, "a weights file"),
-        input=_input_spec(request, dataset, "--input"),
+        name=name,
+        defense=defense,
+        input=_input_spec(request, samples, "--input"),
         forward=_spec(ForwardSpec, request.forward, "--forward"),
-        preprocessing=dataset.preprocessing,
+        preprocessing=samples.preprocessing,
         trust_pickle=request.trust_pickle,
     )
-    return loaded, dataset
+
+
+def _architecture(request: Request, weights: str | Path) -> str:
+    if request.architecture is None:
+        raise UsageError(
+            "is a weights file, not a card",
+            where=weights,
+            hint="Name its architecture with --arch (`program` for TorchScript and "
+            "torch.export files)",
+        )
+    return request.architecture
 
 
 def _input_spec(request: Request, dataset: Dataset, where: str) -> InputSpec:

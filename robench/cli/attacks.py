@@ -22,7 +22,8 @@ def attacks(
     # Also pydantic takes its time: none of this is for --help.
     from robench.attacks import ADAPTERS, ATTACKS
     from robench.attacks.suites import list_suites, load_suite
-    from robench.cli.output import format_table, print_json
+    from robench.cli.output import print_json
+    from robench.formatting import format_table
 
     if suite is not None:
         chosen = load_suite(suite, trust_code=True)  # nothing is built of it
@@ -62,7 +63,7 @@ def _suite_text(suite: Any) -> str:
             rows.append(
                 ("", "audit", "", f"from {first} on {audit.fraction:.0%}, at least {audit.minimum}")
             )
-    from robench.cli.output import format_table
+    from robench.formatting import format_table
 
     table = format_table(("entry", "attack", "norms", "parameters"), rows)
     return f"{suite.name} (version {suite.version}): {suite.description}\n\n{table}"

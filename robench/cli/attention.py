@@ -70,14 +70,16 @@ def attention(
     a CSV with a row for each sample, and overlays of some samples.
     """
     # Everything below loads torch, which --help does without.
-    from robench.cli.attention_report import reports_of, write_reports
-    from robench.cli.attention_studies import Look, study_models
-    from robench.cli.output import print_json
+    from robench.cli.output import RunDisplay, print_json
+    from robench.files import ensure_writable
+    from robench.inspection.attention_report import reports_of, write_reports
+    from robench.inspection.attention_studies import Look, study_models
 
-    request = replace(request, models=tuple(models))
     folder = request.folder / "attention" if out is None else out
+    ensure_writable(folder, "--out")
     look = Look(attack, map_name, layer, target, samples)
-    reports = reports_of(study_models(request, look, folder))
+    studied = study_models(replace(request, models=tuple(models)), look, display=RunDisplay)
+    reports = reports_of(studied)
     files = write_reports(reports, folder)
     if as_json:
         groups = [report.content() for report in reports]

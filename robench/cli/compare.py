@@ -74,7 +74,7 @@ def compare(
         atomic_write(markdown, text.encode())
     if pictures is not None:
         # Reads the samples, and so loads torch.
-        from robench.cli.pictures import draw_comparison
+        from robench.inspection.comparison_pictures import draw_comparison
 
         files, gaps = draw_comparison(
             comparison, first, rest, store, pictures, data_root=request.data_root

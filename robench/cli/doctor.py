@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from robench.cli.options import SAMPLES, JsonFlag, request_options
+from robench.cli.options import SAMPLES, WEIGHTS, JsonFlag, request_options
 from robench.request import Request
 
 __all__ = ["doctor"]
@@ -17,10 +17,8 @@ _DEFAULT_N = 200
 _FOUND = 1
 """The exit code where something is to be mended."""
 
-_WEIGHTS = ("architecture", "architecture_arguments", "input", "trust_pickle", "trust_code")
 
-
-@request_options(only=(*SAMPLES, *_WEIGHTS, "device"))
+@request_options(only=(*SAMPLES, *WEIGHTS, "trust_code", "device"))
 def doctor(
     model: Annotated[
         str,

@@ -39,8 +39,9 @@ def leaderboard(
     """
     from robench.attacks.suites import load_suite
     from robench.cli.filters import existing_store
-    from robench.cli.reports import publish, show_board
+    from robench.cli.output import show_board
     from robench.reporting.leaderboard import build_leaderboard, write_leaderboard
+    from robench.reporting.publish import publish
 
     chosen = None if suite is None else load_suite(suite, trust_code=True)  # nothing is built of it
     store = existing_store(results)

@@ -21,6 +21,7 @@ from robench.request import PRECISIONS, Request
 
 __all__ = [
     "SAMPLES",
+    "WEIGHTS",
     "CsvFile",
     "JsonFlag",
     "PlotsFlag",
@@ -158,6 +159,9 @@ class RequestOptions:
 
 SAMPLES = ("dataset", "split", "data_root", "dataset_options", "download")
 """Where the samples are."""
+
+WEIGHTS = ("architecture", "architecture_arguments", "input", "trust_pickle")
+"""What weights without a card do not say themselves."""
 
 
 class _FilterOptions:

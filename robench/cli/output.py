@@ -23,29 +23,33 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
-from rich.table import Table
 from rich.text import Text
 
-from robench.formatting import number, plain
+from robench.formatting import format_table, number, plain
 from robench.records import EvaluationRecord, Outcome
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    import pandas as pd
+
     from robench.doctor import Finding
     from robench.results import StoredRecord
 
 __all__ = [
     "RunDisplay",
+    "board_text",
     "findings_text",
-    "format_table",
     "print_json",
     "print_table",
     "record_line",
     "record_text",
     "robust_acc",
+    "show_board",
 ]
 
-_WIDEST = 100_000
-"""Of a table: wide enough that Rich never wraps a cell."""
+_HIDDEN = ("worst_class_robust_acc", "robust_acc", "clean_acc")
+"""Accuracies that are no attack's, or are shown elsewhere."""
 
 
 def print_json(content: Any) -> None:
@@ -53,32 +57,9 @@ def print_json(content: Any) -> None:
     typer.echo(json.dumps(plain(content), indent=1, allow_nan=False, ensure_ascii=False))
 
 
-def format_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Aligned columns, two spaces apart; columns of numbers to the right.
-
-    The same text whatever it is printed on: nothing is wrapped, coloured or cut.
-    """
-    body = [list(row) for row in rows]
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="")
-    for column, title in enumerate(header):
-        right = bool(body) and all(_is_number(row[column]) for row in body)
-        table.add_column(Text(title), justify="right" if right else "left", no_wrap=True)
-    for row in body:
-        table.add_row(*map(Text, row))
-    console = Console(width=_WIDEST, color_system=None)
-    with console.capture() as capture:
-        console.print(table)
-    return "\n".join(line.rstrip() for line in capture.get().splitlines())
-
-
 def print_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """Print :func:`format_table` on stdout."""
     typer.echo(format_table(header, rows))
-
-
-def _is_number(cell: str) -> bool:
-    first = cell.split(" ")[0]
-    return first in ("", "–") or first.replace(",", "").replace(".", "").lstrip("+-").isdigit()
 
 
 def findings_text(examined: str, findings: Sequence[Finding]) -> str:
@@ -168,6 +149,65 @@ def record_text(record: EvaluationRecord) -> str:
         ]
         parts.append(format_table(("metric", "mean", "broken", "survived", "n"), metrics))
     return "\n\n".join(parts)
+
+
+def show_board(frame: pd.DataFrame, files: list[Path], *, as_json: bool) -> None:
+    """Print a leaderboard, and which files were written; as JSON with all of its columns."""
+    if as_json:
+        print_json({"leaderboard": _rows(frame), "files": [str(path) for path in files]})
+        return
+    typer.echo(board_text(frame))
+    if files:
+        more = f" and {len(files) - 1} more" if len(files) > 1 else ""
+        typer.echo(f"\nWritten: {files[0]}{more}", err=True)
+
+
+def board_text(frame: pd.DataFrame) -> str:
+    """The leaderboard for a terminal: a table for each group of comparable rows."""
+    if frame.empty:
+        return "No results."
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for row in _rows(frame):
+        title = (
+            f"{row['dataset']} {row['norm']} eps {row['eps']}, n = {number(row['n'])}, "
+            f"seed {number(row['seed'])} (data {str(row['data_sha256'])[:8]})"
+        )
+        groups.setdefault(title, []).append(row)
+    return "\n\n".join(f"{title}\n{_group_table(rows)}" for title, rows in groups.items())
+
+
+def _rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    return [{str(k): v for k, v in row.items()} for row in frame.to_dict("records")]
+
+
+def _group_table(rows: list[dict[str, Any]]) -> str:
+    attacks = [
+        name
+        for name in rows[0]
+        if name.endswith("_acc")
+        and name not in _HIDDEN
+        and any(number(row[name]) != "–" for row in rows)
+    ]
+    header = ["rank", "model", "robust_acc", "95 % interval", "clean_acc"]
+    header += [name.removesuffix("_acc").replace("_", "-") for name in attacks]
+    header += ["worst class", "validity"]
+    body = []
+    for row in rows:
+        interval = f"{number(row['robust_acc_low'])} – {number(row['robust_acc_high'])}"
+        worst = f"{number(row['worst_class_robust_acc'])} ({row['worst_class']})"
+        body.append(
+            [
+                number(row["rank"]),
+                str(row["model"]),
+                number(row["robust_acc"]),
+                interval,
+                number(row["clean_acc"]),
+                *(number(row[name]) for name in attacks),
+                worst,
+                str(row["validity"]),
+            ]
+        )
+    return format_table(header, body)
 
 
 class RunDisplay:

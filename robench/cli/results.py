@@ -106,14 +106,7 @@ def verify(request: Request, as_json: JsonFlag = False) -> None:
     from robench.cli.output import print_json, print_table
     from robench.inspection.verification import verify_store  # torch
 
-    found = verify_store(
-        existing_store(request.folder),
-        device=str(request.device),
-        data=request.data_root,
-        data_options=request.dataset_options,
-        dataset=None if request.dataset is None else str(request.dataset),
-        trust_pickle=request.trust_pickle,
-    )
+    found = verify_store(existing_store(request.folder), request)
     if as_json:
         print_json([asdict(item) for item in found])
     else:

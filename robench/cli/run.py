@@ -35,9 +35,9 @@ def run(
     """
     # Everything below loads torch, which --help does without.
     from robench.api import prepare
-    from robench.cli.output import RunDisplay
-    from robench.cli.reports import publish, show_board
+    from robench.cli.output import RunDisplay, show_board
     from robench.reporting.leaderboard import build_leaderboard
+    from robench.reporting.publish import publish
     from robench.results import Store
 
     prepared = prepare(replace(request, models=tuple(models or ())))

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from robench.cli.name_values import parse_name_values
-from robench.cli.options import JsonFlag, request_options
+from robench.cli.options import SAMPLES, WEIGHTS, JsonFlag, request_options
 from robench.request import Request
 
 if TYPE_CHECKING:
@@ -88,34 +88,10 @@ def show(
 
 
 @zoo_app.command()
-@request_options(
-    only=(
-        "architecture_arguments",
-        "input",
-        "split",
-        "data_root",
-        "dataset_options",
-        "trust_pickle",
-    )
-)
+@request_options(only=(*SAMPLES, *WEIGHTS, "norm", "eps"))
 def add(
     checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="The weights file.")],
-    arch: Annotated[
-        str,
-        typer.Option(
-            "--arch",
-            metavar="NAME",
-            help="Its architecture: robench's, torchvision:NAME, timm:NAME, "
-            "package.module:callable, or program.",
-        ),
-    ],
-    dataset: Annotated[
-        str, typer.Option("--dataset", metavar="NAME", help="What it classifies; is measured on.")
-    ],
-    eps: Annotated[
-        str, typer.Option("--eps", metavar="EPS", help="What it is evaluated under, as 8/255.")
-    ],
-    norm: Annotated[str, typer.Option("--norm", metavar="NORM", help="Linf, L2 or L1.")] = "Linf",
+    *,
     name: Annotated[
         str | None, typer.Option("--name", metavar="NAME", help="Default: the file's.")
     ] = None,
@@ -129,41 +105,22 @@ def add(
         list[str] | None,
         typer.Option("--about", metavar="NAME=VALUE", help="Provenance, as paper=… or year=2026."),
     ] = None,
-    *,
     request: Request,
     as_json: JsonFlag = False,
 ) -> None:
     """Give a weights file a card: hash, state dict and prefix found, clean accuracy measured.
 
-    The doctor looks at the model too; what it finds is shown, and kept in the card.
+    --arch, --dataset (what it classifies) and --eps are needed. The doctor looks at the model
+    too; what it finds is shown, and kept in the card.
     """
     about = parse_name_values(provenance or [], "--about")
     # Loads torch, which --help does without.
-    from robench.cli.adding import Answers, add_model
     from robench.cli.output import findings_text, print_json
     from robench.formatting import number
-    from robench.records import ArchitectureSpec
-    from robench.threat_models import ThreatModel
+    from robench.inspection.new_card import add_model
 
-    added = add_model(
-        Answers(
-            checkpoint=checkpoint,
-            architecture=ArchitectureSpec(
-                name=arch, arguments=dict(request.architecture_arguments)
-            ),
-            threat_model=ThreatModel.of(norm, eps),
-            dataset=dataset,
-            zoo=zoo,
-            name=name,
-            defense=defense,
-            split=request.split,
-            data=request.data_root,
-            data_options=request.dataset_options,
-            input=request.input,
-            provenance=about,
-            trust_pickle=request.trust_pickle,
-        )
-    )
+    request = replace(request, models=(checkpoint,))
+    added = add_model(request, zoo, name=name, defense=defense, provenance=about)
     if as_json:
         content = added.card.model_dump(mode="json")
         print_json({"id": added.card.id, "card": content, "path": str(added.path)})
@@ -201,15 +158,7 @@ def verify(
     else:
         cards = list_cards(dataset, problems=problems)
     found = [Rechecked(str(problem.where), False, str(problem)) for problem in problems]
-    found += [
-        recheck(
-            located,
-            accuracy=accuracy,
-            data=request.data_root,
-            data_options=request.dataset_options,
-        )
-        for located in cards
-    ]
+    found += [recheck(located, request, accuracy=accuracy) for located in cards]
     if as_json:
         print_json([asdict(item) for item in found])
     else:

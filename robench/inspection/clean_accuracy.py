@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 
-from robench.datasets import Dataset, load_dataset
+from robench.datasets import Dataset
 from robench.errors import CardError, RobenchError
 from robench.evaluation.adjudicate import Adjudicator
 from robench.models.loading import load_model
 from robench.models.wrapper import RobenchModel
 from robench.models.zoo import LocatedCard
+from robench.request import Request
+from robench.request_loading import load_samples
 from robench.threat_models import ThreatModel
 
 __all__ = ["Rechecked", "clean_accuracy", "recheck"]
@@ -48,13 +48,7 @@ def clean_accuracy(model: RobenchModel, samples: Dataset, threat_model: ThreatMo
     return 100 * correct / len(samples)
 
 
-def recheck(
-    located: LocatedCard,
-    *,
-    accuracy: bool = False,
-    data: str | Path | None = None,
-    data_options: Mapping[str, Any] | None = None,
-) -> Rechecked:
+def recheck(located: LocatedCard, request: Request, *, accuracy: bool = False) -> Rechecked:
     """Load a model from its card, and measure its recorded clean accuracy again.
 
     The samples are those that the card's figure was measured on: as many of its data set, chosen
@@ -62,8 +56,8 @@ def recheck(
 
     Args:
         located: the card.
+        request: where data sets are.
         accuracy: measure; otherwise card, hash and weights are all that is checked.
-        data, data_options: for the data set.
     """
     card = located.card
     try:
@@ -77,14 +71,9 @@ def recheck(
     if not isinstance(recorded, int | float) or not isinstance(n, int):
         return Rechecked(located.id, True, accuracy="not recorded")
     try:
-        samples = load_dataset(
-            card.dataset,
-            split=str(measured.get("split", "test")),
-            root=data,
-            n=n,
-            preprocessing=model.preprocessing,
-            **dict(data_options or {}),
-        )
+        split = str(measured.get("split", "test"))
+        request = replace(request, dataset=card.dataset, split=split, n=n)
+        samples = load_samples(request, model.preprocessing)
     except RobenchError as error:
         return Rechecked(located.id, True, str(error), "no data", recorded=recorded, n=n)
     try:

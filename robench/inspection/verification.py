@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass, replace
 
 import torch
 
-from robench.datasets import load_dataset
 from robench.devices import resolve_device
 from robench.errors import RobenchError, StoreError
 from robench.inspection.reverify import reverify
 from robench.models.loading import load_model
+from robench.request import Request
+from robench.request_loading import load_samples
 from robench.results import Store, StoredRecord
 
 __all__ = ["Verified", "verify_store"]
@@ -33,33 +31,22 @@ class Verified:
     finding: str
 
 
-def verify_store(
-    store: Store,
-    *,
-    device: str,
-    data: str | Path | None = None,
-    data_options: Mapping[str, Any] | None = None,
-    dataset: str | None = None,
-    trust_pickle: bool = False,
-) -> list[Verified]:
+def verify_store(store: Store, request: Request) -> list[Verified]:
     """Check every record's files, and judge again what adversarial inputs are kept.
 
     Args:
         store: the results folder.
-        device: where to judge.
-        data, data_options: for the data sets.
-        dataset: where the samples are, if the records' name for them does not say.
-        trust_pickle: execute the code that weights files carry.
+        request: where to judge, whether to trust what weights files carry, and where the samples
+            are: ``dataset`` only if the records' name for them does not say.
 
     Raises:
         DeviceError: there is no such device.
     """
-    place = resolve_device(device)
-    options = dict(root=data, **dict(data_options or {}))
+    device = resolve_device(request.device)
     scan = store.scan()
     found = [Verified(p.key, "", "", False, 0, str(p.error)) for p in scan.problems]
     for stored in scan.records:
-        sound, judged, finding = _verify(store, stored, place, dataset, options, trust_pickle)
+        sound, judged, finding = _verify(store, stored, request, device)
         record = stored.record
         found.append(
             Verified(record.key, record.model.id, record.attack.name, sound, judged, finding)
@@ -68,12 +55,7 @@ def verify_store(
 
 
 def _verify(
-    store: Store,
-    stored: StoredRecord,
-    device: torch.device,
-    dataset: str | None,
-    options: dict[str, Any],
-    trust_pickle: bool,
+    store: Store, stored: StoredRecord, request: Request, device: torch.device
 ) -> tuple[bool, int, str]:
     """Whether one record is sound, how many verdicts were looked at, and what was found."""
     record = stored.record
@@ -84,14 +66,10 @@ def _verify(
     if adversarial is None:
         return True, 0, "files intact; no adversarial inputs kept"
     try:
-        model = load_model(record.model.id, trust_pickle=trust_pickle)
-        samples = load_dataset(
-            dataset or record.dataset.name,
-            split=record.dataset.split,
-            n=record.dataset.n,
-            preprocessing=model.preprocessing,
-            **options,
-        )
+        model = load_model(record.model.id, trust_pickle=request.trust_pickle)
+        data = record.dataset.name if request.dataset is None else request.dataset
+        request = replace(request, dataset=data, split=record.dataset.split, n=record.dataset.n)
+        samples = load_samples(request, model.preprocessing)
     except RobenchError as error:
         return True, 0, f"files intact; not judged again: {error}"
     try:

@@ -12,9 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from robench.cli.name_values import parse_name_values
-from robench.cli.output import format_table
 from robench.errors import UsageError
-from robench.formatting import number, plain
+from robench.formatting import format_table, number, plain
 
 
 def test_columns_are_aligned_and_numbers_stand_right():

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from robench.api import Planned, Prepared, prepare
-from robench.cli.output import RunDisplay
-from robench.files import ensure_writable
+from robench.evaluation.listener import Listener
 from robench.inspection.attention_study import (
     AttentionStudy,
     chosen_attention,
     chosen_target,
     study_attention,
 )
+from robench.preparation import Planned, Prepared, prepare
 from robench.records import Suite, job_key
 from robench.registry import unknown_name
 from robench.request import Request
@@ -22,6 +23,8 @@ from robench.results import Store, StoredRecord
 from robench.results.arrays import Array
 
 __all__ = ["Look", "Studied", "study_models"]
+
+Display = Callable[[int], AbstractContextManager[Listener | None]]
 
 
 @dataclass(frozen=True)
@@ -52,20 +55,21 @@ class Studied:
     """``stored`` or ``fresh``."""
 
 
-def study_models(request: Request, look: Look, folder: Path) -> list[Studied]:
+def study_models(
+    request: Request, look: Look, *, display: Display = lambda jobs: nullcontext()
+) -> list[Studied]:
     """Study every model that is asked for. Writes nothing.
 
     Args:
         request: models, data and attack's suite; the results folder is read.
         look: how.
-        folder: where results will go; refused now if that cannot be.
+        display: number of attacks to be run → a context that gives their listener.
 
     Raises:
-        RobenchError: as :func:`robench.api.prepare` and
+        RobenchError: as :func:`robench.preparation.prepare` and
             :func:`robench.inspection.attention_study.study_attention`; an attack that the suite
             has not, near misses listed.
     """
-    ensure_writable(folder, "--out")
     prepared = prepare(request)
     prepared = replace(prepared, suite=_only(prepared.suite, look.attack))
     specs = [
@@ -76,7 +80,7 @@ def study_models(request: Request, look: Look, folder: Path) -> list[Studied]:
     studied = []
     for planned, spec in zip(prepared.planned, specs, strict=True):
         with tempfile.TemporaryDirectory(prefix="robench-") as scratch:
-            stored, adversarial, source = _adversarial(prepared, planned, Path(scratch))
+            stored, adversarial, source = _adversarial(prepared, planned, Path(scratch), display)
             study = study_attention(
                 stored,
                 adversarial,
@@ -87,7 +91,6 @@ def study_models(request: Request, look: Look, folder: Path) -> list[Studied]:
                 samples=look.samples,
                 device=prepared.device,
             )
-        planned.model.to("cpu")
         studied.append(Studied(study, source))
     return studied
 
@@ -101,7 +104,7 @@ def _only(suite: Suite, attack: str) -> Suite:
 
 
 def _adversarial(
-    prepared: Prepared, planned: Planned, scratch: Path
+    prepared: Prepared, planned: Planned, scratch: Path, display: Display
 ) -> tuple[StoredRecord, Array, str]:
     """The record, its adversarial inputs (n, C, H, W), and where they are from."""
     kept = Store(prepared.request.folder)
@@ -118,6 +121,6 @@ def _adversarial(
             return kept.read(key), arrays["adversarial"], "stored"
     request = replace(prepared.request, results=scratch, save_adversarial=True)
     job = replace(prepared, request=request, planned=[planned])
-    with RunDisplay(job.jobs) as display:
-        (stored,) = job.run(display)
+    with display(job.jobs) as listener:
+        (stored,) = job.run(listener)
     return stored, Store(scratch).read_adversarial(stored.record.key), "fresh"

@@ -9,12 +9,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from robench.datasets import Dataset, load_dataset
+from robench.datasets import Dataset
 from robench.errors import UsageError
 from robench.records import Outcome
 from robench.reporting.compare import Comparison
 from robench.reporting.model_results import ModelResult
 from robench.reporting.plots import difference_plot, resisted_by_one, safe_name, save
+from robench.request import Request
+from robench.request_loading import load_samples
 from robench.results import Store, StoredRecord
 
 __all__ = ["draw_comparison"]
@@ -129,13 +131,8 @@ def _deciding_attack(
 
 def _samples(result: ModelResult, data_root: str | Path | None) -> Dataset:
     spec = result.dataset
-    samples = load_dataset(
-        spec.name,
-        split=spec.split,
-        root=data_root,
-        n=spec.n,
-        preprocessing=spec.preprocessing,
-    )
+    request = Request(dataset=spec.name, split=spec.split, n=spec.n, data_root=data_root)
+    samples = load_samples(request, spec.preprocessing)
     if samples.fingerprint != spec.fingerprint:
         raise UsageError(
             "the samples are not the ones that were used: the fingerprints differ", where=spec.name

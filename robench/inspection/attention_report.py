@@ -1,4 +1,4 @@
-"""What `robench attention` prints and writes."""
+"""What is printed and written of studies of attention."""
 
 from __future__ import annotations
 
@@ -9,15 +9,14 @@ from typing import Any
 
 import pandas as pd
 
-from robench.cli.attention_studies import Studied
-from robench.cli.output import format_table
-from robench.cli.reports import write_tables
-from robench.formatting import number, p_value
+from robench.formatting import format_table, number, p_value
+from robench.inspection.attention_studies import Studied
 from robench.reporting.export import samples_frame
 from robench.reporting.findings import attention_findings, attention_sentences
 from robench.reporting.metric_tables import attention_table, class_table, worst_classes
 from robench.reporting.model_results import GroupKey, ModelResult, collect
 from robench.reporting.plots import attention_overlays, group_slug, safe_name, save
+from robench.reporting.publish import write_tables
 
 __all__ = ["AttentionReport", "reports_of", "write_reports"]
 

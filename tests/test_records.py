@@ -13,6 +13,7 @@ from robench.records import (
     ArchitectureSpec,
     AttackSpec,
     AuditSpec,
+    DatasetSpec,
     EvaluationRecord,
     Flag,
     InputSpec,
@@ -101,13 +102,20 @@ def test_the_canonical_hash_is_sha256_of_sorted_json() -> None:
 # --- identity: a key changes exactly with what changes the numbers ---------------------------
 
 
+def _data(**changes: Any) -> DatasetSpec:
+    content = {"name": "digits", "split": "test", "fingerprint": SHA, "n": 5, "num_classes": 2}
+    return DatasetSpec.model_validate({**content, **changes})
+
+
 def _key(**changes: Any) -> str:
     arguments: dict[str, Any] = {
-        "model_fingerprint": SHA,
-        "dataset_fingerprint": SHA,
+        "model": SHA,
+        "dataset": _data(),
         "threat_model": ThreatModel.of("Linf", "8/255"),
         "attack": _spec(),
         "seed": 0,
+        "precision": "auto",
+        "foreign": {},
     }
     return job_key(**{**arguments, **changes})
 
@@ -115,15 +123,17 @@ def _key(**changes: Any) -> str:
 @pytest.mark.parametrize(
     "change",
     [
-        {"model_fingerprint": "1" * 64},
-        {"dataset_fingerprint": "1" * 64},
+        {"model": "1" * 64},
+        {"dataset": _data(fingerprint="1" * 64)},
+        {"dataset": _data(masks="1" * 64)},
         {"threat_model": ThreatModel.of("Linf", "0.031")},
         {"threat_model": ThreatModel.of("L2", "8/255")},
         {"attack": _spec(params={"steps": 21})},
         {"attack": _spec(attack="apgd")},
         {"attack": _spec(output="auxiliary")},
         {"seed": 1},
-        {"extra": {"precision": "bf16"}},
+        {"precision": "fp32"},
+        {"foreign": {"art:PGD": "art 1.0"}},
     ],
     ids=str,
 )
@@ -137,8 +147,7 @@ def test_what_changes_the_numbers_changes_the_key(change: dict[str, Any]) -> Non
         {"threat_model": ThreatModel.of("Linf", "16/510")},
         {"attack": _spec(name="another-column")},
         {"attack": _spec(norms=["Linf"])},
-        {"extra": None},
-        {"extra": {}},
+        {"dataset": _data(name="renamed", split="validation", class_names=("a", "b"))},
     ],
     ids=str,
 )

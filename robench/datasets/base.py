@@ -155,12 +155,25 @@ class Dataset(ABC):
                 digest.update(np.ascontiguousarray(pixels[row]).tobytes())
         return digest.hexdigest()
 
+    @cached_property
+    def masks_fingerprint(self) -> str | None:
+        """SHA-256 over the objects' masks, in order of ids; None: there are none."""
+        digest = hashlib.sha256()
+        order = sorted(range(len(self)), key=self.sample_ids.__getitem__)
+        for start in range(0, len(order), _FINGERPRINT_BATCH):
+            masks = self.masks(order[start : start + _FINGERPRINT_BATCH])
+            if masks is None:
+                return None
+            digest.update(np.packbits(masks.numpy()).tobytes())
+        return digest.hexdigest()
+
     def spec(self) -> DatasetSpec:
         """What a record says about the samples used."""
         return DatasetSpec(
             name=self.name,
             split=self.split,
             fingerprint=self.fingerprint,
+            masks=self.masks_fingerprint,
             n=len(self),
             num_classes=self.num_classes,
             class_names=self.class_names,

@@ -129,7 +129,12 @@ class Assembly:
         return found
 
     def record(
-        self, key: str, settings: Settings, flags: Sequence[Flag], seconds: float
+        self,
+        key: str,
+        settings: Settings,
+        foreign: dict[str, str],
+        flags: Sequence[Flag],
+        seconds: float,
     ) -> EvaluationRecord:
         """The record under its key."""
         attacked, clean = self.attacked, self.clean
@@ -140,6 +145,8 @@ class Assembly:
             threat_model=self.threat_model,
             attack=self.attack,
             seed=settings.seed,
+            precision=settings.precision,
+            foreign=foreign,
             counts={outcome: self.outcomes.count(outcome) for outcome in Outcome},
             stages=tuple(attacked.stages) if len(attacked.stages) > 1 else (),
             audit=attacked.audit,

@@ -98,7 +98,7 @@ class Cascade:
         self.adjudicator = adjudicator
         self.workers = min(workers, batch_size)
         self.batch_size = batch_size // self.workers
-        self.shard_size = max(1, shard_size // self.workers)
+        self.shard_size = shard_size
         self.seed = seed
         self.progress = progress
         self.save = save
@@ -297,7 +297,7 @@ class Cascade:
         rows = tally.todo(torch.cat([tally.due[:0], *(shard.rows for shard in begun)]))
         if len(rows) == 0:
             return []
-        share = min(self.shard_size, -(-len(rows) // workers))
+        share = min(self.shard_size // workers or 1, -(-len(rows) // workers))
         return [Shard(part) for part in torch.split(rows, share)]
 
     def _search(
@@ -321,7 +321,8 @@ class Cascade:
             Passes(search_model, num_classes, self.batch_size),
             self.adjudicator,
             batch_size=self.batch_size,
-            seed_tag=stage.name,
+            # By what the record's key holds: the name of a stage, never that of a column.
+            seed_tag=stage.name if self.spec.stages else stage.output or "",
             judges_every_step=stage.output is not None,
         )
         if only is not None:

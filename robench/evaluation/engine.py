@@ -34,7 +34,7 @@ class Engine(Generic[StateT]):
         passes: guarded, counted passes through the search's model.
         adjudicator: judges candidates with the original model.
         batch_size: slots.
-        seed_tag: what the draws are keyed by besides the sample, usually the attack's name.
+        seed_tag: what the draws are keyed by besides the sample; None: the attack's name.
         judges_every_step: adjudicate every candidate, at one forward pass each; for attacks on
             another output of the model, whose margin says nothing certain about the final one.
     """
@@ -53,7 +53,7 @@ class Engine(Generic[StateT]):
         self.passes = passes
         self.adjudicator = adjudicator
         self.batch_size = batch_size
-        self.seed_tag = seed_tag or attack.name
+        self.seed_tag = attack.name if seed_tag is None else seed_tag
         self.judges_every_step = judges_every_step
 
     @torch.no_grad()

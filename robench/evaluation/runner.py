@@ -6,8 +6,9 @@ read from there; an interrupted job goes on from its last snapshot.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+from robench.attacks.catalogue import foreign_code
 from robench.datasets import Dataset
 from robench.errors import CorruptRecordError, UsageError
 from robench.evaluation.adversarial_inputs import FileInputs, room_for
@@ -17,12 +18,13 @@ from robench.evaluation.clean_pass import CleanPass
 from robench.evaluation.listener import Listener, Silent
 from robench.evaluation.settings import Settings
 from robench.evaluation.snapshots import Saver, load_snapshot
+from robench.metric_catalogue import foreign_metrics
 from robench.models.wrapper import RobenchModel, buffer_fingerprint
 from robench.records import AttackSpec, DatasetSpec, Flag, Suite, job_key
 from robench.results.store import Store, StoredRecord
 from robench.threat_models import ThreatModel
 
-__all__ = ["evaluate_model"]
+__all__ = ["code_from_outside", "evaluate_model", "key_of"]
 
 _DEFAULTS = Settings()
 
@@ -72,6 +74,31 @@ def evaluate_model(
     return records
 
 
+def code_from_outside(attack: AttackSpec) -> dict[str, str]:
+    """Code of other packages that decides a job's numbers: attack or metric → version or hash."""
+    return {**foreign_code(attack), **foreign_metrics()}
+
+
+def key_of(
+    model: RobenchModel,
+    dataset: DatasetSpec,
+    threat_model: ThreatModel,
+    attack: AttackSpec,
+    settings: Settings,
+    foreign: Mapping[str, str] | None = None,
+) -> str:
+    """The key of a job's record; ``foreign`` is :func:`code_from_outside`, if it is known."""
+    return job_key(
+        model=model.summary.fingerprint,
+        dataset=dataset,
+        threat_model=threat_model,
+        attack=attack,
+        seed=settings.seed,
+        precision=settings.precision,
+        foreign=code_from_outside(attack) if foreign is None else foreign,
+    )
+
+
 class _ModelJob:
     """One model on one data set: what its attacks share is computed once, and only if needed."""
 
@@ -96,22 +123,19 @@ class _ModelJob:
     def run(self, spec: AttackSpec, plan: Sequence[AttackSpec]) -> StoredRecord:
         """The record of one attack, from the store or made now."""
         name = self.model.summary.name
-        key = job_key(
-            self.model.summary.fingerprint,
-            self.spec.fingerprint,
-            self.threat_model,
-            spec,
-            self.settings.seed,
-        )
+        foreign = code_from_outside(spec)
+        key = key_of(self.model, self.spec, self.threat_model, spec, self.settings, foreign)
         stored = self._from_store(key)
         if stored is None:
             # Another process may be at this very job; then its record is worth waiting for.
             with self.store.claim(key, wait=float("inf")):
                 stored = self._from_store(key)
                 if stored is None:
-                    stored = self._make(key, spec, plan)
+                    stored = self._make(key, spec, plan, foreign)
                     self.listener.job_finished(stored)
                     return stored
+        # The same job may have been done under other names.
+        stored = stored.shown_as(spec.name, self.model.summary, self.spec)
         self.listener.job_started(name, spec.name, 0, True)
         self.listener.job_finished(stored)
         return stored
@@ -132,7 +156,9 @@ class _ModelJob:
             )
         return self._clean
 
-    def _make(self, key: str, spec: AttackSpec, plan: Sequence[AttackSpec]) -> StoredRecord:
+    def _make(
+        self, key: str, spec: AttackSpec, plan: Sequence[AttackSpec], foreign: dict[str, str]
+    ) -> StoredRecord:
         clean = self._clean_pass(plan)
         before = buffer_fingerprint(self.model)
         progress = self.store.progress(key)
@@ -177,7 +203,7 @@ class _ModelJob:
                 )
             )
         assembly = Assembly(self.model, self.spec, self.threat_model, spec, clean, attacked)
-        record = assembly.record(key, self.settings, flags, seconds)
+        record = assembly.record(key, self.settings, foreign, flags, seconds)
         stored = self.store.write(
             record,
             assembly.samples(),

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from robench.evaluation.listener import Listener
+from robench.evaluation.runner import key_of
 from robench.inspection.attention_study import (
     AttentionStudy,
     chosen_attention,
@@ -16,7 +17,7 @@ from robench.inspection.attention_study import (
     study_attention,
 )
 from robench.preparation import Planned, Prepared, prepare
-from robench.records import Suite, job_key
+from robench.records import Suite
 from robench.registry import unknown_name
 from robench.request import Request
 from robench.results import Store, StoredRecord
@@ -109,13 +110,7 @@ def _adversarial(
     """The record, its adversarial inputs (n, C, H, W), and where they are from."""
     kept = Store(prepared.request.folder)
     for spec in prepared.suite.for_norm(planned.threat.norm):
-        key = job_key(
-            planned.model.summary.fingerprint,
-            planned.dataset.fingerprint,
-            planned.threat,
-            spec,
-            prepared.request.seed,
-        )
+        key = key_of(planned.model, planned.dataset.spec(), planned.threat, spec, prepared.settings)
         arrays = kept.read_arrays(key) if kept.has(key) else {}
         if "adversarial" in arrays:
             return kept.read(key), arrays["adversarial"], "stored"

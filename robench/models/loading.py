@@ -10,7 +10,11 @@ import torch
 from torch import nn
 
 from robench.errors import DeviceError, UnsafeCheckpointError, UsageError
-from robench.models.architectures.build import build_architecture, runs_foreign_code
+from robench.models.architectures.build import (
+    architecture_code,
+    build_architecture,
+    runs_foreign_code,
+)
 from robench.models.checkpoints import read_checkpoint, resolve_weights, verify_sha256
 from robench.models.drafting import draft_card
 from robench.models.programs import PROGRAM, load_program
@@ -18,7 +22,13 @@ from robench.models.sources import SOURCES
 from robench.models.state_dicts import extract_state_dict, load_strictly, strip_prefix
 from robench.models.wrapper import RobenchModel
 from robench.models.zoo import LocatedCard, find_card
-from robench.records import ArchitectureSpec, ModelCard, ModelSummary, WeightsSpec
+from robench.records import (
+    ArchitectureSpec,
+    ModelCard,
+    ModelSummary,
+    WeightsSpec,
+    canonical_hash,
+)
 from robench.threat_models import ThreatModel
 
 __all__ = ["load_checkpoint", "load_model"]
@@ -133,8 +143,16 @@ def _summarise(card: ModelCard, network: nn.Module) -> ModelSummary:
         parameters=sum(p.numel() for p in network.parameters()),
         threat_model=card.threat_model,
         weights_sha256=card.weights.sha256,
-        fingerprint=card.fingerprint,
+        fingerprint=_fingerprint(card),
     )
+
+
+def _fingerprint(card: ModelCard) -> str:
+    """The card's, and where its network is built by code that others may change, of that too."""
+    if card.architecture.name == PROGRAM:  # the weights file is the code
+        return card.fingerprint
+    code = architecture_code(card.architecture)
+    return card.fingerprint if code is None else canonical_hash([card.fingerprint, code])
 
 
 def _to_device(model: RobenchModel, device: str | torch.device) -> RobenchModel:

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import copy
-import hashlib
-import inspect
 from collections.abc import Mapping
-from types import FunctionType
 from typing import Any
 
 from pydantic import ValidationError
 from torch import nn
 
 from robench.errors import CardError, UsageError
+from robench.models.code_identity import code_identity
 from robench.models.wrapper import RobenchModel, buffer_fingerprint
 from robench.records import (
     AttentionSpec,
@@ -79,7 +77,7 @@ def wrap_module(
     fingerprint = canonical_hash(
         {
             "weights": weights,
-            "code": _code_fingerprint(module),
+            "code": code_identity(module),
             "num_classes": num_classes,
             "input": input_spec.model_dump(mode="json"),
             "forward": forward_spec.model_dump(mode="json"),
@@ -105,36 +103,3 @@ def wrap_module(
         forward_spec=forward_spec,
         attention=attention_spec,
     )
-
-
-def _code_fingerprint(module: nn.Module) -> str:
-    """Hash of what the module computes with its parameters, as far as it can be seen.
-
-    Stored results must not be reused after ``forward`` was edited or a plain setting changed, so
-    the sources of all classes outside torch count, and every attribute that is plain data or a
-    function.
-    """
-    digest = hashlib.sha256()
-    internal = set(vars(nn.Module()))
-    for name, part in module.named_modules():
-        kind = type(part)
-        digest.update(f"{name}:{kind.__module__}.{kind.__qualname__}:{part.extra_repr()}".encode())
-        for key, value in sorted(vars(part).items()):
-            if key in internal:
-                continue
-            if isinstance(value, (bool, int, float, str, tuple)):
-                digest.update(f"{key}={value!r};".encode())
-            elif isinstance(value, FunctionType):
-                digest.update(f"{key}={_source(value)};".encode())
-    kinds = {type(part) for part in module.modules()}
-    for kind in sorted(kinds, key=lambda k: f"{k.__module__}.{k.__qualname__}"):
-        if not kind.__module__.startswith("torch."):
-            digest.update(_source(kind).encode())
-    return digest.hexdigest()
-
-
-def _source(thing: type | FunctionType) -> str:
-    try:
-        return inspect.getsource(thing)
-    except (OSError, TypeError):  # Defined in a console: its name has to do.
-        return f"{thing.__module__}.{thing.__qualname__}"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from enum import StrEnum
-from typing import Any
 
 from pydantic import Field
 
@@ -33,7 +32,7 @@ RECORD_SCHEMA_VERSION = 1
 """Version of the JSON layout. A change of fields raises it and needs a migration; a new field with a
 default does not."""
 
-RESULTS_REVISION = 5
+RESULTS_REVISION = 6
 """Raised when the same job would give other numbers, so that old records are not reused."""
 
 
@@ -79,6 +78,8 @@ class DatasetSpec(Frozen):
     split: str
     fingerprint: Sha256
     """Hash over sample ids, labels and pixels, in order of ids."""
+    masks: Sha256 | None = None
+    """Hash over the masks of the objects, in order of ids; None: there are none, or not recorded."""
     n: int = Field(ge=1)
     num_classes: int = Field(ge=2)
     class_names: tuple[str, ...] = ()
@@ -172,6 +173,10 @@ class EvaluationRecord(Frozen):
     threat_model: ThreatModel
     attack: AttackSpec
     seed: int
+    precision: str | None = None
+    """Of the search, as asked for; None: not recorded then."""
+    foreign: dict[str, str] = Field(default_factory=dict)
+    """Code from outside robench that was run: attack or metric → version or hash."""
     counts: dict[Outcome, int]
     stages: tuple[StageResult, ...] = ()
     audit: AuditResult | None = None
@@ -197,22 +202,36 @@ class EvaluationRecord(Frozen):
 
 
 def job_key(
-    model_fingerprint: str,
-    dataset_fingerprint: str,
+    *,
+    model: str,
+    dataset: DatasetSpec,
     threat_model: ThreatModel,
     attack: AttackSpec,
     seed: int,
-    extra: Mapping[str, Any] | None = None,
+    precision: str,
+    foreign: Mapping[str, str],
 ) -> str:
-    """The content address of a record: a hash of exactly what determines its numbers."""
+    """The content address of a record: a hash of exactly what determines its numbers.
+
+    Args:
+        model: its fingerprint: weights, code, input, forward, attention.
+        dataset: the samples as the model sees them.
+        threat_model: the ball.
+        attack: what is run.
+        seed: of all draws.
+        precision: of the search, as asked for: what ``auto`` chooses is not known beforehand.
+        foreign: code from outside robench that attacks or metrics run: name → version or hash.
+    """
     return canonical_hash(
         {
             "revision": RESULTS_REVISION,
-            "model": model_fingerprint,
-            "dataset": dataset_fingerprint,
+            "model": model,
+            "dataset": dataset.fingerprint,
+            "masks": dataset.masks,
             "threat_model": threat_model.identity,
             "attack": attack.identity,
             "seed": seed,
-            **(extra or {}),
+            "precision": precision,
+            "foreign": dict(foreign),
         }
     )

@@ -225,7 +225,7 @@ def collect(
 
     Args:
         dataset, norm, eps, n, seed: keep only records with these; ``eps`` as text ("8/255").
-        suite: keep only attacks that are this suite's, with its very parameters.
+        suite: keep only attacks that are this suite's, with its very parameters, under its names.
 
     Returns:
         In order of group, then model id, then weights.
@@ -247,10 +247,13 @@ def collect(
             or (seed is not None and record.seed != seed)
         ):
             continue
+        named = [stored]
         if suite is not None:
-            identities = {s.name: s.identity for s in suite.for_norm(threat.norm)}
-            if identities.get(record.attack.name) != record.attack.identity:
-                continue
+            # A suite may call an attack by another name than the one it was recorded under.
+            same = [s for s in suite.for_norm(threat.norm) if s.identity == record.attack.identity]
+            named = [stored.shown_as(spec.name) for spec in same]
+        if not named:
+            continue
         group = GroupKey(
             dataset=record.dataset.name,
             norm=threat.norm,
@@ -262,9 +265,11 @@ def collect(
             written=str(threat),
         )
         attacks = found.setdefault((group, record.model.id, record.model.fingerprint), {})
-        rival = attacks.get(record.attack.name)
-        if rival is None or _age(rival) < _age(stored):
-            attacks[record.attack.name] = stored
+        for shown in named:
+            name = shown.record.attack.name
+            rival = attacks.get(name)
+            if rival is None or _age(rival) < _age(shown):
+                attacks[name] = shown
     return [
         ModelResult(key[0], dict(sorted(attacks.items())))
         for key, attacks in sorted(found.items(), key=lambda item: item[0])

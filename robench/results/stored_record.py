@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from robench.errors import StoreError
 from robench.formatting import plain
-from robench.records import EvaluationRecord, SampleOutcome
+from robench.records import DatasetSpec, EvaluationRecord, ModelSummary, SampleOutcome
 from robench.results.documents import first_problem
 from robench.results.tables import samples_to_table, table_to_frame, table_to_samples
 
@@ -47,6 +47,35 @@ class StoredRecord:
                 where=record.key,
             )
         return cls(_normalised(record), samples_to_table(samples))
+
+    def shown_as(
+        self,
+        attack: str,
+        model: ModelSummary | None = None,
+        dataset: DatasetSpec | None = None,
+    ) -> StoredRecord:
+        """The same numbers under the names of whoever asks, in memory; the files stay as they are.
+
+        A key holds what decides the numbers, and no name: two suites may call one attack by two
+        names, two cards may describe one network.
+
+        Args:
+            attack: the column's name; ``broken_by`` follows, where it was that of the attack.
+            model: None: the record's own.
+            dataset: likewise.
+        """
+        record, arrow = self.record, self.arrow
+        changes: dict[str, Any] = {"model": model or record.model}
+        changes["dataset"] = dataset or record.dataset
+        changes["attack"] = record.attack.model_copy(update={"name": attack})
+        changed = record.model_copy(update=changes)
+        if changed == record:
+            return self
+        if changed.attack != record.attack and not record.attack.stages:
+            place = arrow.column_names.index("broken_by")
+            names = [attack if n == record.attack.name else n for n in arrow[place].to_pylist()]
+            arrow = arrow.set_column(place, arrow.field(place), [names])
+        return StoredRecord(changed, arrow, self.path, self.arrays_path)
 
     @functools.cached_property
     def table(self) -> pd.DataFrame:

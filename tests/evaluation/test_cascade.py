@@ -293,7 +293,7 @@ def test_survivors_near_the_boundary_are_searched_again_exactly() -> None:
 
 
 def test_of_several_restarts_only_those_that_came_near_are_run_again() -> None:
-    data = stripes([0.105, 0.3])
+    data = stripes([0.11, 0.3])
     twice = pgd("twice", steps=3, relative_step_size=0.4, restarts=2)
     clean, run = cascade(data, twice, haze=0.5)
     attacked = run.run(clean, data.input_shape)

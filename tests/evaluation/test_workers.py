@@ -146,7 +146,20 @@ def test_what_an_engine_left_behind_is_forgotten_with_its_shard(size: int) -> No
         def search(tell: Tell, keep: Save) -> Found:
             keep(lambda: {"points": torch.zeros(3)})
             none = torch.zeros(len(shard.rows))
-            return Found(none, none.bool(), none, none, none, none.long(), none.long(), none)
+            whole = none.long()
+            return Found(
+                adv_inputs=none,
+                broken=none.bool(),
+                rank=whole,
+                prediction=whole,
+                margin=none,
+                size=none,
+                closest_margin=none,
+                found_size=none,
+                forwards=whole,
+                backwards=whole,
+                rank_margins=none,
+            )
 
         return search
 

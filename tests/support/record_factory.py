@@ -80,6 +80,7 @@ def make_record(
     metrics: Mapping[str, MetricSummary] | None = None,
     seconds: float = 1.25,
     params: Mapping[str, Any] | None = None,
+    precision: str = "auto",
 ) -> EvaluationRecord:
     """A record whose counts, key and cost follow from the samples."""
     threat_model = ThreatModel.parse(threat)
@@ -89,8 +90,24 @@ def make_record(
         name=attack, attack="pgd", params={"steps": 20, **(params or {}), "id": attack}
     )
     counts = Counter(sample.outcome for sample in samples)
+    dataset_spec = DatasetSpec(
+        name=dataset,
+        split="test",
+        fingerprint=data_fingerprint,
+        n=len(samples),
+        num_classes=classes,
+        class_names=tuple(f"class {k}" for k in range(classes)),
+    )
     return EvaluationRecord(
-        key=job_key(fingerprint, data_fingerprint, threat_model, spec, seed),
+        key=job_key(
+            model=fingerprint,
+            dataset=dataset_spec,
+            threat_model=threat_model,
+            attack=spec,
+            seed=seed,
+            precision=precision,
+            foreign={},
+        ),
         model=ModelSummary(
             id=f"{dataset}/{threat_model.slug}/{model}",
             name=model,
@@ -102,17 +119,11 @@ def make_record(
             weights_sha256=canonical_hash(["weights", model]),
             fingerprint=fingerprint,
         ),
-        dataset=DatasetSpec(
-            name=dataset,
-            split="test",
-            fingerprint=data_fingerprint,
-            n=len(samples),
-            num_classes=classes,
-            class_names=tuple(f"class {k}" for k in range(classes)),
-        ),
+        dataset=dataset_spec,
         threat_model=threat_model,
         attack=spec,
         seed=seed,
+        precision=precision,
         counts=dict(counts),
         flags=tuple(flags),
         metrics=dict(metrics or {}),

@@ -11,9 +11,9 @@ from torch import nn
 from robench.errors import CardError, MissingDependencyError, ModelError, UnknownNameError
 from robench.models.architectures import ARCHITECTURES
 from robench.records import ArchitectureSpec
-from robench.registry import import_target, near_misses, unknown_name
+from robench.registry import identity_of, import_target, near_misses, unknown_name
 
-__all__ = ["build_architecture", "runs_foreign_code"]
+__all__ = ["architecture_code", "build_architecture", "runs_foreign_code"]
 
 _LIBRARIES: Final = ("torchvision", "timm")
 
@@ -28,6 +28,22 @@ def runs_foreign_code(spec: ArchitectureSpec) -> bool:
     """Whether building it imports a module that the card chose (``package.module:callable``)."""
     library, colon, _ = spec.name.partition(":")
     return bool(colon) and library not in _LIBRARIES
+
+
+def architecture_code(spec: ArchitectureSpec) -> str | None:
+    """What decides the numbers of a network that is built by code from outside robench.
+
+    Returns:
+        :func:`robench.registry.identity_of` what builds it; None for robench's own networks and
+        those of torchvision and timm, which compute the same function in all their versions.
+
+    Raises:
+        UnknownNameError, UsageError: as for :func:`build_architecture`.
+    """
+    library, colon, _ = spec.name.partition(":")
+    if colon:
+        return None if library in _LIBRARIES else identity_of(import_target(spec.name))
+    return identity_of(ARCHITECTURES[spec.name])
 
 
 def build_architecture(spec: ArchitectureSpec, num_classes: int, in_channels: int) -> nn.Module:

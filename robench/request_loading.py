@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import ValidationError
 from torch import Tensor, nn
 
 from robench.datasets import DATASETS, ArrayDataset, Dataset, from_torch, load_dataset
@@ -24,7 +23,7 @@ from robench.records import (
     InputSpec,
     ModelCard,
     PreprocessingSpec,
-    validation_problems,
+    parse,
 )
 from robench.records.base import Frozen
 from robench.request import DEFAULT_DATASET, Request
@@ -265,10 +264,7 @@ def _input_spec(request: Request, dataset: Dataset, where: str) -> InputSpec:
 
 
 def _spec(kind: type[Spec], given: Spec | Mapping[str, Any], where: str) -> Spec:
-    try:
-        return kind.model_validate(given if isinstance(given, kind) else dict(given))
-    except ValidationError as error:
-        raise CardError(validation_problems(error), where=where) from error
+    return parse(kind, given if isinstance(given, kind) else dict(given), CardError, where=where)
 
 
 def _check_belonging(request: Request) -> None:

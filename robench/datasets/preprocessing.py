@@ -8,11 +8,10 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from PIL import Image
-from pydantic import ValidationError
 from torch import Tensor
 
 from robench.errors import UsageError
-from robench.records import PreprocessingSpec, validation_problems
+from robench.records import PreprocessingSpec, parse
 
 __all__ = ["PREPROCESSING_OPTIONS", "Preprocessing"]
 
@@ -55,10 +54,7 @@ class Preprocessing(PreprocessingSpec):
             "interpolation": interpolation,
             "channels": 1 if grey else 3,
         }
-        try:
-            return cls.model_validate(content)
-        except ValidationError as error:
-            raise UsageError(validation_problems(error), where="preprocessing") from error
+        return parse(cls, content, UsageError, where="preprocessing")
 
     @property
     def spec(self) -> PreprocessingSpec | None:

@@ -9,8 +9,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from robench.datasets import Dataset
 from robench.doctor import Finding, examine
 from robench.errors import CardError, StoreError, UsageError
@@ -20,7 +18,7 @@ from robench.models.cards import CARD_NAME, write_card
 from robench.models.loading import load_model
 from robench.models.wrapper import RobenchModel
 from robench.models.zoo import LocatedCard
-from robench.records import Examination, ModelCard, Provenance, validation_problems
+from robench.records import Examination, ModelCard, Provenance, parse
 from robench.request import Request
 from robench.request_loading import draft_requested, load_samples
 
@@ -76,10 +74,7 @@ def add_model(
     (checkpoint,) = (Path(str(model)) for model in request.models)
     samples = load_samples(replace(request, at_most=_MEASURED))
     card = draft_requested(request, checkpoint, samples, name=name, defense=defense)
-    try:
-        origin = Provenance.model_validate(dict(provenance or {}))
-    except ValidationError as error:
-        raise CardError(validation_problems(error), where=checkpoint) from error
+    origin = parse(Provenance, dict(provenance or {}), CardError, where=checkpoint)
     folder = zoo / card.id
     if (folder / CARD_NAME).exists():
         raise UsageError(

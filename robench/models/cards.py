@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import tomli_w
-from pydantic import ValidationError
 
 from robench.errors import CardError
 from robench.files import atomic_write
-from robench.records import ModelCard, validation_problems
+from robench.records import ModelCard, parse
 
 __all__ = ["CARD_NAME", "format_card", "parse_card", "read_card", "write_card"]
 
@@ -47,12 +46,8 @@ def parse_card(text: str, *, where: object = CARD_NAME) -> ModelCard:
         content = tomllib.loads(text)
     except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise CardError(f"is not valid TOML: {error}", where=where) from error
-    try:
-        return ModelCard.model_validate(content)
-    except ValidationError as error:
-        raise CardError(
-            validation_problems(error), where=where, hint="`robench zoo show` prints a valid card"
-        ) from error
+    hint = "`robench zoo show` prints a valid card"
+    return parse(ModelCard, content, CardError, where=where, hint=hint)
 
 
 def format_card(card: ModelCard) -> str:

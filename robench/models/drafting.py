@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from pydantic import ValidationError
 from torch import Tensor, nn
 
 from robench.errors import CardError, CheckpointError
@@ -30,8 +29,7 @@ from robench.records import (
     InputSpec,
     ModelCard,
     PreprocessingSpec,
-    WeightsSpec,
-    validation_problems,
+    parse,
 )
 from robench.threat_models import ThreatModel
 
@@ -247,24 +245,25 @@ def draft_card(
     if not (seen.is_program or spec.name == PROGRAM):
         key, prefix = _place(seen, spec, num_classes, (input or InputSpec()).channels, key, prefix)
     threat = ThreatModel.parse(threat_model) if isinstance(threat_model, str) else threat_model
-    try:
-        return ModelCard(
-            name=name or _name_from(path.stem),
-            dataset=dataset,
-            num_classes=num_classes,
-            threat_model=threat,
-            defense=defense,
-            architecture=ArchitectureSpec(name=PROGRAM) if seen.is_program else spec,
-            weights=WeightsSpec(
-                path=str(path.resolve()), sha256=seen.sha256, key=key, strip_prefix=prefix or ""
-            ),
-            input=input or InputSpec(),
-            forward=forward or ForwardSpec(),
-            attention=attention or AttentionSpec(),
-            preprocessing=preprocessing,
-        )
-    except ValidationError as error:
-        raise CardError(validation_problems(error), where=path) from error
+    content = {
+        "name": name or _name_from(path.stem),
+        "dataset": dataset,
+        "num_classes": num_classes,
+        "threat_model": threat,
+        "defense": defense,
+        "architecture": ArchitectureSpec(name=PROGRAM) if seen.is_program else spec,
+        "weights": {
+            "path": str(path.resolve()),
+            "sha256": seen.sha256,
+            "key": key,
+            "strip_prefix": prefix or "",
+        },
+        "input": input or InputSpec(),
+        "forward": forward or ForwardSpec(),
+        "attention": attention or AttentionSpec(),
+        "preprocessing": preprocessing,
+    }
+    return parse(ModelCard, content, CardError, where=path)
 
 
 def _place(

@@ -6,7 +6,6 @@ import copy
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import ValidationError
 from torch import nn
 
 from robench.errors import CardError, UsageError
@@ -18,7 +17,7 @@ from robench.records import (
     InputSpec,
     ModelSummary,
     canonical_hash,
-    validation_problems,
+    parse,
 )
 from robench.threat_models import ThreatModel
 
@@ -59,12 +58,9 @@ def wrap_module(
         CardError: a specification has a wrong field.
         UsageError: the module cannot be copied.
     """
-    try:
-        input_spec = InputSpec.model_validate(input or {})
-        forward_spec = ForwardSpec.model_validate(forward or {})
-        attention_spec = AttentionSpec.model_validate(attention or {})
-    except ValidationError as error:
-        raise CardError(validation_problems(error), where=name) from error
+    input_spec = parse(InputSpec, input or {}, CardError, where=name)
+    forward_spec = parse(ForwardSpec, forward or {}, CardError, where=name)
+    attention_spec = parse(AttentionSpec, attention or {}, CardError, where=name)
     threat = ThreatModel.parse(threat_model) if isinstance(threat_model, str) else threat_model
     if not share:
         try:

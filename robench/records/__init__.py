@@ -8,6 +8,7 @@ unknown fields, and round-trip through JSON.
 from robench.records.base import (
     Flag,
     canonical_hash,
+    parse,
     validation_problems,
 )
 from robench.records.cards import (
@@ -72,5 +73,6 @@ __all__ = [
     "WeightsSpec",
     "canonical_hash",
     "job_key",
+    "parse",
     "validation_problems",
 ]

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from robench.errors import RobenchError
 
 __all__ = [
     "Flag",
@@ -14,8 +16,11 @@ __all__ = [
     "Name",
     "Sha256",
     "canonical_hash",
+    "parse",
     "validation_problems",
 ]
+
+M = TypeVar("M", bound=BaseModel)
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$", max_length=100)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -46,6 +51,25 @@ def validation_problems(error: ValidationError) -> str:
             message = detail["msg"].removeprefix("Value error, ")
             problems.append(f"{field}: {message}" if field else message)
     return "; ".join(problems)
+
+
+def parse(
+    kind: type[M],
+    content: Any,
+    error: type[RobenchError],
+    *,
+    where: object = None,
+    hint: str | None = None,
+) -> M:
+    """``content``, plain data or a ``kind`` already, as a validated ``kind``.
+
+    Raises:
+        RobenchError: it does not follow the schema: an ``error`` that names every wrong field.
+    """
+    try:
+        return kind.model_validate(content)
+    except ValidationError as problem:
+        raise error(validation_problems(problem), where=where, hint=hint) from problem
 
 
 class Flag(Frozen):

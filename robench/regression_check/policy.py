@@ -5,17 +5,17 @@ from __future__ import annotations
 import tomllib
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 
 from robench.errors import UsageError
+from robench.records import parse
+from robench.records.base import Frozen
 
 __all__ = ["Criterion", "Policy"]
 
 
-class Criterion(BaseModel):
+class Criterion(Frozen):
     """What is tolerated of one quantity."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     margin: float = Field(gt=0)
     """The largest tolerable loss: percentage points for accuracies, else the metric's unit."""
@@ -24,10 +24,8 @@ class Criterion(BaseModel):
     """Whether lacking figures leave the gate undecided; otherwise the criterion is skipped."""
 
 
-class Policy(BaseModel):
+class Policy(Frozen):
     """What the gate demands; a TOML file with exactly these names."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     alpha: float = Field(0.05, gt=0, lt=0.5)
     """Level of each answer, one-sided."""
@@ -52,12 +50,7 @@ class Policy(BaseModel):
             raise UsageError(f"cannot read the policy: {error}", where=path) from error
         except tomllib.TOMLDecodeError as error:
             raise UsageError(f"the policy is no TOML: {error}", where=path) from error
-        try:
-            return cls.model_validate(content)
-        except ValidationError as error:
-            detail = error.errors()[0]
-            place = ".".join(map(str, detail["loc"]))
-            raise UsageError(f"{place}: {detail['msg']}", where=path) from error
+        return parse(cls, content, UsageError, where=path)
 
     def with_margin(self, margin: float) -> Policy:
         """The same with another margin of robust accuracy, in percentage points.

@@ -106,7 +106,7 @@ def test_a_users_own_file_works_like_ours(tmp_path: Path) -> None:
         ("", "attacks"),
         ("attacks = []", "attacks"),
         ("[[attacks]]\nname = 'a'\n", "a cascade has stages"),
-        ("[[attacks]]\nname = 'a'\nattack = 'pgd'\nstep = 3\n", "Extra inputs"),
+        ("[[attacks]]\nname = 'a'\nattack = 'pgd'\nstep = 3\n", "step is not a field"),
         ("[[attacks]]\nname = 'a b'\nattack = 'pgd'\n", "pattern"),
         ("[[attacks]\n", "cannot read the suite"),
         ("schema_version = 2\n[[attacks]]\nname = 'a'\nattack = 'pgd'\n", "schema_version"),

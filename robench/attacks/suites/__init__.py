@@ -12,11 +12,9 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from robench.attacks.catalogue import imports_code
 from robench.errors import UsageError
-from robench.records import Suite
+from robench.records import Suite, parse
 from robench.registry import unknown_name, untrusted_target
 
 __all__ = ["list_suites", "load_suite"]
@@ -71,12 +69,8 @@ def _load(name: str | Path, including: tuple[Path, ...]) -> Suite:
             attacks += _load(str(entry["include"]), (*including, path)).attacks
         else:
             attacks.append(entry)
-    try:
-        return Suite.model_validate({"name": path.stem, **content, "attacks": attacks})
-    except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"])
-        raise UsageError(f"{field}: {first['msg']}", where=path) from error
+    content = {"name": path.stem, **content, "attacks": attacks}
+    return parse(Suite, content, UsageError, where=path)
 
 
 def _find(name: str | Path, including: tuple[Path, ...]) -> Path:

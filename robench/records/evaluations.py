@@ -29,8 +29,8 @@ __all__ = [
 ]
 
 RECORD_SCHEMA_VERSION = 1
-"""Version of the JSON layout. A change of fields raises it and needs a migration; a new field with a
-default does not."""
+"""Version of the JSON layout. A change of fields raises it, and reading then has to bring older records
+along; a new field with a default does not."""
 
 RESULTS_REVISION = 6
 """Raised when the same job would give other numbers, so that old records are not reused."""

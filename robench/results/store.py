@@ -34,9 +34,13 @@ from robench.files import atomic_write, file_error, stale_temporaries
 from robench.records import EvaluationRecord, SampleOutcome
 from robench.results.arrays import Array, check_digest, check_size, load_arrays, write_arrays
 from robench.results.claims import Claim
-from robench.results.documents import parse_record, read_document, render_document
 from robench.results.progress import Progress
-from robench.results.stored_record import StoredRecord
+from robench.results.stored_record import (
+    StoredRecord,
+    parse_record,
+    read_document,
+    render_document,
+)
 from robench.results.tables import parquet_bytes, table_from_parquet
 
 __all__ = ["Problem", "Scan", "Store", "StoredRecord"]
@@ -144,13 +148,13 @@ class Store:
         return StoredRecord(stored.record, stored.arrow, path, arrays_path)
 
     def read(self, key: str) -> StoredRecord:
-        """The record of ``key``, its checksums and schema verified, migrated if it is old.
+        """The record of ``key``, its checksums and schema verified.
 
         Of its arrays, which may be large, only the size is looked at; :meth:`verify` and
         :meth:`read_arrays` look at their checksum.
 
         Raises:
-            StoreError: there is none, it cannot be read, or its schema version is unknown.
+            StoreError: there is none, it cannot be read, or its schema version is another.
             CorruptRecordError: it is damaged; :meth:`set_aside` moves it out of the way.
         """
         path = self.path_of(key)

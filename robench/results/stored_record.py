@@ -1,24 +1,37 @@
-"""A record together with its per-sample table."""
+"""A record together with its per-sample table, and its JSON.
+
+The JSON holds the record, the names and checksums of its files, and its own checksum.
+"""
 
 from __future__ import annotations
 
 import functools
+import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from pydantic import ValidationError
 
-from robench.errors import StoreError
+from robench.errors import CorruptRecordError, StoreError
+from robench.files import file_error
 from robench.formatting import plain
-from robench.records import DatasetSpec, EvaluationRecord, ModelSummary, SampleOutcome
-from robench.results.documents import first_problem
+from robench.records import (
+    RECORD_SCHEMA_VERSION,
+    DatasetSpec,
+    EvaluationRecord,
+    ModelSummary,
+    SampleOutcome,
+    canonical_hash,
+    parse,
+)
 from robench.results.tables import samples_to_table, table_to_frame, table_to_samples
 
-__all__ = ["StoredRecord"]
+__all__ = ["StoredRecord", "parse_record", "read_document", "render_document"]
+
+_FORMAT = "robench-record"
 
 
 @dataclass(frozen=True)
@@ -93,9 +106,62 @@ def _normalised(record: EvaluationRecord) -> EvaluationRecord:
     content = plain(record.model_dump(mode="json"))
     classes = content["class_robust_acc"]
     content["class_robust_acc"] = {k: v for k, v in classes.items() if v is not None}
+    return parse(EvaluationRecord, content, StoreError, where=record.key)
+
+
+def render_document(record: EvaluationRecord, files: Mapping[str, Any]) -> bytes:
+    """The JSON of a record; the same content always gives the same bytes."""
+    document = {
+        "format": _FORMAT,
+        "record": record.model_dump(mode="json"),
+        "files": dict(files),
+    }
+    document["checksum"] = canonical_hash(document)
+    return (json.dumps(document, indent=1, sort_keys=True, allow_nan=False) + "\n").encode()
+
+
+def read_document(path: Path, key: str) -> dict[str, Any]:
+    """The JSON of ``key`` as plain data: ``record`` and ``files``, checksum verified.
+
+    Raises:
+        StoreError: there is none, or it cannot be read.
+        CorruptRecordError: it is damaged, or another key's.
+    """
     try:
-        return EvaluationRecord.model_validate(content)
-    except ValidationError as error:
+        content = path.read_bytes()
+    except FileNotFoundError as error:
+        raise StoreError("there is no such record", where=path) from error
+    except OSError as error:
+        raise file_error("read", path, error) from error
+    try:
+        document = json.loads(content)
+    except ValueError as error:
+        raise CorruptRecordError(f"no JSON: {error}", where=path) from error
+    if not isinstance(document, dict) or document.get("format") != _FORMAT:
+        raise CorruptRecordError("not a robench record", where=path)
+    checksum = document.pop("checksum", None)
+    if checksum != canonical_hash(document):
+        raise CorruptRecordError("the record's checksum is wrong", where=path)
+    if document["record"].get("key") != key:
+        raise CorruptRecordError("the record's key is not its file's name", where=path)
+    return document
+
+
+def parse_record(content: dict[str, Any], path: Path) -> EvaluationRecord:
+    """A document's ``record``.
+
+    Raises:
+        StoreError: it has another schema version. It may be perfectly good, so this is no reason
+            to set it aside.
+        CorruptRecordError: it does not follow the schema.
+    """
+    version = content.get("schema_version")
+    if not isinstance(version, int) or isinstance(version, bool):
+        raise CorruptRecordError(f"schema_version is {version!r}, not a number", where=path)
+    if version != RECORD_SCHEMA_VERSION:
         raise StoreError(
-            f"the record is invalid: {first_problem(error)}", where=record.key
-        ) from error
+            f"record has schema version {version}; this robench reads {RECORD_SCHEMA_VERSION}",
+            where=path,
+            hint="Read it with the robench that wrote it, or evaluate in another results folder",
+        )
+    return parse(EvaluationRecord, content, CorruptRecordError, where=path)

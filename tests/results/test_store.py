@@ -21,7 +21,6 @@ from robench import files
 from robench.errors import CorruptRecordError, StoreError, UsageError
 from robench.records import MetricSummary, Outcome, SampleOutcome
 from robench.results import Store, samples_to_table, table_to_samples
-from robench.results.migrations import migrate
 from robench.results.tables import parquet_bytes, table_from_parquet
 
 KEY = "ab" * 32
@@ -306,16 +305,6 @@ def test_a_version_that_is_no_number_is_corrupt(store: Store) -> None:
     rewrite_version(store, key, "one")
     with pytest.raises(CorruptRecordError, match="schema_version"):
         store.read(key)
-
-
-def test_migrations_run_one_after_the_other() -> None:
-    steps = {1: lambda r: {**r, "b": r["a"] + 1}, 2: lambda r: {"c": r["a"] + r["b"]}}
-    assert migrate({"schema_version": 1, "a": 1}, target=3, migrations=steps) == {
-        "schema_version": 3,
-        "c": 3,
-    }
-    with pytest.raises(StoreError, match="no migration to 4"):
-        migrate({"schema_version": 1, "a": 1}, target=4, migrations=steps)
 
 
 # --- a disk that refuses -------------------------------------------------------------------

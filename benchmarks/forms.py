@@ -28,7 +28,6 @@ import torch
 from peer_workers import Job, job_for, specification
 from torch import nn
 
-from robench.acceleration.quantised import build_quantised
 from robench.acceleration.search_models import EagerModel, SearchModels
 from robench.acceleration.variants import Variant, build_variant
 from robench.attacks.losses import LOSSES, Loss
@@ -51,15 +50,11 @@ _LONG_CALL = 5.0
 _HOPELESS = 2.0
 """Times that a form's passes may take as long as others' before it is not run as a whole"""
 
-Build = Callable[[RobenchModel, torch.Tensor], EagerModel | None]
+Build = Callable[[RobenchModel], EagerModel | None]
 
 
 def variant(**fields: object) -> Build:
-    return lambda model, _: build_variant(model, Variant(**fields))  # type: ignore[arg-type]
-
-
-def plain(model: RobenchModel, _: torch.Tensor) -> EagerModel:
-    return EagerModel(model)
+    return lambda model: build_variant(model, Variant(**fields))  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
@@ -69,22 +64,16 @@ class Form:
     name: str
     build: Build
     against: str = "as it is"
-    queries_only: bool = False
-    """It has no gradients: Square alone runs on it, the others on what it is measured against"""
 
 
 RESNET = (
-    Form("as it is", plain),
+    Form("as it is", EagerModel),
     Form("folded", variant(folded=True)),
     Form("folded, channels last", variant(folded=True, channels_last=True)),
     Form("bf16 folded", variant(dtype=torch.bfloat16, folded=True), against="folded"),
-    Form("8-bit Square", build_quantised, against="folded", queries_only=True),
 )
 TRANSFORMER = (
-    Form("as it is", plain),
-    Form("oneDNN linear layers", variant(onednn=True)),
-    Form("unfused attention", variant(unfused_attention=True)),
-    Form("both", variant(onednn=True, unfused_attention=True)),
+    Form("as it is", EagerModel),
     Form("bf16", variant(dtype=torch.bfloat16)),
 )
 
@@ -101,7 +90,7 @@ def transformer_job(n: int, eps: str, seed: int) -> Job:
     return job
 
 
-def rates(model: EagerModel, job: Job, gradients: bool) -> tuple[float, float]:
+def rates(model: EagerModel, job: Job) -> tuple[float, float]:
     """Inputs a second of the process's own time, forward and with gradients."""
     points, labels = job.inputs[:_RATED], job.labels[:_RATED]
     loss = Loss(LOSSES["ce"], labels, labels)
@@ -117,7 +106,7 @@ def rates(model: EagerModel, job: Job, gradients: bool) -> tuple[float, float]:
         return len(points) / best
 
     forward = rate(lambda: model.logits(points))
-    return forward, rate(lambda: model.gradient(points, loss)) if gradients else 0.0
+    return forward, rate(lambda: model.gradient(points, loss))
 
 
 def whole(job: Job, models: SearchModels, clean: CleanPass) -> tuple[float, float, int]:
@@ -147,13 +136,13 @@ def measure(title: str, job: Job, forms: tuple[Form, ...], repeats: int) -> list
     known: dict[str, tuple[float, float]] = {}
     notes: dict[str, str] = {}
     for form in forms:
-        built = form.build(job.model, job.inputs[:_RATED])
+        built = form.build(job.model)
         if built is None:
             notes[form.name] = "not to be had on this processor"
             continue
-        known[form.name] = rates(built, job, not form.queries_only)
+        known[form.name] = rates(built, job)
         base = known[form.against]
-        slower = max(b / m for b, m in zip(base, known[form.name], strict=True) if m)
+        slower = max(b / m for b, m in zip(base, known[form.name], strict=True))
         if slower > _HOPELESS:
             notes[form.name] = f"not run: its passes take up to {slower:.0f} times as long"
             continue
@@ -163,12 +152,7 @@ def measure(title: str, job: Job, forms: tuple[Form, ...], repeats: int) -> list
         for form in forms:
             if form.name not in models:
                 continue
-            model = models[form.name]
-            chosen = SearchModels.all_on(model)
-            if form.queries_only:
-                rest = models[form.against]
-                chosen = SearchModels(rest, model, rest, rest)
-            seen[form.name].append(whole(job, chosen, clean))
+            seen[form.name].append(whole(job, SearchModels.all_on(models[form.name]), clean))
             print(title, form.name, seen[form.name][-1], flush=True)
     lines = [
         f"## {title}",

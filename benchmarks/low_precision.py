@@ -3,10 +3,8 @@
     python benchmarks/low_precision.py
     python benchmarks/low_precision.py --model digits/Linf-0.2/mart --norm L2 --eps 0.5
 
-Each attack alone on all samples that are classified correctly, at AutoAttack's budgets, with the
-low precision that ``--precision auto`` can choose for it: bfloat16 for FAB, 8-bit integers for
-Square. Without ``--model`` the cases below, of which those on photographs need a
-folder of them. Writes ``benchmarks/results/low_precision.md``.
+Each attack alone on all samples that are classified correctly, at AutoAttack's budgets, in
+bfloat16. Without ``--model`` the cases below, of which those on photographs need a folder of them. Writes ``benchmarks/results/low_precision.md``.
 """
 
 from __future__ import annotations
@@ -17,8 +15,8 @@ from pathlib import Path
 from peer_workers import Job, job_for
 from peers import Table, machine
 
-from robench.acceleration.search_models import EagerModel, SearchModels
-from robench.acceleration.trial import Trial
+from robench.acceleration.model_choice import choose_search_model
+from robench.acceleration.search_models import SearchModels
 from robench.evaluation.attacked import Attacked
 from robench.evaluation.cascade import Cascade
 from robench.evaluation.clean_pass import CleanPass
@@ -97,19 +95,20 @@ def rows(case: Table) -> list[str]:
     )
     job.model.requires_grad_(False)
     clean = CleanPass(job.model, job.dataset, job.threat_model, Settings(precision="fp32"), [])
-    plain = EagerModel(job.model)
-    trial = Trial(job.model, plain, job.inputs[:_CHECKED], job.labels[:_CHECKED], job.threat_model)
-    exact = trial.exact_guess
-    bf16 = trial.agreeing("bf16")
-    int8 = trial.quantised()
+    choice = choose_search_model(
+        job.model,
+        job.inputs[:_CHECKED],
+        job.labels[:_CHECKED],
+        precision="bf16",
+        threat_model=job.threat_model,
+        batch_size=1024,
+        planned_passes=0,
+    )
+    form = choice.models.search
     lines = []
     for spec in ATTACKS:
-        form = int8 if spec.attack == "square" else next(iter(bf16), None)
-        if form is None:
-            print(f"{case.title}: no form for {spec.name} that agrees", flush=True)
-            continue
-        expected = run(job, spec, clean, SearchModels.all_on(exact))
-        seen = run(job, spec, clean, SearchModels(form, form, form, exact))
+        expected = run(job, spec, clean, SearchModels.all_on(choice.models.exact))
+        seen = run(job, spec, clean, choice.models)
         first, *again = seen.stages
         before, after = expected.stage >= 0, seen.stage >= 0
         cells = [

@@ -1,4 +1,4 @@
-"""How many inputs a gradient can take at a time."""
+"""How many inputs a gradient can take at a time, and how many pay."""
 
 from __future__ import annotations
 
@@ -6,17 +6,23 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
+from robench.acceleration.search_models import SearchModel
+from robench.acceleration.timing import LONG_CALL, measured
 from robench.devices import total_memory
 
-__all__ = ["BATCHES", "bytes_per_input", "fitting_batch"]
+__all__ = ["best_batch", "bytes_per_input", "fitting_batch"]
 
-BATCHES = {"cpu": (256, 512, 1024), "cuda": (512, 1024, 2048), "mps": (256, 512)}
+_BATCHES = {"cpu": (256, 512, 1024), "cuda": (512, 1024, 2048), "mps": (256, 512)}
 """Sizes that are tried, by device; the first is the default, larger ones for small networks"""
 _COMFORTABLE = 64 * 2**20
 """Bytes below which a larger batch costs nothing but saves overhead"""
 _SHARE = 0.25
 """Of the memory; the rest is for temporaries, the attack's state, and everybody else"""
 _UNKNOWN = 4 * 2**30
+_LONGEST_CALL = 0.5
+"""Seconds; a guess from a few inputs is too low for networks that are fast in larger batches"""
+_AS_FAST = 0.9
+"""Share of the best rate that a larger batch must reach: it saves bookkeeping, and times vary"""
 
 
 def fitting_batch(model: nn.Module, inputs: Tensor, at_most: int | None = None) -> int:
@@ -29,13 +35,53 @@ def fitting_batch(model: nn.Module, inputs: Tensor, at_most: int | None = None) 
         inputs: (N, C, H, W) on the same device; two of them are used.
         at_most: the size that is wanted; None: the device's default.
     """
-    sizes = BATCHES.get(inputs.device.type, (256,))
+    sizes = _BATCHES.get(inputs.device.type, (256,))
     limit = _SHARE * (total_memory(inputs.device) or _UNKNOWN)
     needed = bytes_per_input(model, inputs)
     comfortable = [size for size in sizes if 0 < size * needed <= _COMFORTABLE]
     size = at_most or max(sizes[:1] + tuple(comfortable))
     while size > 1 and size * needed > limit:
         size //= 2
+    return size
+
+
+def best_batch(
+    search: SearchModel,
+    model: nn.Module,
+    inputs: Tensor,
+    labels: Tensor,
+    *,
+    start: int,
+    workers: int,
+    rate: float,
+) -> int:
+    """The batch of each of some workers: a larger one than ``start`` while it pays and fits.
+
+    What surrounds a pass costs the same for any size.
+
+    Args:
+        search: what is timed.
+        model: the original, whose memory counts.
+        inputs: (N, C, H, W), any number of them.
+        labels: int64 (N,).
+        start: the size to begin with.
+        workers: so many batches share the memory.
+        rate: a first guess of inputs a second, which spares slow networks a call of ``start``.
+    """
+    if start > _LONGEST_CALL * rate:
+        return start
+    best, seconds = measured(search, "gradient", inputs, labels, start)
+    size = start
+    for larger in _BATCHES.get(inputs.device.type, ()):
+        if larger <= size or seconds > LONG_CALL:
+            continue
+        together = larger * workers
+        if together > fitting_batch(model, inputs, at_most=together):
+            break
+        rate, seconds = measured(search, "gradient", inputs, labels, larger)
+        if rate < _AS_FAST * best:
+            break
+        best, size = max(rate, best), larger
     return size
 
 

@@ -1,53 +1,58 @@
-"""How the search runs its passes: precision, layout and folding, chosen by a short measurement.
+"""What the searches of a model run on: which form of the network, and how many inputs at a time.
 
 Nothing here can change a verdict: every candidate is judged in float32 by the original model.
-What can change is how fast candidates are found. On the actual model and device each variant is
-built, its logits are compared with the original's, and its passes are timed; the fastest forward
-and the fastest forward-and-backward that agree are taken, which need not be the same. The time
-that all this takes is kept small against the time that the search is expected to take.
+What can change is how fast candidates are found, and which. So the choice follows fixed rules as
+far as they go: a precision that was asked for has one form, and ``auto`` takes the folded network
+in float32 unless the search is long. Only then are forms in lower precision timed beside it, and
+the choice says with which result.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
-from robench.acceleration.batch_size import fitting_batch
-from robench.acceleration.search_models import EagerModel, MixedModel, SearchModel, SearchModels
-from robench.acceleration.timing import threads_of
-from robench.acceleration.trial import Trial
+from robench import seeding
+from robench.acceleration.batch_size import best_batch, fitting_batch
+from robench.acceleration.search_models import EagerModel, SearchModels
+from robench.acceleration.timing import rates, threads_of
+from robench.acceleration.variants import FOLDED, LOWER, Variant, build_variant
 from robench.attacks.losses import LOSSES, Loss, margin
 from robench.devices import synchronise
 from robench.errors import UsageError
-from robench.geometry import project, steepest
+from robench.geometry import project, random_point, steepest
 from robench.models.wrapper import RobenchModel
 from robench.registry import unknown_name
 from robench.threat_models import ThreatModel
 
 __all__ = ["PRECISIONS", "SearchChoice", "choose_search_model"]
 
-PRECISIONS = ("auto", "fp32", "tf32", "bf16", "fp16")
+PRECISIONS = ("auto", "fp32", *LOWER)
 
-_WORTH_REARRANGING = 0.2
-"""Expected seconds of search below which the model is run as it is"""
-_WORTH_MEASURING = 3.0
-"""Expected seconds of search below which variants are not timed, and no worker is started"""
 _FEW = 2_000
-"""Planned passes below which not even their time is worth a look"""
-_LONG_CALL = 0.12
-"""Seconds of one call of the pilot above which half of it must do"""
-_PILOT = 32
+"""Passes that are to be expected, below which the model is run as it is"""
+_LONG = 3.0
+"""Expected seconds of search below which nothing is timed, and no worker is started"""
+_PRICE = 1.3
+"""How many times faster a form must be that has to be searched again near the boundary; far
+enough from 1 that noise in the times seldom decides"""
+_LARGEST_DISAGREEMENT = 0.05
+"""Largest allowed error of a margin, as a share of the median margin"""
+_ROUNDING = 1e-3
+"""The same, for what may stand for the original near the boundary"""
+_PILOT = 16
 """Inputs that tell whether a model falls at once"""
-_HARDLY_ANY = 1 / 16
-"""Share of them that further steps are sure to bring down as well"""
-
-_AUTO = {
-    "cpu": ("fp32 rearranged", "bf16"),
-    "cuda": ("fp32 rearranged", "tf32", "bf16", "fp16"),
-    "mps": ("fp32 rearranged", "fp16"),
-}
+_HARDLY_ANY = 1
+"""So many of them may be left standing"""
+_CHECKED_PIXELS = 2**16
+"""Values of all the inputs that agreement is checked on; on large images even a check has its price"""
+_LEAST_CHECKED = 16
+_SLOW_CPUS = ("DEFAULT", "NO AVX", "AVX2")
+"""Those without instructions for bfloat16, which is then many times slower than float32"""
 
 
 @dataclass(frozen=True)
@@ -56,17 +61,16 @@ class SearchChoice:
 
     models: SearchModels
     batch_size: int
+    """Inputs of all workers together"""
     seconds: float
     """How long the search is expected to take"""
+    reason: str
+    """Why these models, for the record: runs that differ in them can be told apart"""
 
     @property
     def is_short(self) -> bool:
         """Whether it is over before measurements, or other processes, would pay."""
-        return self.seconds < _WORTH_MEASURING
-
-
-def _joined(forward: SearchModel, backward: SearchModel) -> SearchModel:
-    return forward if forward is backward else MixedModel(forward, backward)
+        return self.seconds < _LONG
 
 
 def choose_search_model(
@@ -79,7 +83,6 @@ def choose_search_model(
     batch_size: int | None = None,
     workers: int = 1,
     planned_passes: float,
-    planned_queries: float = 0.0,
 ) -> SearchChoice:
     """Choose what searches run on, and how many inputs at a time.
 
@@ -90,10 +93,9 @@ def choose_search_model(
         precision: ``auto``; ``fp32`` for the original as it is; or another of :data:`PRECISIONS`
             to have it whatever is faster.
         threat_model: the ball in which agreement is checked.
-        batch_size: the user's; None: what fits into memory, by measurement.
+        batch_size: the user's; None: what fits into memory and pays, by measurement.
         workers: searches that are to share the batch, unless the whole is short.
-        planned_passes: how many gradients are to come; few do not pay for a measurement.
-        planned_queries: how many of them are forward passes of attacks that ask for logits only.
+        planned_passes: how many gradients are to come, if every sample survives.
 
     Raises:
         UnknownNameError: no such precision.
@@ -102,81 +104,172 @@ def choose_search_model(
     if precision not in PRECISIONS:
         raise unknown_name("precision", precision, list(PRECISIONS))
     plain = EagerModel(model)
-    default = batch_size or fitting_batch(model, inputs)
-    if precision in ("auto", "fp32") and planned_passes < _FEW:
-        return SearchChoice(SearchModels.all_on(plain), default, seconds=0.0)
-    rate, surviving = _pilot(plain, inputs, labels, threat_model)
-    seconds = planned_passes / rate
-    if seconds > _WORTH_MEASURING:
-        # Nothing is gained on models that fall at once, whatever the budget.
-        seconds *= surviving
-    if precision == "fp32":
-        return SearchChoice(SearchModels.all_on(plain), default, seconds)
-    if precision == "auto" and seconds < _WORTH_REARRANGING:
-        return SearchChoice(SearchModels.all_on(plain), default, seconds)
-    # On a large network even a check has its price.
-    checked = max(16, min(len(inputs), int(rate / 4)))
-    trial = Trial(model, plain, inputs[:checked], labels[:checked], threat_model)
-    if precision == "auto" and seconds < _WORTH_MEASURING:
-        return SearchChoice(SearchModels.all_on(trial.exact_guess), default, seconds)
-    if precision == "auto":
-        kinds = _AUTO.get(inputs.device.type, ("fp32 rearranged",))[1:]
-        candidates = [*trial.exact_forms, *(c for kind in kinds for c in trial.agreeing(kind))]
-    else:
-        candidates = trial.agreeing(precision)
-    if not candidates:
+    outlook = _Outlook(planned_passes, rate=float("inf"))
+    if planned_passes >= _FEW:
+        outlook = _look_ahead(plain, inputs, labels, threat_model, planned_passes)
+    size = batch_size or fitting_batch(model, inputs)
+    share = max(1, size // workers)
+    models, reason = SearchModels.all_on(plain), "asked for"
+    with threads_of(workers):
+        if precision == "auto" and outlook.passes < _FEW:
+            reason = f"fewer than {_FEW} passes are to be expected"
+        elif precision != "fp32":
+            check = _Check.of(plain, inputs, labels, threat_model)
+            exact = check.agreeing(model, FOLDED, _ROUNDING) or plain
+            if precision == "auto":
+                models, reason = _fastest(model, exact, check, share, outlook)
+            else:
+                models = _asked_for(precision, model, exact, check)
+        if batch_size is None and outlook.seconds >= _LONG:
+            share = best_batch(
+                models.search,
+                model,
+                inputs,
+                labels,
+                start=share,
+                workers=workers,
+                rate=outlook.rate,
+            )
+            size = share * workers
+    return SearchChoice(models, size, outlook.seconds, reason)
+
+
+@dataclass(frozen=True)
+class _Outlook:
+    """What is to be expected of a search."""
+
+    passes: float
+    """Gradients that are to come"""
+    rate: float
+    """A first guess of how many a second"""
+
+    @property
+    def seconds(self) -> float:
+        """How long it is going to take, roughly."""
+        return self.passes / self.rate
+
+
+def _look_ahead(
+    plain: EagerModel,
+    inputs: Tensor,
+    labels: Tensor,
+    threat_model: ThreatModel,
+    planned_passes: float,
+) -> _Outlook:
+    """Three steps on a few inputs: how fast they are, and whether anything survives them.
+
+    Where hardly any sample does, further steps are sure to bring it down as well.
+    """
+    clean, classes = inputs[:_PILOT], labels[:_PILOT]
+    loss = Loss(LOSSES["ce"], classes, classes)
+    points, rate = clean, 1e-9
+    for _ in range(3):
+        started = time.perf_counter()
+        slope = plain.gradient(points, loss).gradient
+        synchronise()
+        rate = max(rate, len(clean) / (time.perf_counter() - started))
+        ahead = points + threat_model.radius * steepest(slope, threat_model.norm)
+        points = project(ahead, clean, threat_model.norm, threat_model.radius)
+    alive = int((margin(plain.logits(points), classes) > 0).sum())
+    share = alive / len(clean) if alive > _HARDLY_ANY else 0.0
+    return _Outlook(planned_passes * share, rate)
+
+
+def _worth_trying(device: torch.device) -> tuple[str, ...]:
+    """Precisions that may be faster than float32 on a device."""
+    if device.type == "cpu":
+        return () if torch.backends.cpu.get_cpu_capability() in _SLOW_CPUS else ("bf16",)
+    return {"cuda": ("tf32", "bf16", "fp16"), "mps": ("fp16",)}.get(device.type, ())
+
+
+@dataclass(frozen=True)
+class _Check:
+    """What a form has to agree with: the original's margins at random points of the ball."""
+
+    points: Tensor
+    labels: Tensor
+    expected: Tensor
+    """(N,) margins of the original model"""
+
+    @classmethod
+    def of(
+        cls, plain: EagerModel, inputs: Tensor, labels: Tensor, threat_model: ThreatModel
+    ) -> _Check:
+        count = max(_LEAST_CHECKED, _CHECKED_PIXELS // inputs[:1].numel())
+        inputs, labels = inputs[:count], labels[:count]
+        keys = seeding.sample_keys(0, [str(i) for i in range(len(inputs))]).to(inputs.device)
+        points = random_point(inputs, threat_model.norm, threat_model.radius, keys)
+        return cls(points, labels, margin(plain.logits(points), labels))
+
+    def agreeing(self, model: RobenchModel, variant: Variant, limit: float) -> EagerModel | None:
+        """The model in another form, if its margins agree up to ``limit`` × the median margin.
+
+        Its tolerance is twice the largest error seen.
+        """
+        form = build_variant(model, variant)
+        if form is None:
+            return None
+        loss = Loss(LOSSES["ce"], self.labels, self.labels)
+        try:
+            found = form.logits(self.points)
+            finite = bool(form.gradient(self.points, loss).gradient.isfinite().all())
+        except Exception:
+            # An operation that does not exist in this precision, or a network that looks into
+            # layers that were replaced: whatever it is, the form is not one to use.
+            return None
+        error = float((margin(found, self.labels) - self.expected).abs().max())
+        form.tolerance = 2 * error
+        agrees = error <= limit * float(self.expected.abs().median())
+        return form if finite and agrees else None
+
+
+def _asked_for(
+    precision: str, model: RobenchModel, exact: EagerModel, check: _Check
+) -> SearchModels:
+    """One form for all attacks, and the exact one near the boundary."""
+    form = check.agreeing(model, LOWER[precision], _LARGEST_DISAGREEMENT)
+    if form is None:
         raise UsageError(
             f"in {precision} the logits do not agree with the original model's",
             where=model.summary.id,
             hint="Use --precision auto or fp32",
         )
-    share = max(1, default // workers)
-    with threads_of(workers):
-        fastest = exact = trial.fastest(candidates, share)
-        if not all(form in trial.exact_forms for form in fastest):
-            # All were timed already, unless a precision was asked for.
-            known = trial.exact_forms if precision == "auto" else [trial.exact_guess]
-            exact = trial.fastest(known, share)
-        even = trial.fastest_even(candidates, fastest, share)
-        if batch_size is None:
-            share = trial.best_batch(fastest[1], share, workers)
-            default = share * workers
-        queries = fastest[0]
-        if precision == "auto" and planned_queries * surviving / rate > _WORTH_MEASURING:
-            queries = trial.for_queries(fastest[0], share)
-    joined = _joined(*fastest)
-    exact_model = joined if fastest == exact else _joined(*exact)
-    even_model = exact_model if even == exact else _joined(*even)
-    models = SearchModels(
-        search=joined,
-        queries=joined if queries is fastest[0] else queries,
-        even=joined if even == fastest else even_model,
-        exact=exact_model,
-    )
-    return SearchChoice(models, default, seconds)
+    return SearchModels(form, form, form, exact)
 
 
-def _pilot(
-    plain: EagerModel, inputs: Tensor, labels: Tensor, threat_model: ThreatModel
-) -> tuple[float, float]:
-    """A first guess from a few inputs: gradients a second, and the share that survives three.
+def _fastest(
+    model: RobenchModel, exact: EagerModel, check: _Check, batch_size: int, outlook: _Outlook
+) -> tuple[SearchModels, str]:
+    """The fastest form for gradients and the fastest for forward passes, and why.
 
-    The share is 0 where hardly any is left.
+    Attacks along the boundary stay in float32: in lower precision they break other samples
+    (benchmarks/results/low_precision.md).
     """
-    clean, classes = inputs[:_PILOT], labels[:_PILOT]
-    loss = Loss(LOSSES["ce"], classes, classes)
-    points, rate = clean, 1.0
-    for _ in range(3):
-        started = time.perf_counter()
-        slope = plain.gradient(points, loss).gradient
-        synchronise()
-        seconds = time.perf_counter() - started
-        rate = max(rate, len(clean) / seconds)
-        if seconds > _LONG_CALL and len(clean) == _PILOT:
-            half = _PILOT // 2
-            clean, classes, points, slope = (t[:half] for t in (clean, classes, points, slope))
-            loss = Loss(LOSSES["ce"], classes, classes)
-        ahead = points + threat_model.radius * steepest(slope, threat_model.norm)
-        points = project(ahead, clean, threat_model.norm, threat_model.radius)
-    share = float((margin(plain.logits(points), classes) > 0).double().mean())
-    return rate, share if share > _HARDLY_ANY else 0.0
+    if outlook.seconds < _LONG:
+        return SearchModels.all_on(exact), f"not timed, as the search takes less than {_LONG:g} s"
+    tried = [
+        check.agreeing(model, LOWER[name], _LARGEST_DISAGREEMENT)
+        for name in _worth_trying(check.points.device)
+    ]
+    lower = [form for form in tried if form is not None]
+    if not lower:
+        return SearchModels.all_on(exact), "no lower precision is of use here"
+    forms = [exact, *lower]
+    # A slow network is timed on few inputs.
+    count = min(batch_size, max(_PILOT, int(outlook.rate / 2)))
+    gradients, forwards = (
+        rates(forms, kind, check.points, check.labels, count) for kind in ("gradient", "logits")
+    )
+    timed = "; ".join(
+        f"{form.description}: {gradient:.0f} gradients, {forward:.0f} forward passes"
+        for form, gradient, forward in zip(forms, gradients, forwards, strict=True)
+    )
+    reason = f"inputs a second in {timed}; lower precision has to be {_PRICE:g} times as fast"
+    search, queries = (_paying(forms, seen) for seen in (gradients, forwards))
+    return SearchModels(search, queries, exact, exact), reason
+
+
+def _paying(forms: Sequence[EagerModel], seen: Sequence[float]) -> EagerModel:
+    """The fastest, if it is clearly faster than the first, which need not be searched again."""
+    best = max(range(len(forms)), key=lambda index: seen[index])
+    return forms[best] if seen[best] >= _PRICE * seen[0] else forms[0]

@@ -99,7 +99,6 @@ class CleanPass:
             batch_size=wanted,
             workers=workers,
             planned_passes=steps.total(),
-            planned_queries=steps["query"],
         )
         self.models = choice.models
         self.batch_size = choice.batch_size
@@ -115,8 +114,7 @@ class CleanPass:
         self.adjudicator.logits(inputs)
         for model in self.models.different():
             model.logits(inputs)
-            if model is not self.models.queries or model is self.models.search:
-                model.gradient(inputs, Loss(LOSSES["ce"], labels, labels))
+            model.gradient(inputs, Loss(LOSSES["ce"], labels, labels))
 
     def _clean_logits(self, model: RobenchModel, batch_size: int) -> Tensor:
         """float32 (n, K) on the CPU; samples that the model fails on are noted as errors."""

@@ -1,8 +1,10 @@
-"""What the search runs on: agreement is checked, and no choice can change a verdict."""
+"""What the search runs on: fixed rules, agreement, and real times where only times can tell."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,12 +12,9 @@ from torch import Tensor, nn
 
 import robench
 import robench.records
-from robench.acceleration import model_choice as precisions
-from robench.acceleration import trial
+from robench.acceleration import model_choice, timing
 from robench.acceleration.model_choice import PRECISIONS, SearchChoice, choose_search_model
 from robench.acceleration.search_models import EagerModel
-from robench.acceleration.variants import Variant, build_variant
-from robench.attacks.losses import LOSSES, Loss
 from robench.datasets import load_dataset
 from robench.errors import UnknownNameError, UsageError
 from robench.models import load_model, wrap_module
@@ -23,6 +22,8 @@ from robench.models.wrapper import RobenchModel, buffer_fingerprint
 from robench.threat_models import ThreatModel
 
 THREAT = ThreatModel.of("Linf", "0.2")
+FOREVER = 10**9
+"""Planned passes of a search that is worth every measurement"""
 
 
 @pytest.fixture(scope="module")
@@ -31,12 +32,23 @@ def digits() -> tuple[RobenchModel, Tensor, Tensor]:
     return load_model("digits/Linf-0.2/pgd-at"), data.batch(range(64)), data.labels
 
 
+@pytest.fixture
+def untimed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(timing, "seconds_a_call", lambda _: pytest.fail("timed"))
+
+
+@pytest.fixture
+def capable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A processor on which bfloat16 is worth a try."""
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
+
+
 def choose(
     model: RobenchModel,
     inputs: Tensor,
     labels: Tensor,
     precision: str,
-    passes: int = 10**9,
+    passes: int = FOREVER,
     batch_size: int | None = 64,
 ) -> SearchChoice:
     return choose_search_model(
@@ -50,175 +62,179 @@ def choose(
     )
 
 
-@pytest.mark.parametrize("precision", ["auto", "bf16", "fp32"])
-def test_logits_and_gradients_agree_with_the_original(digits, precision, monkeypatch) -> None:
-    monkeypatch.setattr(trial, "_TIMING_SECONDS", 0.01)
+def descriptions(choice: SearchChoice) -> tuple[str, str, str, str]:
+    models = choice.models
+    forms = (models.search, models.queries, models.boundary, models.exact)
+    search, queries, boundary, exact = (form.description for form in forms)
+    return search, queries, boundary, exact
+
+
+# --- rules that no time can change ------------------------------------------------------------
+
+
+@pytest.mark.parametrize("passes", [10, FOREVER])
+@pytest.mark.parametrize("precision", ["tf32", "bf16", "fp16"])
+def test_what_is_asked_for_is_taken_untimed(digits, untimed, precision, passes) -> None:
     model, inputs, labels = digits
     before = buffer_fingerprint(model)
-    chosen = choose(model, inputs, labels, precision).models.search
-    plain = EagerModel(model)
-    loss = Loss(LOSSES["ce"], labels, labels)
-    expected, seen = plain.gradient(inputs, loss), chosen.gradient(inputs, loss)
-    spread = float(expected.logits.std())
-    assert (chosen.logits(inputs) - expected.logits).abs().max() < 0.1 * spread
-    assert seen.gradient.dtype == torch.float32
-    similarity = torch.nn.functional.cosine_similarity(
-        seen.gradient.flatten(1), expected.gradient.flatten(1)
-    )
-    assert float(similarity.median()) > 0.98
-    assert buffer_fingerprint(model) == before
-    assert (chosen.tolerance == 0) == (chosen.description == "fp32")
-
-
-@pytest.mark.parametrize("precision", ["auto", "bf16"])
-def test_what_stands_for_the_original_near_the_boundary_is_exact(
-    digits, precision, monkeypatch
-) -> None:
-    monkeypatch.setattr(trial, "_TIMING_SECONDS", 0.01)
-    model, inputs, labels = digits
-    choice = choose(model, inputs, labels, precision)
+    choice = choose(model, inputs[:16], labels[:16], precision, passes)
+    form = f"{precision} folded channels-last"
+    assert descriptions(choice) == (form, form, form, "fp32 folded")
+    assert choice.reason == "asked for"
     assert (choice.models.exact.logits(inputs) - model(inputs)).abs().max() < 1e-4
     assert choice.models.exact.tolerance < 1e-3
-    if "bf16" in choice.models.search.description:
+    if precision != "tf32":  # a CPU has no other float32
         assert choice.models.search.tolerance > 10 * choice.models.exact.tolerance
+    assert buffer_fingerprint(model) == before
 
 
-def test_folding_batch_norm_changes_rounding_only(digits) -> None:
-    model, inputs, _ = digits
-    folded = build_variant(model, Variant(folded=True))
-    assert folded is not None
-    norms = [m for m in folded.module.modules() if isinstance(m, nn.BatchNorm2d)]
-    assert not norms
-    assert torch.allclose(folded.logits(inputs), model(inputs), atol=1e-4)
-
-
-def test_networks_whose_forward_takes_more_than_inputs_are_folded_too() -> None:
-    data = load_dataset("digits").subset(16)
-    model = load_model("digits/Linf-0.2/ancra")  # forward(inputs, y=None, _eval=None)
-    folded = build_variant(model, Variant(folded=True))
-    assert folded is not None
-    assert not [m for m in folded.module.modules() if isinstance(m, nn.BatchNorm2d)]
-    points = data.batch(range(16))
-    assert torch.allclose(folded.logits(points), model(points), atol=1e-4)
-
-
-class Asking(nn.Module):
-    """Works with one argument's value only, which its card gives."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.inner = load_model("digits/Linf-0.2/pgd-at").network
-
-    def forward(self, inputs: Tensor, mode: str | None = None) -> tuple[Tensor]:
-        if mode != "logits":
-            raise ValueError(mode)
-        return (self.inner(inputs),)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_what_a_card_passes_to_forward_is_passed_to_the_folded_network(dtype) -> None:
-    forward = {"arguments": {"mode": "logits"}, "output": [0]}
-    model = wrap_module(Asking(), num_classes=10, input={"channels": 1}, forward=forward)
-    folded = build_variant(model, Variant(dtype, folded=True))
-    assert folded is not None
-    assert not [m for m in folded.module.modules() if isinstance(m, nn.BatchNorm2d)]
-    points = load_dataset("digits").batch(range(16))
-    assert torch.allclose(
-        folded.logits(points), model(points), atol=1e-4 if dtype.itemsize > 2 else 0.5
-    )
-
-
-def test_no_form_is_called_folded_that_had_nothing_to_fold() -> None:
-    model = load_model("digits/Linf-0.2/vit-pgd-at")
-    assert build_variant(model, Variant(folded=True)) is None
-    other = build_variant(model, Variant(torch.bfloat16, folded=True))
-    assert other is not None
-    assert other.description == "bf16"
-
-
-@pytest.mark.parametrize(("gain", "chosen"), [(1.1, "fp32 folded"), (1.5, "bf16 folded")])
-def test_low_precision_must_pay_for_the_second_search_near_the_boundary(
-    digits, gain, chosen, monkeypatch
-) -> None:
-    def measured(_trial: object, form: EagerModel, _what: str, size: int) -> tuple[float, float]:
-        rate = {"fp32": 500.0, "fp32 folded": 1000.0, "bf16 folded": 1000.0 * gain}
-        return rate.get(form.description, 1.0), size / rate.get(form.description, 1.0)
-
-    monkeypatch.setattr(trial.Trial, "_measured", measured)
+@pytest.mark.parametrize("passes", [10, FOREVER])
+def test_fp32_is_the_model_itself(digits, untimed, passes) -> None:
     model, inputs, labels = digits
-    choice = choose(model, inputs, labels, "auto")
-    assert choice.models.search.description == chosen
-    assert choice.models.exact.description == "fp32 folded"
-    assert (choice.models.search is choice.models.exact) == (gain < 1.3)
-
-
-@pytest.mark.parametrize(
-    ("forward_gain", "gradient_gain", "even"),
-    [(3.0, 1.0, "bf16 folded"), (1.6, 1.0, "fp32 folded"), (1.6, 1.6, "bf16 folded")],
-)
-def test_boundary_walks_get_forward_passes_and_gradients_of_one_precision(
-    digits, forward_gain, gradient_gain, even, monkeypatch
-) -> None:
-    def measured(_trial: object, form: EagerModel, what: str, size: int) -> tuple[float, float]:
-        gain = forward_gain if what == "logits" else gradient_gain
-        rate = {"fp32": 500.0, "fp32 folded": 1000.0, "bf16 folded": 1000.0 * gain}
-        return rate.get(form.description, 1.0), size / rate.get(form.description, 1.0)
-
-    monkeypatch.setattr(trial.Trial, "_measured", measured)
-    models = choose(*digits, "auto").models
-    assert models.even.description == even
-    assert models.exact.description == "fp32 folded"
-    mixed = "bf16 folded forward, fp32 folded backward"
-    assert models.search.description == (even if gradient_gain > 1.3 else mixed)
-
-
-def test_fp32_is_the_model_itself(digits) -> None:
-    model, inputs, labels = digits
-    choice = choose(model, inputs, labels, "fp32")
+    choice = choose(model, inputs, labels, "fp32", passes)
     assert isinstance(choice.models.search, EagerModel)
     assert choice.models.search.module is model
-    assert choice.models.exact is choice.models.search
+    assert choice.models.different() == [choice.models.search]
     assert (choice.models.search.tolerance, choice.batch_size) == (0.0, 64)
 
 
-def test_a_short_run_is_not_worth_a_measurement(digits, monkeypatch) -> None:
-    monkeypatch.setattr(trial, "build_variant", lambda *_: pytest.fail("measured"))
-    model, inputs, labels = digits
-    assert choose(model, inputs, labels, "auto", passes=1000).models.search.description == "fp32"
+@pytest.mark.parametrize(
+    ("passes", "form", "reason"),
+    [
+        (1000, "fp32", "fewer than 2000 passes are to be expected"),
+        (4000, "fp32 folded", "not timed, as the search takes less than 3 s"),
+    ],
+)
+def test_a_short_run_is_not_worth_a_measurement(
+    digits, untimed, monkeypatch, passes, form, reason
+) -> None:
+    # A machine that is busy with other things would make it a long one.
+    clock = SimpleNamespace(perf_counter=itertools.count(step=0.001).__next__)
+    monkeypatch.setattr(model_choice, "time", clock)
+    choice = choose(*digits, "auto", passes, batch_size=None)
+    assert set(descriptions(choice)) == {form}
+    assert choice.models.different() == [choice.models.search]
+    assert choice.reason == reason
+    assert choice.is_short
 
 
-def test_a_run_of_a_second_is_worth_folding_but_no_timing(digits, monkeypatch) -> None:
-    monkeypatch.setattr(precisions, "_pilot", lambda *_: (10_000.0, 1.0))
-    monkeypatch.setattr(trial, "_seconds_a_call", lambda _: pytest.fail("timed"))
-    model, inputs, labels = digits
-    choice = choose(model, inputs, labels, "auto", passes=10_000)
-    assert choice.models.search is choice.models.exact
-    assert choice.models.search.description == "fp32 folded"
-
-
-def test_a_model_that_falls_at_once_is_not_measured(monkeypatch) -> None:
-    monkeypatch.setattr(trial, "build_variant", lambda *_: pytest.fail("measured"))
+def test_a_model_that_falls_at_once_is_not_measured(untimed) -> None:
     model = load_model("digits/Linf-0.2/standard")
     data = load_dataset("digits").subset(64)
-    choice = choose(model, data.batch(range(64)), data.labels, "auto")
-    assert choice.models.search.description == "fp32"
+    choice = choose(model, data.batch(range(64)), data.labels, "auto", batch_size=None)
+    assert descriptions(choice) == ("fp32",) * 4
+    assert choice.is_short
 
 
-def test_larger_batches_are_taken_while_they_pay(digits, monkeypatch) -> None:
-    model, inputs, labels = digits
-    monkeypatch.setattr(precisions, "_AUTO", {})
+@pytest.mark.parametrize("capability", ["DEFAULT", "AVX2"])
+def test_processors_without_bfloat16_try_none(digits, untimed, monkeypatch, capability) -> None:
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    choice = choose(*digits, "auto")
+    assert descriptions(choice) == ("fp32 folded",) * 4
+    assert choice.reason == "no lower precision is of use here"
+    assert not choice.is_short
+
+
+# --- times that leave no doubt ----------------------------------------------------------------
+
+
+class Lazy(nn.Module):
+    """Sleeps over a batch in one precision, in forward passes alone or in those with gradients."""
+
+    def __init__(self, slow: torch.dtype, when: str) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(1, 4, 3)
+        self.second = nn.Conv2d(4, 4, 3)
+        self.head = nn.Linear(4, 10)
+        self.slow, self.when = slow, when
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        kind = "gradient" if torch.is_grad_enabled() else "logits"
+        if self.second.weight.dtype == self.slow and self.when in (kind, "both"):
+            time.sleep(0.05)
+        maps = self.second(self.first(inputs).relu()).relu()
+        logits: Tensor = self.head(maps.mean(dim=(2, 3)))
+        return logits
+
+
+@pytest.mark.parametrize(
+    ("slow", "when", "search", "queries"),
+    [
+        (torch.float32, "both", "bf16", "bf16"),
+        (torch.bfloat16, "both", "fp32", "fp32"),
+        (torch.float32, "logits", None, "bf16"),
+        (torch.float32, "gradient", "bf16", None),
+    ],
+)
+def test_the_faster_form_is_taken_for_each_kind_of_pass(
+    capable, slow, when, search, queries
+) -> None:
+    torch.manual_seed(0)
+    model = wrap_module(Lazy(slow, when), num_classes=10, input={"channels": 1})
+    inputs = torch.rand(16, 1, 8, 8)
+    with torch.no_grad():
+        labels = model(inputs).argmax(dim=1)
+    choice = choose_search_model(
+        model,
+        inputs,
+        labels,
+        precision="auto",
+        threat_model=ThreatModel.of("Linf", "0.001"),
+        batch_size=16,
+        planned_passes=FOREVER,
+    )
+    found = descriptions(choice)
+    assert search is None or found[0].startswith(search)
+    assert queries is None or found[1].startswith(queries)
+    # Along the boundary, and near it, nothing but float32.
+    assert found[2:] == ("fp32", "fp32")
+    # Whoever runs this again and gets another form reads why.
+    for form in ("fp32: ", "bf16 channels-last: "):
+        assert form in choice.reason
+
+
+class Sleeping(nn.Module):
+    """Takes a time that depends on the batch, and falls to nothing."""
+
+    def __init__(self, seconds: dict[int, float], otherwise: float) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(1))
+        self.seconds, self.otherwise = seconds, otherwise
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        time.sleep(self.seconds.get(len(inputs), self.otherwise))
+        logits: Tensor = inputs.flatten(1)[:, :10] * self.scale
+        return logits
+
+
+@pytest.mark.parametrize(
+    ("seconds", "otherwise", "batch"),
+    [
+        ({}, 0.01, 1024),  # whatever the batch, a call takes the same
+        ({512: 0.1}, 0.01, 256),  # twice the inputs take ten times as long
+        ({512: 0.011, 1024: 0.2}, 0.01, 512),
+        ({256: 0.2}, 0.01, 256),  # a long call has nothing left to gain
+        ({}, 0.2, 256),
+    ],
+)
+def test_larger_batches_are_taken_while_they_pay(monkeypatch, seconds, otherwise, batch) -> None:
     monkeypatch.setattr("robench.acceleration.batch_size._COMFORTABLE", 0)
+    model = wrap_module(Sleeping(seconds, otherwise), num_classes=10, input={"channels": 1})
+    inputs = torch.rand(32, 1, 8, 8)
+    with torch.no_grad():
+        labels = model(inputs).argmax(dim=1)
+    choice = choose_search_model(
+        model,
+        inputs,
+        labels,
+        precision="fp32",
+        threat_model=ThreatModel.of("Linf", "0.001"),
+        planned_passes=FOREVER,
+    )
+    assert choice.batch_size == batch
 
-    def chosen(seconds: Callable[[int], float]) -> int:
-        def measured(_trial: object, _model: object, _what: str, size: int) -> tuple[float, float]:
-            return size / seconds(size), seconds(size)
 
-        monkeypatch.setattr(trial.Trial, "_measured", measured)
-        return choose(model, inputs, labels, "auto", batch_size=None).batch_size
-
-    assert chosen(lambda size: 1e-3 + 1e-5 * size) == 1024
-    assert chosen(lambda size: 1e-5 * size if size < 512 else 2e-5 * size) == 256
-    assert chosen(lambda size: 1e-3 * size) == 256  # a long call has nothing left to gain
+# --- what takes no other form, and what is refused ---------------------------------------------
 
 
 class Untouchable(nn.Module):
@@ -237,119 +253,75 @@ class Untouchable(nn.Module):
         return self.fc(self.conv(inputs).relu().mean(dim=(2, 3))) * self.fc.weight.norm()
 
 
-def test_a_network_that_takes_no_other_form_is_run_as_it_is(monkeypatch) -> None:
-    monkeypatch.setattr(trial, "_TIMING_SECONDS", 0.01)
+def test_a_network_that_takes_no_other_form_is_run_as_it_is(capable) -> None:
+    torch.manual_seed(0)
     model = wrap_module(Untouchable(), num_classes=10, input={"channels": 1})
-    inputs, labels = torch.rand(16, 1, 8, 8), torch.zeros(16, dtype=torch.int64)
-    assert choose(model, inputs, labels, "auto").models.search.description.startswith("fp32")
+    inputs = torch.rand(16, 1, 8, 8)
+    with torch.no_grad():
+        labels = model(inputs).argmax(dim=1)
+    threat = ThreatModel.of("Linf", "0.001")
+    wanted = {"threat_model": threat, "batch_size": 16, "planned_passes": FOREVER}
+    choice = choose_search_model(model, inputs, labels, precision="auto", **wanted)
+    assert descriptions(choice) == ("fp32",) * 4
     with pytest.raises(UsageError, match="bf16 the logits do not agree"):
+        choose_search_model(model, inputs, labels, precision="bf16", **wanted)
+
+
+class Coarse(nn.Module):
+    """Gives other logits as soon as its weights are not float32."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 8, 3)
+        self.middle = nn.Conv2d(8, 8, 3)
+        self.fc = nn.Linear(8, 10)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        maps = self.middle(self.conv(inputs)).mean(dim=(2, 3))
+        logits: Tensor = self.fc(maps.float())
+        return logits if self.middle.weight.dtype == torch.float32 else logits.flip(1)
+
+
+def test_a_form_with_other_logits_is_not_taken(capable) -> None:
+    torch.manual_seed(0)
+    model = wrap_module(Coarse(), num_classes=10, input={"channels": 1})
+    inputs = torch.rand(16, 1, 8, 8)
+    with torch.no_grad():
+        labels = model(inputs).argmax(dim=1)
+    with pytest.raises(UsageError, match="do not agree"):
         choose(model, inputs, labels, "bf16")
 
 
 def test_unknown_precisions_list_near_misses(digits) -> None:
     with pytest.raises(UnknownNameError, match="bf16"):
         choose(*digits, "bf-16")
-    assert "auto" in PRECISIONS
+    assert PRECISIONS == ("auto", "fp32", "tf32", "bf16", "fp16")
 
 
-def test_low_precision_gives_the_same_verdicts_as_fp32(monkeypatch) -> None:
-    monkeypatch.setattr(precisions, "_FEW", 0)
+# --- numbers ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("precision", "differing"), [("auto", 0), ("bf16", 2)])
+def test_other_forms_give_the_verdicts_of_float32(precision, differing) -> None:
+    apgd = robench.records.AttackSpec(
+        name="apgd-ce", attack="apgd", params={"loss": "ce", "steps": 30}
+    )
+    square = robench.records.AttackSpec(name="square", attack="square", params={"queries": 60})
     outcomes = {}
-    for precision in ("fp32", "bf16"):
-        (stored,) = robench.evaluate(
+    for name in ("fp32", precision):
+        stored = robench.evaluate(
             "digits/Linf-0.2/pgd-at",
             "digits",
-            robench.records.Suite(
-                name="test",
-                attacks=(
-                    robench.records.AttackSpec(
-                        name="apgd-ce", attack="apgd", params={"loss": "ce", "steps": 30}
-                    ),
-                ),
-            ),
+            robench.records.Suite(name="test", attacks=(apgd, square)),
             n=100,
             device="cpu",
-            precision=precision,
+            precision=name,
         )
-        outcomes[precision] = stored.table.set_index("sample_id")
-        broken = outcomes[precision]["outcome"] == "broken"
+        expected = "fp32" if name == "fp32" else "fp32 folded" if name == "auto" else "bf16"
+        assert all(one.record.environment.precision.startswith(expected) for one in stored)
+        tables = [one.table.set_index("sample_id") for one in stored]
+        outcomes[name] = [table["outcome"] for table in tables]
         # Whatever the search saw, the verdict is the original model's in float32.
-        assert (outcomes[precision]["adv_margin"][broken] < 0).all()
-    differing = (outcomes["fp32"]["outcome"] != outcomes["bf16"]["outcome"]).sum()
-    assert differing <= 2
-
-
-def test_linear_layers_through_onednn_give_the_same_logits_and_gradients() -> None:
-    model = load_model("digits/Linf-0.2/vit-pgd-at")
-    data = load_dataset("digits").subset(20)
-    inputs, labels = data.batch(range(20)), data.labels
-    before = buffer_fingerprint(model)
-    form = build_variant(model, Variant(folded=True, onednn=True))
-    assert form is not None
-    assert form.description == "fp32 onednn"
-    original, loss = EagerModel(model), Loss(LOSSES["ce"], labels, labels)
-    expected, seen = original.gradient(inputs, loss), form.gradient(inputs, loss)
-    torch.testing.assert_close(seen.logits, expected.logits, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(seen.gradient, expected.gradient, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(form.logits(inputs), original.logits(inputs), rtol=1e-5, atol=1e-5)
-    assert sum(type(part) is nn.Linear for part in model.network.modules()) == 9
-    assert buffer_fingerprint(model) == before
-
-
-def test_unfused_attention_is_switched_on_for_its_own_passes_only(monkeypatch) -> None:
-    model = load_model("digits/Linf-0.2/vit-pgd-at")
-    data = load_dataset("digits").subset(32)
-    inputs, labels = data.batch(range(32)), data.labels
-    form = build_variant(model, Variant(folded=True, onednn=True, unfused_attention=True))
-    assert form is not None
-    assert (form.description, form.precision) == ("fp32 onednn unfused-attention", "fp32")
-    fused = torch.backends.cuda.flash_sdp_enabled  # the flag of the CPU's kernel, too
-    seen = []
-    attention = nn.functional.scaled_dot_product_attention
-
-    def watched(*arguments: Tensor) -> Tensor:
-        seen.append(fused())
-        return attention(*arguments)
-
-    monkeypatch.setattr(nn.functional, "scaled_dot_product_attention", watched)
-    plain = EagerModel(model)
-    loss = Loss(LOSSES["ce"], labels, labels)
-    expected, given = plain.gradient(inputs, loss), form.gradient(inputs, loss)
-    torch.testing.assert_close(given.gradient, expected.gradient, atol=1e-5, rtol=1e-3)
-    torch.testing.assert_close(form.logits(inputs), plain.logits(inputs), atol=1e-4, rtol=0)
-    torch.testing.assert_close(
-        form.jacobian(inputs)[1], plain.jacobian(inputs)[1], atol=1e-5, rtol=1e-3
-    )
-    order = [True, False, False, True, False, True]  # plain is True; two layers a pass
-    assert seen == [setting for setting in order for _ in range(2)]
-    assert fused()
-
-
-def test_onednn_products_take_columns_as_well_as_rows_and_layers_without_bias() -> None:
-    class Mixer(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.rows = nn.Linear(8, 8, bias=False)
-            self.columns = nn.Linear(8, 8)
-            self.head = nn.Linear(64, 10)
-
-        def forward(self, inputs: Tensor) -> Tensor:
-            mixed = self.columns(self.rows(inputs).transpose(-2, -1))
-            logits: Tensor = self.head(mixed.transpose(-2, -1).flatten(1))
-            return logits
-
-    torch.manual_seed(0)
-    model = wrap_module(Mixer(), num_classes=10)
-    form = build_variant(model, Variant(onednn=True))
-    assert form is not None
-    inputs, labels = torch.rand(5, 1, 8, 8), torch.arange(5)
-    loss = Loss(LOSSES["ce"], labels, labels)
-    expected, seen = EagerModel(model).gradient(inputs, loss), form.gradient(inputs, loss)
-    torch.testing.assert_close(seen.logits, expected.logits, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(seen.gradient, expected.gradient, rtol=1e-4, atol=1e-6)
-
-
-def test_a_single_linear_layer_is_no_reason_for_a_form_of_its_own(
-    digits: tuple[RobenchModel, Tensor, Tensor],
-) -> None:
-    assert build_variant(digits[0], Variant(folded=True, onednn=True)) is None
+        assert all((t["adv_margin"][t["outcome"] == "broken"] < 0).all() for t in tables)
+    for mine, theirs in zip(outcomes["fp32"], outcomes[precision], strict=True):
+        assert (mine != theirs).sum() <= differing

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import robench
 import robench.records
+from robench import request
 from robench.acceleration import model_choice, timing
 from robench.acceleration.model_choice import PRECISIONS, SearchChoice, choose_search_model
 from robench.acceleration.search_models import EagerModel
@@ -295,7 +296,7 @@ def test_a_form_with_other_logits_is_not_taken(capable) -> None:
 def test_unknown_precisions_list_near_misses(digits) -> None:
     with pytest.raises(UnknownNameError, match="bf16"):
         choose(*digits, "bf-16")
-    assert PRECISIONS == ("auto", "fp32", "tf32", "bf16", "fp16")
+    assert request.PRECISIONS == PRECISIONS
 
 
 # --- numbers ----------------------------------------------------------------------------------

@@ -169,6 +169,7 @@ def load_samples(request: Request, preprocessing: PreprocessingSpec | None = Non
             root=request.data_root,
             download=request.download,
             preprocessing=preprocessing,
+            trust_code=request.trust_code,
             **dict(request.dataset_options),
         )
     else:

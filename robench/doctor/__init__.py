@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from robench.doctor.examination import CHECKS, Check, brief_flags, examine
+from robench.doctor.catalogue import CHECKS, Check
+from robench.doctor.examination import brief_flags, examine
 from robench.doctor.finding import Finding, Severity
 
 __all__ = ["CHECKS", "Check", "Finding", "Severity", "brief_flags", "examine"]

@@ -10,9 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from robench.doctor.comparison import gain, most_frequent, percent
 from robench.doctor.finding import Finding
-from robench.doctor.readings import better_reading
+from robench.doctor.readings import better_reading, gain, most_frequent, percent
 from robench.doctor.subject import Subject
 
 __all__ = ["accuracy", "labels_in_range"]

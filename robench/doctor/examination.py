@@ -2,59 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Final
 
 import torch
 from torch import Tensor
 
-from robench.doctor.accuracy import accuracy, labels_in_range
-from robench.doctor.behaviour import batch_mates, changed_state, dynamic, modes, randomised
+from robench.doctor.accuracy import labels_in_range
+from robench.doctor.behaviour import modes
+from robench.doctor.catalogue import BRIEF, CHECKS
 from robench.doctor.finding import Finding
-from robench.doctor.gradients import gradients
-from robench.doctor.half_precision import half_precision
-from robench.doctor.outputs import constant_outputs, find_logits, finite_rows, kind_of_outputs
+from robench.doctor.outputs import find_logits, finite_rows
 from robench.doctor.subject import Subject
 from robench.models.wrapper import RobenchModel
 from robench.probes import undisturbed
 from robench.records import Flag
 
-__all__ = ["CHECKS", "Check", "brief_flags", "examine"]
-
-
-_BRIEF = 128
-
-
-@dataclass(frozen=True)
-class Check:
-    """One check.
-
-    Attributes:
-        function: what it finds on a model and samples.
-        samples: how many it is given; None: all.
-        brief: how many it is given before a run.
-    """
-
-    function: Callable[[Subject], list[Finding]]
-    samples: int | None
-    brief: int
-
-
-CHECKS: Final[dict[str, Check]] = {
-    "modes": Check(modes, 1, 1),
-    "state": Check(changed_state, 16, 8),
-    "randomness": Check(randomised, 128, 8),
-    "adaptation": Check(dynamic, 2, 2),
-    "batch mates": Check(batch_mates, 64, 16),
-    "outputs": Check(kind_of_outputs, None, _BRIEF),
-    "constant outputs": Check(constant_outputs, None, _BRIEF),
-    "accuracy": Check(accuracy, None, _BRIEF),
-    "gradients": Check(gradients, 64, 8),
-    "half precision": Check(half_precision, 8, 4),
-}
-"""Every check on logits, in the order of its findings."""
+__all__ = ["brief_flags", "examine"]
 
 
 def examine(
@@ -81,11 +45,11 @@ def examine(
         logits: float32 (N, K), the model's, if it was asked before.
 
     Returns:
-        What was found, in the order of :data:`CHECKS`; empty says "nothing found", never "sound".
+        What was found, in the order of the catalogue's checks; empty says "nothing found", never "sound".
     """
     if brief:
-        inputs, labels = inputs[:_BRIEF], labels[:_BRIEF]
-        logits = None if logits is None else logits[:_BRIEF]
+        inputs, labels = inputs[:BRIEF], labels[:BRIEF]
+        logits = None if logits is None else logits[:BRIEF]
     with _untouched(model, inputs.device):
         readable, found = find_logits(model, inputs[:2])
         if readable is None:
@@ -105,11 +69,9 @@ def examine(
             return [*found, *modes(Subject(readable, inputs[:1], labels[:1]))]
         if problems:
             subject = subject.at(finite)
-        for name, check in CHECKS.items():
-            n = check.brief if brief else check.samples
-            part = subject if n is None or n >= len(subject.labels) else subject.first(n)
+        for name in CHECKS:
             try:
-                found += check.function(part)
+                found += CHECKS[name](subject, brief=brief)
             except Exception as error:  # Foreign code may raise anything.
                 found.append(_stopped(name, error))
     return found

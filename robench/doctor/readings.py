@@ -15,13 +15,21 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
-from robench.doctor.comparison import gain, most_frequent, percent
 from robench.doctor.finding import Finding
 from robench.doctor.subject import Subject
 from robench.probes import forward_hooks
 from robench.records import InputSpec
+from robench.statistics.paired import PairedCounts, mcnemar
 
-__all__ = ["READINGS", "better_reading", "first_divergence", "readings"]
+__all__ = [
+    "READINGS",
+    "better_reading",
+    "first_divergence",
+    "gain",
+    "most_frequent",
+    "percent",
+    "readings",
+]
 
 _IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 _CIFAR = {"mean": (0.4914, 0.4822, 0.4465), "std": (0.2470, 0.2435, 0.2616)}
@@ -39,6 +47,11 @@ READINGS: Final[dict[str, dict[str, Any]]] = {
 }
 """What networks are trained on, as fields of :class:`robench.records.InputSpec`."""
 
+_ALPHA = 1e-4
+"""Level of the tests between readings: below one in a thousand after a dozen comparisons."""
+_GAIN = 0.05
+"""A reading must classify so many more samples, as a share; a robust network may well prefer a
+little more contrast than it was trained with."""
 _SEVERE_GAIN = 0.2
 _ENOUGH = 32
 _FAR = 0.25
@@ -185,3 +198,25 @@ def _input_mend(spec: InputSpec) -> str:
 
 def _on_command_line(value: object) -> str:
     return ",".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def gain(candidate: Tensor, own: Tensor) -> float | None:
+    """How many more are correct, as a share; None unless it is both large and no accident."""
+    counts = PairedCounts(
+        both=int((candidate & own).sum()),
+        only_first=int((candidate & ~own).sum()),
+        only_second=int((~candidate & own).sum()),
+        neither=int((~candidate & ~own).sum()),
+    )
+    more = (counts.only_first - counts.only_second) / len(own)
+    return more if more >= _GAIN and mcnemar(counts, "greater") < _ALPHA else None
+
+
+def percent(correct: Tensor) -> str:
+    """The share that is true, in percent."""
+    return f"{100 * float(correct.float().mean()):.1f}"
+
+
+def most_frequent(labels: Tensor) -> float:
+    """The share of the most frequent label: what naming one class always would get right."""
+    return float(labels.bincount().max()) / len(labels)

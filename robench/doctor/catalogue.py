@@ -1,0 +1,63 @@
+"""The doctor's checks by name, in the order of their findings.
+
+A check is one function and one entry here, or an entry point of the group ``robench.checks`` in a
+package from outside.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from robench.doctor.accuracy import accuracy
+from robench.doctor.behaviour import batch_mates, changed_state, dynamic, modes, randomised
+from robench.doctor.finding import Finding
+from robench.doctor.gradients import gradients
+from robench.doctor.half_precision import half_precision
+from robench.doctor.outputs import constant_outputs, kind_of_outputs
+from robench.doctor.subject import Subject
+from robench.registry import Registry
+
+__all__ = ["BRIEF", "CHECKS", "Check"]
+
+BRIEF = 128
+"""The samples that a short examination looks at."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One check on logits.
+
+    Attributes:
+        function: what it finds on a model and samples.
+        samples: how many it is given; None: all.
+        brief: how many it is given before a run.
+    """
+
+    function: Callable[[Subject], list[Finding]]
+    samples: int | None = None
+    brief: int = BRIEF
+
+    def __call__(self, subject: Subject, *, brief: bool) -> list[Finding]:
+        """What it finds on as many samples as it is given."""
+        n = self.brief if brief else self.samples
+        whole = n is None or n >= len(subject.labels)
+        return self.function(subject if whole else subject.first(n or 0))
+
+
+CHECKS: Final[Registry[Check]] = Registry("check", "robench.checks")
+
+for _name, _check in {
+    "modes": Check(modes, 1, 1),
+    "state": Check(changed_state, 16, 8),
+    "randomness": Check(randomised, 128, 8),
+    "adaptation": Check(dynamic, 2, 2),
+    "batch mates": Check(batch_mates, 64, 16),
+    "outputs": Check(kind_of_outputs),
+    "constant outputs": Check(constant_outputs),
+    "accuracy": Check(accuracy),
+    "gradients": Check(gradients, 64, 8),
+    "half precision": Check(half_precision, 8, 4),
+}.items():
+    CHECKS.add(_name, _check)

@@ -42,7 +42,19 @@ __all__ = [
     "UnknownNameError",
     "UnsafeCheckpointError",
     "UsageError",
+    "first_line",
+    "one_line",
 ]
+
+
+def one_line(error: BaseException, limit: int = 200) -> str:
+    """Another library's message in one line of at most ``limit`` characters, or its kind's name."""
+    return " ".join(str(error).split())[:limit] or type(error).__name__
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of another library's message, or its kind's name; the rest is advice."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 class RobenchError(Exception):

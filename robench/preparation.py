@@ -20,7 +20,7 @@ from robench.attacks.suites import load_suite
 from robench.attention.maps import AttentionExtractor
 from robench.datasets import Dataset
 from robench.devices import resolve_device
-from robench.errors import CardError, ModelError, UsageError
+from robench.errors import CardError, ModelError, UsageError, first_line
 from robench.evaluation.listener import Listener
 from robench.evaluation.runner import evaluate_model
 from robench.evaluation.settings import Settings
@@ -151,9 +151,9 @@ def _check_fit(model: RobenchModel, dataset: Dataset) -> None:
         with torch.no_grad():
             logits = model(inputs)
     except (RuntimeError, ValueError, TypeError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ModelError(
-            f"the model does not take {dataset.name}'s inputs {tuple(inputs.shape)}: {reason}",
+            f"the model does not take {dataset.name}'s inputs {tuple(inputs.shape)}: "
+            f"{first_line(error)}",
             where=model.summary.id,
             hint="Check the data set, its size and channels, and the card's forward arguments",
         ) from error

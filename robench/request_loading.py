@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from robench.datasets import DATASETS, ArrayDataset, Dataset, from_torch, load_dataset
 from robench.errors import CardError, UsageError
 from robench.models import wrap_module
+from robench.models.catalogue import SOURCES
 from robench.models.drafting import draft_card
 from robench.models.loading import load_model
-from robench.models.sources import SOURCES
 from robench.models.wrapper import RobenchModel
 from robench.models.zoo import LocatedCard, find_card, list_cards
 from robench.records import (

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
 from robench.datasets.base import Dataset, ImageByImage
-from robench.errors import DataError, UsageError
+from robench.errors import DataError, UsageError, first_line
 
 __all__ = ["ARRAY_SUFFIXES", "ArrayDataset", "TorchDataset", "from_torch", "load_arrays"]
 
@@ -333,9 +333,8 @@ def _read_torch(path: Path) -> Any:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises RuntimeError, UnpicklingError, OSError and more
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DataError(
-            f"cannot be read without executing code, or is damaged: {reason}", where=path
+            f"cannot be read without executing code, or is damaged: {first_line(error)}", where=path
         ) from error
     if isinstance(content, (tuple, list)) and len(content) == 2:
         return {"inputs": content[0], "labels": content[1]}

@@ -19,7 +19,13 @@ from torch import Tensor
 from robench.datasets.arrays import check_range, to_tensor
 from robench.datasets.base import ImageByImage
 from robench.datasets.preprocessing import Preprocessing
-from robench.errors import DataError, MissingDependencyError, UnknownNameError, UsageError
+from robench.errors import (
+    DataError,
+    MissingDependencyError,
+    UnknownNameError,
+    UsageError,
+    one_line,
+)
 
 __all__ = ["HuggingFaceDataset", "load_hugging_face"]
 
@@ -80,7 +86,7 @@ class HuggingFaceDataset(ImageByImage):
             item = self._rows[index][self._column]
         except Exception as error:  # Damaged images raise whatever their decoder raises.
             raise DataError(
-                f"cannot be read: {_reason(error)}", where=self._place(index)
+                f"cannot be read: {one_line(error)}", where=self._place(index)
             ) from error
         if isinstance(item, Image.Image):
             return self._preparation.image(item)
@@ -146,9 +152,9 @@ def load_hugging_face(
         )
     except Exception as error:  # The package raises errors of several HTTP and file libraries.
         if isinstance(error, ValueError) and "Unknown split" in str(error):
-            raise UnknownNameError(_reason(error), where=f"hf:{address}") from error
+            raise UnknownNameError(one_line(error), where=f"hf:{address}") from error
         raise DataError(
-            f"cannot be loaded: {_reason(error)}",
+            f"cannot be loaded: {one_line(error)}",
             where=f"hf:{address}",
             hint="Check the name, --split, --data-option config=NAME, and the network",
         ) from error
@@ -222,7 +228,3 @@ def _array(item: Any) -> Any:
     if array.ndim == 3 and array.shape[0] in (1, 3) and array.shape[2] not in (1, 3):
         return torch.from_numpy(np.ascontiguousarray(array))
     return array
-
-
-def _reason(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__

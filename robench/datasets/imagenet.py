@@ -17,7 +17,7 @@ from robench.datasets.folder import FolderDataset
 from robench.datasets.image_files import ImageFiles
 from robench.datasets.object_masks import MaskSource, open_masks
 from robench.datasets.preprocessing import PREPROCESSING_OPTIONS, Preprocessing
-from robench.errors import DataError, UsageError
+from robench.errors import DataError, UsageError, one_line
 from robench.files import data_folder
 from robench.registry import unknown_name
 
@@ -120,8 +120,7 @@ def _unpack(home: Path, part: str) -> None:
         try:
             ImageNet(str(home), split=part)
         except (RuntimeError, OSError, ImportError) as error:
-            reason = " ".join(str(error).split())
-            raise DataError(f"cannot be unpacked: {reason}", where=archive) from error
+            raise DataError(f"cannot be unpacked: {one_line(error)}", where=archive) from error
         return
     raise DataError(
         "imagenet is not there, and cannot be downloaded: its licence forbids to distribute it",

@@ -10,10 +10,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from robench.models.architectures import ARCHITECTURES as ARCHITECTURES
     from robench.models.architectures.build import build_architecture as build_architecture
     from robench.models.cards import read_card as read_card
     from robench.models.cards import write_card as write_card
+    from robench.models.catalogue import ARCHITECTURES as ARCHITECTURES
     from robench.models.checkpoints import checkpoint_sha256 as checkpoint_sha256
     from robench.models.checkpoints import read_checkpoint as read_checkpoint
     from robench.models.drafting import CheckpointInspection as CheckpointInspection
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from robench.models.zoo import zoo_folders as zoo_folders
 
 _HOMES = {
-    "architectures": ("ARCHITECTURES",),
+    "catalogue": ("ARCHITECTURES",),
     "architectures.build": ("build_architecture",),
     "cards": ("read_card", "write_card"),
     "checkpoints": ("checkpoint_sha256", "read_checkpoint"),

@@ -1,4 +1,4 @@
-"""Weights files → tensors, without executing anything that a file carries.
+"""Weights files → tensors, without executing anything that a file carries; or, trusted, a program.
 
 The hash is compared before any parser sees the file. Then ``safetensors``, or
 ``torch.load(weights_only=True)``, which rebuilds tensors and containers and nothing else.
@@ -7,12 +7,12 @@ The hash is compared before any parser sees the file. Then ``safetensors``, or
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import json
 import os
 import pickle
 import warnings
 import zipfile
+from collections.abc import Callable
 from enum import StrEnum
 from io import BufferedReader
 from pathlib import Path
@@ -20,22 +20,23 @@ from typing import Any, Final
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from robench.errors import (
     CheckpointError,
     HashMismatchError,
-    MissingDependencyError,
     UnsafeCheckpointError,
+    one_line,
 )
 from robench.models.pickle_scan import imported_names
 
 __all__ = [
+    "PROGRAM",
     "CheckpointFormat",
     "checkpoint_sha256",
     "detect_format",
+    "load_program",
     "read_checkpoint",
-    "resolve_weights",
     "verify_sha256",
 ]
 
@@ -63,6 +64,10 @@ _NUMBERS: Final[list[Any]] = [
 ]
 
 
+PROGRAM: Final = "program"
+"""The architecture's name in the card of a file that brings its network."""
+
+
 class CheckpointFormat(StrEnum):
     """Layouts that robench tells apart by content, never by a file's name."""
 
@@ -73,39 +78,10 @@ class CheckpointFormat(StrEnum):
     TORCHSCRIPT = "TorchScript"
     EXPORTED = "torch.export"
 
-
-def resolve_weights(path: str, folder: Path | None = None) -> Path:
-    """A card's ``weights.path`` → the file.
-
-    Args:
-        path: ``package:NAME/inside/it`` (a file of an installed package), absolute, or relative
-            to ``folder``.
-        folder: the card's folder; None: the current one.
-
-    Raises:
-        MissingDependencyError: the package is not installed.
-        CheckpointError: there is no such file.
-    """
-    if path.startswith("package:"):
-        name, _, inside = path.removeprefix("package:").partition("/")
-        found = importlib.util.find_spec(name) if name.isidentifier() else None
-        if found is None or not found.submodule_search_locations:
-            raise MissingDependencyError(
-                f"the weights are in the package {name!r}, which is not installed",
-                where=path,
-                hint=f"pip install {name}",
-            )
-        root = Path(found.submodule_search_locations[0]).resolve()
-        resolved = (root / inside).resolve()
-        if not resolved.is_relative_to(root):
-            raise CheckpointError(f"leads out of the package {name!r}", where=path)
-    else:
-        resolved = (folder or Path()) / Path(path).expanduser()
-    if not resolved.exists():
-        raise CheckpointError(
-            "there is no such file", where=resolved, hint="Check weights.path in the card"
-        )
-    return resolved
+    @property
+    def is_program(self) -> bool:
+        """The file brings its network along."""
+        return self in (CheckpointFormat.TORCHSCRIPT, CheckpointFormat.EXPORTED)
 
 
 def checkpoint_sha256(path: str | os.PathLike[str]) -> str:
@@ -186,7 +162,7 @@ def read_checkpoint(
             for name in names:
                 merged.update(_read_safetensors(path.parent / name))
             return merged
-        if layout in (CheckpointFormat.TORCHSCRIPT, CheckpointFormat.EXPORTED):
+        if layout.is_program:
             raise UnsafeCheckpointError(
                 f"is a {layout} file: a program, not only weights",
                 where=path,
@@ -322,9 +298,60 @@ def _read_pickle(stream: BufferedReader, path: Path, trust_pickle: bool) -> Any:
 
 
 def _corrupt(path: Path, error: BaseException) -> CheckpointError:
-    reason = " ".join(str(error).split()) or type(error).__name__
     # torch appends paragraphs of advice about disabling its check; ours is in the hint.
-    reason = reason.partition(" (1) ")[0][:160]
+    reason = one_line(error).partition(" (1) ")[0]
     return CheckpointError(
         f"is truncated, corrupt or no checkpoint ({reason})", where=path, hint="Fetch it again"
     )
+
+
+class _Exported(nn.Module):
+    """An exported graph, whose mode was fixed at export: it refuses ``train`` and ``eval``."""
+
+    def __init__(self, graph: nn.Module) -> None:
+        super().__init__()
+        self.graph = graph
+
+    def train(self, mode: bool = True) -> _Exported:
+        self.training = mode
+        return self
+
+    def forward(self, *inputs: Tensor, **arguments: Any) -> Any:
+        return self.graph(*inputs, **arguments)
+
+
+def load_program(path: str | os.PathLike[str], *, trust_pickle: bool = False) -> nn.Module:
+    """Load a TorchScript or ``torch.export`` file on the CPU.
+
+    Such a file is a program. It can call any of torch's operators, those that write files
+    among them, so it loads only on the user's word. Export with a dynamic batch dimension:
+    evaluation uses batches of several sizes.
+
+    Raises:
+        UnsafeCheckpointError: ``trust_pickle`` is not set.
+        CheckpointError: the file is damaged, or is no program.
+    """
+    path = Path(path)
+    layout = detect_format(path)
+    if not layout.is_program:
+        raise CheckpointError(
+            f"is a {layout} file: weights without a network",
+            where=path,
+            hint="Name the architecture",
+        )
+    if not trust_pickle:
+        raise UnsafeCheckpointError(
+            f"is a {layout} file: a program that would run",
+            where=path,
+            hint="Say --trust-pickle if you trust its maker",
+        )
+    try:
+        with warnings.catch_warnings():
+            # torch deprecates TorchScript, but the files are there.
+            warnings.simplefilter("ignore")
+            if layout is CheckpointFormat.TORCHSCRIPT:
+                load: Callable[..., nn.Module] = torch.jit.load
+                return load(path, map_location="cpu")
+            return _Exported(torch.export.load(path).module())
+    except Exception as error:  # Damaged files make both loaders raise almost anything.
+        raise CheckpointError(f"cannot be loaded: {one_line(error)}", where=path) from error

@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from robench.errors import CardError, CheckpointError
 from robench.models.architectures.build import build_architecture
 from robench.models.checkpoints import (
+    PROGRAM,
     CheckpointFormat,
     checkpoint_sha256,
     detect_format,
     read_checkpoint,
 )
-from robench.models.programs import PROGRAM
 from robench.models.state_dicts import WRAPPER_PREFIXES
 from robench.records import (
     ArchitectureSpec,
@@ -96,7 +96,7 @@ class CheckpointInspection:
     @property
     def is_program(self) -> bool:
         """The file brings its network: TorchScript or torch.export."""
-        return self.format in (CheckpointFormat.TORCHSCRIPT, CheckpointFormat.EXPORTED)
+        return self.format.is_program
 
     @property
     def best(self) -> StateDictCandidate:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from robench.errors import CheckpointError, MissingDependencyError, UsageError
+from robench.errors import CheckpointError, MissingDependencyError, UsageError, one_line
 from robench.models.drafting import draft_card
 from robench.records import ArchitectureSpec, InputSpec, ModelCard, PreprocessingSpec
 
@@ -69,9 +69,10 @@ def fetch_hub_file(address: str, name: str) -> Path | None:
 
 
 def _unreachable(address: str, error: Exception) -> CheckpointError:
-    reason = " ".join(str(error).split())[:200] or type(error).__name__
     return CheckpointError(
-        f"cannot be fetched: {reason}", where=f"hf:{address}", hint="Check the name and the network"
+        f"cannot be fetched: {one_line(error)}",
+        where=f"hf:{address}",
+        hint="Check the name and the network",
     )
 
 

@@ -9,24 +9,23 @@ from typing import Any
 import torch
 from torch import nn
 
-from robench.errors import DeviceError, UnsafeCheckpointError, UsageError
+from robench.errors import DeviceError, UnsafeCheckpointError, UsageError, first_line
 from robench.models.architectures.build import (
     architecture_code,
     build_architecture,
     runs_foreign_code,
 )
-from robench.models.checkpoints import read_checkpoint, resolve_weights, verify_sha256
+from robench.models.catalogue import SOURCES
+from robench.models.checkpoints import PROGRAM, load_program, read_checkpoint, verify_sha256
 from robench.models.drafting import draft_card
-from robench.models.programs import PROGRAM, load_program
-from robench.models.sources import SOURCES
 from robench.models.state_dicts import extract_state_dict, load_strictly, strip_prefix
+from robench.models.weights_files import locate_weights
 from robench.models.wrapper import RobenchModel
 from robench.models.zoo import LocatedCard, find_card
 from robench.records import (
     ArchitectureSpec,
     ModelCard,
     ModelSummary,
-    WeightsSpec,
     canonical_hash,
 )
 from robench.threat_models import ThreatModel
@@ -78,7 +77,7 @@ def load_model(
             where=located.path,
             hint="Move the card into a zoo folder of yours, or say --trust-code",
         )
-    weights = _weights_file(card.weights, located.folder)
+    weights = locate_weights(card.weights, located.folder)
     network = _network(card, weights, trust_pickle)
     wrapped = RobenchModel(
         network,
@@ -110,15 +109,6 @@ def _locate(
             hint="Name its architecture with --arch, or make a card with `robench zoo add`",
         )
     return find_card(model, dataset, threat_model)
-
-
-def _weights_file(weights: WeightsSpec, folder: Path) -> Path:
-    if "://" in weights.path:
-        # Imported here: no other path opens network connections.
-        from robench.models.downloads import fetch_weights
-
-        return fetch_weights(weights.path, weights.sha256)
-    return resolve_weights(weights.path, folder)
 
 
 def _network(card: ModelCard, weights: Path, trust_pickle: bool) -> nn.Module:
@@ -159,9 +149,9 @@ def _to_device(model: RobenchModel, device: str | torch.device) -> RobenchModel:
     try:
         return model.to(torch.device(device))
     except (RuntimeError, AssertionError) as error:
-        reason = (str(error).splitlines() or ["it cannot be used"])[0]
         raise DeviceError(
-            f"cannot use the device {str(device)!r}: {reason}", hint="Use --device cpu or auto"
+            f"cannot use the device {str(device)!r}: {first_line(error)}",
+            hint="Use --device cpu or auto",
         ) from error
 
 

@@ -6,7 +6,7 @@ from typing import Final
 
 from torch import nn
 
-from robench.errors import CheckpointError, MissingDependencyError, UsageError
+from robench.errors import CheckpointError, MissingDependencyError, UsageError, one_line
 from robench.models.own_modules import wrap_module
 from robench.models.wrapper import RobenchModel
 from robench.registry import near_misses
@@ -59,9 +59,9 @@ def load_from_robustbench(address: str) -> RobenchModel:
     try:
         module: nn.Module = load_model(model_name=name, dataset=dataset, threat_model=threat)
     except Exception as error:  # Unknown names and failed downloads raise whatever comes.
-        reason = " ".join(str(error).split())[:200]
         raise CheckpointError(
-            f"cannot be loaded: {type(error).__name__}: {reason}", where=f"robustbench:{address}"
+            f"cannot be loaded: {type(error).__name__}: {one_line(error)}",
+            where=f"robustbench:{address}",
         ) from error
     return wrap_module(
         module,

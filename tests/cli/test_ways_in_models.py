@@ -13,12 +13,12 @@ import torch
 from brightness_network import level, trained
 from fake_model_hubs import serve_hub, serve_robustbench
 from invoke_cli import invoke
+from robench.models.inspection import _USUAL_KEYS
 from safetensors.torch import save_file
 from torch.utils.data import DataLoader, TensorDataset
 
 import robench
 from robench.datasets import load_dataset
-from robench.models.inspection import _USUAL_KEYS
 from robench.models.state_dicts import WRAPPER_PREFIXES
 from robench.results import Store
 
@@ -152,7 +152,7 @@ def test_networks_of_libraries(arch: str) -> None:
 
         network = get_model(name, weights=None, num_classes=CLASSES)
     else:
-        from robench.models.architectures import ARCHITECTURES
+        from robench.models.catalogue import ARCHITECTURES
 
         network = ARCHITECTURES[name](num_classes=CLASSES, in_channels=3)
     if library:

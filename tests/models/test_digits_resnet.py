@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from robench.errors import UsageError
-from robench.models.architectures import ARCHITECTURES
 from robench.models.architectures.resnet import DigitsResNet
+from robench.models.catalogue import ARCHITECTURES
 
 
 def test_default_size_is_about_twenty_thousand_parameters() -> None:

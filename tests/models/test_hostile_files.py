@@ -125,7 +125,7 @@ def test_whole_modules_load_on_the_users_word_only(tmp_path: Path) -> None:
     path = tmp_path / "model.pt"
     network = DigitsResNet(width=2).eval()
     torch.save({"model": network}, path)
-    with pytest.raises(UnsafeCheckpointError, match=r"digits_resnet\.DigitsResNet"):
+    with pytest.raises(UnsafeCheckpointError, match=r"resnet\.DigitsResNet"):
         load_checkpoint(path, SPEC, num_classes=10)
     inputs = torch.rand(2, 1, 8, 8)
     model = load_checkpoint(

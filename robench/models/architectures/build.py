@@ -8,8 +8,14 @@ from typing import Any, Final
 
 from torch import nn
 
-from robench.errors import CardError, MissingDependencyError, ModelError, UnknownNameError
-from robench.models.architectures import ARCHITECTURES
+from robench.errors import (
+    CardError,
+    MissingDependencyError,
+    ModelError,
+    UnknownNameError,
+    one_line,
+)
+from robench.models.catalogue import ARCHITECTURES
 from robench.records import ArchitectureSpec
 from robench.registry import identity_of, import_target, near_misses, unknown_name
 
@@ -167,14 +173,10 @@ def _run(build: Callable[[], Any], spec: ArchitectureSpec) -> nn.Module:
         raise
     except Exception as error:  # Foreign code may raise anything.
         raise ModelError(
-            f"cannot be built: {type(error).__name__}: {_one_line(error)}",
+            f"cannot be built: {type(error).__name__}: {one_line(error)}",
             where=spec.name,
             hint="Check architecture.arguments",
         ) from error
     if not isinstance(network, nn.Module):
         raise ModelError(f"returns {type(network).__name__}, not an nn.Module", where=spec.name)
     return network
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or "no message"

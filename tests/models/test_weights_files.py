@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from robench.errors import CheckpointError, HashMismatchError, StoreError
-from robench.models import downloads, load_model
+from robench.models import load_model, weights_files
 from robench.models.architectures.resnet import DigitsResNet
-from robench.models.downloads import fetch_weights
+from robench.models.weights_files import fetch_weights
 from robench.records import ModelCard
 
 
@@ -100,7 +100,7 @@ def test_only_https(tmp_path: Path, url: str) -> None:
 
 def test_redirects_stay_encrypted() -> None:
     request = urllib.request.Request("https://example.org/a")
-    handler = downloads._HttpsOnly()
+    handler = weights_files._HttpsOnly()
     with pytest.raises(CheckpointError, match="over https only"):
         handler.redirect_request(request, None, 302, "", Message(), "http://example.org/b")
     followed = handler.redirect_request(

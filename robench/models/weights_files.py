@@ -1,12 +1,14 @@
-"""Weights from the web: https only, a known hash, a size limit, whole or not at all.
+"""Where a card's weights are: beside it, in a package, or on the web.
 
-Written here because ``torch.hub.download_url_to_file`` has no time-out and no size limit, and
+What comes from the web comes by https only, with a known hash, up to a limit of size, whole or not
+at all. Written here because ``torch.hub.download_url_to_file`` has no time-out and no size limit, and
 would follow a redirect to an unencrypted address.
 """
 
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import re
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -15,10 +17,11 @@ from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, Final
 from urllib.parse import unquote, urlsplit
 
-from robench.errors import CheckpointError, HashMismatchError
+from robench.errors import CheckpointError, HashMismatchError, MissingDependencyError
 from robench.files import atomic_write, cache_folder
+from robench.records import WeightsSpec
 
-__all__ = ["fetch_weights"]
+__all__ = ["fetch_weights", "locate_weights"]
 
 _CHUNK: Final = 2**20
 _MAX_BYTES: Final = 8 * 2**30
@@ -37,6 +40,43 @@ class _HttpsOnly(urllib.request.HTTPRedirectHandler):
 
 def _open_url(url: str) -> Any:
     return urllib.request.build_opener(_HttpsOnly).open(url, timeout=_TIMEOUT)
+
+
+def locate_weights(weights: WeightsSpec, folder: Path) -> Path:
+    """A card's ``weights`` → the file, fetched if it is an address.
+
+    Args:
+        weights: its path is an https address, ``package:NAME/inside/it`` (a file of an installed
+            package), absolute, or relative to ``folder``.
+        folder: the card's folder.
+
+    Raises:
+        MissingDependencyError: the package is not installed.
+        CheckpointError: there is no such file, or as for :func:`fetch_weights`.
+    """
+    path = weights.path
+    if "://" in path:
+        return fetch_weights(path, weights.sha256)
+    if path.startswith("package:"):
+        name, _, inside = path.removeprefix("package:").partition("/")
+        found = importlib.util.find_spec(name) if name.isidentifier() else None
+        if found is None or not found.submodule_search_locations:
+            raise MissingDependencyError(
+                f"the weights are in the package {name!r}, which is not installed",
+                where=path,
+                hint=f"pip install {name}",
+            )
+        root = Path(found.submodule_search_locations[0]).resolve()
+        resolved = (root / inside).resolve()
+        if not resolved.is_relative_to(root):
+            raise CheckpointError(f"leads out of the package {name!r}", where=path)
+    else:
+        resolved = folder / Path(path).expanduser()
+    if not resolved.exists():
+        raise CheckpointError(
+            "there is no such file", where=resolved, hint="Check weights.path in the card"
+        )
+    return resolved
 
 
 def fetch_weights(

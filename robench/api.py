@@ -68,9 +68,7 @@ def evaluate(
             )
         return prepare(model).run(listener)
     if threat_model is not None:
-        threat = threat_model
-        if isinstance(threat, str):
-            threat = ThreatModel.parse(threat)
+        threat = ThreatModel.parse(threat_model)
         fields |= {"norm": threat.norm, "eps": threat.written}
     request = Request(
         models=(model,),

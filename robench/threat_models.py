@@ -90,12 +90,14 @@ class ThreatModel:
         return cls(canonical, value, written)
 
     @classmethod
-    def parse(cls, text: str) -> ThreatModel:
-        """``"Linf-8/255"`` or its file-name form ``"Linf-8_255"`` → ThreatModel.
+    def parse(cls, text: str | ThreatModel) -> ThreatModel:
+        """``"Linf-8/255"`` or its file-name form ``"Linf-8_255"`` → ThreatModel; one stays itself.
 
         Raises:
             UsageError: the text does not have the form NORM-EPS.
         """
+        if isinstance(text, ThreatModel):
+            return text
         norm, dash, eps = text.partition("-")
         if not dash:
             raise UsageError(f"{text!r} is not a threat model", hint="Write it as Linf-8/255")
@@ -122,10 +124,8 @@ class ThreatModel:
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         def validate(value: Any) -> ThreatModel:
-            if isinstance(value, ThreatModel):
-                return value
             try:
-                return cls.parse(str(value))
+                return cls.parse(value if isinstance(value, ThreatModel) else str(value))
             except UsageError as error:
                 raise ValueError(str(error)) from error
 

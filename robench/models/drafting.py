@@ -244,12 +244,11 @@ def draft_card(
     seen = inspect_checkpoint(path, trust_pickle=trust_pickle)
     if not (seen.is_program or spec.name == PROGRAM):
         key, prefix = _place(seen, spec, num_classes, (input or InputSpec()).channels, key, prefix)
-    threat = ThreatModel.parse(threat_model) if isinstance(threat_model, str) else threat_model
     content = {
         "name": name or _name_from(path.stem),
         "dataset": dataset,
         "num_classes": num_classes,
-        "threat_model": threat,
+        "threat_model": ThreatModel.parse(threat_model),
         "defense": defense,
         "architecture": ArchitectureSpec(name=PROGRAM) if seen.is_program else spec,
         "weights": {
@@ -258,12 +257,13 @@ def draft_card(
             "key": key,
             "strip_prefix": prefix or "",
         },
-        "input": input or InputSpec(),
-        "forward": forward or ForwardSpec(),
-        "attention": attention or AttentionSpec(),
+        "input": input,
+        "forward": forward,
+        "attention": attention,
         "preprocessing": preprocessing,
     }
-    return parse(ModelCard, content, CardError, where=path)
+    given = {field: value for field, value in content.items() if value is not None}
+    return parse(ModelCard, given, CardError, where=path)
 
 
 def _place(

@@ -61,7 +61,7 @@ def wrap_module(
     input_spec = parse(InputSpec, input or {}, CardError, where=name)
     forward_spec = parse(ForwardSpec, forward or {}, CardError, where=name)
     attention_spec = parse(AttentionSpec, attention or {}, CardError, where=name)
-    threat = ThreatModel.parse(threat_model) if isinstance(threat_model, str) else threat_model
+    threat = ThreatModel.parse(threat_model)
     if not share:
         try:
             module = copy.deepcopy(module)

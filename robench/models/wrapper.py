@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from typing import TYPE_CHECKING, Any
 
@@ -99,17 +100,7 @@ class RobenchModel(nn.Module):
             if not close:
                 hint = f"It has: {', '.join(self.outputs) or 'none but the final logits'}"
             raise UsageError(f"no output {name!r}", where=self.summary.id, hint=hint)
-        other = RobenchModel(
-            self.network,
-            num_classes=self.num_classes,
-            summary=self.summary,
-            input_spec=self.input_spec,
-            forward_spec=self.forward_spec,
-            attention=self.attention,
-            preprocessing=self.preprocessing,
-        )
-        # The buffers made above are on the CPU in float32; the network may have moved since.
-        other._mean, other._std = self._mean, self._std
+        other = copy.copy(self)
         other.output_name = name
         other._path = self.forward_spec.outputs[name]
         if self.forward_spec.outputs_arguments:

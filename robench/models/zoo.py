@@ -168,7 +168,7 @@ def _matching(
 ) -> list[LocatedCard]:
     # A threat model may be written with its fraction, which has a slash too.
     wanted = text.casefold().strip("/")
-    threat = None if threat_model is None else _threat(threat_model)
+    threat = None if threat_model is None else ThreatModel.parse(threat_model)
     return [
         located
         for located in cards
@@ -182,10 +182,6 @@ def _matching(
         and dataset in (None, located.card.dataset)
         and threat in (None, located.card.threat_model)
     ]
-
-
-def _threat(threat_model: ThreatModel | str) -> ThreatModel:
-    return ThreatModel.parse(threat_model) if isinstance(threat_model, str) else threat_model
 
 
 def _unknown(

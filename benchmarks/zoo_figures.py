@@ -16,7 +16,7 @@ from robench.models.zoo import LocatedCard
 from robench.records import Outcome
 from robench.reporting.compare import compare_models
 from robench.reporting.model_results import ModelResult, collect
-from robench.results import Store
+from robench.results import RecordFilter, Store
 
 Figures = dict[str, float | int | str]
 
@@ -80,9 +80,7 @@ def main() -> None:
     options = parser.parse_args()
     pool = collect(
         Store(options.results).records(),
-        dataset=options.dataset,
-        n=options.n,
-        seed=options.seed,
+        RecordFilter(dataset=options.dataset, n=options.n, seed=options.seed),
     )
     # A card's own threat model and weights only: a store may hold others under the same id.
     rows: list[tuple[LocatedCard, ModelResult]] = []

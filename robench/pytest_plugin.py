@@ -54,14 +54,13 @@ class RobenchCheck:
         # Imported on use: the plugin is loaded in every pytest run of its environment.
         from robench.regression_check import Policy, check, check_markdown
         from robench.reporting.model_results import collect, find_pair
-        from robench.results import Store
+        from robench.results import RecordFilter, Store
 
         rules = Policy() if policy is None else Policy.load(policy)
         if margin is not None:
             rules = rules.with_margin(margin)
-        results = collect(
-            Store(self.results).records(), dataset=dataset, norm=norm, eps=eps, n=n, seed=seed
-        )
+        wanted = RecordFilter(dataset, norm, eps, n, seed)
+        results = collect(Store(self.results).records(), wanted)
         result = check(*find_pair(results, candidate, against), rules)
         bad = (1,) if undecided == "ok" else (1, 2)
         if result.exit_code in bad:

@@ -14,6 +14,7 @@ from robench.request import Request
 if TYPE_CHECKING:
     from robench.regression_check import LeaderboardRow
     from robench.reporting.model_results import ModelResult
+    from robench.results import RecordFilter
 
 __all__ = ["check"]
 
@@ -95,7 +96,7 @@ def _evaluate_missing(request: Request, *, fill: bool) -> None:
     from robench.reporting.model_results import collect, results_of
     from robench.results import Store
 
-    known = collect(Store(request.folder).records(), **_filters(request))
+    known = collect(Store(request.folder).records(), _filter(request))
     missing: list[Any] = []
     sizes = set()
     for model in request.models:
@@ -119,8 +120,11 @@ def _evaluate_missing(request: Request, *, fill: bool) -> None:
         prepared.run(display)
 
 
-def _filters(request: Request) -> dict[str, Any]:
-    return {name: getattr(request, name) for name in _FILTERS}
+def _filter(request: Request) -> RecordFilter:
+    # Loads pandas, which --help does without.
+    from robench.results import RecordFilter
+
+    return RecordFilter(**{name: getattr(request, name) for name in _FILTERS})
 
 
 def _pair(
@@ -130,12 +134,12 @@ def _pair(
     from robench.regression_check import leaderboard_row
     from robench.reporting.model_results import collect, find_pair
 
-    own = collect(existing_store(request.folder).records(), **_filters(request))
+    own = collect(existing_store(request.folder).records(), _filter(request))
     first, second = record_name(candidate), record_name(against)
     if baseline_from is None:
         return find_pair(own, first, second)
     if baseline_from.suffix == ".csv":
         found, _ = find_pair(own, first, first)
         return found, leaderboard_row(baseline_from, second, found)
-    others = collect(existing_store(baseline_from).records(), **_filters(request))
+    others = collect(existing_store(baseline_from).records(), _filter(request))
     return find_pair(own, first, second, second_results=others)

@@ -56,13 +56,14 @@ def compare(
     from robench.files import atomic_write
     from robench.reporting.compare import compare_models, comparison_csv, comparison_markdown
     from robench.reporting.model_results import collect, find_pair
+    from robench.results import RecordFilter
 
     if len(models) < 2:
         raise UsageError("one model alone cannot be compared", hint="Name two or more")
     if not 0 < level < 1:
         raise UsageError(f"level {level} is not between 0 and 1", hint="Write --level 0.95")
     store = existing_store(request.folder)
-    pool = collect(store.records(), **wanted)
+    pool = collect(store.records(), RecordFilter(**wanted))
     baseline, *others = map(record_name, models)
     pairs = [find_pair(pool, baseline, other) for other in others]
     first, rest = pairs[0][0], [other for _, other in pairs]

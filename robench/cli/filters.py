@@ -7,8 +7,7 @@ from pathlib import Path
 
 from robench.errors import StoreError, UsageError
 from robench.models.cards import CARD_NAME, read_card
-from robench.results import Store, StoredRecord
-from robench.threat_models import parse_eps, parse_norm
+from robench.results import RecordFilter, Store, StoredRecord
 
 __all__ = ["existing_store", "read_by_prefix", "record_name", "select"]
 
@@ -63,32 +62,9 @@ def read_by_prefix(store: Store, prefix: str) -> StoredRecord:
     return store.read(keys[0])
 
 
-def select(
-    records: Iterable[StoredRecord],
-    *,
-    dataset: str | None = None,
-    norm: str | None = None,
-    eps: str | None = None,
-    n: int | None = None,
-    seed: int | None = None,
-) -> list[StoredRecord]:
-    """The records that every given filter lets through, in order of model, attack and age.
-
-    Raises:
-        UsageError: norm or ε make no sense.
-    """
-    wanted_norm = None if norm is None else parse_norm(norm)
-    wanted_eps = None if eps is None else parse_eps(eps)[0]
-    chosen = [
-        stored
-        for stored in records
-        if dataset in (None, stored.record.dataset.name)
-        and wanted_norm in (None, stored.record.threat_model.norm)
-        and wanted_eps in (None, stored.record.threat_model.eps)
-        and n in (None, stored.record.n)
-        and seed in (None, stored.record.seed)
-    ]
-    return sorted(chosen, key=_order)
+def select(records: Iterable[StoredRecord], wanted: RecordFilter) -> list[StoredRecord]:
+    """The records that are wanted, in order of model, attack and age."""
+    return sorted((stored for stored in records if wanted.matches(stored.record)), key=_order)
 
 
 def _order(stored: StoredRecord) -> tuple[str, str, str, str]:

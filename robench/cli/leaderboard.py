@@ -42,11 +42,12 @@ def leaderboard(
     from robench.cli.output import show_board
     from robench.reporting.leaderboard import build_leaderboard, write_leaderboard
     from robench.reporting.publish import publish
+    from robench.results import RecordFilter
 
     chosen = None if suite is None else load_suite(suite, trust_code=True)  # nothing is built of it
     store = existing_store(results)
     records = list(store.records())
-    frame = build_leaderboard(records, **wanted, suite=chosen, together=together)
+    frame = build_leaderboard(records, RecordFilter(**wanted), suite=chosen, together=together)
     whole = chosen is None and not together and all(value is None for value in wanted.values())
     files = publish(store, records, plots=plots) if whole else []
     if csv is not None:

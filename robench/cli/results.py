@@ -41,9 +41,10 @@ def list_records(
     from robench.cli.filters import existing_store, select
     from robench.cli.output import print_json, print_table, record_line, robust_acc
     from robench.formatting import number
+    from robench.results import RecordFilter
 
     scan = existing_store(results).scan()
-    found = select(scan.records, **wanted)
+    found = select(scan.records, RecordFilter(**wanted))
     if as_json:
         print_json(
             {
@@ -156,9 +157,10 @@ def export(
     from robench.cli.filters import existing_store, select
     from robench.files import atomic_write
     from robench.reporting.export import samples_csv, samples_frame, samples_parquet
+    from robench.results import RecordFilter
 
     store = existing_store(results)
-    found = select(store.records(), **wanted)
+    found = select(store.records(), RecordFilter(**wanted))
     if form is _Format.ROBUSTBENCH:
         for path in _write_model_info(found, out):
             typer.echo(path)

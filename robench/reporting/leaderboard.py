@@ -33,7 +33,7 @@ from robench.formatting import is_undefined
 from robench.metric_catalogue import METRICS, columns_shown
 from robench.records import Suite
 from robench.reporting.model_results import ModelResult, class_name, collect
-from robench.results import Store, StoredRecord
+from robench.results import RecordFilter, Store, StoredRecord
 
 __all__ = [
     "NO_FLAG",
@@ -84,12 +84,8 @@ def attack_column(attack: str) -> str:
 
 def build_leaderboard(
     source: Store | Iterable[StoredRecord],
+    wanted: RecordFilter | None = None,
     *,
-    dataset: str | None = None,
-    norm: str | None = None,
-    eps: str | None = None,
-    n: int | None = None,
-    seed: int | None = None,
     suite: Suite | None = None,
     together: bool = False,
 ) -> pd.DataFrame:
@@ -97,19 +93,19 @@ def build_leaderboard(
 
     Args:
         source: a store (damaged records are logged and left out) or records.
-        dataset, norm, eps, n, seed, suite: filters, as for
-            :func:`robench.reporting.model_results.collect`. With a suite, its attacks are the
-            ones a model must have to be ranked; without, all that any model of its group has.
+        wanted, suite: as for :func:`robench.reporting.model_results.collect`. With a suite, its
+            attacks are the ones a model must have to be ranked; without, all that any model of
+            its group has.
         together: rank all groups as one, although their numbers are not comparable.
 
     Returns:
         Accuracies in percent, rounded to 2 digits, metrics to 4; undefined is NaN or NA.
 
     Raises:
-        UsageError: a filter makes no sense, or two attacks share a column.
+        UsageError: two attacks share a column.
     """
     records = source.records() if isinstance(source, Store) else source
-    results = collect(records, dataset=dataset, norm=norm, eps=eps, n=n, seed=seed, suite=suite)
+    results = collect(records, wanted, suite=suite)
     groups: dict[Any, list[ModelResult]] = {}
     for result in results:
         groups.setdefault(None if together else result.group, []).append(result)

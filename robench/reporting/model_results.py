@@ -17,9 +17,9 @@ import numpy.typing as npt
 from robench.errors import StoreError, UsageError
 from robench.records import DatasetSpec, ModelSummary, Outcome, Suite
 from robench.registry import unknown_name
-from robench.results import StoredRecord
+from robench.results import RecordFilter, StoredRecord
 from robench.statistics import Interval, wilson
-from robench.threat_models import ThreatModel, parse_eps, parse_norm
+from robench.threat_models import ThreatModel
 
 __all__ = [
     "GroupKey",
@@ -213,40 +213,26 @@ class ModelResult:
 
 def collect(
     records: Iterable[StoredRecord],
+    wanted: RecordFilter | None = None,
     *,
-    dataset: str | None = None,
-    norm: str | None = None,
-    eps: str | None = None,
-    n: int | None = None,
-    seed: int | None = None,
     suite: Suite | None = None,
 ) -> list[ModelResult]:
-    """Sort records by model and group, keeping those that the filters let through.
+    """Sort records by model and group.
 
     Args:
-        dataset, norm, eps, n, seed: keep only records with these; ``eps`` as text ("8/255").
+        records: of any models and groups.
+        wanted: keep only these; None: all.
         suite: keep only attacks that are this suite's, with its very parameters, under its names.
 
     Returns:
         In order of group, then model id, then weights.
-
-    Raises:
-        UsageError: norm or ε make no sense.
     """
-    wanted_norm = None if norm is None else parse_norm(norm)
-    wanted_eps = None if eps is None else parse_eps(eps)[0]
     found: dict[tuple[GroupKey, str, str], dict[str, StoredRecord]] = {}
     for stored in records:
         record = stored.record
-        threat = record.threat_model
-        if (
-            (dataset is not None and record.dataset.name != dataset)
-            or (wanted_norm is not None and threat.norm != wanted_norm)
-            or (wanted_eps is not None and threat.eps != wanted_eps)
-            or (n is not None and record.n != n)
-            or (seed is not None and record.seed != seed)
-        ):
+        if wanted is not None and not wanted.matches(record):
             continue
+        threat = record.threat_model
         named = [stored]
         if suite is not None:
             # A suite may call an attack by another name than the one it was recorded under.

@@ -3,6 +3,7 @@
 from robench.results.claims import Claim
 from robench.results.panels import SamplePanel
 from robench.results.progress import Progress
+from robench.results.record_filter import RecordFilter
 from robench.results.store import Problem, Scan, Store, StoredRecord
 from robench.results.tables import samples_to_table, table_to_frame, table_to_samples
 
@@ -10,6 +11,7 @@ __all__ = [
     "Claim",
     "Problem",
     "Progress",
+    "RecordFilter",
     "SamplePanel",
     "Scan",
     "Store",

@@ -19,7 +19,7 @@ from robench.models.zoo import find_card
 from robench.records import Outcome
 from robench.reporting.leaderboard import build_leaderboard, leaderboard_csv
 from robench.request import Request
-from robench.results import Store
+from robench.results import RecordFilter, Store
 from robench.threat_models import ThreatModel
 
 N = 24
@@ -131,7 +131,7 @@ def test_filters_print_and_leave_the_folder_alone(ran, tmp_path):
     assert "No results" in done.out
     assert _files(folder) == before
     assert (tmp_path / "l2.csv").read_bytes() == leaderboard_csv(
-        build_leaderboard(Store(folder), norm="L2")
+        build_leaderboard(Store(folder), RecordFilter(norm="L2"))
     )
     only = invoke("leaderboard", "--results", folder, "--suite", "aa-standard", "--json")
     assert only.json["leaderboard"] == []

@@ -24,7 +24,7 @@ from robench.reporting.leaderboard import (
     write_leaderboard,
 )
 from robench.reporting.model_results import collect
-from robench.results import Store, StoredRecord
+from robench.results import RecordFilter, Store, StoredRecord
 from robench.statistics import wilson
 
 STRONG = "S" * 80 + "B" * 15 + "C" * 5
@@ -114,7 +114,9 @@ def test_groups_are_ranked_apart_unless_asked() -> None:
     assert [frame.loc[m, "rank"] for m in "bcde"] == [2, 1, 1, 1]
     together = build_leaderboard(records, together=True)
     assert list(together["rank"]) == [1, 2, 2, 2, 5, 5]
-    filtered = build_leaderboard(records, eps="8/255", norm="linf", dataset="digits", n=100, seed=0)
+    filtered = build_leaderboard(
+        records, RecordFilter(eps="8/255", norm="linf", dataset="digits", n=100, seed=0)
+    )
     assert list(filtered["robust_acc"]) == [10]
 
 
@@ -244,9 +246,9 @@ def test_nothing_gives_an_empty_table() -> None:
 
 def test_bad_filters_and_names_are_refused() -> None:
     with pytest.raises(UsageError, match="norm"):
-        build_leaderboard([], norm="L7")
+        RecordFilter(norm="L7")
     with pytest.raises(UsageError, match="eps"):
-        build_leaderboard([], eps="big")
+        RecordFilter(eps="big")
     with pytest.raises(UsageError, match="share the column"):
         build_leaderboard([make_stored("SB", attack=a) for a in ("pgd-20", "pgd_20")])
     assert attack_column("clean") == "attack_clean_acc"

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from robench.registry import lazily
 
 if TYPE_CHECKING:
     from robench.api import evaluate, load_model
@@ -12,11 +13,5 @@ __all__ = ["__version__", "evaluate", "load_model"]
 
 __version__ = "0.1.0"
 
-_LAZY = {"evaluate": "robench.api", "load_model": "robench.api"}
-
-
-def __getattr__(name: str) -> Any:
-    # torch takes seconds to import; `robench --help` and leaderboards do without it.
-    if name in _LAZY:
-        return getattr(import_module(_LAZY[name]), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+# torch takes seconds to import; `robench --help` and leaderboards do without it.
+__getattr__ = lazily(__name__, {"api": ("evaluate", "load_model")})

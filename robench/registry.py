@@ -22,7 +22,7 @@ import importlib
 import re
 import sys
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.machinery import EXTENSION_SUFFIXES, SOURCE_SUFFIXES
 from pathlib import Path
 from typing import TYPE_CHECKING, Generic, TypeVar, cast
@@ -37,6 +37,7 @@ __all__ = [
     "identity_of",
     "import_target",
     "is_target",
+    "lazily",
     "near_misses",
     "source_hash",
     "unknown_name",
@@ -110,6 +111,23 @@ def import_target(target: str) -> object:
                 f"{module_name!r} has no attribute {attribute!r}", where=target, hint=hint
             ) from error
     return value
+
+
+def lazily(package: str, homes: Mapping[str, Sequence[str]]) -> Callable[[str], object]:
+    """A package's ``__getattr__``: its names are imported when they are first asked for.
+
+    Args:
+        package: the package's ``__name__``.
+        homes: its modules, each with the names that are in it.
+    """
+
+    def find(name: str) -> object:
+        for home, names in homes.items():
+            if name in names:
+                return getattr(importlib.import_module(f"{package}.{home}"), name)
+        raise AttributeError(f"module {package!r} has no attribute {name!r}")
+
+    return find
 
 
 def identity_of(target: object) -> str | None:

@@ -16,6 +16,7 @@ from robench.registry import (
     identity_of,
     import_target,
     is_target,
+    lazily,
     near_misses,
     unknown_name,
 )
@@ -221,3 +222,13 @@ def test_code_without_a_source_is_never_the_same() -> None:
     dye = namespace["dye"]
     assert identity_of(dye) != identity_of(dye)
     assert identity_of(Registry) is None
+
+
+def test_a_packages_names_are_imported_when_they_are_asked_for() -> None:
+    find = lazily("importlib", {"util": ("find_spec",), "resources": ("files",)})
+    from importlib import resources, util
+
+    assert find("find_spec") is util.find_spec
+    assert find("files") is resources.files
+    with pytest.raises(AttributeError, match="module 'importlib' has no attribute 'metadata'"):
+        find("metadata")

@@ -6,8 +6,9 @@ they are first used.
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from robench.registry import lazily
 
 if TYPE_CHECKING:
     from robench.models.architectures.build import build_architecture as build_architecture
@@ -42,10 +43,5 @@ _HOMES = {
 }
 __all__ = [name for names in _HOMES.values() for name in names]
 
-
-def __getattr__(name: str) -> Any:
-    # torch takes seconds to import; `robench zoo list` must answer at once.
-    for home, names in _HOMES.items():
-        if name in names:
-            return getattr(import_module(f"robench.models.{home}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+# torch takes seconds to import; `robench zoo list` must answer at once.
+__getattr__ = lazily(__name__, _HOMES)

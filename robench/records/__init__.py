@@ -9,7 +9,6 @@ from robench.records.base import (
     Flag,
     canonical_hash,
     parse,
-    validation_problems,
 )
 from robench.records.cards import (
     ArchitectureSpec,
@@ -74,5 +73,4 @@ __all__ = [
     "canonical_hash",
     "job_key",
     "parse",
-    "validation_problems",
 ]

@@ -17,7 +17,6 @@ __all__ = [
     "Sha256",
     "canonical_hash",
     "parse",
-    "validation_problems",
 ]
 
 M = TypeVar("M", bound=BaseModel)
@@ -38,7 +37,7 @@ def canonical_hash(content: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def validation_problems(error: ValidationError) -> str:
+def _problems(error: ValidationError) -> str:
     """What is wrong with which field, in one line for people."""
     problems = []
     for detail in error.errors():
@@ -69,7 +68,7 @@ def parse(
     try:
         return kind.model_validate(content)
     except ValidationError as problem:
-        raise error(validation_problems(problem), where=where, hint=hint) from problem
+        raise error(_problems(problem), where=where, hint=hint) from problem
 
 
 class Flag(Frozen):

@@ -82,10 +82,9 @@ def perturbed(
     for other in store.records():
         same = other.record.model.fingerprint == stored.record.model.fingerprint
         alike = other.record.dataset.fingerprint == stored.record.dataset.fingerprint
-        if same and alike and other.record.attack.name == "pgd-20":
-            arrays = store.read_arrays(other.record.key)
-            if "adversarial" in arrays:
-                return torch.from_numpy(arrays["adversarial"])[rows]
+        wanted = same and alike and other.record.attack.name == "pgd-20"
+        if wanted and store.has_adversarial(other.record.key):
+            return torch.from_numpy(store.adversarial_rows(other.record.key)[rows.numpy()])
     inputs = dataset.batch(rows)
     signs = torch.randn(inputs.shape, generator=torch.Generator().manual_seed(0)).sign()
     return (inputs + stored.record.threat_model.radius * signs).clamp(0, 1)

@@ -3,28 +3,34 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from robench.results.arrays import Array, ArrayRows
 from robench.results.row_file import RowFile
 
-__all__ = ["FileInputs", "Inputs", "room_for"]
+__all__ = ["FileInputs", "Inputs", "KeptInputs", "ReadInputs", "room_for"]
 
 _IN_MEMORY = 256 * 2**20
 """Bytes up to which everything stays in memory, and in the snapshots"""
 
 
-class Inputs(Protocol):
-    """What tensors and files of inputs have in common: rows by int64 positions."""
+class ReadInputs(Protocol):
+    """Inputs by int64 positions, wherever they are."""
 
     def __len__(self) -> int: ...
 
     def __getitem__(self, rows: Tensor, /) -> Tensor:
         """(k,) → (k, C, H, W) on the CPU."""
         ...
+
+
+class Inputs(ReadInputs, Protocol):
+    """What tensors and files of inputs have in common: rows by int64 positions."""
 
     def __setitem__(self, rows: Tensor, values: Tensor, /) -> None:
         """(k,), (k, C, H, W) on the CPU."""
@@ -48,6 +54,26 @@ class FileInputs:
 
     def __setitem__(self, rows: Tensor, values: Tensor) -> None:
         self.file.write(rows.tolist(), values.numpy())
+
+
+class KeptInputs:
+    """Some of the inputs that a record kept.
+
+    Args:
+        rows: all of them, float32 (n, C, H, W), in memory or in their file.
+        chosen: the positions among them that count here, (m,).
+    """
+
+    def __init__(self, rows: Array | ArrayRows, chosen: Sequence[int]) -> None:
+        self._rows = rows
+        self._chosen = torch.tensor(chosen, dtype=torch.int64)
+
+    def __len__(self) -> int:
+        return len(self._chosen)
+
+    def __getitem__(self, rows: Tensor) -> Tensor:
+        read = self._rows[self._chosen[rows].numpy()]
+        return torch.from_numpy(np.ascontiguousarray(read, np.float32))
 
 
 def room_for(count: int, shape: tuple[int, ...], open_file: Callable[[], RowFile]) -> Inputs:

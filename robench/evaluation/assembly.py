@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from functools import cached_property
 from typing import Any
@@ -29,12 +29,13 @@ from robench.records import (
     Outcome,
     SampleOutcome,
 )
+from robench.results.arrays import Rows
 from robench.threat_models import ThreatModel
 
 __all__ = ["Assembly"]
 
 _PANEL_SAMPLES = 8
-_BATCH = 256
+_ROWS_AT_A_TIME = 32
 
 
 class Assembly:
@@ -179,13 +180,19 @@ class Assembly:
             if bool(rows.any())
         }
 
-    def adversarial(self) -> NDArray[np.float32]:
+    def adversarial(self) -> Rows:
         """Every sample's adversarial input (n, C, H, W), the clean one where there is none."""
-        everything = self.clean.dataset.batch(range(self.dataset.n))
-        for part in torch.split(self.shown.nonzero().squeeze(1), _BATCH):
-            everything[self.clean.rows[part]] = self.attacked.adv_inputs[part]
-        array: NDArray[np.float32] = everything.numpy()
-        return array
+        return Rows((self.dataset.n, *self.clean.dataset.input_shape), self._adversarial_parts())
+
+    def _adversarial_parts(self) -> Iterator[NDArray[np.float32]]:
+        position = torch.full((self.dataset.n,), -1)
+        shown = self.shown.nonzero().squeeze(1)
+        position[self.clean.rows[shown]] = shown
+        for rows in torch.split(torch.arange(self.dataset.n), _ROWS_AT_A_TIME):
+            part = self.clean.dataset.batch(rows)
+            found = position[rows] >= 0
+            part[found] = self.attacked.adv_inputs[position[rows][found]]
+            yield part.numpy()
 
     def panel(self) -> dict[str, NDArray[Any]]:
         """A few samples with their maps for the plot, half of them broken if there are so many."""

@@ -12,7 +12,7 @@ from robench.attention.maps import AttentionExtractor
 from robench.attention.masks import downsample_masks
 from robench.datasets import Dataset
 from robench.errors import RobenchError
-from robench.evaluation.adversarial_inputs import Inputs
+from robench.evaluation.adversarial_inputs import ReadInputs
 from robench.metric_catalogue import measure
 from robench.models.wrapper import RobenchModel
 from robench.records import AttentionSpec, Flag, MetricSummary
@@ -74,7 +74,7 @@ class Measures:
         """Why a kind of metric is missing, if one is."""
         return [] if self._clean is None else list(self._clean.flags)
 
-    def values(self, adv_inputs: Inputs, shown: Tensor | None = None) -> dict[str, Tensor]:
+    def values(self, adv_inputs: ReadInputs, shown: Tensor | None = None) -> dict[str, Tensor]:
         """Every metric by its column's name: float32 (m,), NaN where undefined.
 
         Args:
@@ -173,7 +173,7 @@ class Measures:
         return flags
 
     def _look(
-        self, inputs: Inputs, labels: Tensor, wanted: _Clean
+        self, inputs: ReadInputs, labels: Tensor, wanted: _Clean
     ) -> tuple[Tensor | None, Tensor | None]:
         maps: list[Tensor | None] = []
         features: list[Tensor | None] = []

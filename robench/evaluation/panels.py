@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from robench.evaluation.adversarial_inputs import Inputs
+from robench.evaluation.adversarial_inputs import ReadInputs
 from robench.evaluation.measures import Measures
 from robench.results import SamplePanel
 
@@ -37,7 +37,7 @@ def half_broken(broken: Tensor, survived: Tensor, count: int) -> Tensor:
 def panel_of(
     measures: Measures,
     positions: Tensor,
-    adv_inputs: Inputs,
+    adv_inputs: ReadInputs,
     clean_predictions: Tensor,
     adv_predictions: Tensor,
 ) -> SamplePanel | None:

@@ -19,9 +19,9 @@ from robench.inspection.attention_study import (
 from robench.preparation import Planned, Prepared, prepare
 from robench.records import Suite
 from robench.registry import unknown_name
-from robench.request import Request
+from robench.request import PRECISIONS, Request
 from robench.results import Store, StoredRecord
-from robench.results.arrays import Array
+from robench.results.arrays import ArrayRows
 
 __all__ = ["Look", "Studied", "study_models"]
 
@@ -106,16 +106,19 @@ def _only(suite: Suite, attack: str) -> Suite:
 
 def _adversarial(
     prepared: Prepared, planned: Planned, scratch: Path, display: Display
-) -> tuple[StoredRecord, Array, str]:
+) -> tuple[StoredRecord, ArrayRows, str]:
     """The record, its adversarial inputs (n, C, H, W), and where they are from."""
     kept = Store(prepared.request.folder)
+    data = planned.dataset.spec()
     for spec in prepared.suite.for_norm(planned.threat.norm):
-        key = key_of(planned.model, planned.dataset.spec(), planned.threat, spec, prepared.settings)
-        arrays = kept.read_arrays(key) if kept.has(key) else {}
-        if "adversarial" in arrays:
-            return kept.read(key), arrays["adversarial"], "stored"
+        for precision in PRECISIONS:
+            settings = replace(prepared.settings, precision=precision)
+            key = key_of(planned.model, data, planned.threat, spec, settings)
+            if kept.has(key) and kept.has_adversarial(key):
+                stored = kept.read(key).shown_as(spec.name, planned.model.summary, data)
+                return stored, kept.adversarial_rows(key), "stored"
     request = replace(prepared.request, results=scratch, save_adversarial=True)
     job = replace(prepared, request=request, planned=[planned])
     with display(job.jobs) as listener:
         (stored,) = job.run(listener)
-    return stored, Store(scratch).read_adversarial(stored.record.key), "fresh"
+    return stored, Store(scratch).adversarial_rows(stored.record.key), "fresh"

@@ -9,14 +9,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from robench.attention.maps import ATTENTION_METHODS, AttentionExtractor
 from robench.datasets import Dataset
 from robench.errors import UsageError
+from robench.evaluation.adversarial_inputs import KeptInputs
 from robench.evaluation.measures import Measures, Target, summarise
 from robench.evaluation.panels import half_broken, panel_of
 from robench.inspection.reverify import check_sources
@@ -25,6 +24,7 @@ from robench.models.wrapper import RobenchModel
 from robench.records import AttentionSpec, Outcome, SampleOutcome
 from robench.registry import unknown_name
 from robench.results import SamplePanel, StoredRecord
+from robench.results.arrays import Array, ArrayRows
 
 __all__ = ["AttentionStudy", "chosen_attention", "chosen_target", "study_attention"]
 
@@ -95,7 +95,7 @@ def chosen_target(text: str, class_names: Sequence[str]) -> Target:
 
 def study_attention(
     stored: StoredRecord,
-    adversarial: npt.NDArray[np.float32],
+    adversarial: Array | ArrayRows,
     model: RobenchModel,
     dataset: Dataset,
     *,
@@ -135,7 +135,7 @@ def study_attention(
     position = {name: index for index, name in enumerate(dataset.sample_ids)}
     rows = torch.tensor([position[rows_of_table[i].sample_id] for i in kept], dtype=torch.int64)
     measures = Measures(model, dataset, rows, device, batch_size, attention=spec, target=target)
-    adv_inputs = torch.from_numpy(np.ascontiguousarray(adversarial[kept], np.float32))
+    adv_inputs = KeptInputs(adversarial, kept)
     shown = torch.tensor([rows_of_table[i].adv_prediction is not None for i in kept])
     values = measures.values(adv_inputs, shown.bool())
     broken, survived = (

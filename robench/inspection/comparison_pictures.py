@@ -18,6 +18,7 @@ from robench.reporting.plots import difference_plot, resisted_by_one, safe_name,
 from robench.request import Request
 from robench.request_loading import load_samples
 from robench.results import Store, StoredRecord
+from robench.results.arrays import Array, ArrayRows
 
 __all__ = ["draw_comparison"]
 
@@ -77,7 +78,7 @@ def draw_comparison(
             samples = samples or _samples(broken, data_root)
             pair = resisting.attacks[attack], broken.attacks[attack]
             rows = [_positions(stored.table["sample_id"], shown) for stored in pair]
-            inputs = [_channels_last(kept.of(pair[i])[rows[i]]) for i in (0, 1)]
+            inputs = [_channels_last(kept.of(pair[i], rows[i])) for i in (0, 1)]
             predictions = [_predictions(pair[i], rows[i]) for i in (0, 1)]
             chosen = _positions(samples.sample_ids, shown)
             drawn = resisted_by_one(
@@ -95,23 +96,22 @@ def draw_comparison(
 
 
 class _Kept:
-    """Adversarial inputs by record, read once: the files are large."""
+    """Adversarial inputs by record, each file opened and checked once: they are large."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._read: dict[str, Floats] = {}
+        self._opened: dict[str, ArrayRows] = {}
 
     def has(self, stored: StoredRecord) -> bool:
         """Whether the record's adversarial inputs were kept."""
-        return len(self.of(stored)) > 0
+        return stored.arrays_path is not None and self._store.has_adversarial(stored.record.key)
 
-    def of(self, stored: StoredRecord) -> Floats:
-        """(n, C, H, W) in the order of the record's table; empty if they were not kept."""
+    def of(self, stored: StoredRecord, rows: list[int]) -> Array:
+        """The given rows of the record's table, (k, C, H, W)."""
         key = stored.record.key
-        if key not in self._read:
-            arrays = {} if stored.arrays_path is None else self._store.read_arrays(key)
-            self._read[key] = arrays.get("adversarial", np.empty((0, 1, 1, 1)))
-        return self._read[key]
+        if key not in self._opened:
+            self._opened[key] = self._store.adversarial_rows(key)
+        return self._opened[key][rows]
 
 
 def _deciding_attack(

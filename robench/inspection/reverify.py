@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from robench.datasets import Dataset
@@ -14,6 +13,7 @@ from robench.evaluation.adjudicate import Adjudicator
 from robench.models.wrapper import RobenchModel
 from robench.records import Outcome
 from robench.results import StoredRecord
+from robench.results.arrays import Array, ArrayRows
 
 __all__ = ["Reverification", "check_sources", "reverify"]
 
@@ -33,7 +33,7 @@ class Reverification:
 
 def reverify(
     stored: StoredRecord,
-    adversarial: npt.NDArray[np.float32],
+    adversarial: Array | ArrayRows,
     model: RobenchModel,
     dataset: Dataset,
     *,
@@ -96,7 +96,7 @@ def reverify(
 
 def check_sources(
     stored: StoredRecord,
-    adversarial: npt.NDArray[np.float32],
+    adversarial: Array | ArrayRows,
     model: RobenchModel,
     dataset: Dataset,
 ) -> None:

@@ -32,7 +32,17 @@ from typing import Any
 from robench.errors import CorruptRecordError, StoreError, UsageError
 from robench.files import atomic_write, file_error, stale_temporaries
 from robench.records import EvaluationRecord, SampleOutcome
-from robench.results.arrays import Array, check_digest, check_size, load_arrays, write_arrays
+from robench.results.arrays import (
+    ADVERSARIAL,
+    Array,
+    ArrayRows,
+    Rows,
+    array_names,
+    check_digest,
+    check_size,
+    load_arrays,
+    write_arrays,
+)
 from robench.results.claims import Claim
 from robench.results.progress import Progress
 from robench.results.stored_record import (
@@ -48,7 +58,6 @@ __all__ = ["Problem", "Scan", "Store", "StoredRecord"]
 log = logging.getLogger("robench.results")
 
 _KEY = re.compile(r"[0-9a-f]{64}")
-_ADVERSARIAL = "adversarial"
 _READ_ATTEMPTS = 5
 
 
@@ -107,7 +116,7 @@ class Store:
         record: EvaluationRecord,
         samples: Sequence[SampleOutcome],
         *,
-        adversarial: Array | None = None,
+        adversarial: Array | Rows | None = None,
         arrays: Mapping[str, Array] | None = None,
     ) -> StoredRecord:
         """Keep a finished job, in place of an earlier record with its key.
@@ -116,7 +125,8 @@ class Store:
             record: its ``counts`` must agree with the samples. Undefined (NaN) figures become
                 None; classes without a defined accuracy are left out.
             samples: one a row, in any order, ids distinct.
-            adversarial: inputs in the order of ``samples``, shape (n, C, H, W), in [0, 1].
+            adversarial: inputs in the order of ``samples``, shape (n, C, H, W), in [0, 1]; as
+                :class:`~robench.results.arrays.Rows` they are made while they are written.
             arrays: further arrays under their names (clean inputs, attention maps).
 
         Raises:
@@ -124,14 +134,14 @@ class Store:
                 written (full, read-only): then nothing of it is left behind.
         """
         stored = StoredRecord.of(record, samples)
-        extra = dict(arrays or {})
+        extra: dict[str, Array | Rows] = dict(arrays or {})
         if adversarial is not None:
-            if len(adversarial) != len(samples):
+            if adversarial.shape[0] != len(samples):
                 raise StoreError(
-                    f"{len(adversarial)} adversarial inputs for {len(samples)} samples",
+                    f"{adversarial.shape[0]} adversarial inputs for {len(samples)} samples",
                     where=record.key,
                 )
-            extra[_ADVERSARIAL] = adversarial
+            extra[ADVERSARIAL] = adversarial
         path = self.path_of(record.key)
         created: list[Path] = []
         try:
@@ -188,10 +198,9 @@ class Store:
             StoreError, CorruptRecordError: as :meth:`read`.
         """
         self.read(key)
-        path = self.path_of(key)
-        entry = read_document(path, key)["files"].get("arrays")
-        if entry is not None:
-            check_digest(path.parent / entry["name"], entry["sha256"])
+        path, digest = self._arrays(key)
+        if path is not None:
+            check_digest(path, digest)
 
     def scan(self) -> Scan:
         """Read every record, setting apart those that cannot be read."""
@@ -215,32 +224,44 @@ class Store:
     # --- arrays ----------------------------------------------------------------------------
 
     def read_arrays(self, key: str) -> dict[str, Array]:
-        """The arrays kept with a record, by name; empty if none were.
+        """The arrays kept with a record, by name, without its adversarial inputs.
 
         Raises:
             StoreError, CorruptRecordError: as :meth:`read`; the file's checksum is verified.
         """
-        path = self.path_of(key)
-        entry = read_document(path, key)["files"].get("arrays")
-        if entry is None:
-            return {}
-        arrays_path = path.parent / entry["name"]
-        return load_arrays(arrays_path, entry["sha256"])
+        path, digest = self._arrays(key)
+        return {} if path is None else load_arrays(path, digest, leave_out=(ADVERSARIAL,))
 
-    def read_adversarial(self, key: str) -> Array:
-        """Adversarial inputs (n, C, H, W) in the order of the table's rows.
+    def has_adversarial(self, key: str) -> bool:
+        """Whether a record's adversarial inputs were kept.
+
+        Raises:
+            StoreError, CorruptRecordError: as :meth:`read`; no checksum is looked at.
+        """
+        path, _ = self._arrays(key)
+        return path is not None and ADVERSARIAL in array_names(path)
+
+    def adversarial_rows(self, key: str) -> ArrayRows:
+        """Adversarial inputs (n, C, H, W), to be read some rows at a time, in the table's order.
 
         Raises:
             StoreError: they were not kept; otherwise as :meth:`read_arrays`.
         """
-        arrays = self.read_arrays(key)
-        if _ADVERSARIAL not in arrays:
+        path, digest = self._arrays(key)
+        if path is not None:
+            check_digest(path, digest)
+        if path is None or ADVERSARIAL not in array_names(path):
             raise StoreError(
                 "the record has no adversarial inputs",
                 where=self.path_of(key),
                 hint="Run it again with --save-adversarial",
             )
-        return arrays[_ADVERSARIAL]
+        return ArrayRows(path, ADVERSARIAL)
+
+    def read_adversarial(self, key: str) -> Array:
+        """All of :meth:`adversarial_rows` at once, float32 (n, C, H, W)."""
+        rows = self.adversarial_rows(key)
+        return rows[range(len(rows))]
 
     # --- damage, claims, progress ----------------------------------------------------------
 
@@ -314,6 +335,12 @@ class Store:
         return victims
 
     # --- inside ----------------------------------------------------------------------------
+
+    def _arrays(self, key: str) -> tuple[Path | None, str]:
+        """A record's arrays and their checksum; None if it has none."""
+        path = self.path_of(key)
+        entry = read_document(path, key)["files"].get("arrays")
+        return (None, "") if entry is None else (path.parent / entry["name"], entry["sha256"])
 
     def _write_table(self, path: Path, arrow: Any, created: list[Path]) -> dict[str, Any]:
         content = parquet_bytes(arrow)

@@ -90,6 +90,15 @@ class StoredRecord:
             arrow = arrow.set_column(place, arrow.field(place), [names])
         return StoredRecord(changed, arrow, self.path, self.arrays_path)
 
+    def same_outcomes(self, samples: Sequence[SampleOutcome]) -> bool:
+        """Whether rows say the same as these of every sample: all but names, passes, messages."""
+        told = {"broken_by": None, "forwards": 0, "backwards": 0, "message": None}
+        one, two = (
+            samples_to_table([row.model_copy(update=told) for row in rows])
+            for rows in (self.samples, samples)
+        )
+        return table_to_frame(one).equals(table_to_frame(two))
+
     @functools.cached_property
     def table(self) -> pd.DataFrame:
         """One row a sample; columns as in :mod:`robench.results.tables`."""

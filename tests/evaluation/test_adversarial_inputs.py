@@ -61,9 +61,10 @@ def test_a_file_gives_the_same_record(tmp_path: Path, monkeypatch: pytest.Monkey
     stored = evaluate(tmp_path / "file", save_adversarial=True)
     assert table_of(stored).equals(table_of(expected))
     assert stored.record.counts == expected.record.counts
-    kept, other = (
-        Store(tmp_path / place).read_arrays(expected.record.key) for place in ("memory", "file")
-    )
+    one, two = (Store(tmp_path / place) for place in ("memory", "file"))
+    key = expected.record.key
+    assert np.array_equal(one.read_adversarial(key), two.read_adversarial(key))
+    kept, other = one.read_arrays(key), two.read_arrays(key)
     assert kept.keys() == other.keys()
     for name, array in kept.items():
         assert np.array_equal(array, other[name]), name
@@ -110,6 +111,39 @@ def test_a_disk_that_fills_up_ends_the_run_with_one_line(
     with pytest.raises(StoreError, match="No space left"):
         evaluate(tmp_path)
     assert not Store(tmp_path).keys()
+
+
+def test_a_record_gains_its_adversarial_inputs_and_nothing_else_changes(tmp_path: Path) -> None:
+    without = evaluate(tmp_path / "one")
+    store = Store(tmp_path / "one")
+    assert not store.has_adversarial(without.record.key)
+    with pytest.raises(StoreError, match="--save-adversarial"):
+        store.read_adversarial(without.record.key)
+    asked = evaluate(tmp_path / "one", save_adversarial=True)
+    at_once = evaluate(tmp_path / "two", save_adversarial=True)
+    assert asked.record == without.record == store.read(asked.record.key).record
+    assert asked.table.equals(without.table)
+    kept = [Store(tmp_path / place).read_adversarial(asked.record.key) for place in ("one", "two")]
+    assert np.array_equal(*kept)
+    assert at_once.record.counts == asked.record.counts
+    # Now they are there, and nothing is done a third time, whether or not they are asked for.
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "one").rglob("*.*")}
+    for save in (True, False):
+        again = evaluate(tmp_path / "one", save_adversarial=save)
+        assert again.record == without.record
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "one").rglob("*.*")} == before
+
+
+def test_a_record_that_no_longer_comes_out_the_same_is_replaced_whole(tmp_path: Path) -> None:
+    """As on another machine, by rounding: inputs and table must be of one run."""
+    stored = evaluate(tmp_path)
+    store = Store(tmp_path)
+    first, *others = stored.samples
+    told = first.model_copy(update={"clean_margin": 1234.5})
+    store.write(stored.record.model_copy(update={"created": "long ago"}), [told, *others])
+    again = evaluate(tmp_path, save_adversarial=True)
+    assert again.record.created != "long ago"
+    assert table_of(again).equals(table_of(stored))
 
 
 def test_rows_are_read_and_written_by_position(tmp_path: Path) -> None:

@@ -89,10 +89,11 @@ def test_any_record_comes_back_from_disk_as_it_was(samples: list[SampleOutcome])
 
 def test_same_content_gives_same_bytes(tmp_path: Path) -> None:
     samples = make_samples("CBSE", values={"attention_shift": [0.1, math.nan, 0.3, 0.4]})
-    arrays = {"maps": np.arange(8.0).reshape(2, 4), "adversarial": np.ones((4, 1, 2, 2))}
+    arrays = {"maps": np.arange(8.0).reshape(2, 4)}
+    adversarial = np.ones((4, 1, 2, 2))
     folders = [tmp_path / "one", tmp_path / "two"]
     for folder in folders:
-        Store(folder).write(make_record(samples), samples, arrays=arrays)
+        Store(folder).write(make_record(samples), samples, adversarial=adversarial, arrays=arrays)
         time.sleep(0.01)
     one, two = (
         {p.relative_to(f): p.read_bytes() for p in sorted(f.rglob("*")) if p.is_file()}

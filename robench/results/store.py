@@ -368,7 +368,9 @@ class Store:
         if not present:
             return None
         try:
-            folder = _new_folder(self.folder / "quarantine", key)
+            # By the moment: a key may be damaged more than once.
+            folder = self.folder / "quarantine" / f"{key[:16]}-{time.time_ns()}"
+            folder.mkdir(parents=True)
             moved = []
             for path in present:
                 with contextlib.suppress(FileNotFoundError):
@@ -382,18 +384,6 @@ class Store:
         atomic_write(folder / "reason.txt", f"{reason}\n".encode())
         log.warning("set aside in %s: %s", folder, reason)
         return folder
-
-
-def _new_folder(parent: Path, name: str) -> Path:
-    parent.mkdir(parents=True, exist_ok=True)
-    number = 1
-    while True:
-        folder = parent / f"{name[:16]}-{number}"
-        try:
-            folder.mkdir()
-            return folder
-        except FileExistsError:
-            number += 1
 
 
 def _unlink(path: Path) -> None:

@@ -545,12 +545,12 @@ sys.path.insert(0, sys.argv[2])
 from record_factory import make_record, make_samples
 from robench.results import Store
 import numpy as np
-print("ready", flush=True)
 number = 0
 while True:
     samples = make_samples("BSC")
     record = make_record(samples, model=f"m{number}")
     Store(sys.argv[1]).write(record, samples, adversarial=np.zeros((3, 3, 32, 32)))
+    print(number, flush=True)
     number += 1
 """
     support = Path(__file__).parents[1] / "support"

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-__all__ = ["BFloat16Network", "arranged", "chosen_precision", "computing"]
+__all__ = ["BFloat16Network", "chosen_precision", "with_layout", "with_precision"]
 
 Precision = Literal["auto", "fp32", "bf16"]
 
@@ -24,7 +24,7 @@ def chosen_precision(device: torch.device, precision: Precision) -> Literal["fp3
     return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
 
 
-def arranged(network: nn.Module, device: torch.device, precision: Precision) -> nn.Module:
+def with_layout(network: nn.Module, device: torch.device, precision: Precision) -> nn.Module:
     """``network`` in the layout that its convolutions are fastest in; its values stay.
 
     Channels last on CUDA devices and wherever bfloat16 is used. In float32 on a CPU the layout
@@ -36,7 +36,7 @@ def arranged(network: nn.Module, device: torch.device, precision: Precision) -> 
     return network
 
 
-def computing(network: nn.Module, device: torch.device, precision: Precision) -> nn.Module:
+def with_precision(network: nn.Module, device: torch.device, precision: Precision) -> nn.Module:
     """``network`` as recipes call it: itself, or its passes in bfloat16."""
     if chosen_precision(device, precision) == "bf16":
         return BFloat16Network(network, device.type)
@@ -46,8 +46,8 @@ def computing(network: nn.Module, device: torch.device, precision: Precision) ->
 class BFloat16Network(nn.Module):
     """A network whose passes autocast to bfloat16 and return float32.
 
-    It has the doors of the network it wraps (``forward``, and ``forward_features`` and
-    ``forward_head`` where that has them) and shares its parameters, which stay float32.
+    It offers ``forward``, and ``forward_features`` and ``forward_head`` where the network it wraps
+    does, and shares that network's parameters, which stay float32.
 
     Args:
         inner: the network.
@@ -58,29 +58,29 @@ class BFloat16Network(nn.Module):
         super().__init__()
         self.inner = inner
         self._device_type = device_type
-        for door in ("forward_features", "forward_head"):
-            method = getattr(inner, door, None)
+        for name in ("forward_features", "forward_head"):
+            method = getattr(inner, name, None)
             if callable(method):
-                setattr(self, door, self._lowered(method))
+                setattr(self, name, self._in_bfloat16(method))
 
     def forward(self, *inputs: Any, **arguments: Any) -> Any:
-        """As ``inner``, float32 tensors in its place of bfloat16 ones."""
-        return self._lowered(self.inner)(*inputs, **arguments)
+        """As ``inner``, with float32 tensors where that returns bfloat16 ones."""
+        return self._in_bfloat16(self.inner)(*inputs, **arguments)
 
-    def _lowered(self, call: Callable[..., Any]) -> Callable[..., Any]:
+    def _in_bfloat16(self, call: Callable[..., Any]) -> Callable[..., Any]:
         def lowered(*inputs: Any, **arguments: Any) -> Any:
             # One context a pass: casts of weights made without gradients must not serve later.
             with torch.autocast(self._device_type, torch.bfloat16):
                 returned = call(*inputs, **arguments)
-            return _raised(returned)
+            return _as_float32(returned)
 
         return lowered
 
 
-def _raised(value: Any) -> Any:
+def _as_float32(value: Any) -> Any:
     """Every bfloat16 tensor in lists and tuples of tensors as float32."""
     if isinstance(value, Tensor):
         return value.float() if value.dtype == torch.bfloat16 else value
     if isinstance(value, (list, tuple)):
-        return type(value)(_raised(part) for part in value)
+        return type(value)(_as_float32(part) for part in value)
     return value

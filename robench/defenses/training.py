@@ -16,7 +16,7 @@ from robench.datasets import Dataset
 from robench.defenses.card import draft_card, write_model
 from robench.defenses.inner_maximisers import ascend, cross_entropy_of, uniform_start
 from robench.defenses.job import TrainingJob
-from robench.defenses.precision import arranged, computing
+from robench.defenses.precision import with_layout, with_precision
 from robench.defenses.processes import Processes, deterministic, launch
 from robench.defenses.progress import TrainingProgress
 from robench.defenses.recipe import Context
@@ -107,13 +107,13 @@ class _Run:
         self.progress = progress
         # A copy, because spawned processes on a CPU share the memory of what they are sent.
         network = copy.deepcopy(job.network).to(device)
-        self.network = arranged(network, device, settings.precision)
+        self.network = with_layout(network, device, settings.precision)
         self.optimiser = _optimiser(self.network, settings)
         # Not torch's AveragedModel: its first update copies the weights, whatever the decay.
         self.average = copy.deepcopy(self.network) if settings.ema else None
         self.data = TrainingData(job.data.train, settings, seed=job.seed, device=device)
         self.context = Context(
-            computing(self.network, device, settings.precision),
+            with_precision(self.network, device, settings.precision),
             job.threat_model,
             job.data.train.num_classes,
             self.data,
@@ -134,7 +134,7 @@ class _Run:
         device, precision = self.processes.device, self.settings.precision
         # A loaded model wraps the bare network, whose features are wanted.
         bare = self.job.teacher.network.to(device).eval()
-        return computing(arranged(bare, device, precision), device, precision).eval()
+        return with_precision(with_layout(bare, device, precision), device, precision).eval()
 
     def best(self) -> Best:
         """The best weights by validation, once all epochs are done.

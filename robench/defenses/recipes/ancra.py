@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from robench import seeding
-from robench.defenses.inner_maximisers import gaussian_start, kl_divergence
+from robench.defenses.inner_maximisers import gaussian_start
 from robench.defenses.recipe import AdversarialRecipe, Context, Paper
-from robench.defenses.recipes.mart import boosted_margin, weighted_kl
-from robench.defenses.recipes.trades import PAPER_STEP
+from robench.defenses.recipes.mart import mart_terms
+from robench.defenses.recipes.trades import PAPER_STEP, trades_terms
 from robench.defenses.training_data import Batch
 from robench.errors import ModelError, TrainingError
 from robench.probes import eval_mode
@@ -121,16 +121,8 @@ class Ancra(AdversarialRecipe):
         """One head's terms."""
         if self.form == "pgd":
             return {"adversarial": F.cross_entropy(adv, labels)}
-        if self.form == "trades":
-            return {
-                "clean": F.cross_entropy(clean, labels),
-                "kl": self.beta * kl_divergence(clean, adv).mean(),
-            }
-        return {
-            "adversarial": F.cross_entropy(adv, labels),
-            "margin": boosted_margin(adv, labels).mean(),
-            "kl": self.beta * weighted_kl(clean, adv, labels).mean(),
-        }
+        terms = trades_terms if self.form == "trades" else mart_terms
+        return terms(clean, adv, labels, self.beta)
 
     def _over_heads(self, terms: list[Tensor]) -> Tensor:
         """The final head's term plus the weighted mean of the auxiliary heads'."""

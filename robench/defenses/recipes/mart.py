@@ -12,7 +12,7 @@ from robench.defenses.recipe import AdversarialRecipe, Context, Paper
 from robench.defenses.recipes.trades import PAPER_STEP
 from robench.defenses.training_data import Batch
 
-__all__ = ["Mart", "boosted_margin", "weighted_kl"]
+__all__ = ["Mart", "boosted_margin", "mart_terms", "weighted_kl"]
 
 _FLOOR = 1e-4
 """Added inside the margin's logarithm, as the reference does: a certain error stays finite."""
@@ -45,12 +45,18 @@ class Mart(AdversarialRecipe):
             batch.inputs,
             gaussian_start(batch.inputs, batch.keys),
         )
-        clean_logits, adv_logits = network(batch.inputs), network(adv_inputs)
-        return {
-            "adversarial": F.cross_entropy(adv_logits, labels),
-            "margin": boosted_margin(adv_logits, labels).mean(),
-            "kl": self.beta * weighted_kl(clean_logits, adv_logits, labels).mean(),
-        }
+        return mart_terms(network(batch.inputs), network(adv_inputs), labels, self.beta)
+
+
+def mart_terms(
+    clean_logits: Tensor, adv_logits: Tensor, labels: Tensor, beta: float
+) -> dict[str, Tensor]:
+    """The loss from logits (N, C) and labels (N,): BCE's two halves and, ``beta`` times, ``kl``."""
+    return {
+        "adversarial": F.cross_entropy(adv_logits, labels),
+        "margin": boosted_margin(adv_logits, labels).mean(),
+        "kl": beta * weighted_kl(clean_logits, adv_logits, labels).mean(),
+    }
 
 
 def boosted_margin(logits: Tensor, labels: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from robench.defenses.recipe import AdversarialRecipe, Context, Paper
 from robench.defenses.training_data import Batch
 from robench.probes import eval_mode
 
-__all__ = ["PAPER_STEP", "Trades"]
+__all__ = ["PAPER_STEP", "Trades", "trades_terms"]
 
 PAPER_STEP = 0.007 * 255 / 8
 """Their 0.007 at ε 8/255, as a share of ε."""
@@ -47,9 +47,14 @@ class Trades(AdversarialRecipe):
             inputs,
             gaussian_start(inputs, batch.keys),
         )
-        clean_logits = network(inputs)
-        divergence = kl_divergence(clean_logits, network(adv_inputs))
-        return {
-            "clean": F.cross_entropy(clean_logits, batch.labels),
-            "kl": self.beta * divergence.mean(),
-        }
+        return trades_terms(network(inputs), network(adv_inputs), batch.labels, self.beta)
+
+
+def trades_terms(
+    clean_logits: Tensor, adv_logits: Tensor, labels: Tensor, beta: float
+) -> dict[str, Tensor]:
+    """The loss from logits (N, C) and labels (N,): ``clean`` and, ``beta`` times, ``kl``."""
+    return {
+        "clean": F.cross_entropy(clean_logits, labels),
+        "kl": beta * kl_divergence(clean_logits, adv_logits).mean(),
+    }

@@ -131,14 +131,7 @@ class ResNet(Classifier):
 class PreActResNet(Classifier):
     """PreActResNet-18 for 32×32 images by default: 11.2 M parameters at width 64.
 
-    Args:
-        num_classes: number of logits.
-        in_channels: channels of the input.
-        width: channels of the first stage; the stages have 1, 2, 4 and 8 times as many.
-        stages: blocks in each of the four stages.
-
-    Raises:
-        UsageError: sizes below 1, or not four stages.
+    Arguments and errors as :class:`ResNet`'s; the head is called ``linear``.
     """
 
     classifier = "linear"

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from robench.errors import UsageError
 from robench.models.architectures.classifier import Classifier
 from robench.models.architectures.resnet import DigitsResNet, ResNet
-from robench.models.architectures.wide_resnet import WideTrunk
+from robench.models.architectures.wide_resnet import WideResNet
 
 __all__ = ["DigitsResNetRA", "ResNetRA", "WideResNetRA", "reverse_attention"]
 
@@ -100,14 +100,7 @@ class _ReverseAttention(Classifier):
 class ResNetRA(_ReverseAttention, ResNet):
     """ResNet-18 with reverse attention in every block of ``layer4``; names as ANCRA's.
 
-    Args:
-        num_classes: number of logits.
-        in_channels: channels of the input.
-        width: channels of the first stage; the stages have 1, 2, 4 and 8 times as many.
-        stages: blocks in each of the four stages.
-
-    Raises:
-        UsageError: sizes below 1, or not four stages.
+    Arguments and errors as :class:`ResNet`'s, whose head is ``fc`` here.
     """
 
     def __init__(
@@ -129,19 +122,11 @@ class ResNetRA(_ReverseAttention, ResNet):
 _MASKED_WIDE_BLOCKS: Final = 2
 
 
-class WideResNetRA(_ReverseAttention, WideTrunk):
+class WideResNetRA(_ReverseAttention, WideResNet):
     """WideResNet with reverse attention in the last two blocks of ``block3``; names as ANCRA's.
 
     The final ``bn1`` and ReLU are applied in each of the two, before the auxiliary pooling.
-
-    Args:
-        num_classes: number of logits.
-        in_channels: channels of the input.
-        depth: 6n + 4, at least 16; 34 in the paper.
-        widen_factor: 10 in the paper.
-        dropout: rate between a block's convolutions, in training.
-        stem: channels of the first convolution.
-        sub_block: keep the unused ``sub_block1`` that the authors' files contain.
+    Arguments as :class:`WideResNet`'s, with the paper's depth and the authors' ``sub_block1``.
 
     Raises:
         UsageError: a depth other than 6n + 4 or below 16, or sizes below 1.
@@ -157,9 +142,7 @@ class WideResNetRA(_ReverseAttention, WideTrunk):
         stem: int = 16,
         sub_block: bool = True,
     ) -> None:
-        super().__init__(
-            num_classes, in_channels, depth, widen_factor, dropout, stem, sub_block=sub_block
-        )
+        super().__init__(num_classes, in_channels, depth, widen_factor, dropout, stem, sub_block)
         if len(self.block3.layer) < _MASKED_WIDE_BLOCKS:
             raise UsageError(f"reverse attention masks two blocks: depth 16 or more, not {depth}")
 
@@ -179,12 +162,7 @@ class WideResNetRA(_ReverseAttention, WideTrunk):
 class DigitsResNetRA(_ReverseAttention, DigitsResNet):
     """The digits network with reverse attention in its last blocks: no down-sampling.
 
-    Args:
-        num_classes: number of logits.
-        in_channels: channels of the input.
-        width: channels of every feature map.
-        blocks: number of residual blocks.
-        masked: how many of them, from the end, are masked.
+    Arguments as :class:`DigitsResNet`'s, and ``masked``: how many blocks, from the end, are masked.
 
     Raises:
         UsageError: sizes below 1, or more masked blocks than there are.

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from robench.errors import UsageError
 from robench.models.architectures.classifier import Classifier
 
-__all__ = ["WideBlock", "WideResNet", "WideTrunk"]
+__all__ = ["WideBlock", "WideResNet"]
 
 
 class WideBlock(nn.Module):
@@ -54,14 +54,19 @@ class _Stage(nn.Module):
         return out
 
 
-class WideTrunk(Classifier):
-    """The parameters of a WideResNet, under the authors' names.
+class WideResNet(Classifier):
+    """WRN-``depth``-``widen_factor`` for 32×32 images.
+
+    The authors' AGKD-BML network returns (feature map, pooled features, logits) and switches
+    itself to training mode; this one returns logits and leaves its mode alone. The same
+    parameters give the same logits.
 
     Args:
         num_classes: number of logits.
         in_channels: channels of the input.
-        depth: 6n + 4.
-        widen_factor: the stages have 1, 2 and 4 times ``stem · widen_factor`` channels.
+        depth: 6n + 4; 28 and 34 are the papers'.
+        widen_factor: the stages have 1, 2 and 4 times ``stem · widen_factor`` channels; 10 in the
+            papers.
         dropout: rate between a block's convolutions, in training.
         stem: channels of the first convolution.
         sub_block: add an unused ``sub_block1``, which ANCRA's files contain.
@@ -72,13 +77,12 @@ class WideTrunk(Classifier):
 
     def __init__(
         self,
-        num_classes: int,
-        in_channels: int,
-        depth: int,
-        widen_factor: int,
-        dropout: float,
-        stem: int,
-        *,
+        num_classes: int = 10,
+        in_channels: int = 3,
+        depth: int = 28,
+        widen_factor: int = 10,
+        dropout: float = 0.0,
+        stem: int = 16,
         sub_block: bool = False,
     ) -> None:
         super().__init__()
@@ -108,37 +112,6 @@ class WideTrunk(Classifier):
         """Everything before ``block3``."""
         maps: Tensor = self.block2(self.block1(self.conv1(inputs)))
         return maps
-
-
-class WideResNet(WideTrunk):
-    """WRN-``depth``-``widen_factor`` for 32×32 images.
-
-    The authors' AGKD-BML network returns (feature map, pooled features, logits) and switches
-    itself to training mode; this one returns logits and leaves its mode alone. The same
-    parameters give the same logits.
-
-    Args:
-        num_classes: number of logits.
-        in_channels: channels of the input.
-        depth: 6n + 4; 28 and 34 are the papers'.
-        widen_factor: 10 in the papers.
-        dropout: rate between a block's convolutions, in training.
-        stem: channels of the first convolution.
-
-    Raises:
-        UsageError: a depth other than 6n + 4, or sizes below 1.
-    """
-
-    def __init__(
-        self,
-        num_classes: int = 10,
-        in_channels: int = 3,
-        depth: int = 28,
-        widen_factor: int = 10,
-        dropout: float = 0.0,
-        stem: int = 16,
-    ) -> None:
-        super().__init__(num_classes, in_channels, depth, widen_factor, dropout, stem)
 
     def forward_features(self, inputs: Tensor) -> Tensor:
         """(N, in_channels, H, W) → feature map (N, 4·stem·widen_factor, H/4, W/4), ≥ 0."""

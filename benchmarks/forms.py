@@ -122,7 +122,7 @@ def whole(job: Job, models: SearchModels, clean: CleanPass) -> tuple[float, floa
         seed=job.seed,
     )
     started = time.process_time()
-    attacked = cascade.run(clean, job.dataset.input_shape)
+    attacked = cascade.run(clean, torch.zeros(len(clean), *job.dataset.input_shape))
     seconds = time.process_time() - started
     square = sum(stage.seconds for stage in attacked.stages if stage.name == "square")
     return seconds, square, int((attacked.stage >= 0).sum())

@@ -12,13 +12,14 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+import torch
 from peer_workers import Job, job_for
 from peers import Table, machine
 
 from robench.acceleration.model_choice import choose_search_model
 from robench.acceleration.search_models import SearchModels
-from robench.evaluation.attacked import Attacked
 from robench.evaluation.cascade import Cascade
+from robench.evaluation.cascade_state import CascadeState
 from robench.evaluation.clean_pass import CleanPass
 from robench.evaluation.settings import Settings
 from robench.records import AttackSpec
@@ -72,7 +73,7 @@ _HEADER = (
 )
 
 
-def run(job: Job, spec: AttackSpec, clean: CleanPass, models: SearchModels) -> Attacked:
+def run(job: Job, spec: AttackSpec, clean: CleanPass, models: SearchModels) -> CascadeState:
     """One attack on what is classified correctly."""
     cascade = Cascade(
         spec,
@@ -85,7 +86,7 @@ def run(job: Job, spec: AttackSpec, clean: CleanPass, models: SearchModels) -> A
         workers=2,
         seed=job.seed,
     )
-    return cascade.run(clean, job.dataset.input_shape)
+    return cascade.run(clean, torch.zeros(len(clean), *job.dataset.input_shape))
 
 
 def rows(case: Table) -> list[str]:

@@ -92,7 +92,7 @@ def robench(job: Job, precision: str) -> Result:
         workers=clean.workers,
         seed=job.seed,
     )
-    attacked = cascade.run(clean, job.dataset.input_shape)
+    attacked = cascade.run(clean, torch.zeros(len(clean), *job.dataset.input_shape))
     synchronise()
     ended = time.perf_counter()
     # The peers' PGD is a bare attack, their AutoAttack begins with a clean pass and checks too.

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from robench.datasets import Dataset
 from robench.errors import UsageError
-from robench.evaluation.listener import Listener
+from robench.evaluation.runner import Listener
 from robench.models import load_model
 from robench.preparation import Prepared, prepare
 from robench.records import Suite

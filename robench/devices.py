@@ -1,21 +1,26 @@
-"""Which device to run on, waiting for it, and its memory."""
+"""Which device to run on, waiting for it, and going on when its memory runs out."""
 
 from __future__ import annotations
 
 import gc
 import os
+from collections.abc import Callable
+from typing import Generic, TypeVar
 
 import torch
 
 from robench.errors import DeviceError
 
 __all__ = [
+    "Parts",
     "free_memory",
     "is_out_of_memory",
     "resolve_device",
     "synchronise",
     "total_memory",
 ]
+
+ResultT = TypeVar("ResultT")
 
 
 def resolve_device(name: str | torch.device) -> torch.device:
@@ -81,3 +86,54 @@ def total_memory(device: torch.device) -> int | None:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (ValueError, OSError, AttributeError):
         return None  # no POSIX
+
+
+class Parts(Generic[ResultT]):
+    """Calls something for parts of a batch: fewer at a time once memory has run out.
+
+    Attributes:
+        size: positions in a call at most.
+        halvings: how often memory ran out.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.halvings = 0
+
+    def map(
+        self,
+        count: int,
+        call: Callable[[slice], ResultT],
+        alone: Callable[[int, Exception], ResultT] | None = None,
+    ) -> list[ResultT]:
+        """What ``call`` gives for the positions 0 … ``count`` − 1, a result for each part.
+
+        Args:
+            count: positions.
+            call: for some of them.
+            alone: what a position gives for which the call fails by itself; a part that fails is
+                halved until the guilty ones are alone. None: only want of memory is forgiven.
+
+        Raises:
+            Exception: what ``call`` raised and nothing forgives.
+        """
+        pending = [slice(i, min(i + self.size, count)) for i in range(0, max(count, 1), self.size)]
+        done: list[ResultT] = []
+        while pending:
+            part = pending.pop(0)
+            try:
+                done.append(call(part))
+            except Exception as error:  # whatever a model may raise
+                exhausted, length = is_out_of_memory(error), part.stop - part.start
+                if length == 1 and alone is not None:
+                    done.append(alone(part.start, error))
+                    continue
+                if length == 1 or not (exhausted or alone):
+                    raise
+                middle = part.start + (length + 1) // 2
+                if exhausted:
+                    self.halvings += 1
+                    self.size = min(self.size, middle - part.start)
+                    free_memory()
+                pending[:0] = [slice(part.start, middle), slice(middle, part.stop)]
+        return done

@@ -21,8 +21,7 @@ from robench.attention.maps import AttentionExtractor
 from robench.datasets import Dataset
 from robench.devices import resolve_device
 from robench.errors import CardError, ModelError, UsageError, first_line
-from robench.evaluation.listener import Listener
-from robench.evaluation.runner import evaluate_model
+from robench.evaluation.runner import Listener, evaluate_model
 from robench.evaluation.settings import Settings
 from robench.files import ensure_writable
 from robench.models.wrapper import RobenchModel

@@ -93,7 +93,7 @@ def bytes_per_input(model: nn.Module, inputs: Tensor) -> int:
         # Parameters are kept too, but not for each input.
         return max(0, _saved(model, inputs[:2]) - _saved(model, inputs[:1]))
     except Exception:
-        return 0  # what the model has to say to its inputs is the engine's business
+        return 0  # what the model has to say to its inputs is the search's business
 
 
 def _saved(model: nn.Module, inputs: Tensor) -> int:

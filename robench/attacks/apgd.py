@@ -74,6 +74,7 @@ class APGD:
 
     runs_to_the_end = False
     kind: AttackKind = "gradient"
+    state_type = APGDState
 
     def __init__(
         self,

@@ -9,7 +9,7 @@ its points, and *proposes* a candidate with the margin it saw; it never decides 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import torch
@@ -94,12 +94,7 @@ class Slots:
 
 @dataclass
 class State:
-    """What every attack keeps for each slot; attacks add their own tensors.
-
-    Two of those the engine looks at where they exist: ``found_size``, float (B,), of minimum-norm
-    attacks, and ``border_margin``, float (B,), of attacks that leave the ball: how near to being
-    misclassified the search may have come at the ball's border.
-    """
+    """What every attack keeps for each slot; attacks add their own tensors."""
 
     inputs: Tensor
     labels: Tensor
@@ -112,6 +107,11 @@ class State:
     """(B, C, H, W): the last point seen that lies in the ball"""
     margin: Tensor
     """(B,): its margin as the search saw it; +inf where there is nothing to propose"""
+    found_size: Tensor | None = field(default=None, kw_only=True)
+    """(B,), of minimum-norm attacks: the norm of the smallest adversarial perturbation"""
+    border_margin: Tensor | None = field(default=None, kw_only=True)
+    """(B,), of attacks that leave the ball: how near to being misclassified the search may have
+    come at the ball's border"""
 
 
 StateT = TypeVar("StateT", bound=State)
@@ -126,6 +126,8 @@ class Attack(Protocol[StateT]):
     runs_to_the_end: bool
     """True for minimum-norm attacks, which go on after the first find to make it smaller."""
     kind: AttackKind
+    state_type: type[StateT]
+    """What ``start`` and ``step`` return; a search that was interrupted is put together from it."""
 
     def ranks(self, num_classes: int) -> int:
         """How many searches a sample gets: targets × restarts."""
@@ -140,7 +142,11 @@ class Attack(Protocol[StateT]):
         ...
 
     def step(self, query: Query, state: StateT) -> StateT:
-        """Advance every search by one step."""
+        """Advance every search by one step.
+
+        Returns a new state; tensors of the one that was given stay as they are, for an interrupted
+        step is made again.
+        """
         ...
 
     def finished(self, state: StateT) -> Tensor:

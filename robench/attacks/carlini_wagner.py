@@ -11,7 +11,7 @@ has a best point in it, and that is the one whose margin and attention can be sp
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -43,7 +43,7 @@ class CarliniWagnerState(State):
     best: Tensor
     best_margin: Tensor
     """(B,): margin of ``best``, +inf before the first find"""
-    found_size: Tensor
+    found_size: Tensor = field(kw_only=True)
     """(B,): L2 norm of the smallest adversarial perturbation, +inf before the first"""
 
 
@@ -64,6 +64,7 @@ class CarliniWagnerL2:
 
     runs_to_the_end = True
     kind: AttackKind = "gradient"
+    state_type = CarliniWagnerState
 
     def __init__(
         self,

@@ -7,7 +7,7 @@ it only has to end up inside the ball, so a search ends as soon as it is there.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -33,7 +33,7 @@ class FABState(State):
     """FAB's slots."""
 
     point: Tensor
-    border_margin: Tensor
+    border_margin: Tensor = field(kw_only=True)
     """(B,): the smallest margin at the ball's border, by the linear models on the way"""
 
 
@@ -53,6 +53,7 @@ class FAB:
 
     runs_to_the_end = False
     kind: AttackKind = "boundary"
+    state_type = FABState
 
     def __init__(
         self,

@@ -58,6 +58,7 @@ class PGD:
     """Whether steps depend on earlier ones, through ``PGDState.memory``."""
     runs_to_the_end = False
     kind: AttackKind = "gradient"
+    state_type = PGDState
 
     def __init__(
         self,

@@ -87,6 +87,7 @@ class Square:
 
     runs_to_the_end = False
     kind: AttackKind = "query"
+    state_type = SquareState
 
     def __init__(
         self,
@@ -171,8 +172,12 @@ class Square:
         best, inputs = state.best[ahead.rows], state.inputs[ahead.rows]
         proposal = ahead.proposals.points(best, inputs, self.threat_model)
         changed = (proposal != best).flatten(1).any(dim=1)
-        state.tried[ahead.rows, ahead.proposals.identity] = True
-        state.rejected.index_add_(0, ahead.rows, torch.ones_like(ahead.rows))
+        places = (ahead.rows, ahead.proposals.identity)
+        state = replace(
+            state,
+            tried=state.tried.index_put(places, torch.ones_like(ahead.rows, dtype=torch.bool)),
+            rejected=state.rejected.index_add(0, ahead.rows, torch.ones_like(ahead.rows)),
+        )
         if not bool(changed.all()):  # known to be rejected, and now remembered
             ahead, proposal = ahead.at(changed), proposal[changed]
         if len(ahead.rows) == 0:

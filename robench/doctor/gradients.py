@@ -52,7 +52,7 @@ def gradients(subject: Subject) -> list[Finding]:
     if bad:
         return [
             Finding(
-                name="nonfinite_gradients",
+                name="nan_gradients",
                 severity="severe",
                 evidence=f"gradients of {bad} of {n} samples hold NaN or infinity",
                 mend="Look for square roots, norms and logarithms at 0, and for 0 · inf in "
@@ -84,7 +84,7 @@ def _zero(slopes: Tensor, losses: Tensor) -> list[Finding]:
     if zeros > _FEW * n:
         return [
             Finding(
-                name="zero_gradients",
+                name="flat_margin",
                 severity="severe" if zeros > n / 2 else "warning",
                 evidence=f"the gradient of the margin is zero everywhere for {zeros} of {n} "
                 "samples",

@@ -1,1 +1,1 @@
-"""Evaluation: from a plan to records. The engine searches, adjudication decides, the runner stores."""
+"""Evaluation: from a plan to records. A search proposes, adjudication decides, the runner stores."""

@@ -8,12 +8,13 @@ Whatever precision or layout the search used has no say in it.
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from robench.attacks.losses import margin
-from robench.devices import free_memory, is_out_of_memory
+from robench.devices import Parts
 from robench.errors import ModelError
 from robench.geometry import norm_of, norm_tolerance
 from robench.threat_models import ThreatModel
@@ -60,7 +61,7 @@ class Adjudicator:
     def __init__(self, model: nn.Module, threat_model: ThreatModel, batch_size: int = 256) -> None:
         self.model = model
         self.threat_model = threat_model
-        self.batch_size = batch_size
+        self.parts: Parts[tuple[int, Any]] = Parts(batch_size)
         self._width: int | None = None
 
     def logits(self, points: Tensor) -> Tensor:
@@ -77,34 +78,27 @@ class Adjudicator:
     @torch.no_grad()
     def _logits(self, points: Tensor, forgiving: bool) -> Tensor:
         """``forgiving``: NaN for single inputs on which the model raises, if K is known."""
-        parts: list[Tensor] = []
-        pending = list(torch.split(points, self.batch_size))
-        while pending:
-            part = pending.pop(0)
-            try:
-                out = self.model(part)
-            except Exception as error:
-                exhausted = is_out_of_memory(error)
-                if len(part) > 1 and (exhausted or forgiving):
-                    half = (len(part) + 1) // 2
-                    if exhausted:
-                        self.batch_size = min(self.batch_size, half)
-                        free_memory()
-                    pending[:0] = torch.split(part, half)
-                    continue
-                if not forgiving or self._width is None:
-                    raise
-                parts.append(part.new_full((len(part), self._width), torch.nan))
-                continue
-            if not isinstance(out, Tensor) or out.dim() != 2 or len(out) != len(part):
+
+        def call(part: slice) -> tuple[int, Any]:
+            out = self.model(points[part])
+            if isinstance(out, Tensor) and out.dim() == 2:
+                self._width = out.shape[1]
+            return part.stop - part.start, out
+
+        def unjudged(position: int, error: Exception) -> tuple[int, Any]:
+            if self._width is None:
+                raise error
+            return 1, points.new_full((1, self._width), torch.nan)
+
+        done = self.parts.map(len(points), call, unjudged if forgiving else None)
+        for count, out in done:
+            if not isinstance(out, Tensor) or out.dim() != 2 or len(out) != count:
                 shape = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
                 raise ModelError(
-                    f"the model returned {shape} for {len(part)} inputs instead of logits (N, K)",
+                    f"the model returned {shape} for {count} inputs instead of logits (N, K)",
                     hint="Name the logits' place in the card: forward.output",
                 )
-            self._width = out.shape[1]
-            parts.append(out.float())
-        return torch.cat(parts)
+        return torch.cat([out.float() for _, out in done])
 
     def judge(self, points: Tensor, inputs: Tensor, labels: Tensor) -> Verdicts:
         """Judge proposals.

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from robench.evaluation.cascade import Attacked
+from robench.evaluation.cascade_state import CascadeState
 from robench.evaluation.clean_pass import CleanPass
 from robench.evaluation.environment import describe_environment, peak_memory_mib
 from robench.evaluation.measures import summarise
@@ -57,7 +57,7 @@ class Assembly:
         threat_model: ThreatModel,
         attack: AttackSpec,
         clean: CleanPass,
-        attacked: Attacked,
+        attacked: CascadeState,
     ) -> None:
         self.model = model
         self.dataset = dataset

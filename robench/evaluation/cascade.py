@@ -1,57 +1,66 @@
 """Stages of attacks: what survives one goes on to the next.
 
-A single attack is a cascade of one stage. What a run does is a list of phases, one stage on some
+A single attack is a cascade of one stage. What is done is a plan of stage runs, one stage on some
 samples each. After the stages, searches that came closer to the boundary than low precision can
-tell, of samples that survived, are run once more in float32. The ``core`` protocol's audit is a list
-of phases too: its later stages run on a random sample of survivors first, and on all of them
-after any hit or flag.
+tell, of samples that survived, are run once more in float32. Where a protocol has an audit
+(:mod:`robench.evaluation.audit`), its later stages are planned twice: for the audited samples, and
+for the others.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import replace
 from functools import partial
-from typing import Any, Literal, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from robench import seeding
 from robench.acceleration.search_models import EagerModel, SearchModel, SearchModels
 from robench.attacks import build_attack
 from robench.attacks.base import BatchAttack
 from robench.errors import AttackError
 from robench.evaluation.adjudicate import Adjudicator
 from robench.evaluation.adversarial_inputs import Inputs
-from robench.evaluation.attacked import Attacked
-from robench.evaluation.engine import Engine
-from robench.evaluation.foreign import propose
-from robench.evaluation.passes import Passes
-from robench.evaluation.phases import Phase, Tally
-from robench.evaluation.samples import Found, Samples
-from robench.evaluation.validity import flag_few_classes, flag_gradients, flag_square
-from robench.evaluation.workers import Crew, Save, Search, Shard, Tell
+from robench.evaluation.audit import audit_result, draw_audit, escalates
+from robench.evaluation.batch_attacks import run_batch_attack
+from robench.evaluation.cascade_state import CascadeState, PhaseCounts, StageRun, Subset
+from robench.evaluation.flags import attack_flags
+from robench.evaluation.queries import Queries
+from robench.evaluation.samples import Samples, SampleSource, SearchResult
+from robench.evaluation.search import Progress, Save, Search
+from robench.evaluation.worker_pool import SearchCall, Shard, WorkerPool
 from robench.models.wrapper import RobenchModel
-from robench.records import AttackSpec, AuditResult, Flag
-from robench.statistics.intervals import missed_share_upper
+from robench.records import AttackSpec, Flag
 from robench.threat_models import ThreatModel
 
-__all__ = ["Attacked", "Cascade", "SampleSource"]
+__all__ = ["Cascade", "plan_runs"]
 
 _NEAR = 2.0
 """Searches whose margin came within so many times the model's tolerance are run again."""
 
 
-class SampleSource(Protocol):
-    """Where a cascade gets its samples from, some at a time."""
+def plan_runs(spec: AttackSpec, rechecked: Sequence[bool]) -> list[StageRun]:
+    """The stage runs of a specification, in order.
 
-    def __len__(self) -> int: ...
-
-    def load(self, rows: Tensor) -> Samples:
-        """Samples on the device, for int64 rows (n′,) on the CPU."""
-        ...
+    Args:
+        spec: a cascade, or a single attack.
+        rechecked: of each stage, whether searches near the boundary are run again.
+    """
+    first_audited = spec.audit.first_stage if spec.audit else len(rechecked)
+    late = range(first_audited, len(rechecked))
+    parts: list[tuple[Subset, range]] = [("all", range(first_audited))]
+    parts += [("audited", late), ("not_audited", late)]
+    return [
+        StageRun(stage, subset, recheck)
+        for subset, stages in parts
+        for recheck in (False, True)
+        for stage in stages
+        if rechecked[stage] or not recheck
+    ]
 
 
 class Cascade:
@@ -63,12 +72,12 @@ class Cascade:
         threat_model: the ball.
         models: what searches run on when they attack the final output.
         adjudicator: judges with the original model.
-        batch_size: slots of all engines together.
+        batch_size: slots of all searches together.
         shard_size: samples that are on the device at a time.
-        workers: engines side by side (:mod:`robench.evaluation.workers`). Changes no result.
+        workers: searches side by side (:mod:`robench.evaluation.worker_pool`). Changes no result.
         seed: of all draws.
         progress: told about completed steps.
-        save: decides when to keep a snapshot; see :meth:`Engine.run`.
+        save: decides when to keep a snapshot; see :meth:`Search.run`.
 
     Raises:
         UnknownNameError, UsageError, AttackError: a stage that cannot be built.
@@ -86,7 +95,7 @@ class Cascade:
         shard_size: int,
         workers: int = 1,
         seed: int,
-        progress: Callable[[int], None] | None = None,
+        progress: Progress | None = None,
         save: Save | None = None,
     ) -> None:
         self.spec = spec
@@ -102,34 +111,14 @@ class Cascade:
         self.seed = seed
         self.progress = progress
         self.save = save
-        self.plan = self._plan()
+        self.plan = plan_runs(spec, [self._is_rechecked(i) for i in range(len(self.stages))])
 
-    def _plan(self) -> list[Phase]:
-        everything = range(len(self.stages))
-        audit = self.spec.audit
-        if audit is None:
-            return self._phases(everything, "all")
-        early, late = everything[: audit.first_stage], everything[audit.first_stage :]
-        return [
-            *self._phases(early, "all"),
-            *self._phases(late, "audited"),
-            *self._phases(late, "others"),
-        ]
-
-    def _phases(
-        self, stages: Iterable[int], who: Literal["all", "audited", "others"]
-    ) -> list[Phase]:
-        first = [Phase(index, who) for index in stages]
-        again = [
-            Phase(phase.stage, who, again=True)
-            for phase in first
-            if self.stages[phase.stage].output is None
-            and not isinstance(self.attacks[phase.stage], BatchAttack)
-            # What runs on the original model anyway would only be repeated.
-            and (model := self._model_of(phase)) is not self.models.exact
-            and model.tolerance > 0
-        ]
-        return first + again
+    def _is_rechecked(self, stage: int) -> bool:
+        if self.stages[stage].output is not None or isinstance(self.attacks[stage], BatchAttack):
+            return False
+        model = self._model_of(StageRun(stage, "all"))
+        # What runs on the original model anyway would only be repeated.
+        return model is not self.models.exact and model.tolerance > 0
 
     def total_steps(self, count: int, num_classes: int) -> int:
         """Steps for ``count`` samples if all of them survive; skipped stages cost none."""
@@ -146,194 +135,181 @@ class Cascade:
     def run(
         self,
         source: SampleSource,
-        room: tuple[int, ...] | Inputs,
+        adv_inputs: Inputs,
         snapshot: dict[str, Any] | None = None,
-    ) -> Attacked:
-        """Run all phases, or go on from a snapshot.
+    ) -> CascadeState:
+        """Run the whole plan, or go on from a snapshot.
 
         Args:
             source: the samples.
-            room: where their adversarial inputs go, or the shape (C, H, W) of one.
+            adv_inputs: where their adversarial inputs go, n of them.
             snapshot: what ``save`` was given in an interrupted run.
 
         Raises:
             AttackError: no stage is defined for this model.
         """
-        count = len(source)
-        adv_inputs = torch.zeros(count, *room) if isinstance(room, tuple) else room
-        attacked = Attacked.nothing_yet(adv_inputs)
-        attacked.stage_names = tuple(stage.name for stage in self.stages)
-        first, tally, begun = 0, None, list[Shard]()
-        if snapshot is not None:
-            attacked.restore(snapshot["attacked"])
-            first = snapshot["phase"]
-            begun = [Shard(rows, engine) for rows, engine in snapshot["engines"]]
-            tally = Tally(**snapshot["tally"]) if snapshot["tally"] else None
-        for number in range(first, len(self.plan)):
-            phase = self.plan[number]
-            tally = tally or Tally(due=self._due(phase, attacked, source))
-            if len(tally.due) or (phase.who == "all" and not phase.again):
-                self._run_phase(number, attacked, source, tally, begun)
-            tally, begun = None, []
-        if attacked.stages and all(stage.skipped for stage in attacked.stages) and count:
-            raise AttackError(str(attacked.stages[0].skipped), where=self.spec.name)
-        if self.spec.audit is not None:
-            attacked.audit = self._audit_result(attacked, source)
-        self._flag(attacked, count)
-        return attacked
+        self.state, begun = CascadeState.nothing_yet(adv_inputs), list[Shard]()
+        # Another machine may have chosen another form of the model, and with it another plan.
+        if snapshot is not None and snapshot["plan"] == self._plan_content():
+            self.state = CascadeState.from_content(snapshot["state"], adv_inputs)
+            begun = [Shard(*shard) for shard in snapshot["shards"]]
+        for number, run in enumerate(self.plan):
+            if number == len(self.state.phases):
+                self._choose_audited(run, source)
+                self.state = self.state.with_phase(PhaseCounts(self._due(run)), new=True)
+            if not self.state.phases[number].finished:
+                self._run(number, source, begun)
+                begun = []
+        state = self.state
+        stages = [
+            counts.result(self.stages[run.stage].name)
+            for run, counts in zip(self.plan, state.phases, strict=True)
+            if len(counts.due) or (run.subset == "all" and not run.recheck)
+        ]
+        if stages and all(stage.skipped for stage in stages) and len(source):
+            raise AttackError(str(stages[0].skipped), where=self.spec.name)
+        audit = audit_result(state, self._escalates()) if self.spec.audit else None
+        names = tuple(stage.name for stage in self.stages)
+        return replace(state, stage_names=names, stages=tuple(stages), audit=audit)
+
+    def flags(self, state: CascadeState, n: int) -> list[Flag]:
+        """Reasons to doubt the outcome ``state``; ``n`` samples there are in all."""
+        classes = self.model.num_classes
+        return attack_flags(self.spec, self.stages, self.plan, state, num_classes=classes, n=n)
 
     # --- who is due --------------------------------------------------------------------------
 
-    def _due(self, phase: Phase, attacked: Attacked, source: SampleSource) -> Tensor:
-        """Rows that a phase runs on, int64."""
-        due = attacked.survivors()
-        if phase.who != "all":
-            self._choose_audited(attacked, source)
-            audited = torch.isin(due, attacked.audited)
-            if phase.who == "audited":
+    def _choose_audited(self, run: StageRun, source: SampleSource) -> None:
+        if self.spec.audit is not None and run.subset != "all":
+            self.state = draw_audit(self.spec.audit, self.state, source)
+
+    def _due(self, run: StageRun) -> Tensor:
+        """Rows that a stage run is due for, int64."""
+        due = self.state.survivors()
+        if self.state.audited is not None and run.subset != "all":
+            audited = torch.isin(due, self.state.audited)
+            if run.subset == "audited":
                 due = due[audited]
             else:
-                due = due[~audited] if self._escalates(attacked) else due[:0]
-        if phase.again:
-            near = self._near(phase, attacked, due)
-            due = due[near.any(dim=1)]
-        return due
+                due = due[~audited] if self._escalates() else due[:0]
+        return due[self._near(run, due).any(dim=1)] if run.recheck else due
 
-    def _near(self, phase: Phase, attacked: Attacked, rows: Tensor) -> Tensor:
-        """bool (n′, ranks): searches of the phase's stage that came near the boundary."""
-        if phase.stage not in attacked.rank_margins:
-            return torch.zeros(len(rows), 1, dtype=torch.bool)
-        margins = attacked.rank_margins[phase.stage][rows]
-        return margins <= _NEAR * self._model_of(replace(phase, again=False)).tolerance
-
-    def _choose_audited(self, attacked: Attacked, source: SampleSource) -> None:
-        """Draw the audit's sample of the survivors, once."""
-        audit = self.spec.audit
-        if audit is None or attacked.survivors_before_audit >= 0:
-            return
-        survivors = attacked.survivors()
-        wanted = audit.sample_size(len(survivors))
-        keys = seeding.derive(source.load(survivors).keys.cpu(), seeding.tag("audit"))
-        attacked.audited = survivors[keys.argsort()[:wanted]].sort().values
-        attacked.survivors_before_audit = len(survivors)
-        attacked.flags_before_audit = len(attacked.flags)
-
-    def _hits(self, attacked: Attacked) -> int:
-        return int((attacked.stage[attacked.audited] >= 0).sum())
-
-    def _escalates(self, attacked: Attacked) -> bool:
-        return self._hits(attacked) > 0 or len(attacked.flags) > attacked.flags_before_audit
-
-    def _audit_result(self, attacked: Attacked, source: SampleSource) -> AuditResult:
-        self._choose_audited(attacked, source)
-        survivors, audited = attacked.survivors_before_audit, len(attacked.audited)
-        hits, escalated = self._hits(attacked), self._escalates(attacked)
-        everyone = escalated or audited == survivors
-        bound = 0.0 if everyone else missed_share_upper(hits, audited, population=survivors)
-        return AuditResult(
-            survivors=survivors,
-            audited=audited,
-            hits=hits,
-            escalated=escalated,
-            missed_share_upper=bound if survivors else None,
+    def _escalates(self) -> bool:
+        phases = zip(self.plan, self.state.phases, strict=False)
+        return escalates(
+            self.state, [c for run, c in phases if run.subset == "audited" and not run.recheck]
         )
 
-    # --- one phase ---------------------------------------------------------------------------
+    def _near(self, run: StageRun, rows: Tensor) -> Tensor:
+        """bool (n′, searches): searches of the run's stage that came near the boundary."""
+        if run.stage not in self.state.search_margins:
+            return torch.zeros(len(rows), 1, dtype=torch.bool)
+        margins = self.state.search_margins[run.stage][rows]
+        return margins <= _NEAR * self._model_of(replace(run, recheck=False)).tolerance
 
-    def _run_phase(
-        self,
-        number: int,
-        attacked: Attacked,
-        source: SampleSource,
-        tally: Tally,
-        begun: list[Shard],
-    ) -> None:
-        phase = self.plan[number]
-        stage = self.stages[phase.stage]
-        started = time.perf_counter() - tally.seconds
+    # --- one stage run -----------------------------------------------------------------------
 
-        def prepare(shard: Shard) -> Search:
-            only = self._near(phase, attacked, shard.rows) if phase.again else None
-            return partial(self._search, phase, source.load(shard.rows), only, shard.engine)
-
-        def merge(shard: Shard, found: Found) -> None:
-            attacked.merge(shard.rows, found, phase.stage)
-            tally.add(shard.rows, found)
-
-        def snapshot(unfinished: list[Shard]) -> dict[str, Any]:
-            tally.seconds = time.perf_counter() - started
-            return {
-                "attacked": attacked.content(),
-                "phase": number,
-                "tally": dict(vars(tally)),
-                "engines": [[shard.rows, shard.engine] for shard in unfinished],
-            }
-
-        foreign = isinstance(self.attacks[phase.stage], BatchAttack)
+    def _run(self, number: int, source: SampleSource, begun: Sequence[Shard]) -> None:
+        run, counts = self.plan[number], self.state.phases[number]
         # A foreign attack may draw one number for a whole batch, and share what it likes.
-        workers = 1 if foreign else self.workers
-        shards = [*begun, *self._shards(tally, begun, workers)]
+        workers = 1 if isinstance(self.attacks[run.stage], BatchAttack) else self.workers
+        shards = [*begun, *self._shards(number, counts, begun, workers)]
+        self._started = time.perf_counter() - counts.seconds
+        pool = WorkerPool(
+            workers,
+            partial(self._prepare, run, source),
+            None if run.recheck else self.progress,
+            self._offer_snapshot,
+        )
         skipped = None
         try:
-            tell = None if phase.again else self.progress
-            Crew(workers, self.save, snapshot, tell).run(shards, prepare, merge)
+            with closing(pool.run(shards)) as results:
+                for shard, result in results:
+                    self.state = self.state.merged(shard.rows, result, run.stage)
         except AttackError as error:
             skipped = str(error)
-        tally.seconds = time.perf_counter() - started
-        if not phase.again:
-            attacked.flags += flag_gradients(
-                tally.zero_gradients, tally.nonfinite_gradients, max(len(tally.due), 1)
-            )
-        model = self._model_of(phase)
-        search_name = model.description if model is not self.models.search else None
-        attacked.stages.append(tally.result(stage.name, search_name, skipped))
-        if self.save is not None:
-            # What the last step left behind is merged; a snapshot must not merge it twice.
-            after = {"phase": number + 1, "tally": None, "engines": list[Any]()}
-            self.save(lambda: {"attacked": attacked.content(), **after})
+        model = self._model_of(run)
+        counts = replace(
+            self.state.phases[number],
+            seconds=time.perf_counter() - self._started,
+            finished=True,
+            skipped=skipped,
+            searched_on=model.description if model is not self.models.search else None,
+        )
+        self.state = self.state.with_phase(counts)
+        self._offer_snapshot(list)
 
-    def _shards(self, tally: Tally, begun: list[Shard], workers: int) -> list[Shard]:
+    def _offer_snapshot(self, unfinished: Callable[[], list[Shard]]) -> None:
+        if self.save is not None:
+            self.save(lambda: self._snapshot(unfinished()))
+
+    def _snapshot(self, shards: Sequence[Shard]) -> dict[str, Any]:
+        """All that is needed to go on, whenever it is made."""
+        state, number = self.state, len(self.state.phases) - 1
+        counts = state.phases[number]
+        if not counts.finished:
+            seconds = time.perf_counter() - self._started
+            state = state.with_phase(replace(counts, seconds=seconds))
+        left = [
+            [shard.rows, shard.phase, shard.search]
+            for shard in shards
+            # What is merged must not be merged again, whatever the pool still has of it.
+            if shard.phase == number
+            and not counts.finished
+            and not bool(torch.isin(shard.rows, counts.done).any())
+        ]
+        return {"plan": self._plan_content(), "state": state.content(), "shards": left}
+
+    def _plan_content(self) -> list[list[Any]]:
+        return [[self.stages[run.stage].name, run.subset, run.recheck] for run in self.plan]
+
+    def _shards(
+        self, number: int, counts: PhaseCounts, begun: Sequence[Shard], workers: int
+    ) -> list[Shard]:
         """What is left to be searched, in equal parts that fit onto the device."""
-        rows = tally.todo(torch.cat([tally.due[:0], *(shard.rows for shard in begun)]))
+        rows = counts.todo(torch.cat([counts.due[:0], *(shard.rows for shard in begun)]))
         if len(rows) == 0:
             return []
         share = min(self.shard_size // workers or 1, -(-len(rows) // workers))
-        return [Shard(part) for part in torch.split(rows, share)]
+        return [Shard(part, number) for part in torch.split(rows, share)]
+
+    def _prepare(self, run: StageRun, source: SampleSource, shard: Shard) -> SearchCall:
+        only = self._near(run, shard.rows) if run.recheck else None
+        return partial(self._search, run, source.load(shard.rows), only, shard.search)
 
     def _search(
         self,
-        phase: Phase,
+        run: StageRun,
         samples: Samples,
         only: Tensor | None,
-        engine_state: dict[str, Any] | None,
-        tell: Tell,
-        keep: Save,
-    ) -> Found:
-        stage, attack = self.stages[phase.stage], self.attacks[phase.stage]
+        snapshot: dict[str, Any] | None,
+        progress: Progress,
+        save: Save,
+    ) -> SearchResult:
+        stage, attack = self.stages[run.stage], self.attacks[run.stage]
         if isinstance(attack, BatchAttack):
-            found = propose(attack, self.model, self.adjudicator, samples, self.seed)
-            tell(len(samples))
-            return found
-        search_model, samples = self._aim(stage, samples, self._model_of(phase))
-        num_classes = samples.clean_logits.shape[1]
-        engine = Engine(
+            result = run_batch_attack(attack, self.model, self.adjudicator, samples, self.seed)
+            progress(len(samples))
+            return result
+        search_model, samples = self._aim(stage, samples, self._model_of(run))
+        search = Search(
             attack,
-            Passes(search_model, num_classes, self.batch_size),
+            Queries(search_model, samples.clean_logits.shape[1], self.batch_size),
             self.adjudicator,
+            samples,
             batch_size=self.batch_size,
             # By what the record's key holds: the name of a stage, never that of a column.
             seed_tag=stage.name if self.spec.stages else stage.output or "",
             judges_every_step=stage.output is not None,
+            only=None if only is None else only.to(samples.inputs.device),
         )
-        if only is not None:
-            only = only.to(samples.inputs.device)
-        return engine.run(samples, progress=tell, snapshot=engine_state, save=keep, only=only)
+        return search.run(snapshot, save=save, progress=progress)
 
-    def _model_of(self, phase: Phase) -> SearchModel:
-        """What a phase that attacks the final output searches on."""
-        if phase.again:
+    def _model_of(self, run: StageRun) -> SearchModel:
+        """What a stage run that attacks the final output searches on."""
+        if run.recheck:
             return self.models.exact
-        attack = self.attacks[phase.stage]
+        attack = self.attacks[run.stage]
         if isinstance(attack, BatchAttack):
             return self.models.search
         return self.models.for_attack(attack.kind)
@@ -346,18 +322,4 @@ class Cascade:
             return search_model, samples
         other = self.model.with_output(stage.output)
         logits = Adjudicator(other, self.threat_model, self.batch_size).logits(samples.inputs)
-        aimed = Samples(samples.inputs, samples.labels, logits, samples.keys)
-        return EagerModel(other), aimed
-
-    def _flag(self, attacked: Attacked, count: int) -> None:
-        for index, stage in enumerate(self.stages):
-            if stage.attack == "square" and index > 0:
-                flag = flag_square(int((attacked.stage == index).sum()), count)
-                attacked.flags += [flag] if flag else []
-        few = flag_few_classes(self.spec, self.model.num_classes)
-        attacked.flags += [few] if few else []
-        for stage_result in attacked.stages:
-            if stage_result.skipped:
-                attacked.flags.append(
-                    Flag(name="stage_skipped", severity="note", evidence=stage_result.skipped)
-                )
+        return EagerModel(other), replace(samples, clean_logits=logits)

@@ -20,11 +20,11 @@ from robench.datasets import Dataset
 from robench.doctor import brief_flags
 from robench.errors import AttackError, ModelError
 from robench.evaluation.adjudicate import Adjudicator
-from robench.evaluation.forks import survives_fork, worker_count
 from robench.evaluation.measures import Measures
-from robench.evaluation.passes import Passes
+from robench.evaluation.queries import Queries
 from robench.evaluation.samples import Samples
 from robench.evaluation.settings import Settings
+from robench.evaluation.worker_pool import survives_fork, worker_count
 from robench.models.wrapper import RobenchModel
 from robench.records import AttackSpec
 from robench.threat_models import ThreatModel
@@ -118,7 +118,7 @@ class CleanPass:
 
     def _clean_logits(self, model: RobenchModel, batch_size: int) -> Tensor:
         """float32 (n, K) on the CPU; samples that the model fails on are noted as errors."""
-        guarded = Passes(EagerModel(model), model.num_classes, batch_size)
+        guarded = Queries(EagerModel(model), model.num_classes, batch_size)
         parts = []
         for rows in torch.split(torch.arange(len(self.dataset)), batch_size):
             guarded.reset(len(rows), self.device)
@@ -139,6 +139,10 @@ class CleanPass:
             self.logits[chosen].to(self.device),
             self.keys[chosen].to(self.device),
         )
+
+    def keys_of(self, rows: Tensor) -> Tensor:
+        """int64 (n′,): keys of positions among the correctly classified."""
+        return self.keys[self.rows[rows]]
 
     def prediction(self, row: int) -> int | None:
         """The clean prediction, None where the logits are not finite."""

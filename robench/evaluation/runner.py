@@ -6,7 +6,13 @@ read from there; an interrupted job goes on from its last snapshot.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import io
+import pickle
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+import torch
 
 from robench.attacks.catalogue import foreign_code
 from robench.datasets import Dataset
@@ -15,18 +21,92 @@ from robench.evaluation.adversarial_inputs import FileInputs, room_for
 from robench.evaluation.assembly import Assembly
 from robench.evaluation.cascade import Cascade
 from robench.evaluation.clean_pass import CleanPass
-from robench.evaluation.listener import Listener, Silent
 from robench.evaluation.settings import Settings
-from robench.evaluation.snapshots import Saver, load_snapshot
 from robench.metric_catalogue import foreign_metrics
 from robench.models.wrapper import RobenchModel, buffer_fingerprint
 from robench.records import AttackSpec, DatasetSpec, Flag, Suite, job_key
 from robench.results.store import Store, StoredRecord
 from robench.threat_models import ThreatModel
 
-__all__ = ["code_from_outside", "evaluate_model", "key_of"]
+__all__ = ["Listener", "Silent", "code_from_outside", "evaluate_model", "key_of"]
 
 _DEFAULTS = Settings()
+_SNAPSHOT_FORMAT = 2
+
+
+class Listener(Protocol):
+    """Is told how an evaluation gets on. Subclasses say what they want to hear of."""
+
+    def job_started(self, model: str, attack: str, steps: int, cached: bool) -> None:
+        """A job begins, or its record was found in the store."""
+        return
+
+    def advanced(self, steps: int) -> None:
+        """Search steps of the current job were completed or became unnecessary."""
+        return
+
+    def job_finished(self, stored: StoredRecord) -> None:
+        """A record is in the store."""
+        return
+
+    def model_finished(self, model: str, records: Sequence[StoredRecord]) -> None:
+        """All jobs of a model are done."""
+        return
+
+
+class Silent(Listener):
+    """A listener that says nothing."""
+
+
+class Saver:
+    """Keeps a snapshot of an unfinished job whenever enough time has passed since the last one.
+
+    Args:
+        keep: stores the bytes.
+        interval: seconds between snapshots.
+        seconds_before: time that earlier runs of the job took.
+    """
+
+    def __init__(
+        self, keep: Callable[[bytes], None], interval: float, seconds_before: float = 0.0
+    ) -> None:
+        self._keep = keep
+        self._interval = interval
+        self._started = self._last = time.perf_counter()
+        self._seconds_before = seconds_before
+        self._latest: Callable[[], dict[str, Any]] | None = None
+
+    def __call__(self, snapshot: Callable[[], dict[str, Any]]) -> None:
+        """Called at every point where a snapshot could be taken."""
+        self._latest = snapshot
+        if time.perf_counter() - self._last >= self._interval:
+            self.save_now()
+
+    @property
+    def seconds(self) -> float:
+        """Time that the job has taken so far, earlier runs included."""
+        return self._seconds_before + time.perf_counter() - self._started
+
+    def save_now(self) -> None:
+        """Keep the latest snapshot, if there has been one: it is of the last whole step."""
+        if self._latest is None:
+            return
+        content = {"cascade": self._latest(), "seconds": self.seconds, "format": _SNAPSHOT_FORMAT}
+        buffer = io.BytesIO()
+        torch.save(content, buffer)
+        self._keep(buffer.getvalue())
+        self._last = time.perf_counter()
+
+
+def load_snapshot(content: bytes | None) -> dict[str, Any] | None:
+    """What :class:`Saver` kept: ``cascade`` and ``seconds``; None if it is of no use any more."""
+    if content is None:
+        return None
+    try:
+        loaded: dict[str, Any] = torch.load(io.BytesIO(content), weights_only=True)
+    except (RuntimeError, pickle.UnpicklingError, EOFError):
+        return None  # of another version; the job starts again
+    return loaded if loaded.get("format") == _SNAPSHOT_FORMAT else None
 
 
 def evaluate_model(
@@ -166,9 +246,9 @@ class _ModelJob:
         before = buffer_fingerprint(self.model)
         progress = self.store.progress(key)
         shape = self.dataset.input_shape
-        room = room_for(len(clean), shape, lambda: progress.row_file(len(clean), shape))
+        adv_inputs = room_for(len(clean), shape, lambda: progress.row_file(len(clean), shape))
         saved = load_snapshot(progress.load())
-        if isinstance(room, FileInputs) and not room.file.resumed:
+        if isinstance(adv_inputs, FileInputs) and not adv_inputs.file.resumed:
             saved = None  # a snapshot without its inputs is of no use
         seconds_before = float(saved["seconds"]) if saved else 0.0
         saver = Saver(progress.save, self.settings.snapshot_seconds, seconds_before)
@@ -189,13 +269,12 @@ class _ModelJob:
         self.listener.job_started(self.model.summary.name, spec.name, steps, False)
         try:
             snapshot = saved["cascade"] if saved else None
-            attacked = cascade.run(clean, room, snapshot)
+            attacked = cascade.run(clean, adv_inputs, snapshot)
         except KeyboardInterrupt:
-            # An interrupted step may be half done; the engine's last whole step is what is kept.
             saver.save_now()
             raise
         seconds = saver.seconds
-        flags = [*clean.flags, *attacked.flags]
+        flags = [*clean.flags, *cascade.flags(attacked, len(self.dataset))]
         if buffer_fingerprint(self.model) != before:
             flags.append(
                 Flag(

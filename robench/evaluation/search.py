@@ -1,398 +1,403 @@
-"""One run of an attack over samples: who is in which slot, and what is known of each sample."""
+"""The search: keeps one batch of an attack's searches full until every sample is broken or done.
+
+It owns the queue of (sample, search), admits searches into free slots, asks the attack for a step,
+has finds adjudicated, drops what is broken or finished, and counts passes. It knows nothing of
+any particular attack.
+
+The result does not depend on the batch size, on order, or on where a run was interrupted: draws
+are keyed by sample, every earlier search of a sample is finished before a find of a later one
+counts, and the find of the earliest search is the one that is kept.
+
+Tensors are replaced, never changed in place. So a snapshot is a handful of references that is
+taken after every step, and an interruption in the midst of one leaves it whole.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any, Generic
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Generic
 
 import torch
 from torch import Tensor
 
-from robench.attacks.base import Slots, StateT, join, slot_keys, take
-from robench.evaluation.adjudicate import Verdicts
-from robench.evaluation.samples import Found, Samples
+from robench.attacks.base import Attack, Slots, StateT, join, slot_keys, take
+from robench.evaluation.adjudicate import Adjudicator
+from robench.evaluation.queries import Queries
+from robench.evaluation.samples import Samples, SearchResult
 from robench.geometry import expand
 
-if TYPE_CHECKING:
-    from robench.evaluation.engine import Engine
-
-__all__ = ["Progress", "Search"]
+__all__ = ["Progress", "Save", "Search"]
 
 Progress = Callable[[int], None]
 """Called with the number of search steps that were completed or became unnecessary."""
 
+Save = Callable[[Callable[[], dict[str, Any]]], None]
+"""Is offered a function that makes a snapshot; decides whether to call it and keep the result."""
+
 _UNJUDGED = "the original model fails, or is not finite, at the search's candidate"
 
 
+@dataclass(frozen=True)
+class Active(Generic[StateT]):
+    """Searches that are under way. The first axis of every tensor is the slot."""
+
+    state: StateT
+    sample: Tensor
+    """int64 (B,)"""
+    search: Tensor
+    """int64 (B,): which of the sample's searches"""
+    best: Tensor
+    """(B, C, H, W): the point of the smallest margin so far"""
+    best_margin: Tensor
+    checked_margin: Tensor
+    """(B,): the smallest margin whose point the original model has judged"""
+
+    def __len__(self) -> int:
+        return len(self.sample)
+
+    def take(self, rows: Tensor) -> Active[StateT]:
+        """The slots in ``rows``, int64 (B′,)."""
+        return Active(take(self.state, rows), *(t.index_select(0, rows) for t in self._tensors()))
+
+    def join(self, others: Sequence[Active[StateT]]) -> Active[StateT]:
+        """These slots, and behind them those of others."""
+        every = (self, *others)
+        columns = zip(*(active._tensors() for active in every), strict=True)
+        return Active(join([a.state for a in every]), *(torch.cat(column) for column in columns))
+
+    def with_best(self) -> Active[StateT]:
+        """The last points remembered where they are the best so far."""
+        better = self.state.margin < self.best_margin
+        if not bool(better.any()):
+            return self
+        best = torch.where(expand(better, self.best), self.state.candidate, self.best)
+        margin = torch.where(better, self.state.margin, self.best_margin)
+        return replace(self, best=best, best_margin=margin)
+
+    def _tensors(self) -> tuple[Tensor, ...]:
+        return self.sample, self.search, self.best, self.best_margin, self.checked_margin
+
+    def content(self) -> dict[str, Any]:
+        """Plain data and tensors, for a snapshot."""
+        return {**vars(self), "state": dict(vars(self.state))}
+
+    @classmethod
+    def from_content(
+        cls, attack: Attack[StateT], content: dict[str, Any], device: torch.device
+    ) -> Active[StateT]:
+        """What :meth:`content` gave, for searches of ``attack``."""
+        state = attack.state_type(**_on_device(content["state"], device))
+        return cls(**{**_on_device(content, device), "state": state})
+
+
 class Search(Generic[StateT]):
-    """The bookkeeping of one run: who is in which slot, and what is known of each sample."""
+    """Runs one attack over samples.
+
+    Args:
+        attack: the state machine.
+        queries: guarded, counted passes through the search's model.
+        adjudicator: judges candidates with the original model.
+        samples: the samples, correctly classified ones.
+        batch_size: slots.
+        seed_tag: what the draws are keyed by besides the sample; None: the attack's name.
+        judges_every_step: adjudicate every candidate, at one forward pass each; for attacks on
+            another output of the model, whose margin says nothing certain about the final one.
+        only: bool (n, searches), the searches that are wanted; None: all.
+    """
 
     def __init__(
         self,
-        engine: Engine[StateT],
+        attack: Attack[StateT],
+        queries: Queries,
+        adjudicator: Adjudicator,
         samples: Samples,
-        progress: Progress | None,
+        *,
+        batch_size: int,
+        seed_tag: str | None = None,
+        judges_every_step: bool = False,
         only: Tensor | None = None,
     ) -> None:
-        self.engine = engine
-        self.attack = engine.attack
-        self.passes = engine.passes
+        self.attack = attack
+        self.queries = queries
+        self.adjudicator = adjudicator
         self.samples = samples
-        self.progress = progress
+        self.batch_size = batch_size
+        self.seed_tag = attack.name if seed_tag is None else seed_tag
+        self.judges_every_step = judges_every_step
         self.only = only
+        self.progress: Progress | None = None
         self.device = samples.inputs.device
-        self.ranks = self.attack.ranks(samples.clean_logits.shape[1])
-        self.next_item = 0  # items are ordered by rank, then by sample
-        count = len(samples)
-        unbroken = torch.full((count,), self.ranks, dtype=torch.int64, device=self.device)
-        self.broken_rank = unbroken
-        """The lowest rank that settled the sample, by a find or by a failure"""
-        zeros = torch.zeros(count, dtype=torch.int64, device=self.device)
-        self.found = Found(
-            adv_inputs=samples.inputs.clone(),
-            broken=zeros.bool(),
-            rank=zeros - 1,
-            prediction=zeros - 1,
-            margin=torch.full((count,), torch.nan, device=self.device),
-            size=torch.full((count,), torch.nan, device=self.device),
-            closest_margin=torch.full((count,), torch.inf, device=self.device),
-            found_size=torch.full((count,), torch.nan, device=self.device),
-            forwards=zeros.clone(),
-            backwards=zeros.clone(),
-            rank_margins=torch.full((count, self.ranks), torch.inf, device=self.device),
-        )
-        self.errored = zeros.bool()
-        self.closest_rank = unbroken.clone()
-        self.state: StateT | None = None
-        self.parked: list[tuple[StateT, Tensor, Tensor, Tensor, Tensor, Tensor]] = []
-        self.sample = zeros[:0]
-        self.rank = zeros[:0]
-        self.best = samples.inputs[:0]
-        self.best_margin = self.found.closest_margin[:0]
-        self.checked_margin = self.found.closest_margin[:0]
+        self.searches = attack.ranks(samples.clean_logits.shape[1])
+        self.next_item = 0  # items are ordered by search, then by sample
+        self.active: Active[StateT] | None = None
+        self.parked: tuple[Active[StateT], ...] = ()
+        self.result = SearchResult.nothing_yet(samples, self.searches)
+        self._fresh = False
+        self._starts_with_gradient = False
+        self._mark_boundary()
+
+    @torch.no_grad()
+    def run(
+        self,
+        snapshot: dict[str, Any] | None = None,
+        *,
+        save: Save | None = None,
+        progress: Progress | None = None,
+    ) -> SearchResult:
+        """Search until every sample is broken or all its searches are done.
+
+        Args:
+            snapshot: what ``save`` received in an interrupted run of the same attack and samples.
+            save: called after each step with :meth:`snapshot`; decides whether to keep one.
+            progress: told about completed steps; their sum is that of all searches.
+        """
+        self.progress = progress
+        if snapshot is not None:
+            self._restore(snapshot)
+        while (active := self._admit()) is not None:
+            self._step(active)
+            self._mark_boundary()
+            if save is not None:
+                save(self.snapshot)
+        return self._conclude()
 
     # --- slots in --------------------------------------------------------------------------
 
-    def admit(self) -> bool:
-        """Fill free slots from the queue; False when nothing is left to do."""
+    def _admit(self) -> Active[StateT] | None:
+        """Fill free slots from the queue; None when nothing is left to do."""
         count = len(self.samples)
-        last = count * self.ranks
+        last = count * self.searches
         while self.next_item < last:
             # Counted anew each time: a start may settle its searches at once.
-            free = self.engine.batch_size - len(self.sample) - self._waiting()
+            taken = 0 if self.active is None else len(self.active)
+            free = self.batch_size - taken - self._waiting()
             # A handful of starts is a poor batch; wait until an eighth of the slots is free.
-            if len(self.sample) and free < max(1, self.engine.batch_size // 8):
+            if taken and free < max(1, self.batch_size // 8):
                 break
-            items = torch.arange(
-                self.next_item, min(self.next_item + free, last), device=self.device
-            )
-            self.next_item = int(items[-1]) + 1
-            sample, rank = items % count, items // count
-            needed = rank < self.broken_rank[sample]
+            end = min(self.next_item + free, last)
+            items = torch.arange(self.next_item, end, device=self.device)
+            self.next_item = end
+            sample, search = items % count, items // count
+            needed = search < self.result.settled[sample]
             if self.only is not None:
-                needed = needed & self.only[sample, rank]
-            self._tell(int((~needed).sum()) * self.attack.steps())
+                needed = needed & self.only[sample, search]
+            self._report(int((~needed).sum()) * self.attack.steps())
             if bool(needed.any()):
-                self._start(sample[needed], rank[needed])
-        return len(self.sample) > 0
+                self._start(sample[needed], search[needed])
+        return self.active if self.active is not None and len(self.active) else None
 
-    def _start(self, sample: Tensor, rank: Tensor) -> None:
+    def _start(self, sample: Tensor, search: Tensor) -> None:
         chosen = self.samples.at(sample)
         slots = Slots(
             inputs=chosen.inputs,
             labels=chosen.labels,
             clean_logits=chosen.clean_logits,
-            keys=slot_keys(chosen.keys, self.engine.seed_tag, rank),
-            ranks=rank,
+            keys=slot_keys(chosen.keys, self.seed_tag, search),
+            ranks=search,
         )
-        self.passes.reset(len(sample), self.device)
-        self.passes.watch_gradients = True
-        state = self.attack.start(self.passes, slots)
-        self.passes.watch_gradients = False
-        self._count(sample)
-        self._note_failures(sample, rank)
+        self.queries.reset(len(sample), self.device)
+        self.queries.watch_first_gradients()
+        state = self.attack.start(self.queries, slots)
+        self._fresh, self._starts_with_gradient = True, bool(self.queries.backwards.any())
         infinite = torch.full_like(state.margin, torch.inf)
-        first = self.state is None or len(self.sample) == 0
-        self.state = state if first or self.state is None else join([self.state, state])
-        self.sample = torch.cat((self.sample, sample))
-        self.rank = torch.cat((self.rank, rank))
-        self.best = torch.cat((self.best, chosen.inputs))
-        self.best_margin = torch.cat((self.best_margin, infinite))
-        self.checked_margin = torch.cat((self.checked_margin, infinite))
-        self._settle()
+        active = Active(state, sample, search, chosen.inputs, infinite, infinite)
+        self._note_queries(active)
+        before = self.active
+        if before is None or len(before) == 0:
+            self.active = self._settle(active)
+        else:
+            self.active = self._settle(before.join([active]), settled=len(before))
 
     # --- one step --------------------------------------------------------------------------
 
-    def step(self) -> None:
+    def _step(self, active: Active[StateT]) -> None:
         """One step of every active search."""
-        state = self.state
-        if state is None:
-            return
-        self.passes.reset(len(self.sample), self.device)
-        before = int(state.step.sum())
-        self.state = self.attack.step(self.passes, state)
-        self._tell(int(self.state.step.sum()) - before)
-        self._count(self.sample)
-        self._note_failures(self.sample, self.rank)
-        self._settle()
+        before = active.state.step
+        self.queries.reset(len(active), self.device)
+        if self._fresh and not self._starts_with_gradient:
+            self.queries.watch_first_gradients(before == 0)
+        self._fresh = False
+        state = self.attack.step(self.queries, active.state)
+        self._report(int((state.step - before).sum()))
+        active = replace(active, state=state)
+        self._note_queries(active)
+        self.active = self._settle(active)
 
-    def _settle(self) -> None:
-        """Remember the best points, have candidates judged, and free the slots that are done."""
-        state = self.state
-        if state is None:
-            return
-        finished = self.attack.finished(state)
-        better = state.margin < self.best_margin
-        if bool(better.any()):
-            self.best = torch.where(expand(better, self.best), state.candidate, self.best)
-            self.best_margin = torch.where(better, state.margin, self.best_margin)
-        crossed = state.margin <= 0
-        done = finished
-        if self.engine.judges_every_step:
-            crossed = state.margin.isfinite()
-            self.found.forwards.index_add_(0, self.sample, crossed.long())
+    def _settle(self, active: Active[StateT], settled: int = 0) -> Active[StateT]:
+        """Remember the best points, have candidates judged, and free the slots that are done.
+
+        Args:
+            active: the searches.
+            settled: so many of the first were settled at this point before.
+        """
+        active = active.with_best()
+        state, finished = active.state, self.attack.finished(active.state)
+        crossed = state.margin.isfinite() if self.judges_every_step else state.margin <= 0
+        if settled:
+            crossed[:settled] = False
         if self.attack.runs_to_the_end:
             crossed = crossed & finished
-        elif not self.engine.judges_every_step:
-            self._park(crossed)
-            return
+        elif not self.judges_every_step:
+            return self._park(active, crossed, finished)
         if bool(crossed.any()):
             rows = crossed.nonzero().squeeze(1)
-            done = done | self._judge(rows, state.candidate[rows], state.margin[rows])
-        self._close(done)
+            if self.judges_every_step:
+                self.result.count_passes(active.sample[rows], torch.ones_like(rows))
+            active, over = self._judge(active, rows, state.candidate[rows], state.margin[rows])
+            finished = finished | over
+        return self._close(active, finished)
 
-    def _close(self, done: Tensor) -> None:
+    def _close(self, active: Active[StateT], done: Tensor) -> Active[StateT]:
         """Free the slots that are done, or that others have made needless."""
-        finished = done
         # Near the boundary the search's own precision cannot tell which side it was on, so the
         # nearest point of a search that ends without a find is judged as well.
-        tolerance = self.passes.model.tolerance
-        near = finished & (self.best_margin <= tolerance)
-        near = near & (self.best_margin < self.checked_margin)
+        near = done & (active.best_margin <= self.queries.model.tolerance)
+        near = near & (active.best_margin < active.checked_margin)
         if bool(near.any()):
             rows = near.nonzero().squeeze(1)
-            self._judge(rows, self.best[rows], self.best_margin[rows])
-        settled = self.broken_rank[self.sample]
-        failed = self.errored[self.sample] & (self.rank == settled)
-        done = done | (self.rank > settled) | failed
-        if bool(done.any()):
-            self._retire(done)
+            active, _ = self._judge(active, rows, active.best[rows], active.best_margin[rows])
+        result = self.result
+        settled = result.settled[active.sample]
+        done = done | (active.search > settled)
+        if result.errors:
+            done = done | (result.errored[active.sample] & (active.search == settled))
+        return self._retire(active, done) if bool(done.any()) else active
 
-    def _park(self, crossed: Tensor) -> None:
+    def _retire(self, active: Active[StateT], done: Tensor) -> Active[StateT]:
+        """Keep how close the searches that are done came, and free their slots."""
+        result, state, sample, search = self.result, active.state, active.sample, active.search
+        alive = (done & (result.settled[sample] >= self.searches)).nonzero().squeeze(1)
+        if len(alive):
+            result.keep_closest(
+                sample[alive], search[alive], active.best_margin[alive], active.best[alive]
+            )
+        nearest = active.best_margin
+        if state.border_margin is not None:
+            nearest = torch.minimum(nearest, state.border_margin)
+        result.search_margins = result.search_margins.index_put(
+            (sample[done], search[done]), nearest[done]
+        )
+        if state.found_size is not None:
+            result.found_size = result.found_size.index_put((sample[done],), state.found_size[done])
+        self._report(int((self.attack.steps() - state.step[done]).clamp_min(0).sum()))
+        return active.take((~done).nonzero().squeeze(1))
+
+    def _park(self, active: Active[StateT], crossed: Tensor, finished: Tensor) -> Active[StateT]:
         """Set searches with a find aside, to be judged together: a few inputs are a poor batch."""
-        state = self.state
-        if state is None:
-            return
         if bool(crossed.any()):
             found, going = (rows.nonzero().squeeze(1) for rows in (crossed, ~crossed))
-            sample, rank, best, best_margin, checked = (part[found] for part in self._slots())
-            self.parked.append((take(state, found), sample, rank, best, best_margin, checked))
-            self.state = state = take(state, going)
-            self._set_slots(part[going] for part in self._slots())
-        self._close(self.attack.finished(state))
+            self.parked = (*self.parked, active.take(found))
+            active, finished = active.take(going), finished[going]
+        active = self._close(active, finished)
         waiting = self._waiting()
-        if waiting and waiting >= min(len(self.sample), self.engine.batch_size // 16):
-            self._unpark()
+        if waiting and waiting >= min(len(active), self.batch_size // 16):
+            active = self._unpark(active, waiting)
+        return active
 
     def _waiting(self) -> int:
-        return sum(len(sample) for _, sample, *_ in self.parked)
+        return sum(len(parked) for parked in self.parked)
 
-    def _unpark(self) -> None:
+    def _unpark(self, active: Active[StateT], waiting: int) -> Active[StateT]:
         """Judge the finds that were set aside; those that fail go on searching."""
-        if not self.parked or self.state is None:
-            return
-        active = len(self.sample)
-        self.state = state = join([self.state, *(parked[0] for parked in self.parked)])
-        others = zip(*(parked[1:] for parked in self.parked), strict=True)
-        self._set_slots(
-            torch.cat((mine, *theirs)) for mine, theirs in zip(self._slots(), others, strict=True)
-        )
-        self.parked = []
-        rows = torch.arange(active, len(self.sample), device=self.device)
-        over = self._judge(rows, state.candidate[rows], state.margin[rows])
-        self._close(over | self.attack.finished(state))
+        rows = torch.arange(len(active), len(active) + waiting, device=self.device)
+        active, self.parked = active.join(self.parked), ()
+        state = active.state
+        active, over = self._judge(active, rows, state.candidate[rows], state.margin[rows])
+        return self._close(active, over | self.attack.finished(state))
 
-    def _slots(self) -> tuple[Tensor, ...]:
-        return self.sample, self.rank, self.best, self.best_margin, self.checked_margin
-
-    def _set_slots(self, parts: Iterable[Tensor]) -> None:
-        self.sample, self.rank, self.best, self.best_margin, self.checked_margin = parts
-
-    def _judge(self, rows: Tensor, points: Tensor, margins: Tensor) -> Tensor:
-        """Adjudicate points of ``rows``; bool (B,): searches that are over."""
-        over = torch.zeros_like(self.rank, dtype=torch.bool)
-        sample = self.sample[rows]
-        verdicts = self.engine.adjudicator.judge(
+    def _judge(
+        self, active: Active[StateT], rows: Tensor, points: Tensor, margins: Tensor
+    ) -> tuple[Active[StateT], Tensor]:
+        """Adjudicate points of ``rows``; the searches, and bool (B,) those that are over."""
+        sample, search = active.sample[rows], active.search[rows]
+        verdicts = self.adjudicator.judge(
             points, self.samples.inputs[sample], self.samples.labels[sample]
         )
-        self.checked_margin[rows] = torch.minimum(self.checked_margin[rows], margins)
         broken = verdicts.broken
-        self.found.unverified += int((~broken & (margins <= 0)).sum())
-        over[rows[broken]] = True
-        for position in (verdicts.allowed & ~verdicts.finite).nonzero().squeeze(1).tolist():
-            self._fail(int(sample[position]), int(self.rank[rows[position]]), _UNJUDGED)
-        self._keep_finds(
-            sample[broken], self.rank[rows[broken]], points[broken], verdicts.at(broken)
-        )
-        return over
+        for at in (verdicts.allowed & ~verdicts.finite).nonzero().squeeze(1).tolist():
+            self.result.fail(int(sample[at]), int(search[at]), _UNJUDGED)
+        self.result.keep_finds(sample[broken], search[broken], points[broken], verdicts.at(broken))
+        checked = torch.minimum(active.checked_margin[rows], margins)
+        checked = active.checked_margin.index_copy(0, rows, checked)
+        over = torch.zeros_like(active.search, dtype=torch.bool).index_copy(0, rows, broken)
+        return replace(active, checked_margin=checked), over
 
-    def _keep_finds(self, sample: Tensor, rank: Tensor, points: Tensor, verdicts: Verdicts) -> None:
-        """Of each sample, the find of the lowest rank so far; (sample, rank) occurs only once."""
-        before = self.broken_rank
-        self.broken_rank = before.scatter_reduce(0, sample, rank, "amin")
-        first = (rank == self.broken_rank[sample]) & (rank < before[sample])
-        winners = sample[first]
-        self.errored[winners] = False
-        self.found.keep(winners, points[first], verdicts.at(first))
-        if self.found.errors:
-            for index in winners.tolist():
-                self.found.errors.pop(index, None)
+    def _note_queries(self, active: Active[StateT]) -> None:
+        """Count the passes of a step, note failures and gradients that lead nowhere."""
+        result, queries = self.result, self.queries
+        result.count_passes(active.sample, queries.forwards, queries.backwards)
+        if (zero := queries.zero_first_gradients()) is not None:
+            result.zero_gradient = _marked(result.zero_gradient, active, zero)
+        if queries.nonfinite is not None:
+            result.nonfinite = _marked(result.nonfinite, active, queries.nonfinite)
+        for slot, message in queries.failures.items():
+            result.fail(int(active.sample[slot]), int(active.search[slot]), message)
 
-    def _retire(self, done: Tensor) -> None:
-        state = self.state
-        if state is None:
-            return
-        self._keep_closest(done)
-        nearest = self.best_margin
-        at_border = getattr(state, "border_margin", None)
-        if at_border is not None:
-            nearest = torch.minimum(nearest, at_border)
-        self.found.rank_margins[self.sample[done], self.rank[done]] = nearest[done]
-        sizes = getattr(state, "found_size", None)
-        if sizes is not None:
-            self.found.found_size[self.sample[done]] = sizes[done]
-        left = (self.attack.steps() - state.step[done]).clamp_min(0)
-        self._tell(int(left.sum()))
-        kept = (~done).nonzero().squeeze(1)
-        self.state = take(state, kept)
-        self._set_slots(part[kept] for part in self._slots())
-
-    def _keep_closest(self, done: Tensor) -> None:
-        """For samples that are not broken: the smallest margin, of equals the lowest rank."""
-        slots = (done & (self.broken_rank[self.sample] >= self.ranks)).nonzero().squeeze(1)
-        if len(slots) == 0:
-            return
-        sample, rank, margins = self.sample[slots], self.rank[slots], self.best_margin[slots]
-        before = self.found.closest_margin
-        closest = before.scatter_reduce(0, sample, margins, "amin")
-        # A sample whose margin got smaller forgets the rank that had the larger one.
-        ranks = torch.where(closest < before, self.ranks, self.closest_rank)
-        equal = margins == closest[sample]
-        ranks = ranks.scatter_reduce(0, sample[equal], rank[equal], "amin")
-        best = equal & (rank == ranks[sample])
-        best = best & ((closest < before) | (ranks < self.closest_rank))[sample]
-        self.found.closest_margin, self.closest_rank = closest, ranks
-        self.found.adv_inputs[sample[best]] = self.best[slots[best]]
-
-    def _count(self, sample: Tensor) -> None:
-        self.found.forwards.index_add_(0, sample, self.passes.forwards)
-        self.found.backwards.index_add_(0, sample, self.passes.backwards)
-
-    def _note_failures(self, sample: Tensor, rank: Tensor) -> None:
-        """A failure settles a sample as a find does: only searches of a lower rank go on.
-
-        Whether those run before or beside the failing one depends on the batch, and must not
-        change the outcome.
-        """
-        for slot, message in self.passes.failures.items():
-            self._fail(int(sample[slot]), int(rank[slot]), message)
-
-    def _fail(self, index: int, rank: int, message: str) -> None:
-        if rank < int(self.broken_rank[index]):
-            self.broken_rank[index] = rank
-            self.errored[index] = True
-            self.found.errors[index] = message
-
-    def _tell(self, steps: int) -> None:
+    def _report(self, steps: int) -> None:
         if self.progress is not None and steps:
             self.progress(steps)
 
     # --- the end, and interruptions --------------------------------------------------------
 
-    def conclude(self) -> Found:
-        """The verdicts by sample."""
-        found = self.found
-        found.zero_gradients = self.passes.zero_gradients
-        found.nonfinite_gradients = self.passes.nonfinite_gradients
-        survived = self.broken_rank == self.ranks
-        broken = ~survived & ~self.errored
-        found.broken = broken
-        found.rank = torch.where(broken, self.broken_rank, -1)
+    def _conclude(self) -> SearchResult:
+        """The verdicts by sample; on a survivor's closest point the original has the last word."""
+        result = self.result
+        survived = result.settled == self.searches
+        result.forget(result.errored, self.samples.inputs)
         # What the searches beside the deciding one had seen depends on the batch.
-        found.closest_margin[~survived] = torch.inf
-        found.forget(self.errored, self.samples.inputs)
-        self._judge_closest(survived)
-        found.forget(found.prediction < 0, self.samples.inputs)
-        return found
+        result.closest_margin = torch.where(survived, result.closest_margin, torch.inf)
+        rows = (survived & result.closest_margin.isfinite()).nonzero().squeeze(1)
+        if len(rows):
+            points = result.adv_inputs[rows]
+            verdicts = self.adjudicator.judge(
+                points, self.samples.inputs[rows], self.samples.labels[rows]
+            )
+            shown, caught = verdicts.shown, rows[verdicts.broken]
+            result.keep(rows[shown], points[shown], verdicts.at(shown))
+            result.settled = result.settled.index_copy(0, caught, result.closest_search[caught])
+            for index in rows[verdicts.allowed & ~verdicts.finite].tolist():
+                result.errors = {**result.errors, index: _UNJUDGED}
+        result.forget(result.prediction < 0, self.samples.inputs)
+        return result
 
-    def _judge_closest(self, survived: Tensor) -> None:
-        """The original model has the last word on the closest point of every survivor."""
-        found = self.found
-        rows = (survived & found.closest_margin.isfinite()).nonzero().squeeze(1)
-        if len(rows) == 0:
-            return
-        verdicts = self.engine.adjudicator.judge(
-            found.adv_inputs[rows], self.samples.inputs[rows], self.samples.labels[rows]
-        )
-        shown = verdicts.shown
-        found.keep(rows[shown], found.adv_inputs[rows[shown]], verdicts.at(shown))
-        caught = rows[verdicts.broken]
-        found.broken[caught] = True
-        found.rank[caught] = self.closest_rank[caught]
-        for index in rows[verdicts.allowed & ~verdicts.finite].tolist():
-            found.errors[index] = _UNJUDGED
+    def _mark_boundary(self) -> None:
+        """From here an interrupted search goes on: one assignment, so it is whole or not made."""
+        self._boundary = (self.next_item, self.active, self.parked, dict(vars(self.result)))
 
     def snapshot(self) -> dict[str, Any]:
-        """Everything needed to go on from here: plain data and tensors, all of them copies."""
-        self._unpark()
-        content = {
-            "next_item": self.next_item,
-            "ranks": self.ranks,
-            "slots": list(self._slots()),
-            "samples": [self.broken_rank, self.closest_rank, self.errored],
-            "found": dict(vars(self.found)),
-            "counters": [self.passes.zero_gradients, self.passes.nonfinite_gradients],
-            "state": None if self.state is None else dict(vars(self.state)),
+        """Everything needed to go on from the last step: plain data and tensors, not copied."""
+        next_item, active, parked, result = self._boundary
+        return {
+            "next_item": next_item,
+            "active": None if active is None else active.content(),
+            "parked": [part.content() for part in parked],
+            "result": result,
         }
-        return {name: _copied(part) for name, part in content.items()}
 
-    def restore(self, snapshot: dict[str, Any]) -> None:
+    def _restore(self, snapshot: dict[str, Any]) -> None:
         """Go on from a snapshot of the same attack on the same samples; it is not changed."""
-        snapshot = _copied(snapshot)
-        self.next_item = snapshot["next_item"]
-        self._set_slots(part.to(self.device) for part in snapshot["slots"])
-        self.broken_rank, self.closest_rank, self.errored = (
-            part.to(self.device) for part in snapshot["samples"]
+        active, parked = (
+            [Active.from_content(self.attack, part, self.device) for part in parts]
+            for parts in ([snapshot["active"]] if snapshot["active"] else [], snapshot["parked"])
         )
-        for name, value in snapshot["found"].items():
-            on_device = value.to(self.device) if isinstance(value, Tensor) else value
-            setattr(self.found, name, on_device)
-        self.passes.zero_gradients, self.passes.nonfinite_gradients = snapshot["counters"]
-        if snapshot["state"] is not None:
-            self.state = self._empty_state(snapshot["state"])
-        self._tell(self._steps_behind())
-
-    def _empty_state(self, content: dict[str, Any]) -> StateT:
-        # Only the attack knows its state's type; an empty start tells it.
-        none = torch.zeros(0, dtype=torch.int64, device=self.device)
-        chosen = self.samples.at(none)
-        slots = Slots(chosen.inputs, chosen.labels, chosen.clean_logits, none, none)
-        state = self.attack.start(self.passes, slots)
-        for name, value in content.items():
-            setattr(state, name, value.to(self.device) if isinstance(value, Tensor) else value)
-        return state
-
-    def _steps_behind(self) -> int:
-        total = self.next_item * self.attack.steps()
-        if self.state is None:
-            return total
-        return total - int((self.attack.steps() - self.state.step).sum())
+        self.next_item = snapshot["next_item"]
+        self.active, self.parked = next(iter(active), None), tuple(parked)
+        self.result = SearchResult(**_on_device(snapshot["result"], self.device))
+        self._mark_boundary()
+        steps = self.attack.steps()
+        left = sum(int((steps - part.state.step).sum()) for part in (*active, *parked))
+        self._report(self.next_item * steps - left)
 
 
-def _copied(content: Any) -> Any:
-    """Plain data and tensors that later steps of the run cannot change."""
-    if isinstance(content, Tensor):
-        return content.clone()
-    if isinstance(content, dict):
-        return {name: _copied(part) for name, part in content.items()}
-    return [_copied(part) for part in content] if isinstance(content, list) else content
+def _on_device(content: dict[str, Any], device: torch.device) -> dict[str, Any]:
+    return {
+        name: value.to(device) if isinstance(value, Tensor) else value
+        for name, value in content.items()
+    }
+
+
+def _marked(table: Tensor, active: Active[Any], slots: Tensor) -> Tensor:
+    """bool (n, searches) with the searches in ``slots``, bool (B,), marked."""
+    yes = torch.ones((), dtype=torch.bool, device=table.device)
+    return table.index_put((active.sample[slots], active.search[slots]), yes)

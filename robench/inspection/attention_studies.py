@@ -8,8 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from robench.evaluation.listener import Listener
-from robench.evaluation.runner import key_of
+from robench.evaluation.runner import Listener, key_of
 from robench.inspection.attention_study import (
     AttentionStudy,
     chosen_attention,

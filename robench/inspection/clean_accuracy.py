@@ -42,7 +42,7 @@ def clean_accuracy(model: RobenchModel, samples: Dataset, threat_model: ThreatMo
     """Percent of the samples that the model classifies as labelled, in float32."""
     judge = Adjudicator(model, threat_model)
     correct = 0
-    for rows in torch.split(torch.arange(len(samples)), judge.batch_size):
+    for rows in torch.split(torch.arange(len(samples)), judge.parts.size):
         logits = judge.logits(samples.batch(rows))
         correct += int((logits.argmax(dim=1) == samples.labels[rows]).sum())
     return 100 * correct / len(samples)

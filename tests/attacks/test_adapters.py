@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from attack_models import TinyCNN, digits_data, digits_network, images, predictions, run_engine
+from attack_models import TinyCNN, digits_data, digits_network, images, predictions, run_search
 from torch import Tensor, nn
 
 from robench.attacks import ADAPTERS, ATTACKS, build_attack
@@ -55,7 +55,7 @@ def _foreign(
     if isinstance(built, BatchAttack):
         proposed = built.propose(model, inputs, labels, 0)
         return Adjudicator(model, threat_model).judge(proposed, inputs, labels).broken, labels
-    return run_engine(built, model, inputs, labels, batch_size=250).found.broken, labels
+    return run_search(built, model, inputs, labels, batch_size=250).found.broken, labels
 
 
 def _robust_acc(broken: Tensor) -> float:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from attack_models import LinearModel, linear_problem, run_engine
+from attack_models import LinearModel, linear_problem, run_search
 
 from robench.attacks.apgd import APGD
 from robench.attacks.carlini_wagner import CarliniWagnerL2
@@ -55,7 +55,7 @@ def test_attacks_break_exactly_what_can_be_broken(
 ) -> None:
     model, inputs, labels, distance, threat_model = linear_problem(norm, classes)
     attack = kind(threat_model, **arguments)
-    found = run_engine(attack, model, inputs, labels).found
+    found = run_search(attack, model, inputs, labels).found
     breakable = distance < threat_model.radius
     assert 0.2 < float(breakable.float().mean()) < 0.8
     assert torch.equal(found.broken, breakable)
@@ -69,7 +69,7 @@ def test_apgd_for_l1_breaks_nearly_all(loss: Any, classes: int) -> None:
     """Its sparse steps have a least length, so that it stops a little short of the corner."""
     model, inputs, labels, distance, threat_model = linear_problem("L1", classes)
     attack = APGD(threat_model, steps=100, loss=loss, shrinking_eps=True)
-    found = run_engine(attack, model, inputs, labels).found
+    found = run_search(attack, model, inputs, labels).found
     breakable = distance < threat_model.radius
     assert not bool((found.broken & ~breakable).any())
     assert float(found.broken.sum() / breakable.sum()) >= 0.9
@@ -80,7 +80,7 @@ def test_apgd_shrinks_its_radius_in_any_number_of_steps(steps: int) -> None:
     """For two classes the margin is linear: nothing beyond the optimum, and all end in the ball."""
     model, inputs, labels, distance, threat_model = linear_problem("L1", 2)
     attack = APGD(threat_model, steps=steps, shrinking_eps=True)
-    found = run_engine(attack, model, inputs, labels).found
+    found = run_search(attack, model, inputs, labels).found
     breakable = distance < threat_model.radius
     assert not bool((found.broken & ~breakable).any())
     size = norm_of((found.adv_inputs - inputs).double(), "L1")
@@ -98,7 +98,7 @@ def test_square_breaks_what_its_windows_can_express(norm: Norm, share: float) ->
     model, inputs, labels, distance, threat_model = linear_problem(
         norm, 2, side=5, weight=weight.flatten(1)
     )
-    found = run_engine(Square(threat_model, queries=600), model, inputs, labels).found
+    found = run_search(Square(threat_model, queries=600), model, inputs, labels).found
     breakable = distance < threat_model.radius
     assert not bool((found.broken & ~breakable).any())
     assert float(found.broken.sum() / breakable.sum()) >= share
@@ -107,7 +107,7 @@ def test_square_breaks_what_its_windows_can_express(norm: Norm, share: float) ->
 def test_carlini_wagner_reaches_the_least_perturbation() -> None:
     model, inputs, labels, distance, threat_model = linear_problem("L2", 2, count=24)
     attack = CarliniWagnerL2(threat_model, rounds=8, steps=120, learning_rate=0.004)
-    found = run_engine(attack, model, inputs, labels).found
+    found = run_search(attack, model, inputs, labels).found
     size = found.found_size.double()
     assert bool((size >= distance - 1e-6).all())
     torch.testing.assert_close(size, distance, rtol=0.02, atol=0.03 * threat_model.radius)
@@ -120,7 +120,7 @@ def test_survivors_come_with_their_closest_point(norm: Norm) -> None:
     """For two classes the least margin in the ball is lead − ε·‖w‖*."""
     model, inputs, labels, distance, threat_model = linear_problem(norm, 2)
     attack = PGD(threat_model, steps=1, relative_step_size=1.0, random_start=False)
-    found = run_engine(attack, model, inputs, labels).found
+    found = run_search(attack, model, inputs, labels).found
     survived = ~found.broken
     logits = model(inputs)
     lead = logits.amax(dim=1) - logits.amin(dim=1)
@@ -141,7 +141,7 @@ def test_the_box_is_the_other_constraint() -> None:
         FAB(ThreatModel.of("L2", 0.5), steps=10),
         APGD(ThreatModel.of("L1", 0.5), steps=10),
     ):
-        found = run_engine(attack, model, inputs, labels).found
+        found = run_search(attack, model, inputs, labels).found
         assert found.broken.tolist() == [False, False]  # the margin is never below 0.05
         torch.testing.assert_close(
             found.closest_margin.min(), torch.tensor(0.05), atol=0.02, rtol=0
@@ -159,7 +159,7 @@ def test_the_box_is_the_other_constraint() -> None:
 def test_losses_that_need_more_classes_are_refused(attack: Any, classes: int) -> None:
     model, inputs, labels, _, _ = linear_problem("Linf", classes)
     with pytest.raises(AttackError, match=f"the model has {classes}"):
-        run_engine(attack, model, inputs, labels)
+        run_search(attack, model, inputs, labels)
 
 
 def test_fewer_classes_mean_fewer_targets() -> None:

@@ -21,7 +21,7 @@ from attack_models import (
     digits_network,
     images,
     predictions,
-    run_engine,
+    run_search,
     slots_for,
 )
 from pyautoattack import autopgd_base
@@ -265,6 +265,6 @@ def test_apgd_breaks_as_many_as_the_reference(norm: Norm) -> None:
     with torch.random.fork_rng():
         theirs = predictions(model, reference.perturb(inputs, labels)) != labels
     attack = APGD(threat_model, steps=30, shrinking_eps=norm == "L1")
-    ours = run_engine(attack, model, inputs, labels, batch_size=300).found.broken
+    ours = run_search(attack, model, inputs, labels, batch_size=300).found.broken
     assert 0.1 < float(theirs.float().mean()) < 0.9
     assert abs(int(ours.sum()) - int(theirs.sum())) <= 3  # one point of robust accuracy

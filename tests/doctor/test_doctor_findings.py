@@ -220,15 +220,13 @@ FAULTS = {
     "fresh normalisation": Fault(FreshNorm, "untrained_batch_norm", "norm"),
     "in place": Fault(lambda: Around(before=in_place), "modifies_inputs", "up to 0.1"),
     "detached": Fault(lambda: Around(before=lambda x: x.detach()), "no_gradients", "detach"),
-    "rounded": Fault(
-        lambda: Around(before=lambda x: (8 * x).round() / 8), "zero_gradients", "square"
-    ),
+    "rounded": Fault(lambda: Around(before=lambda x: (8 * x).round() / 8), "flat_margin", "square"),
     "saturated": Fault(
         lambda: Around(after=lambda z: 1e3 * z), "vanishing_gradients", "cross-entropy"
     ),
     "faint": Fault(lambda: Around(after=lambda z: 1e-14 * z), "vanishing_gradients", "scale"),
     "root at zero": Fault(
-        lambda: Around(before=lambda x: x + 0 * (x - x).abs().sqrt()), "nonfinite_gradients", "NaN"
+        lambda: Around(before=lambda x: x + 0 * (x - x).abs().sqrt()), "nan_gradients", "NaN"
     ),
     "reversed gradient": Fault(
         lambda: Around(before=Straight.apply), "gradient_mismatch", "straight-through"

@@ -147,7 +147,7 @@ def test_out_of_memory_halves_the_batch_and_judges_on() -> None:
     inputs = images(10, (1, 2, 2))
     assert torch.equal(adjudicator.logits(inputs), _model()(inputs))
     assert max(sizes) <= 3
-    assert adjudicator.batch_size <= 3
+    assert adjudicator.parts.size <= 3
 
 
 def test_a_model_that_raises_for_one_proposal_judges_the_others() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from attack_models import linear_problem, run_engine
+from attack_models import linear_problem, run_search
 from torch import Tensor, nn
 
 import robench
@@ -15,7 +15,7 @@ from robench.attacks.carlini_wagner import CarliniWagnerL2
 from robench.attacks.fab import FAB
 from robench.datasets import ArrayDataset
 from robench.evaluation.adjudicate import Adjudicator
-from robench.evaluation.foreign import propose
+from robench.evaluation.batch_attacks import run_batch_attack
 from robench.evaluation.samples import Samples
 from robench.geometry import norm_of
 from robench.inspection.reverify import reverify
@@ -60,7 +60,7 @@ def test_survivors_of_carlini_wagner_show_the_nearest_point_in_the_ball() -> Non
     """For two linear classes it is x − ε·w/‖w‖, with the margin lead·(1 − ε / distance)."""
     model, inputs, labels, distance, threat_model = linear_problem("L2", 2, count=24)
     attack = CarliniWagnerL2(threat_model, rounds=8, steps=120, learning_rate=0.004)
-    found = run_engine(attack, model, inputs, labels).found
+    found = run_search(attack, model, inputs, labels).found
     survived = ~found.broken
     assert 4 < int(survived.sum()) < 20
     normal = (model.weight[1] - model.weight[0]).float() * (1 - 2 * labels[:, None])
@@ -81,7 +81,7 @@ def test_survivors_of_carlini_wagner_show_the_nearest_point_in_the_ball() -> Non
 def test_a_search_that_stays_outside_the_ball_has_nothing_to_show() -> None:
     """FAB steps over the boundary, which for every survivor lies outside the ball."""
     model, inputs, labels, distance, threat_model = linear_problem("L2", 2)
-    found = run_engine(FAB(threat_model, steps=10), model, inputs, labels).found
+    found = run_search(FAB(threat_model, steps=10), model, inputs, labels).found
     survived = distance > threat_model.radius
     assert torch.equal(found.broken, ~survived)
     assert found.prediction[survived].tolist() == [-1] * int(survived.sum())
@@ -112,7 +112,7 @@ def test_what_a_foreign_attack_proposes_is_shown_only_where_it_says_something() 
     moves = torch.tensor([-0.08, -0.08, 0.0, -0.3, math.nan]).view(5, 1, 1, 1)
     judge = Adjudicator(model, threat)
     samples = Samples(inputs, data.labels, model(inputs), torch.zeros(5, dtype=torch.int64))
-    found = propose(Proposing(threat, inputs + moves), model, judge, samples, 0)
+    found = run_batch_attack(Proposing(threat, inputs + moves), model, judge, samples, 0)
     # Broken; a survivor's point; the clean input itself; outside the ball; no number at all.
     assert found.broken.tolist() == [True, False, False, False, False]
     assert found.prediction.tolist() == [1, 0, -1, -1, -1]
@@ -136,7 +136,7 @@ def test_a_foreign_proposal_without_finite_logits_is_an_error_and_no_survivor() 
     inputs = data.batch(range(2))
     samples = Samples(inputs, data.labels, model(inputs), torch.zeros(2, dtype=torch.int64))
     attack = Proposing(threat, inputs - 0.08)
-    found = propose(attack, model, Adjudicator(model, threat), samples, 0)
+    found = run_batch_attack(attack, model, Adjudicator(model, threat), samples, 0)
     assert list(found.errors) == [0]
     assert "not finite" in found.errors[0]
     assert found.prediction.tolist() == [-1, 0]

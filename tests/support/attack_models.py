@@ -15,8 +15,9 @@ from robench.acceleration.search_models import EagerModel, SearchModel
 from robench.attacks.base import Attack, Gradient, Slots, slot_keys
 from robench.attacks.losses import Loss
 from robench.evaluation.adjudicate import Adjudicator
-from robench.evaluation.engine import Engine, Found, Samples
-from robench.evaluation.passes import Passes
+from robench.evaluation.queries import Queries
+from robench.evaluation.samples import Samples, SearchResult
+from robench.evaluation.search import Search
 from robench.threat_models import Norm, ThreatModel
 
 
@@ -256,15 +257,19 @@ def digits_network(epochs: int = 4, eps: float = 0.0) -> nn.Module:
 
 
 @dataclass
-class EngineRun:
-    """What a run of the engine gave, with the engine for a look inside."""
+class SearchRun:
+    """What a search gave, with the search for a look inside."""
 
-    found: Found
-    engine: Engine[Any]
-    samples: Samples
+    found: SearchResult
+    search: Search[Any]
+
+    @property
+    def total_steps(self) -> int:
+        """Steps of all searches, if none ends early."""
+        return len(self.search.samples) * self.search.searches * self.search.attack.steps()
 
 
-def run_engine(
+def run_search(
     attack: Attack[Any],
     model: nn.Module,
     inputs: Tensor,
@@ -275,16 +280,24 @@ def run_engine(
     search: SearchModel | None = None,
     seed: int = 0,
     ids: list[str] | None = None,
+    only: Tensor | None = None,
+    judges_every_step: bool = False,
     **kwargs: Any,
-) -> EngineRun:
-    """Attack through the engine; ``order`` permutes the samples, each keeps its own id."""
+) -> SearchRun:
+    """Search all samples; ``order`` permutes them, each keeps its own id."""
     order = torch.arange(len(labels)) if order is None else order
     ids = ids or [f"sample-{index}" for index in range(len(labels))]
     chosen = inputs[order]
     adjudicator = Adjudicator(model, attack.threat_model)
     clean = adjudicator.logits(chosen)
     keys = seeding.sample_keys(seed, [ids[index] for index in order.tolist()])
-    samples = Samples(chosen, labels[order], clean, keys)
-    passes = Passes(search or EagerModel(model), clean.shape[1], batch_size)
-    engine: Engine[Any] = Engine(attack, passes, adjudicator, batch_size=batch_size)
-    return EngineRun(engine.run(samples, **kwargs), engine, samples)
+    run: Search[Any] = Search(
+        attack,
+        Queries(search or EagerModel(model), clean.shape[1], batch_size),
+        adjudicator,
+        Samples(chosen, labels[order], clean, keys),
+        batch_size=batch_size,
+        only=only,
+        judges_every_step=judges_every_step,
+    )
+    return SearchRun(run.run(**kwargs), run)

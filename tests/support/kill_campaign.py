@@ -25,8 +25,7 @@ from typing import Any
 import torch
 
 from robench.datasets import load_dataset
-from robench.evaluation.listener import Silent
-from robench.evaluation.runner import evaluate_model
+from robench.evaluation.runner import Silent, evaluate_model
 from robench.evaluation.settings import Settings
 from robench.models import load_model
 from robench.models.wrapper import RobenchModel

@@ -18,7 +18,7 @@ from attack_models import (
     Watching,
     images,
     predictions,
-    run_engine,
+    run_search,
 )
 from torch import Tensor, nn
 
@@ -28,7 +28,7 @@ from robench.attacks.carlini_wagner import CarliniWagnerL2
 from robench.attacks.fab import FAB
 from robench.attacks.pgd import PGD
 from robench.attacks.square import Square
-from robench.evaluation.engine import Found
+from robench.evaluation.samples import SearchResult
 from robench.threat_models import ThreatModel
 
 N = 50
@@ -60,9 +60,9 @@ def _problem() -> tuple[nn.Module, Tensor, Tensor]:
     return model, inputs, predictions(model, inputs)
 
 
-def _assert_same(one: Found, other: Found, order: Tensor | None = None) -> None:
+def _assert_same(one: SearchResult, other: SearchResult, order: Tensor | None = None) -> None:
     order = torch.arange(len(one.broken)) if order is None else order
-    for name in ("broken", "rank", "adv_inputs", "closest_margin", "found_size"):
+    for name in ("broken", "search", "adv_inputs", "closest_margin", "found_size"):
         mine, theirs = getattr(one, name)[order], getattr(other, name)
         assert torch.equal(mine.nan_to_num(-7.0), theirs.nan_to_num(-7.0)), name
 
@@ -70,20 +70,20 @@ def _assert_same(one: Found, other: Found, order: Tensor | None = None) -> None:
 @pytest.mark.parametrize("name", ATTACKS)
 def test_batch_order_and_shards_change_nothing(name: str) -> None:
     model, inputs, labels = _problem()
-    whole = run_engine(ATTACKS[name](), model, inputs, labels, batch_size=500).found
+    whole = run_search(ATTACKS[name](), model, inputs, labels, batch_size=500).found
     assert bool(whole.broken.any())
     assert not bool(whole.broken.all())
     few = torch.arange(10)
-    alone = run_engine(ATTACKS[name](), model, inputs, labels, batch_size=1, order=few).found
+    alone = run_search(ATTACKS[name](), model, inputs, labels, batch_size=1, order=few).found
     _assert_same(whole, alone, few)
     for batch_size in (7, 64):
-        found = run_engine(ATTACKS[name](), model, inputs, labels, batch_size=batch_size).found
+        found = run_search(ATTACKS[name](), model, inputs, labels, batch_size=batch_size).found
         _assert_same(whole, found)
     order = torch.randperm(N, generator=torch.Generator().manual_seed(3))
-    shuffled = run_engine(ATTACKS[name](), model, inputs, labels, order=order, batch_size=17).found
+    shuffled = run_search(ATTACKS[name](), model, inputs, labels, order=order, batch_size=17).found
     _assert_same(whole, shuffled, order)
     for shard in order.split(29):
-        found = run_engine(ATTACKS[name](), model, inputs, labels, order=shard).found
+        found = run_search(ATTACKS[name](), model, inputs, labels, order=shard).found
         _assert_same(whole, found, shard)
 
 
@@ -91,17 +91,17 @@ def test_several_ranks_break_samples() -> None:
     """Otherwise the tests of this file would say little about concurrent ranks."""
     model, inputs, labels = _problem()
     for name, least in (("pgd-short", 2), ("apgd-t", 2), ("fab-t-short", 3)):
-        found = run_engine(ATTACKS[name](), model, inputs, labels).found
-        assert len(set(found.rank[found.broken].tolist())) >= least
+        found = run_search(ATTACKS[name](), model, inputs, labels).found
+        assert len(set(found.search[found.broken].tolist())) >= least
 
 
 def test_seeds_change_the_draws() -> None:
     model, inputs, labels = _problem()
     one, two = (
-        run_engine(ATTACKS["pgd"](), model, inputs, labels, seed=seed).found for seed in (0, 1)
+        run_search(ATTACKS["pgd"](), model, inputs, labels, seed=seed).found for seed in (0, 1)
     )
     assert not torch.equal(one.adv_inputs, two.adv_inputs)
-    same = run_engine(ATTACKS["pgd"](), model, inputs, labels, seed=0).found
+    same = run_search(ATTACKS["pgd"](), model, inputs, labels, seed=0).found
     assert torch.equal(one.adv_inputs, same.adv_inputs)
 
 
@@ -125,13 +125,13 @@ def test_a_resumed_run_ends_as_an_uninterrupted_one(name: str) -> None:
     def count(done: int) -> None:
         steps["told"] += done
 
-    run = run_engine(ATTACKS[name](), model, inputs, labels, batch_size=16, progress=count)
+    run = run_search(ATTACKS[name](), model, inputs, labels, batch_size=16, progress=count)
     whole = run.found
-    total = run.engine.total_steps(run.samples)
+    total = run.total_steps
     assert steps["told"] == total
 
     kept: list[dict[str, Any]] = []
-    run_engine(
+    run_search(
         ATTACKS[name](),
         model,
         inputs,
@@ -143,7 +143,7 @@ def test_a_resumed_run_ends_as_an_uninterrupted_one(name: str) -> None:
     for place, batch_size in ((0, 16), (last // 3, 5), (last // 2, 16), (last, 16)):
         snapshot = _through_a_file(kept[place])
         steps["told"] = 0
-        found = run_engine(
+        found = run_search(
             ATTACKS[name](),
             model,
             inputs,
@@ -161,7 +161,7 @@ def test_a_resumed_run_ends_as_an_uninterrupted_one(name: str) -> None:
 
 def test_stopping_by_an_exception_keeps_the_last_snapshot() -> None:
     model, inputs, labels = _problem()
-    whole = run_engine(ATTACKS["apgd-t"](), model, inputs, labels, batch_size=16).found
+    whole = run_search(ATTACKS["apgd-t"](), model, inputs, labels, batch_size=16).found
     kept: dict[str, Any] = {}
 
     def save(make: Callable[[], dict[str, Any]]) -> None:
@@ -171,8 +171,8 @@ def test_stopping_by_an_exception_keeps_the_last_snapshot() -> None:
             raise _InterruptedError
 
     with pytest.raises(_InterruptedError):
-        run_engine(ATTACKS["apgd-t"](), model, inputs, labels, batch_size=16, save=save)
-    found = run_engine(
+        run_search(ATTACKS["apgd-t"](), model, inputs, labels, batch_size=16, save=save)
+    found = run_search(
         ATTACKS["apgd-t"](), model, inputs, labels, batch_size=16, snapshot=kept["last"]
     ).found
     _assert_same(whole, found)
@@ -187,14 +187,14 @@ def test_a_model_that_refuses_empty_batches_resumes_too() -> None:
 
     picky = Watching(model, refuse)
     kept: list[dict[str, Any]] = []
-    whole = run_engine(
+    whole = run_search(
         ATTACKS["apgd-ce"](),
         picky,
         inputs,
         labels,
         save=lambda make: kept.append(make()),
     ).found
-    found = run_engine(ATTACKS["apgd-ce"](), picky, inputs, labels, snapshot=kept[3]).found
+    found = run_search(ATTACKS["apgd-ce"](), picky, inputs, labels, snapshot=kept[3]).found
     _assert_same(whole, found)
     assert not found.errors
 
@@ -207,7 +207,7 @@ def test_an_ordinary_network_in_float32_gives_the_same_verdicts(name: str) -> No
     inputs = images(40, seed=6)
     labels = predictions(model, inputs)
     one, two = (
-        run_engine(ATTACKS[name](), model, inputs, labels, batch_size=size).found
+        run_search(ATTACKS[name](), model, inputs, labels, batch_size=size).found
         for size in (40, 7)
     )
     assert torch.equal(one.broken, two.broken)
@@ -219,5 +219,5 @@ def test_an_ordinary_network_in_float32_gives_the_same_verdicts(name: str) -> No
 def test_no_samples_give_no_verdicts() -> None:
     model, inputs, labels = _problem()
     none = torch.zeros(0, dtype=torch.int64)
-    found = run_engine(ATTACKS["pgd"](), model, inputs, labels, order=none).found
+    found = run_search(ATTACKS["pgd"](), model, inputs, labels, order=none).found
     assert len(found.broken) == 0

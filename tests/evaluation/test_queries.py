@@ -8,13 +8,13 @@ from torch import Tensor, nn
 from robench.acceleration.search_models import EagerModel
 from robench.attacks.losses import LOSSES, Loss
 from robench.devices import is_out_of_memory
-from robench.evaluation.passes import Passes
+from robench.evaluation.queries import Queries
 
 
-def _passes(module: nn.Module, batch_size: int = 64, slots: int = 10) -> Passes:
-    passes = Passes(EagerModel(module), 6, batch_size)
-    passes.reset(slots, torch.device("cpu"))
-    return passes
+def _queries(module: nn.Module, batch_size: int = 64, slots: int = 10) -> Queries:
+    queries = Queries(EagerModel(module), 6, batch_size)
+    queries.reset(slots, torch.device("cpu"))
+    return queries
 
 
 def _loss(model: nn.Module, points: Tensor) -> Loss:
@@ -24,14 +24,14 @@ def _loss(model: nn.Module, points: Tensor) -> Loss:
 
 def test_passes_are_counted_for_the_slots_that_asked() -> None:
     model, points = ExactNetwork(), images(10)
-    passes = _passes(model)
+    queries = _queries(model)
     rows = torch.tensor([1, 4])
-    passes.logits(points)
-    passes.logits(points[rows], rows)
-    passes.gradient(points[rows], _loss(model, points[rows]), rows)
-    passes.jacobian(points[:1], torch.tensor([9]))
-    assert passes.forwards.tolist() == [1, 3, 1, 1, 3, 1, 1, 1, 1, 2]
-    assert passes.backwards.tolist() == [0, 1, 0, 0, 1, 0, 0, 0, 0, 6]
+    queries.logits(points)
+    queries.logits(points[rows], rows)
+    queries.gradient(points[rows], _loss(model, points[rows]), rows)
+    queries.jacobian(points[:1], torch.tensor([9]))
+    assert queries.forwards.tolist() == [1, 3, 1, 1, 3, 1, 1, 1, 1, 2]
+    assert queries.backwards.tolist() == [0, 1, 0, 0, 1, 0, 0, 0, 0, 6]
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 10, 100])
@@ -43,9 +43,9 @@ def test_splitting_changes_nothing(batch_size: int) -> None:
     def watch(batch: Tensor) -> None:
         largest[0] = max(largest[0], len(batch))
 
-    passes = _passes(Watching(model, watch), batch_size)
-    assert torch.equal(passes.logits(points), model(points))
-    seen = passes.gradient(points, loss)
+    queries = _queries(Watching(model, watch), batch_size)
+    assert torch.equal(queries.logits(points), model(points))
+    seen = queries.gradient(points, loss)
     leaf = points.clone().requires_grad_()
     with torch.enable_grad():
         value = nn.functional.cross_entropy(model(leaf), loss.labels, reduction="none")
@@ -57,7 +57,7 @@ def test_splitting_changes_nothing(batch_size: int) -> None:
 
 def test_the_jacobian_equals_autograds() -> None:
     model, points = ExactNetwork(), images(4)
-    logits, slopes = _passes(model, slots=4).jacobian(points)
+    logits, slopes = _queries(model, slots=4).jacobian(points)
     expected = torch.stack(
         [torch.autograd.functional.jacobian(lambda x: model(x)[0], p[None])[:, 0] for p in points]
     )
@@ -75,17 +75,17 @@ def test_failing_inputs_come_back_as_nan_with_their_message() -> None:
         if bool((batch[:, 0, 0, 0] > 0.9).any()):
             raise ValueError("no such token\nat layer 3")
 
-    passes = _passes(Watching(model, refuse))
-    logits = passes.logits(points)
-    assert passes.failures == {6: "ValueError: no such token"}
+    queries = _queries(Watching(model, refuse))
+    logits = queries.logits(points)
+    assert queries.failures == {6: "ValueError: no such token"}
     assert bool(logits[6].isnan().all())
     others = [index for index in range(10) if index != 6]
     assert torch.equal(logits[others], model(points)[others])
     assert calls[0] <= 9  # halving, not one by one
     rows = torch.tensor([2, 6])
-    passes.reset(10, torch.device("cpu"))
-    seen = passes.gradient(points[rows], _loss(model, points[rows]), rows)
-    assert list(passes.failures) == [6]
+    queries.reset(10, torch.device("cpu"))
+    seen = queries.gradient(points[rows], _loss(model, points[rows]), rows)
+    assert list(queries.failures) == [6]
     assert not bool(seen.gradient[1].any())
     assert bool(seen.gradient[0].any())
 
@@ -94,22 +94,22 @@ def test_nothing_is_asked_about_nothing() -> None:
     def never(batch: Tensor) -> None:
         raise AssertionError("the model was called")
 
-    passes = _passes(Watching(ExactNetwork(), never), slots=0)
+    queries = _queries(Watching(ExactNetwork(), never), slots=0)
     none = torch.zeros(0, 1, 6, 6)
-    assert passes.logits(none).shape == (0, 6)
+    assert queries.logits(none).shape == (0, 6)
     labels = torch.zeros(0, dtype=torch.int64)
-    assert passes.gradient(none, Loss(LOSSES["ce"], labels, labels)).gradient.shape == none.shape
-    assert passes.jacobian(none)[1].shape == (0, 6, 1, 6, 6)
+    assert queries.gradient(none, Loss(LOSSES["ce"], labels, labels)).gradient.shape == none.shape
+    assert queries.jacobian(none)[1].shape == (0, 6, 1, 6, 6)
 
 
 def test_one_input_too_large_for_the_memory_is_an_error_of_its_own() -> None:
     def too_large(batch: Tensor) -> None:
         raise torch.OutOfMemoryError("out of memory")
 
-    passes = _passes(Watching(ExactNetwork(), too_large), slots=3)
-    assert bool(passes.logits(images(3)).isnan().all())
-    assert list(passes.failures) == [0, 1, 2]
-    assert passes.batch_size == 1
+    queries = _queries(Watching(ExactNetwork(), too_large), slots=3)
+    assert bool(queries.logits(images(3)).isnan().all())
+    assert list(queries.failures) == [0, 1, 2]
+    assert queries.parts.size == 1
 
 
 def test_keyboard_interrupts_are_no_failures() -> None:
@@ -117,7 +117,7 @@ def test_keyboard_interrupts_are_no_failures() -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        _passes(Watching(ExactNetwork(), interrupt)).logits(images(3))
+        _queries(Watching(ExactNetwork(), interrupt)).logits(images(3))
 
 
 @pytest.mark.parametrize(
@@ -140,9 +140,10 @@ def test_non_finite_gradients_come_back_as_zero() -> None:
             flat = points.flatten(1)
             return (flat[:, :6] * 0).sqrt() + flat[:, 6:12]
 
-    passes = _passes(Steep())
+    queries = _queries(Steep())
     points = images(10)
-    seen = passes.gradient(points, _loss(Steep(), points))
+    seen = queries.gradient(points, _loss(Steep(), points))
     assert bool(seen.gradient.isfinite().all())
-    assert passes.nonfinite_gradients == 10
-    assert passes.failures == {}
+    assert queries.nonfinite is not None
+    assert queries.nonfinite.tolist() == [True] * 10
+    assert queries.failures == {}

@@ -1,4 +1,4 @@
-"""What the engine spends, drops, keeps and survives."""
+"""What a search spends, drops, keeps and survives."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from attack_models import (
     images,
     linear_problem,
     predictions,
-    run_engine,
+    run_search,
 )
 from torch import Tensor, nn
 
@@ -28,6 +28,8 @@ from robench.attacks.carlini_wagner import CarliniWagnerL2
 from robench.attacks.fab import FAB
 from robench.attacks.pgd import PGD, PGDState
 from robench.attacks.square import Square
+from robench.evaluation.cascade_state import PhaseCounts
+from robench.evaluation.samples import SearchResult
 from robench.geometry import norm_of
 from robench.threat_models import ThreatModel
 
@@ -60,7 +62,7 @@ BUDGETS: list[tuple[str, Attack[Any], int, int, tuple[int, int]]] = [
         (920, 909),
     ),
     ("fab-t", FAB(LINF, steps=100, targets=9), 1800, 900, (1829, 900)),
-    ("cw-l2", CarliniWagnerL2(L2, rounds=2, steps=10), 21, 20, (20, 20)),
+    ("cw-l2", CarliniWagnerL2(L2, rounds=2, steps=10), 21, 20, (21, 20)),
     ("fab", FAB(L2, steps=5, targets=0), 10, 50, (10, 50)),
 ]
 
@@ -80,7 +82,7 @@ def test_passes_of_a_surviving_sample(
 
     search = EagerModel(Watching(model, watch))
     few = slice(0, 3)
-    run = run_engine(attack, model, inputs[few], labels[few], search=search)
+    run = run_search(attack, model, inputs[few], labels[few], search=search)
     assert not bool(run.found.broken.any())
     assert run.found.forwards.tolist() == [forwards] * 3
     assert run.found.backwards.tolist() == [backwards] * 3
@@ -92,7 +94,7 @@ def test_passes_of_a_surviving_sample(
 @pytest.mark.parametrize(("threat_model", "share"), [(LINF, 0.8), (L2, 0.9)])
 def test_square_asks_no_more_than_its_budget(threat_model: ThreatModel, share: float) -> None:
     model, inputs, labels = _survivors()
-    found = run_engine(Square(threat_model, queries=700), model, inputs[:3], labels[:3]).found
+    found = run_search(Square(threat_model, queries=700), model, inputs[:3], labels[:3]).found
     assert bool((found.forwards < share * 701).all())  # repeated proposals are not asked again
     assert bool((found.forwards > 50).all())
 
@@ -100,14 +102,14 @@ def test_square_asks_no_more_than_its_budget(threat_model: ThreatModel, share: f
 def test_square_asks_its_whole_budget_where_nothing_repeats() -> None:
     model = DoubleInside(TinyCNN(channels=3, side=16, seed=2))
     inputs = images(3, (3, 16, 16), seed=8)
-    found = run_engine(Square(L2, queries=300), model, inputs, predictions(model, inputs)).found
+    found = run_search(Square(L2, queries=300), model, inputs, predictions(model, inputs)).found
     assert not bool(found.broken.any())
     assert found.forwards.tolist() == [301] * 3  # the reference: 304
 
 
 def test_eot_multiplies_the_passes() -> None:
     model, inputs, labels = _survivors()
-    found = run_engine(APGD(LINF, steps=7, eot=4), model, inputs, labels).found
+    found = run_search(APGD(LINF, steps=7, eot=4), model, inputs, labels).found
     assert found.forwards.tolist() == [8 * 4] * len(labels)
     assert found.backwards.tolist() == [7 * 4] * len(labels)
 
@@ -122,9 +124,9 @@ def test_pgd_notices_a_repetition_and_says_the_same() -> None:
         attack = PGD(threat_model, steps=60, restarts=2)
         assert attack.can_repeat
         attack.can_repeat = can_repeat
-        runs.append(run_engine(attack, model, inputs, labels).found)
+        runs.append(run_search(attack, model, inputs, labels).found)
     with_it, without = runs
-    for name in ("broken", "rank", "adv_inputs", "closest_margin"):
+    for name in ("broken", "search", "adv_inputs", "closest_margin"):
         assert torch.equal(getattr(with_it, name), getattr(without, name)), name
     survived = ~without.broken
     assert 5 < int(survived.sum()) < 55
@@ -133,11 +135,11 @@ def test_pgd_notices_a_repetition_and_says_the_same() -> None:
 
 
 def test_broken_samples_are_dropped_at_once() -> None:
-    """No pass follows the find, in no rank."""
+    """No pass follows the find, in no other search."""
     model, inputs, labels, distance, threat_model = linear_problem("Linf", 2)
     breakable = distance < 0.5 * threat_model.radius
     attack = PGD(threat_model, steps=30, relative_step_size=1.0, random_start=False, restarts=3)
-    found = run_engine(attack, model, inputs, labels, batch_size=4).found
+    found = run_search(attack, model, inputs, labels, batch_size=4).found
     # Clean point, one step: two forwards and one backward, and the gradient at the find's point,
     # which is asked for together with its logits.
     assert found.forwards[breakable].unique().tolist() == [2]
@@ -150,7 +152,7 @@ def test_a_run_goes_on_when_every_start_settles_its_search() -> None:
     model = LinearModel(torch.zeros(2, 4), torch.tensor([1.0, 0.0]))
     labels = torch.ones(23, dtype=torch.int64)
     for attack in (APGD(LINF, steps=3), Square(LINF, queries=3)):
-        found = run_engine(attack, model, inputs, labels, batch_size=5).found
+        found = run_search(attack, model, inputs, labels, batch_size=5).found
         assert bool(found.broken.all())
         assert found.forwards.tolist() == [1] * 23
 
@@ -159,7 +161,7 @@ def test_minimum_norm_attacks_go_on_after_the_first_find() -> None:
     model, inputs, labels, distance, _ = linear_problem("L2", 2, count=16)
     wide = ThreatModel.of("L2", 1.0)
     attack = CarliniWagnerL2(wide, rounds=6, steps=60, learning_rate=0.01)
-    found = run_engine(attack, model, inputs, labels).found
+    found = run_search(attack, model, inputs, labels).found
     assert bool(found.broken.all())
     assert found.forwards.tolist() == [360] * 16
     assert bool((found.found_size >= distance - 1e-6).all())
@@ -197,9 +199,9 @@ def _failing_run(attack: Attack[Any], failure: Any, batch_size: int = 64) -> tup
     inputs[bad, 0, 0, 0] = 0.99
     model = ExactNetwork()
     labels = predictions(model, inputs)
-    sound = run_engine(attack, model, inputs, labels, batch_size=batch_size).found
+    sound = run_search(attack, model, inputs, labels, batch_size=batch_size).found
     failing = EagerModel(_Marked(model, failure, limit=0.9))
-    found = run_engine(attack, model, inputs, labels, batch_size=batch_size, search=failing).found
+    found = run_search(attack, model, inputs, labels, batch_size=batch_size, search=failing).found
     return found, sound
 
 
@@ -230,7 +232,7 @@ def test_failures_concern_their_own_samples(
     assert not bool(found.broken[[3, 10]].any())
     assert bool((found.forwards[[3, 10]] <= 6).all())  # at most two passes in each search
     others = torch.tensor([i for i in range(20) if i not in (3, 10)])
-    for name in ("broken", "rank", "adv_inputs", "closest_margin"):
+    for name in ("broken", "search", "adv_inputs", "closest_margin"):
         assert torch.equal(getattr(found, name)[others], getattr(sound, name)[others]), name
     assert bool(sound.broken.any())
 
@@ -254,7 +256,7 @@ class _FailsFromRank(nn.Module):
 
 
 def test_an_error_in_a_later_search_does_not_undo_an_earlier_find() -> None:
-    """Run beside each other, or one after the other: rank 0's find is the outcome."""
+    """Run beside each other, or one after the other: the first's find is the outcome."""
     model = LinearModel(torch.tensor([[1.0] * 4, [-1.0] * 4]), torch.tensor([0.0, 3.99]))
     inputs = torch.tensor([0.99, 0.4, 0.4, 0.4]).view(1, 1, 2, 2)
     labels = predictions(model, inputs)
@@ -274,9 +276,9 @@ def test_an_error_in_a_later_search_does_not_undo_an_earlier_find() -> None:
     keys = seeding.sample_keys(0, ["sample-0"])
     rank_one = int(slot_keys(keys, attack.name, torch.tensor([1])))
     for batch_size in (1, 8):
-        found = run_engine(attack, model, inputs, labels, batch_size=batch_size).found
+        found = run_search(attack, model, inputs, labels, batch_size=batch_size).found
         assert found.broken.tolist() == [True]
-        assert found.rank.tolist() == [0]
+        assert found.search.tolist() == [0]
         assert found.errors == {}
 
 
@@ -289,7 +291,7 @@ def test_an_error_ends_a_sample_whose_earlier_searches_found_nothing() -> None:
     labels[2] = predictions(model, inputs[2:3])
     for batch_size in (1, 64):
         search = EagerModel(_FailsFromRank(model, after=3))
-        found = run_engine(
+        found = run_search(
             attack, model, inputs, labels, search=search, batch_size=batch_size
         ).found
         assert list(found.errors) == [2]
@@ -309,15 +311,15 @@ def test_out_of_memory_halves_the_batch_and_goes_on() -> None:
         sizes.append(len(batch))
 
     attack = PGD(ThreatModel.of("Linf", 0.02), steps=8)
-    plain = run_engine(attack, model, inputs, labels, batch_size=50).found
+    plain = run_search(attack, model, inputs, labels, batch_size=50).found
     search = EagerModel(Watching(model, small_memory))
-    run = run_engine(attack, model, inputs, labels, batch_size=50, search=search)
-    for name in ("broken", "rank", "adv_inputs", "closest_margin", "forwards", "backwards"):
+    run = run_search(attack, model, inputs, labels, batch_size=50, search=search)
+    for name in ("broken", "search", "adv_inputs", "closest_margin", "forwards", "backwards"):
         assert torch.equal(getattr(run.found, name), getattr(plain, name)), name
     assert run.found.errors == {}
     assert max(sizes) <= 9
-    assert run.engine.passes.batch_size <= 9
-    assert run.engine.passes.halvings <= 8  # learnt once, not at every step
+    assert run.search.queries.parts.size <= 9
+    assert run.search.queries.parts.halvings <= 8  # learnt once, not at every step
 
 
 # --- finds that are none -----------------------------------------------------------------------
@@ -342,11 +344,10 @@ def test_a_find_that_fails_with_the_original_is_none_and_the_search_goes_on() ->
     inputs, labels = torch.tensor([[[[0.5]]], [[[0.3]]]]), torch.tensor([0, 0])
     attack = PGD(ThreatModel.of("Linf", 0.1), steps=10, relative_step_size=0.1, random_start=False)
     search = EagerModel(_Shifted(model, 0.03))
-    run = run_engine(attack, model, inputs, labels, search=search)
+    run = run_search(attack, model, inputs, labels, search=search)
     # The search sees 0.52 as misclassified, the model only what lies beyond 0.55.
     assert run.found.broken.tolist() == [True, False]
     assert float(run.found.adv_inputs[0]) > 0.55
-    assert run.found.unverified >= 2
 
 
 @pytest.mark.parametrize("shift", [0.0, -0.002])
@@ -356,10 +357,10 @@ def test_near_misses_of_an_inexact_search_are_judged_too(shift: float) -> None:
     inputs, labels = torch.tensor([[[[0.5]]]]), torch.tensor([0])
     attack = PGD(ThreatModel.of("Linf", 0.1), steps=10, relative_step_size=0.1, random_start=False)
     search = EagerModel(_Shifted(model, shift), tolerance=0.005)
-    assert run_engine(attack, model, inputs, labels, search=search).found.broken.tolist() == [True]
+    assert run_search(attack, model, inputs, labels, search=search).found.broken.tolist() == [True]
     blind = EagerModel(_Shifted(model, -0.002), tolerance=0.0)
     # Without a tolerance the last word on the closest point still belongs to the original.
-    assert run_engine(attack, model, inputs, labels, search=blind).found.broken.tolist() == [True]
+    assert run_search(attack, model, inputs, labels, search=blind).found.broken.tolist() == [True]
 
 
 @pytest.mark.parametrize("name", ["pgd", "apgd-t", "square", "fab-t"])
@@ -380,8 +381,8 @@ def test_a_bfloat16_search_breaks_nothing_that_is_not_broken(name: str) -> None:
         def forward(self, points: Tensor) -> Tensor:
             return model(points).bfloat16().float()
 
-    exact = run_engine(attack, model, inputs, labels).found
-    found = run_engine(
+    exact = run_search(attack, model, inputs, labels).found
+    found = run_search(
         attack, model, inputs, labels, search=EagerModel(Coarse(), tolerance=0.05)
     ).found
     assert torch.equal(predictions(model, found.adv_inputs) != labels, found.broken)
@@ -389,23 +390,88 @@ def test_a_bfloat16_search_breaks_nothing_that_is_not_broken(name: str) -> None:
     assert abs(int(found.broken.sum()) - int(exact.broken.sum())) <= 3
 
 
-def test_gradients_that_are_zero_or_not_finite_are_counted() -> None:
-    inputs = images(5, (1, 2, 2))
-    labels = torch.zeros(5, dtype=torch.int64)
-    flat = LinearModel(torch.zeros(3, 4), torch.tensor([1.0, 0.0, 0.0]))
-    assert run_engine(APGD(LINF, steps=3), flat, inputs, labels).found.zero_gradients == 5
+def _counts(found: SearchResult) -> PhaseCounts:
+    rows = torch.arange(len(found.broken))
+    return PhaseCounts(rows).plus(rows, found)
 
-    class Rooted(nn.Module):
-        """A square root at zero: finite value, infinite slope."""
 
-        def forward(self, points: Tensor) -> Tensor:
-            root = (points.flatten(1).sum(dim=1) * 0).sqrt()
-            return torch.stack((1 + root, root * 0), dim=1)
+class _Rooted(nn.Module):
+    """A square root at zero: finite value, infinite slope."""
 
-    found = run_engine(APGD(LINF, steps=3), Rooted(), inputs, labels).found
-    assert found.nonfinite_gradients > 0
+    def forward(self, points: Tensor) -> Tensor:
+        root = (points.flatten(1).sum(dim=1) * 0).sqrt()
+        return torch.stack((1 + root, root * 0, root * 0 - 1), dim=1)
+
+
+class _FlatWhereDark(nn.Module):
+    """Linear, but for dark images, whose logits do not depend on the pixels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        weight = torch.tensor([[0.0] * 4, [1.0] * 4, [0.0, 0.0, 0.0, 1.0]])
+        self.linear = LinearModel(weight, torch.tensor([10.0, 0.0, 0.0]))
+
+    def forward(self, points: Tensor) -> Tensor:
+        dark = points.flatten(1).amax(dim=1, keepdim=True) < 0.1
+        return self.linear(torch.where(dark[:, :, None, None], points * 0, points))
+
+
+WATCHED = [
+    (APGD(LINF, steps=3, loss="dlr", restarts=2), 2),
+    (APGD(LINF, steps=3, loss="dlr", eot=5), 1),
+    (PGD(LINF, steps=3, loss="margin", restarts=3), 3),
+    (FAB(LINF, steps=2, targets=2), 2),
+    (FAB(LINF, steps=2, targets=0), 1),
+]
+
+
+@pytest.mark.parametrize("attack, searches", WATCHED)
+@pytest.mark.parametrize("batch_size", [3, 64])
+def test_a_search_whose_first_gradient_is_zero_is_counted_once(
+    attack: Attack[Any], searches: int, batch_size: int
+) -> None:
+    inputs = 0.5 + 0.1 * images(7, (1, 2, 2))
+    inputs[[1, 4]] = 0.01
+    labels = torch.zeros(7, dtype=torch.int64)
+    found = run_search(attack, _FlatWhereDark(), inputs, labels, batch_size=batch_size).found
+    counts = _counts(found)
+    assert (counts.zero_gradients, counts.searches) == (2 * searches, 7 * searches)
+    assert counts.nonfinite_gradients == 0
+
+
+def test_where_cross_entropy_is_flat_the_model_is_merely_confident() -> None:
+    sure = LinearModel(torch.tensor([[1e3] * 4, [-1e3] * 4]), torch.zeros(2))
+    inputs, labels = 0.5 + 0.1 * images(5, (1, 2, 2)), torch.zeros(5, dtype=torch.int64)
+    for attack in (APGD(LINF, steps=3), PGD(LINF, steps=3)):
+        found = run_search(attack, sure, inputs, labels).found
+        counts = _counts(found)
+        assert (counts.zero_gradients, counts.searches) == (0, 5)
+
+
+@pytest.mark.parametrize("batch_size", [2, 64])
+def test_a_search_that_meets_a_gradient_of_infinity_is_counted_once(batch_size: int) -> None:
+    inputs, labels = images(5, (1, 2, 2)), torch.zeros(5, dtype=torch.int64)
+    attack = APGD(LINF, steps=4, restarts=2, eot=3)
+    found = run_search(attack, _Rooted(), inputs, labels, batch_size=batch_size).found
+    counts = _counts(found)
+    assert (counts.nonfinite_gradients, counts.searches) == (10, 10)
+    assert counts.zero_gradients == 0
     assert found.errors == {}
     assert not bool(found.broken.any())
+
+
+def test_searches_that_a_find_made_needless_are_not_counted() -> None:
+    """Whether they ran beside it depends on the batch."""
+    model = ExactNetwork()
+    inputs = images(30, seed=1)
+    labels = predictions(model, inputs)
+    counts = []
+    for batch_size in (4, 500):
+        found = run_search(_targeted(), model, inputs, labels, batch_size=batch_size).found
+        expected = torch.where(found.broken, found.search + 1, 4).sum()
+        assert _counts(found).searches == int(expected)
+        counts.append(_counts(found).searches)
+    assert counts[0] == counts[1] < 4 * 30
 
 
 @pytest.mark.parametrize("failure", [ValueError("no such token"), torch.tensor(float("nan"))])
@@ -415,7 +481,7 @@ def test_a_candidate_that_the_original_cannot_judge_is_no_survivor(failure: Any)
     sound = ExactNetwork()
     labels = predictions(sound, inputs)
     attack = APGD(ThreatModel.of("Linf", 0.3), steps=10)
-    plain = run_engine(attack, sound, inputs, labels).found
+    plain = run_search(attack, sound, inputs, labels).found
     assert bool(plain.broken[4])
     marked = torch.zeros(20, dtype=torch.bool)
     marked[4] = True
@@ -433,15 +499,15 @@ def test_a_candidate_that_the_original_cannot_judge_is_no_survivor(failure: Any)
                 return logits
             return torch.where(lost[:, None], failure, logits)
 
-    found = run_engine(attack, Judge(), inputs, labels, search=EagerModel(sound)).found
+    found = run_search(attack, Judge(), inputs, labels, search=EagerModel(sound)).found
     assert list(found.errors) == [4]
     assert "original model" in found.errors[4]
     assert not bool(found.broken[4])
     assert torch.equal(found.broken[~marked], plain.broken[~marked])
 
 
-def test_a_find_ends_the_searches_of_higher_ranks_beside_it() -> None:
-    """Both ranks share the batch; the second never moves and would use up its whole budget."""
+def test_a_find_ends_later_searches_of_its_sample_beside_it() -> None:
+    """Both restarts share the batch; the second never moves and would use up its whole budget."""
     model, inputs, labels, distance, threat_model = linear_problem("Linf", 2, count=12)
     ids = [f"sample-{index}" for index in range(len(labels))]
     second = slot_keys(seeding.sample_keys(0, ids), "pgd", torch.ones_like(labels))
@@ -456,7 +522,7 @@ def test_a_find_ends_the_searches_of_higher_ranks_beside_it() -> None:
         threat_model, steps=40, relative_step_size=1.0, random_start=False, restarts=2
     )
     attack.can_repeat = False
-    found = run_engine(attack, model, inputs, labels, batch_size=64).found
+    found = run_search(attack, model, inputs, labels, batch_size=64).found
     breakable = distance < threat_model.radius
     assert torch.equal(found.broken, breakable)
     assert found.forwards[breakable].unique().tolist() == [4]
@@ -471,28 +537,28 @@ def test_only_the_searches_that_are_wanted_run() -> None:
     model = ExactNetwork()
     inputs = images(50, seed=1)
     labels = predictions(model, inputs)
-    whole = run_engine(_targeted(), model, inputs, labels).found
-    rank = int(whole.rank.max())
+    whole = run_search(_targeted(), model, inputs, labels).found
+    rank = int(whole.search.max())
     assert rank > 0
     # What a search finds does not depend on the searches that ran before it.
-    alone = whole.rank == rank
+    alone = whole.search == rank
     wanted = torch.zeros(50, 4, dtype=torch.bool)
-    wanted[alone | (whole.rank < 0), rank] = True
-    found = run_engine(_targeted(), model, inputs, labels, only=wanted).found
+    wanted[alone | (whole.search < 0), rank] = True
+    found = run_search(_targeted(), model, inputs, labels, only=wanted).found
     assert torch.equal(found.broken, alone)
-    assert set(found.rank.tolist()) == {-1, rank}
+    assert set(found.search.tolist()) == {-1, rank}
     assert torch.equal(found.adv_inputs[alone], whole.adv_inputs[alone])
     assert found.forwards[~wanted[:, rank]].unique().tolist() == [0]
     others = [r for r in range(4) if r != rank]
-    assert bool(found.rank_margins[:, others].isinf().all())
+    assert bool(found.search_margins[:, others].isinf().all())
 
 
 def test_each_search_of_a_survivor_says_how_close_it_came() -> None:
     model = ExactNetwork()
     inputs = images(40, seed=1)
-    found = run_engine(_targeted(), model, inputs, predictions(model, inputs)).found
+    found = run_search(_targeted(), model, inputs, predictions(model, inputs)).found
     survived = ~found.broken
     assert bool(survived.any())
-    margins = found.rank_margins[survived]
+    margins = found.search_margins[survived]
     assert bool(margins.isfinite().all())
     assert torch.equal(margins.amin(dim=1), found.closest_margin[survived])

@@ -22,10 +22,10 @@ import robench
 from robench.datasets import ArrayDataset
 from robench.evaluation.cascade import Cascade
 from robench.evaluation.clean_pass import CleanPass
-from robench.evaluation.forks import worker_count
-from robench.evaluation.samples import Found
+from robench.evaluation.samples import Samples, SearchResult
+from robench.evaluation.search import Progress, Save
 from robench.evaluation.settings import Settings
-from robench.evaluation.workers import Crew, Save, Search, Shard, Tell
+from robench.evaluation.worker_pool import SearchCall, Shard, WorkerPool, worker_count
 from robench.models import wrap_module
 from robench.models.wrapper import RobenchModel
 from robench.records import AttackSpec, Suite
@@ -86,14 +86,13 @@ def results(attacked: Any) -> dict[str, Any]:
         "margins": attacked.closest_margin.tolist(),
         "forwards": attacked.forwards.tolist(),
         "stages": [tuple(getattr(s, name) for name in counted) for s in attacked.stages],
-        "flags": [flag.name for flag in attacked.flags],
     }
 
 
 @pytest.fixture(scope="module")
 def expected() -> dict[str, Any]:
     clean, run = cascade(1)
-    found = results(run.run(clean, (1, 6, 6)))
+    found = results(run.run(clean, torch.zeros(N, 1, 6, 6)))
     assert {-1, 0} < set(found["stage"])
     return found
 
@@ -103,8 +102,8 @@ def test_the_number_of_workers_changes_no_result(workers: int, expected: dict[st
     steps: list[int] = []
     clean, run = cascade(workers, progress=steps.append)
     assert (run.workers, run.batch_size) == (min(workers, 12), 12 // min(workers, 12))
-    found = results(run.run(clean, (1, 6, 6)))
-    for name in ("stage", "points", "margins", "flags"):
+    found = results(run.run(clean, torch.zeros(N, 1, 6, 6)))
+    for name in ("stage", "points", "margins"):
         assert found[name] == expected[name], name
     # Which searches ran beside the deciding one depends on the batch; what is attempted does not.
     assert [s[:4] for s in found["stages"]] == [s[:4] for s in expected["stages"]]
@@ -127,53 +126,36 @@ def test_a_snapshot_of_several_engines_goes_on_anywhere(
         kept.append(file.getvalue())
 
     clean, run = cascade(3, save=keep)
-    run.run(clean, (1, 6, 6))
+    run.run(clean, torch.zeros(N, 1, 6, 6))
     several = 0
     for content in kept[:: max(1, len(kept) // 12)]:
         saved = torch.load(io.BytesIO(content), weights_only=True)
-        several += len(saved["engines"]) > 1
+        several += len(saved["shards"]) > 1
         clean, run = cascade(workers_after)
-        found = results(run.run(clean, (1, 6, 6), saved))
-        for name in ("stage", "points", "margins", "flags"):
+        found = results(run.run(clean, torch.zeros(N, 1, 6, 6), saved))
+        for name in ("stage", "points", "margins"):
             assert found[name] == expected[name], name
         assert [s[:4] for s in found["stages"]] == [s[:4] for s in expected["stages"]]
     assert several > 1
 
 
 @pytest.mark.parametrize("size", [1, 2])
-def test_what_an_engine_left_behind_is_forgotten_with_its_shard(size: int) -> None:
-    def prepare(shard: Shard) -> Search:
-        def search(tell: Tell, keep: Save) -> Found:
-            keep(lambda: {"points": torch.zeros(3)})
+def test_what_a_search_left_behind_is_forgotten_with_its_shard(size: int) -> None:
+    def prepare(shard: Shard) -> SearchCall:
+        def search(progress: Progress, save: Save) -> SearchResult:
+            save(lambda: {"points": torch.zeros(3)})
             none = torch.zeros(len(shard.rows))
-            whole = none.long()
-            return Found(
-                adv_inputs=none,
-                broken=none.bool(),
-                rank=whole,
-                prediction=whole,
-                margin=none,
-                size=none,
-                closest_margin=none,
-                found_size=none,
-                forwards=whole,
-                backwards=whole,
-                rank_margins=none,
-            )
+            samples = Samples(none, none.long(), none[:, None], none.long())
+            return SearchResult.nothing_yet(samples, 1)
 
         return search
 
     shards = [Shard(torch.arange(3)), Shard(torch.arange(3, 6))]
-    unfinished: list[int] = []
-
-    def snapshot(left: list[Shard]) -> dict[str, Any]:
-        unfinished.append(len(left))
-        return {}
-
-    crew = Crew(size, lambda make: make() and None, snapshot, None)
-    crew.run(shards, prepare, lambda *_: None)
-    assert [shard.engine for shard in shards] == [None, None]
-    assert unfinished[-1] == 0
+    left: list[int] = []
+    pool = WorkerPool(size, prepare, None, lambda unfinished: left.append(len(unfinished())))
+    assert len(list(pool.run(shards))) == 2
+    assert [shard.search for shard in shards] == [None, None]
+    assert left[-1] == 0
 
 
 class _InterruptedError(Exception):
@@ -193,16 +175,16 @@ def test_an_interruption_stops_all_and_leaves_a_whole_snapshot(expected: dict[st
 
     clean, run = cascade(3, save=fail_late)
     with pytest.raises(_InterruptedError):
-        run.run(clean, (1, 6, 6))
+        run.run(clean, torch.zeros(N, 1, 6, 6))
     assert calls == 12
     assert not multiprocessing.active_children()
     file = io.BytesIO()
     torch.save(latest[0](), file)
     file.seek(0)
     saved = torch.load(file, weights_only=True)
-    assert saved["engines"]
+    assert saved["shards"]
     clean, run = cascade(2)
-    found = results(run.run(clean, (1, 6, 6), saved))
+    found = results(run.run(clean, torch.zeros(N, 1, 6, 6), saved))
     assert (found["stage"], found["points"]) == (expected["stage"], expected["points"])
 
 
@@ -229,7 +211,7 @@ def test_the_samples_of_a_worker_that_dies_are_searched_here(
 ) -> None:
     network = InChildren(lambda: os.kill(os.getpid(), signal.SIGKILL), after)
     clean, run = cascade(2, save=lambda make: make() and None, network=network)
-    found = results(run.run(clean, (1, 6, 6)))
+    found = results(run.run(clean, torch.zeros(N, 1, 6, 6)))
     assert (found["stage"], found["points"]) == (expected["stage"], expected["points"])
 
 
@@ -238,7 +220,7 @@ def test_what_a_model_raises_in_a_worker_marks_its_samples() -> None:
         raise ValueError("not today")
 
     clean, run = cascade(2, network=InChildren(refuse))
-    attacked = run.run(clean, (1, 6, 6))
+    attacked = run.run(clean, torch.zeros(N, 1, 6, 6))
     assert len(attacked.errors) == N
     assert set(attacked.errors.values()) == {"ValueError: not today"}
 
@@ -251,10 +233,10 @@ def test_a_fault_of_the_search_itself_reaches_the_caller(monkeypatch: pytest.Mon
     def broken(*_: Any, **__: Any) -> None:
         raise UnportableError(1, 2)
 
-    monkeypatch.setattr("robench.evaluation.cascade.Engine.run", broken)
+    monkeypatch.setattr("robench.evaluation.cascade.Search.run", broken)
     clean, run = cascade(2)
     with pytest.raises(RuntimeError, match="1 and 2") as caught:
-        run.run(clean, (1, 6, 6))
+        run.run(clean, torch.zeros(N, 1, 6, 6))
     assert "def broken" not in str(caught.value)
     assert any("in broken" in note for note in caught.value.__notes__)
 
@@ -268,7 +250,7 @@ def test_a_worker_has_one_thread() -> None:
     torch.set_num_threads(4)
     try:
         clean, run = cascade(2, network=InChildren(check))
-        assert run.run(clean, (1, 6, 6)).errors == {}
+        assert run.run(clean, torch.zeros(N, 1, 6, 6)).errors == {}
         assert torch.get_num_threads() == 4
     finally:
         torch.set_num_threads(before)
@@ -278,14 +260,14 @@ _ORPHAN = """
 import os, sys, time
 sys.path.insert(0, {tests!r})
 sys.path.insert(0, {support!r})
-import test_workers
+import torch, test_worker_pool
 
 def linger():
     print(os.getpid(), flush=True)
     time.sleep(0.2)
 
-clean, run = test_workers.cascade(2, network=test_workers.InChildren(linger))
-run.run(clean, (1, 6, 6))
+clean, run = test_worker_pool.cascade(2, network=test_worker_pool.InChildren(linger))
+run.run(clean, torch.zeros(test_worker_pool.N, 1, 6, 6))
 """
 
 
@@ -350,7 +332,7 @@ def test_passes_that_belong_together_have_one_worker(network: Any, alone: bool) 
 def test_a_rehearsal_tells_whether_a_fork_can_search(
     act: Callable[[], None], fine: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("robench.evaluation.forks._REHEARSAL", 1.0)
+    monkeypatch.setattr("robench.evaluation.worker_pool._REHEARSAL", 1.0)
     model, data = problem(InChildren(act))
     settings = Settings(precision="fp32", workers=3)
     clean = CleanPass(model, data, THREAT, settings, [SPEC])

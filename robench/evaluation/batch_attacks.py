@@ -8,15 +8,20 @@ from torch import Tensor, nn
 from robench.attacks.base import BatchAttack
 from robench.errors import RobenchError
 from robench.evaluation.adjudicate import Adjudicator
-from robench.evaluation.samples import Found, Samples
+from robench.evaluation.samples import Samples, SearchResult
 
-__all__ = ["propose"]
+__all__ = ["run_batch_attack"]
+
+_UNJUDGED = "the model fails, or is not finite, at the attack's proposal"
 
 
-def propose(
+def run_batch_attack(
     attack: BatchAttack, model: nn.Module, adjudicator: Adjudicator, samples: Samples, seed: int
-) -> Found:
+) -> SearchResult:
     """A foreign attack's proposals and the verdicts on them.
+
+    How the foreign loop shares its passes out among the samples is not known: they are counted
+    for all together.
 
     Args:
         attack: the adapter.
@@ -30,8 +35,7 @@ def propose(
             kept as the samples' error: none of them was tested.
     """
     counted = _Counted(model)
-    count = len(samples)
-    errors: dict[int, str] = {}
+    result = SearchResult.nothing_yet(samples, 1)
     try:
         proposed = attack.propose(counted, samples.inputs, samples.labels, seed)
     except RobenchError:
@@ -39,30 +43,17 @@ def propose(
     except Exception as error:
         # A foreign loop gives no hint which sample it failed on.
         proposed = samples.inputs
-        errors = dict.fromkeys(range(count), f"{type(error).__name__}: {error}")
+        result.errors = dict.fromkeys(range(len(samples)), f"{type(error).__name__}: {error}")
     verdicts = adjudicator.judge(proposed, samples.inputs, samples.labels)
     for index in (verdicts.allowed & ~verdicts.finite).nonzero().squeeze(1).tolist():
-        errors.setdefault(index, "the model fails, or is not finite, at the attack's proposal")
-    failed = torch.zeros_like(verdicts.broken)
-    failed[list(errors)] = True
-    broken = verdicts.broken & ~failed
-    zeros = torch.zeros(count, dtype=torch.int64, device=samples.inputs.device)
-    found = Found(
-        adv_inputs=proposed.clone(),
-        broken=broken,
-        rank=torch.where(broken, 0, -1),
-        prediction=verdicts.prediction,
-        margin=verdicts.margin,
-        size=verdicts.size,
-        closest_margin=torch.where(broken, torch.inf, verdicts.margin),
-        found_size=torch.full_like(verdicts.margin, torch.nan),
-        forwards=zeros + counted.forwards // max(count, 1),
-        backwards=zeros + counted.backwards // max(count, 1),
-        rank_margins=verdicts.margin[:, None],
-        errors=errors,
-    )
-    found.forget(failed | ~verdicts.shown, samples.inputs)
-    return found
+        result.errors.setdefault(index, _UNJUDGED)
+    broken, shown = verdicts.broken & ~result.errored, verdicts.shown & ~result.errored
+    result.keep(shown.nonzero().squeeze(1), proposed[shown], verdicts.at(shown))
+    result.settled = torch.where(broken, 0, 1)
+    result.closest_margin = torch.where(shown & ~broken, verdicts.margin, torch.inf)
+    result.search_margins = verdicts.margin[:, None]
+    result.shared_forwards, result.shared_backwards = counted.forwards, counted.backwards
+    return result
 
 
 class _Counted(nn.Module):

@@ -1,0 +1,56 @@
+"""The audit: later stages on a random sample of survivors, and on all of them if that finds any.
+
+The ``core`` protocol's stages from ``first_stage`` on run on the sample first. A hit, or a
+gradient that cannot guide a search, sends them to the other survivors too; otherwise the record
+states how large a share of broken samples such a sample could have missed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+from robench import seeding
+from robench.evaluation.cascade_state import CascadeState, PhaseCounts
+from robench.evaluation.samples import SampleSource
+from robench.records import AuditResult, AuditSpec
+from robench.statistics.intervals import missed_share_upper
+
+__all__ = ["audit_result", "draw_audit", "escalates"]
+
+
+def draw_audit(audit: AuditSpec, state: CascadeState, source: SampleSource) -> CascadeState:
+    """Draw the sample of the survivors, once.
+
+    Args:
+        audit: how many.
+        state: after the stages that all samples go through.
+        source: the samples; which are drawn depends on their keys alone.
+    """
+    if state.audited is not None:
+        return state
+    survivors = state.survivors()
+    order = seeding.derive(source.keys_of(survivors), seeding.tag("audit")).argsort()
+    chosen = survivors[order[: audit.sample_size(len(survivors))]].sort().values
+    return replace(state, audited=chosen, audit_survivors=len(survivors))
+
+
+def escalates(state: CascadeState, phases: Iterable[PhaseCounts]) -> bool:
+    """Whether the other survivors are due as well, after the stage runs on the audited ones."""
+    blind = any(counts.zero_gradients or counts.nonfinite_gradients for counts in phases)
+    return blind or state.hits > 0
+
+
+def audit_result(state: CascadeState, escalated: bool) -> AuditResult:
+    """For the record."""
+    survivors, hits = state.audit_survivors, state.hits
+    audited = 0 if state.audited is None else len(state.audited)
+    everyone = escalated or audited == survivors
+    bound = 0.0 if everyone else missed_share_upper(hits, audited, population=survivors)
+    return AuditResult(
+        survivors=survivors,
+        audited=audited,
+        hits=hits,
+        escalated=escalated,
+        missed_share_upper=bound if survivors else None,
+    )

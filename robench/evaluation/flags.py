@@ -1,0 +1,107 @@
+"""Reasons to doubt a number, found during and after the attacks, as data.
+
+What is seen before them, from the model alone, is :mod:`robench.doctor`'s. Zero gradients, Square's
+gain and missing target classes are AutoAttack's own flags (fra31/auto-attack, ``checks.py`` and
+``flags_doc.md``), with its thresholds and denominators. The reference looks for zero gradients at
+the start of APGD on the DLR losses; here every attack that follows gradients is watched, but not
+on cross-entropy, whose slope vanishes where a model is merely confident. What flags can say is "no
+flag raised", never "passed".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from robench.evaluation.cascade_state import CascadeState, StageRun
+from robench.records import AttackSpec, Flag
+
+__all__ = ["attack_flags"]
+
+_SQUARE_PER_MILLE = 2
+"""Thousandths of all samples that Square may break after the other attacks: 0.2 points"""
+
+
+def attack_flags(
+    spec: AttackSpec,
+    stages: Sequence[AttackSpec],
+    plan: Sequence[StageRun],
+    state: CascadeState,
+    *,
+    num_classes: int,
+    n: int,
+) -> list[Flag]:
+    """What the attacks themselves give reason to doubt.
+
+    Args:
+        spec: the cascade, or the single attack.
+        stages: its stages as they ran on this model.
+        plan: the stage runs.
+        state: what they came to.
+        num_classes: of the model.
+        n: all samples of the data set, the misclassified ones included.
+    """
+    names = [stages[run.stage].name for run in plan]
+    flags = [
+        _gradients(plan, names, state, "zero_gradients", "started with a zero gradient"),
+        _gradients(plan, names, state, "nonfinite_gradients", "met a gradient of NaN or infinity"),
+        _square(stages, state, n),
+        _few_classes(spec, num_classes),
+        *(
+            Flag(name="stage_skipped", severity="note", evidence=stage.skipped)
+            for stage in state.stages
+            if stage.skipped
+        ),
+    ]
+    return [flag for flag in flags if flag is not None]
+
+
+def _gradients(
+    plan: Sequence[StageRun], names: Sequence[str], state: CascadeState, kind: str, what: str
+) -> Flag | None:
+    """Searches of each stage whose gradients cannot guide them; rechecks are not counted again."""
+    found: dict[str, int] = {}
+    searches: dict[str, int] = {}
+    for run, name, counts in zip(plan, names, state.phases, strict=True):
+        if not run.recheck:
+            found[name] = found.get(name, 0) + int(getattr(counts, kind))
+            searches[name] = searches.get(name, 0) + counts.searches
+    if not any(found.values()):
+        return None
+    shares = [f"{k} of {searches[name]} searches of {name}" for name, k in found.items() if k]
+    return Flag(
+        name=kind,
+        severity="severe" if kind == "nonfinite_gradients" else "warning",
+        evidence=f"{', '.join(shares)} {what}",
+        count=sum(found.values()),
+    )
+
+
+def _square(stages: Sequence[AttackSpec], state: CascadeState, n: int) -> Flag | None:
+    """Square, which sees no gradients, should add next to nothing after the gradient attacks."""
+    late = [i for i, stage in enumerate(stages) if stage.attack == "square" and i > 0]
+    broken = sum(int((state.stage == index).sum()) for index in late)
+    if 1000 * broken <= _SQUARE_PER_MILLE * n:
+        return None
+    return Flag(
+        name="square_lowers_accuracy",
+        severity="warning",
+        evidence=f"Square broke {broken} of {n} samples after the gradient attacks, "
+        f"{100 * broken / n:.1f} points of accuracy: gradients may be masked",
+        count=broken,
+    )
+
+
+def _few_classes(spec: AttackSpec, num_classes: int) -> Flag | None:
+    """Stages that aim at more classes than there are wrong ones."""
+    short = [
+        f"{stage.name} ({wanted} wanted)"
+        for stage in spec.stages or (spec,)
+        if (wanted := int(stage.params.get("targets", 0))) > num_classes - 1
+    ]
+    if not short:
+        return None
+    return Flag(
+        name="few_classes",
+        severity="note",
+        evidence=f"{num_classes - 1} target classes for {', '.join(short)}",
+    )

@@ -1,0 +1,172 @@
+"""Queries: an attack's passes through the model, counted for each slot, never lost.
+
+A model that raises is asked again with fewer inputs until the guilty ones are alone; those come
+back as NaN with the message kept, so that the search can mark them errored and go on with the
+others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from robench.acceleration.search_models import SearchModel
+from robench.attacks.base import Gradient
+from robench.attacks.losses import Loss, cross_entropy
+from robench.devices import Parts
+
+__all__ = ["Queries"]
+
+_Pass = Callable[[Tensor, slice], tuple[Tensor, ...]]
+
+
+class Queries:
+    """Counts and guards the passes of the slots that are active now.
+
+    Args:
+        model: what the search runs on.
+        num_classes: K, the width of the logits.
+        batch_size: inputs in one pass at most; halved when memory runs out.
+
+    Attributes:
+        forwards, backwards: int64 (B,), passes by slot since the last reset.
+        failures: message by slot, where the model failed.
+        nonfinite: bool (B,), slots that met a gradient with NaN or infinity; None: none did.
+    """
+
+    def __init__(self, model: SearchModel, num_classes: int, batch_size: int) -> None:
+        self.model = model
+        self.num_classes = num_classes
+        self.parts: Parts[tuple[Tensor, ...]] = Parts(batch_size)
+        self.reset(0, torch.device("cpu"))
+
+    def reset(self, slots: int, device: torch.device) -> None:
+        """Start counting anew for ``slots`` slots."""
+        self.forwards = torch.zeros(slots, dtype=torch.int64, device=device)
+        self.backwards = torch.zeros(slots, dtype=torch.int64, device=device)
+        self.failures: dict[int, str] = {}
+        self.nonfinite: Tensor | None = None
+        self._first: Tensor | None = None
+
+    def watch_first_gradients(self, slots: Tensor | None = None) -> None:
+        """Until the next reset, notice gradients that are zero everywhere.
+
+        Cross-entropy is left out: its slope vanishes where a model is merely confident, and says
+        nothing of the network's own.
+
+        Args:
+            slots: bool (B,), those whose first gradient comes now; None: all.
+        """
+        self._first = torch.ones_like(self.forwards, dtype=torch.bool) if slots is None else slots
+
+    def zero_first_gradients(self) -> Tensor | None:
+        """bool (B,): watched slots whose gradients were all zero; None: none was."""
+        if self._first is None:
+            return None
+        zero = self._first & (self.backwards > 0)
+        return zero if bool(zero.any()) else None
+
+    def logits(self, points: Tensor, rows: Tensor | None = None) -> Tensor:
+        """One forward pass: (B, C, H, W) → float32 (B, K); NaN where the model failed."""
+        self._count(self.forwards, rows, 1)
+        (logits,) = self._guarded(
+            points,
+            rows,
+            lambda part, _: (self.model.logits(part),),
+            lambda part: (self._no_logits(part),),
+        )
+        self._note_nonfinite(logits, rows)
+        return logits
+
+    def gradient(self, points: Tensor, loss: Loss, rows: Tensor | None = None) -> Gradient:
+        """One forward and one backward pass; non-finite gradients come back as zero, noted."""
+        self._count(self.forwards, rows, 1)
+        self._count(self.backwards, rows, 1)
+
+        def call(part: Tensor, here: slice) -> tuple[Tensor, ...]:
+            whole = len(part) == len(points)
+            at = torch.arange(here.start, here.stop, device=points.device)
+            return self.model.gradient(part, loss if whole else loss.at(at))
+
+        def blank(part: Tensor) -> tuple[Tensor, ...]:
+            none = self._no_logits(part)
+            return none, none[:, 0], torch.zeros_like(part)
+
+        logits, losses, gradient = self._guarded(points, rows, call, blank)
+        self._note_nonfinite(logits, rows)
+        if loss.function is cross_entropy:
+            self._first = None
+        return Gradient(logits, losses, self._finite(gradient, logits, rows))
+
+    def jacobian(self, points: Tensor, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """One forward and K backward passes."""
+        self._count(self.forwards, rows, 1)
+        self._count(self.backwards, rows, self.num_classes)
+
+        def blank(part: Tensor) -> tuple[Tensor, ...]:
+            none = self._no_logits(part)
+            return none, part.new_zeros(len(part), self.num_classes, *part.shape[1:])
+
+        logits, slopes = self._guarded(
+            points, rows, lambda part, _: self.model.jacobian(part), blank
+        )
+        self._note_nonfinite(logits, rows)
+        return logits, self._finite(slopes, logits, rows)
+
+    def _finite(self, gradient: Tensor, logits: Tensor, rows: Tensor | None) -> Tensor:
+        """The gradient with zeros for what is not finite; both kinds of blindness are noted."""
+        finite = gradient.isfinite()
+        if self._first is not None:
+            zero = (gradient.flatten(1) == 0).all(dim=1) & logits.isfinite().all(dim=1)
+            self._first = self._first.index_fill(0, _slots(~zero, rows), False)
+        if bool(finite.all()):
+            return gradient
+        if self.nonfinite is None:
+            self.nonfinite = torch.zeros_like(self.forwards, dtype=torch.bool)
+        self.nonfinite[_slots((~finite).flatten(1).any(dim=1), rows)] = True
+        return torch.where(finite, gradient, 0.0)
+
+    def _no_logits(self, part: Tensor) -> Tensor:
+        return part.new_full((len(part), self.num_classes), torch.nan)
+
+    def _count(self, counter: Tensor, rows: Tensor | None, passes: int) -> None:
+        if rows is None:
+            counter += passes
+        else:
+            counter.index_add_(0, rows, torch.full_like(rows, passes))
+
+    def _note_nonfinite(self, logits: Tensor, rows: Tensor | None) -> None:
+        finite = logits.isfinite()
+        if bool(finite.all()):
+            return
+        for slot in _slots(~finite.all(dim=1), rows).tolist():
+            self.failures.setdefault(slot, "the model returned non-finite logits")
+
+    def _guarded(
+        self,
+        points: Tensor,
+        rows: Tensor | None,
+        call: _Pass,
+        blank: Callable[[Tensor], tuple[Tensor, ...]],
+    ) -> tuple[Tensor, ...]:
+        """``call`` for all points, in parts; ``blank`` for those on which the model fails."""
+        if len(points) == 0:  # many models refuse an empty batch
+            return blank(points)
+
+        def alone(position: int, error: Exception) -> tuple[Tensor, ...]:
+            slot = position if rows is None else int(rows[position])
+            first_line = (str(error).strip().splitlines() or [""])[0]
+            self.failures[slot] = f"{type(error).__name__}: {first_line}"
+            return blank(points[position : position + 1])
+
+        done = self.parts.map(len(points), lambda here: call(points[here], here), alone)
+        if len(done) == 1:
+            return done[0]
+        return tuple(torch.cat(parts) for parts in zip(*done, strict=True))
+
+
+def _slots(chosen: Tensor, rows: Tensor | None) -> Tensor:
+    """int64: the slots of the points that are chosen, bool (B,)."""
+    return chosen.nonzero().squeeze(1) if rows is None else rows[chosen]

@@ -1,0 +1,354 @@
+"""The worker pool: searches of one stage side by side, each in a process of its own.
+
+Two processes that search on one core each do more than one whose every operation is split over
+two cores: nothing waits for the slower half, and the search's own bookkeeping is shared out as
+well. What a search finds does not depend on the samples beside it, so dividing them changes no
+result.
+
+The processes are forks of this one: they have the models, the data and the attack without a copy.
+They search and report; merging, saving and showing progress are the parent's. Where forking is not
+to be had, or not safe, there is one worker: the process itself.
+"""
+
+from __future__ import annotations
+
+import io
+import multiprocessing
+import multiprocessing.connection
+import os
+import pickle
+import signal
+import sys
+import time
+import traceback
+import warnings
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from multiprocessing.context import ForkProcess
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from robench.evaluation.samples import SearchResult
+from robench.evaluation.search import Progress, Save
+
+__all__ = ["SearchCall", "Shard", "WorkerPool", "survives_fork", "worker_count"]
+
+_PATIENCE = 60.0
+"""Seconds that a worker has to end its step when it is asked for a snapshot or to stop"""
+_REHEARSAL, _SLOWER = 20.0, 50.0
+"""Seconds, and times the parent's, that a fork has for a call before it counts as hanging"""
+
+
+@dataclass
+class Shard:
+    """Samples that are searched together."""
+
+    rows: Tensor
+    """int64 (n′,)"""
+    phase: int = 0
+    """Which of the plan's stage runs searches them"""
+    search: dict[str, Any] | None = None
+    """A snapshot of the search, where there is one"""
+
+
+SearchCall = Callable[[Progress, Save], SearchResult]
+"""Searches a shard whose samples are loaded: files that are open are read in one process only"""
+
+Results = Generator[tuple[Shard, SearchResult], None, None]
+
+
+class WorkerPool:
+    """Searches the shards of one stage run.
+
+    Args:
+        size: workers; one searches in this process.
+        prepare: loads a shard's samples.
+        progress: is told about steps; None: nobody is.
+        save: is offered the unfinished shards between any two steps.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        prepare: Callable[[Shard], SearchCall],
+        progress: Progress | None,
+        save: Callable[[Callable[[], list[Shard]]], None],
+    ) -> None:
+        self.size = size
+        self._prepare = prepare
+        self._progress: Progress = progress or (lambda _: None)
+        self._save = save
+        self._shards: list[Shard] = []
+        self._workers: dict[int, _Worker] = {}
+
+    def run(self, shards: Sequence[Shard]) -> Results:
+        """Search all shards; each is given with what was found in it, in no particular order.
+
+        A worker that dies, as for want of memory, has its shard searched here. To be closed when
+        the caller stops early: the other searches then end after the step that they are at, and
+        :meth:`unfinished` still tells what they came to.
+
+        Raises:
+            Exception: whatever a search or ``save`` raises.
+        """
+        self._shards = list(shards)
+        if min(self.size, len(shards)) > 1:
+            yield from self._run_workers(shards)
+        for shard in list(self._shards):
+            result = self._prepare(shard)(self._progress, partial(self._stepped, shard))
+            yield shard, result
+            self._forget(shard)
+
+    def _stepped(self, shard: Shard, snapshot: Callable[[], dict[str, Any]]) -> None:
+        """This process's own search is between two steps."""
+
+        def unfinished() -> list[Shard]:
+            shard.search = snapshot()
+            return self.unfinished()
+
+        self._save(unfinished)
+
+    def _forget(self, shard: Shard) -> None:
+        self._shards = [other for other in self._shards if other is not shard]
+        shard.search = None  # as large as the shard itself
+        self._save(self.unfinished)
+
+    def unfinished(self) -> list[Shard]:
+        """The shards that were begun, each as it is between two steps."""
+        asked = [worker for worker in self._workers.values() if worker.ask()]
+        for worker in asked:
+            while worker.asked and not worker.over and worker.pipe.poll(_PATIENCE):
+                self._hear(worker)
+        return [shard for shard in self._shards if shard.search is not None]
+
+    def _run_workers(self, shards: Sequence[Shard]) -> Results:
+        waiting = list(enumerate(shards))
+        try:
+            while waiting or self._workers:
+                while waiting and len(self._workers) < self.size:
+                    number, shard = waiting.pop(0)
+                    self._workers[number] = _Worker(shard, self._prepare(shard))
+                yield from self._listen()
+        except BaseException:
+            self._ask_for_the_last_time()
+            raise
+        finally:
+            for worker in self._workers.values():
+                worker.end()
+            self._workers = {}
+
+    def _listen(self) -> Results:
+        """Take what the workers have to say, and wait for it if nobody says anything."""
+        ready = multiprocessing.connection.wait([w.pipe for w in self._workers.values()])
+        for number, worker in list(self._workers.items()):
+            if worker.pipe not in ready:
+                continue
+            self._hear(worker)
+            if worker.result is not None:
+                yield worker.shard, worker.result
+                self._forget(worker.shard)
+            if worker.over:
+                worker.end()
+                del self._workers[number]
+            if worker.failure is not None:
+                raise worker.failure
+        self._save(self.unfinished)
+
+    def _hear(self, worker: _Worker) -> None:
+        steps = worker.hear()
+        if steps:
+            self._progress(steps)
+
+    def _ask_for_the_last_time(self) -> None:
+        """Before the workers are ended: what they have reached is kept for a last snapshot."""
+        try:
+            self.unfinished()
+        except Exception:
+            # The failure that ended the stage is what matters; the shards go on from before.
+            return
+
+
+class _Worker:
+    """A forked process that searches one shard, as the parent sees it."""
+
+    def __init__(self, shard: Shard, search: SearchCall) -> None:
+        self.shard = shard
+        self.result: SearchResult | None = None
+        self.failure: Exception | None = None
+        self.over = False
+        self.asked = False
+        self._hearing = False
+        self.pipe, theirs = multiprocessing.Pipe()
+        self.process = _forked(_work, self.pipe, theirs, search, os.getpid())
+        theirs.close()
+
+    def ask(self) -> bool:
+        """Ask for the state between two steps; False if there is no sense in asking."""
+        # An interruption while a message was read may have left the rest of it in the pipe.
+        if self.over or self._hearing:
+            return False
+        try:
+            self.pipe.send("state")
+        except OSError:
+            return False
+        self.asked = True
+        return True
+
+    def hear(self) -> int:
+        """Take one message; returns the steps that it reports."""
+        self._hearing = True
+        try:
+            kind, content = self.pipe.recv()
+        except (EOFError, OSError):
+            self.over = True  # it died; the shard is still to be done
+            return 0
+        self._hearing = False
+        if kind == "steps":
+            return int(content)
+        if kind == "state":
+            self.asked = False
+            self.shard.search = _unpacked(content)
+        elif kind == "result":
+            self.result = SearchResult(**_unpacked(content))
+        else:
+            self.failure = content
+        self.over = kind in ("result", "failure")
+        return 0
+
+    def end(self) -> None:
+        """Not a step more."""
+        self.pipe.close()
+        self.process.join(0 if not self.over else 1)
+        if self.process.is_alive():
+            self.process.kill()
+            self.process.join()
+        self.process.close()
+
+
+def _work(
+    parents: multiprocessing.connection.Connection,
+    pipe: multiprocessing.connection.Connection,
+    search: SearchCall,
+    parent: int,
+) -> None:
+    """The forked process: search one shard, and report."""
+    _init_worker()
+    parents.close()
+    done = 0
+
+    def progress(steps: int) -> None:
+        nonlocal done
+        done += steps
+
+    def stepped(snapshot: Callable[[], dict[str, Any]]) -> None:
+        nonlocal done
+        if os.getppid() != parent:
+            raise EOFError
+        if done:
+            pipe.send(("steps", done))
+            done = 0
+        while pipe.poll():
+            pipe.recv()
+            pipe.send(("state", _packed(snapshot())))
+
+    try:
+        result = search(progress, stepped)
+        pipe.send(("steps", done))
+        pipe.send(("result", _packed(dict(vars(result)))))
+    except (EOFError, ConnectionError):
+        return  # nobody listens any more
+    except Exception as error:
+        pipe.send(("failure", _portable(error)))
+
+
+def _portable(error: Exception) -> Exception:
+    """The error as it can be sent, with the traceback that cannot."""
+    try:
+        portable: Exception = pickle.loads(pickle.dumps(error))
+    except Exception:
+        portable = RuntimeError(f"{type(error).__name__}: {error}")
+    portable.add_note("".join(traceback.format_exception(error)))
+    return portable
+
+
+def _packed(content: Any) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    return buffer.getvalue()
+
+
+def _unpacked(content: bytes) -> Any:
+    return torch.load(io.BytesIO(content), weights_only=True)
+
+
+def worker_count(device: torch.device, wanted: int | None) -> int:
+    """How many searches to run side by side.
+
+    Args:
+        device: where the model runs.
+        wanted: the user's number; None: one for each thread that torch would use.
+
+    Returns:
+        One wherever a fork could not search: off the CPU, where there is no fork, in a process
+        that may have an accelerator's threads, or that is some other program's worker.
+    """
+    safe = (
+        device.type == "cpu"
+        and sys.platform.startswith("linux")
+        and not torch.accelerator.is_available()
+        and not multiprocessing.current_process().daemon
+    )
+    if not safe:
+        return 1
+    return torch.get_num_threads() if wanted is None else wanted
+
+
+def _forked(target: Callable[..., None], *arguments: object) -> ForkProcess:
+    """A copy of this process that calls ``target`` and ends; started, and ended with its parent."""
+    process = multiprocessing.get_context("fork").Process(
+        target=target, args=arguments, daemon=True
+    )
+    with warnings.catch_warnings():
+        # Python warns of every fork with threads about; those of OpenMP sleep, and the child does
+        # without them.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        process.start()
+    return process
+
+
+def _init_worker() -> None:
+    """What every fork does first."""
+    # Ctrl-C reaches the whole group; the parent asks for what it needs.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # More than one would wait for threads of OpenMP that a fork does not bring along.
+    torch.set_num_threads(1)
+
+
+def survives_fork(call: Callable[[], object]) -> bool:
+    """Whether a fork can make the call as well.
+
+    Libraries with threads of their own may hang there: the call is made here, then in a fork,
+    which gets many times as long.
+    """
+    started = time.perf_counter()
+    call()
+    patience = _REHEARSAL + _SLOWER * (time.perf_counter() - started)
+    process = _forked(_rehearse, call)
+    process.join(patience)
+    done = process.exitcode == 0
+    if process.is_alive():
+        process.kill()
+        process.join()
+    process.close()
+    return done
+
+
+def _rehearse(call: Callable[[], object]) -> None:
+    _init_worker()
+    try:
+        call()
+    except Exception:
+        sys.exit(1)  # without a traceback that would look like a failure of the run

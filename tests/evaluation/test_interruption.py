@@ -1,0 +1,264 @@
+"""Interrupted anywhere, a search goes on from its last step, and ends as if nothing had been."""
+
+from __future__ import annotations
+
+import io
+import random
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from types import FrameType
+from typing import Any
+
+import pytest
+import torch
+from attack_models import ExactNetwork, images, predictions
+from torch import Tensor, nn
+
+from robench import seeding
+from robench.acceleration.search_models import EagerModel, SearchModels
+from robench.evaluation.adjudicate import Adjudicator
+from robench.evaluation.cascade import Cascade
+from robench.evaluation.samples import Samples
+from robench.models import wrap_module
+from robench.records import AttackSpec, AuditSpec
+from robench.threat_models import ThreatModel
+
+SAMPLES, SLOTS, SHARD = 8, 3, 5
+INPUTS = images(SAMPLES, seed=1)
+LABELS = predictions(ExactNetwork(), INPUTS)
+
+
+class Countdown:
+    """Raises KeyboardInterrupt at a given pass, forwards and backwards counted alike."""
+
+    def __init__(self, at: int) -> None:
+        self.passes = 0
+        self.at = at
+
+    def __call__(self) -> None:
+        self.passes += 1
+        if self.passes == self.at:
+            raise KeyboardInterrupt
+
+    def __deepcopy__(self, _: Any) -> Countdown:
+        return self  # a model may be copied; there is one count
+
+
+class _Backward(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, countdown: Countdown) -> Tensor:
+        ctx.countdown = countdown
+        return logits.view_as(logits)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:  # type: ignore[override]
+        ctx.countdown()
+        return gradient, None
+
+
+class Interrupted(ExactNetwork):
+    """Interrupts the pass that a countdown says, before it has a result."""
+
+    def __init__(self, countdown: Countdown) -> None:
+        super().__init__()
+        self.countdown = countdown
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        self.countdown()
+        logits: Tensor = _Backward.apply(super().forward(inputs), self.countdown)
+        return logits
+
+
+@dataclass
+class Source:
+    """The samples of this file; counts what is loaded."""
+
+    logits: Tensor
+    keys: Tensor
+    loaded: list[Tensor] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return SAMPLES
+
+    def keys_of(self, rows: Tensor) -> Tensor:
+        return self.keys[rows]
+
+    def load(self, rows: Tensor) -> Samples:
+        self.loaded.append(rows)
+        return Samples(INPUTS[rows], LABELS[rows], self.logits[rows], self.keys[rows])
+
+
+class LatestSnapshot:
+    """Keeps what the last snapshot that was offered holds, as the runner does when interrupted."""
+
+    def __init__(self) -> None:
+        self.make: Callable[[], dict[str, Any]] | None = None
+
+    def __call__(self, make: Callable[[], dict[str, Any]]) -> None:
+        self.make = make
+
+    def through_a_file(self) -> dict[str, Any] | None:
+        if self.make is None:
+            return None
+        file = io.BytesIO()
+        torch.save(self.make(), file)
+        file.seek(0)
+        content: dict[str, Any] = torch.load(file, weights_only=True)
+        return content
+
+
+def run(
+    spec: AttackSpec,
+    threat: ThreatModel,
+    countdown: Countdown,
+    snapshot: dict[str, Any] | None,
+    save: Any = None,
+) -> dict[str, Any]:
+    """What the attack does to every sample, passes included."""
+    network: nn.Module = Interrupted(countdown)
+    model = wrap_module(network, num_classes=6, input={"channels": 1}, threat_model=threat).eval()
+    with torch.no_grad():
+        logits = ExactNetwork()(INPUTS)
+    keys = seeding.sample_keys(0, [f"sample-{index}" for index in range(SAMPLES)])
+    cascade = Cascade(
+        spec,
+        model,
+        threat,
+        SearchModels.all_on(EagerModel(model)),
+        Adjudicator(model, threat, SLOTS),
+        batch_size=SLOTS,
+        shard_size=SHARD,
+        seed=0,
+        save=save,
+    )
+    done = cascade.run(Source(logits, keys), torch.zeros(SAMPLES, 1, 6, 6), snapshot)
+    counted = ("name", "attempted", "broken", "errored", "forwards", "backwards")
+    return {
+        "stage": done.stage.tolist(),
+        "points": done.adv_inputs[torch.arange(SAMPLES)].tolist(),
+        "margins": done.closest_margin.tolist(),
+        "sizes": done.found_size.nan_to_num(-1).tolist(),
+        "forwards": done.forwards.tolist(),
+        "backwards": done.backwards.tolist(),
+        "errors": done.errors,
+        "stages": [tuple(getattr(stage, name) for name in counted) for stage in done.stages],
+        "flags": cascade.flags(done, SAMPLES),
+        "audit": done.audit,
+    }
+
+
+def without_passes(outcome: dict[str, Any]) -> dict[str, Any]:
+    kept = {name: value for name, value in outcome.items() if name not in ("forwards", "backwards")}
+    return kept | {"stages": [stage[:4] for stage in outcome["stages"]]}
+
+
+def attack(name: str, kind: str, **params: Any) -> AttackSpec:
+    return AttackSpec(name=name, attack=kind, params=params)
+
+
+APGD_CE = attack("apgd-ce", "apgd", steps=3)
+APGD_T = attack("apgd-t", "apgd", loss="dlr-targeted", steps=3, targets=3)
+FAB_T = attack("fab-t", "fab", steps=2, targets=2)
+SQUARE = attack("square", "square", queries=8)
+LINF, L2 = ThreatModel.of("Linf", "0.02"), ThreatModel.of("L2", "0.12")
+CASES: dict[str, tuple[AttackSpec, ThreatModel]] = {
+    "fgsm": (attack("fgsm", "pgd", steps=1, relative_step_size=1.0, random_start=False), LINF),
+    "pgd": (attack("pgd", "pgd", steps=3, restarts=2), LINF),
+    "cw-l2": (attack("cw-l2", "cw-l2", rounds=2, steps=4), L2),
+    "apgd-ce": (APGD_CE, LINF),
+    "apgd-t": (APGD_T, LINF),
+    "fab-t": (FAB_T, LINF),
+    "square": (SQUARE, ThreatModel.of("Linf", "0.06")),
+    "square-l2": (SQUARE, ThreatModel.of("L2", "0.4")),
+    "aa-standard": (
+        AttackSpec(name="aa-standard", stages=(APGD_CE, APGD_T, FAB_T, SQUARE)),
+        LINF,
+    ),
+    "aa-core": (
+        AttackSpec(
+            name="aa-core",
+            stages=(APGD_CE, FAB_T, SQUARE),
+            audit=AuditSpec(fraction=0.01, minimum=4, first_stage=1),
+        ),
+        LINF,
+    ),
+}
+MAY_ASK_AHEAD = {"square", "square-l2", "aa-standard", "aa-core"}
+"""Square learns while it runs how far to ask ahead, and begins anew; docs/records.md says so."""
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_an_interruption_in_any_pass_changes_nothing(name: str) -> None:
+    spec, threat = CASES[name]
+    counted = Countdown(at=-1)
+    unbroken = run(spec, threat, counted, None)
+    assert -1 in unbroken["stage"]
+    assert max(unbroken["stage"]) >= 0
+    assert counted.passes > 8
+    for at in range(1, counted.passes + 1):
+        kept = LatestSnapshot()
+        with pytest.raises(KeyboardInterrupt):
+            run(spec, threat, Countdown(at), None, kept)
+        resumed = run(spec, threat, Countdown(-1), kept.through_a_file())
+        if name in MAY_ASK_AHEAD:
+            assert without_passes(resumed) == without_passes(unbroken), at
+        else:
+            assert resumed == unbroken, at
+
+
+@pytest.mark.parametrize("name", ["apgd-t", "aa-core"])
+def test_a_run_that_is_interrupted_again_and_again_comes_to_the_same_end(name: str) -> None:
+    spec, threat = CASES[name]
+    unbroken = run(spec, threat, Countdown(-1), None)
+    snapshot, interruptions = None, 0
+    patience = random.Random(0)
+    while True:
+        kept = LatestSnapshot()
+        try:
+            outcome = run(spec, threat, Countdown(patience.randint(4, 12)), snapshot, kept)
+            break
+        except KeyboardInterrupt:
+            interruptions += 1
+            snapshot = kept.through_a_file() or snapshot
+    assert interruptions > 2
+    assert without_passes(outcome) == without_passes(unbroken)
+
+
+class AtLine:
+    """Raises KeyboardInterrupt before the n-th line that is executed in the search's own files."""
+
+    def __init__(self, at: int) -> None:
+        self.at = at
+        self.lines = 0
+
+    def __call__(self, frame: FrameType, event: str, _: Any) -> Any:
+        if "/evaluation/" not in frame.f_code.co_filename or "/tests/" in frame.f_code.co_filename:
+            return None
+        if event == "line":
+            self.lines += 1
+            if self.lines == self.at:
+                sys.settrace(None)
+                raise KeyboardInterrupt
+        return self
+
+
+@pytest.mark.parametrize("name", ["apgd-t", "square", "aa-core"])
+def test_an_interruption_between_any_two_lines_changes_nothing(name: str) -> None:
+    """As Ctrl-C comes: between attack and verdict, between verdict and bookkeeping, anywhere."""
+    spec, threat = CASES[name]
+    before = sys.gettrace()
+    everything = AtLine(-1)
+    try:
+        sys.settrace(everything)
+        unbroken = run(spec, threat, Countdown(-1), None)
+        for at in random.Random(0).sample(range(1, everything.lines), 25):
+            kept = LatestSnapshot()
+            sys.settrace(AtLine(at))
+            with pytest.raises(KeyboardInterrupt):
+                run(spec, threat, Countdown(-1), None, kept)
+            sys.settrace(None)
+            resumed = run(spec, threat, Countdown(-1), kept.through_a_file())
+            assert without_passes(resumed) == without_passes(unbroken), at
+    finally:
+        sys.settrace(before)

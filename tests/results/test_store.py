@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import math
 import multiprocessing
@@ -478,6 +479,46 @@ def test_claim_expires_with_its_process(store: Store) -> None:
     process.join()
     with store.claim(KEY, wait=5):
         pass
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_claim_expires_with_its_process_though_its_forks_live(store: Store) -> None:
+    script = """
+import os, sys, time
+from robench.results import Store
+claim = Store(sys.argv[1]).claim(sys.argv[2])
+child = os.fork()
+if child:
+    print(child, flush=True)
+time.sleep(60)
+"""
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, str(store.folder), KEY], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    child = int(process.stdout.readline())
+    try:
+        with pytest.raises(StoreError, match=f"process {process.pid} on"):
+            store.claim(KEY)
+        process.kill()
+        process.wait()
+        process.stdout.close()
+        with store.claim(KEY, wait=10):
+            pass
+    finally:
+        os.kill(child, signal.SIGKILL)
+
+
+@pytest.mark.parametrize("refusal", [OSError(errno.ENOLCK, "No locks"), NotImplementedError()])
+def test_claims_succeed_where_a_file_system_has_no_locks(
+    store: Store, monkeypatch: pytest.MonkeyPatch, refusal: Exception
+) -> None:
+    def acquire(*arguments: object, **options: object) -> None:
+        raise refusal
+
+    monkeypatch.setattr("filelock.FileLock.acquire", acquire)
+    with store.claim(KEY) as claim:
+        assert claim.held
 
 
 def work(folder: str, log: str) -> None:

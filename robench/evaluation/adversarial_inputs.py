@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from robench.results.arrays import Array, ArrayRows
-from robench.results.row_file import RowFile
+from robench.results.progress import RowFile
 
 __all__ = ["FileInputs", "Inputs", "KeptInputs", "ReadInputs", "room_for"]
 

@@ -16,7 +16,7 @@ from robench.evaluation import adversarial_inputs
 from robench.evaluation.adversarial_inputs import FileInputs, room_for
 from robench.records import AttackSpec, Suite
 from robench.results import Store
-from robench.results.row_file import RowFile
+from robench.results.progress import RowFile
 
 SUITE = Suite(
     name="two",

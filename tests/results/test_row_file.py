@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from robench.errors import StoreError
-from robench.results.row_file import RowFile
+from robench.results.progress import RowFile
 
 
 @settings(

@@ -34,7 +34,7 @@ TORCH_FREE = (
     "robench.reporting.compare",
     "robench.reporting.export",
     "robench.reporting.page",
-    "robench.reporting.plots",
+    "robench.reporting.plots.render",
     "robench.regression_check",
     "robench.pytest_plugin",
     "robench.models.zoo",

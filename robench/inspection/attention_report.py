@@ -15,7 +15,9 @@ from robench.reporting.export import samples_frame
 from robench.reporting.findings import attention_findings, attention_sentences
 from robench.reporting.metric_tables import attention_table, class_table, worst_classes
 from robench.reporting.model_results import GroupKey, ModelResult, collect
-from robench.reporting.plots import attention_overlays, group_slug, safe_name, save
+from robench.reporting.plots.render import group_slug, safe_name
+from robench.reporting.plots.samples import attention_overlays
+from robench.reporting.plots.style import save
 from robench.reporting.publish import write_tables
 
 __all__ = ["AttentionReport", "reports_of", "write_reports"]

@@ -14,7 +14,10 @@ from robench.errors import UsageError
 from robench.records import Outcome
 from robench.reporting.compare import Comparison
 from robench.reporting.model_results import ModelResult
-from robench.reporting.plots import difference_plot, resisted_by_one, safe_name, save
+from robench.reporting.plots.differences import difference_plot
+from robench.reporting.plots.render import safe_name
+from robench.reporting.plots.samples import resisted_by_one
+from robench.reporting.plots.style import save
 from robench.request import Request
 from robench.request_loading import load_samples
 from robench.results import Store, StoredRecord

@@ -71,7 +71,7 @@ def compare_models(
         raise UsageError("one model alone cannot be compared", hint="Name two or more")
     names = _distinct_names([baseline, *others])
     notes: list[str] = []
-    columns: list[tuple[str, list[Difference]]] = []
+    found: list[tuple[str, Difference]] = []
     only_baseline: dict[str, list[str]] = {}
     only_other: dict[str, list[str]] = {}
     for name, other in zip(names[1:], others, strict=True):
@@ -82,10 +82,17 @@ def compare_models(
             )
         one, two, left_out = common_attacks(other, baseline)
         notes += [note for note in left_out if note not in notes]
-        columns.append((name, _differences(one, two, level)))
+        found += [(name, item) for item in _differences(one, two, level)]
         only_other[name] = list(one.sample_ids[one.robust & ~two.robust])
         only_baseline[name] = list(one.sample_ids[two.robust & ~one.robust])
-    rows = [_row(name, item, item_p, 1 - level) for name, item, item_p in _corrected(columns)]
+    p_values = pd.Series([item.p for _, item in found])
+    adjusted = p_values.groupby([item.quantity for _, item in found]).transform(
+        lambda values: holm(values.tolist())
+    )
+    rows = [
+        _row(name, item, p_holm, 1 - level)
+        for (name, item), p_holm in zip(found, adjusted.tolist(), strict=True)
+    ]
     return Comparison(
         baseline=names[0],
         group=baseline.group,
@@ -115,7 +122,7 @@ def comparison_markdown(comparison: Comparison) -> str:
             "|---|---:|---:|---:|---:|---|",
         ]
         for row in block.to_dict("records"):
-            digits = 1 if _is_percent(row["quantity"]) else 3
+            digits = 1 if row["quantity"] not in METRICS else 3
             interval = (
                 "–"
                 if is_undefined(row["difference"])
@@ -164,21 +171,6 @@ def _differences(one: ModelResult, two: ModelResult, level: float) -> list[Diffe
     return found
 
 
-def _corrected(
-    columns: list[tuple[str, list[Difference]]],
-) -> list[tuple[str, Difference, float]]:
-    p_values: dict[str, list[float]] = {}
-    for _, differences in columns:
-        for item in differences:
-            p_values.setdefault(item.quantity, []).append(item.p)
-    adjusted = {quantity: iter(holm(values)) for quantity, values in p_values.items()}
-    return [
-        (name, item, next(adjusted[item.quantity]))
-        for name, differences in columns
-        for item in differences
-    ]
-
-
 def _row(name: str, item: Difference, p_holm: float, alpha: float) -> dict[str, Any]:
     detectable = math.nan
     if item.counts is not None and item.counts.n:
@@ -219,7 +211,3 @@ def _distinct_names(results: Sequence[ModelResult]) -> list[str]:
         name if names.count(name) == 1 else f"{name}@{result.model.weights_sha256[:8]}"
         for name, result in zip(names, results, strict=True)
     ]
-
-
-def _is_percent(quantity: str) -> bool:
-    return quantity not in METRICS

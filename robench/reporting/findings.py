@@ -23,7 +23,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from robench.records import Outcome
-from robench.reporting.model_results import GroupKey, ModelResult
+from robench.reporting.model_results import ModelResult, by_group
 from robench.statistics import holm, mann_whitney, rank_correlation
 
 __all__ = [
@@ -72,6 +72,12 @@ QUESTIONS: tuple[Question, ...] = (
 )
 
 
+_COLUMNS = [
+    *("group", "model", "attack", "finding", "metric", "n_broken", "n_survived"),
+    *("median_broken", "median_survived", "auc", "auc_low", "auc_high", "rank_biserial"),
+    *("p", "p_holm", "verdict"),
+]
+
 _EXPECTED_SIGN = {"alignment": -1, "exclusion": 1}
 """How a metric's mean should go with robust accuracy: alignment is a distance."""
 
@@ -101,15 +107,10 @@ def attention_findings(results: Sequence[ModelResult], *, level: float = 0.95) -
         metrics have no rows.
     """
     rows: list[dict[str, Any]] = []
-    for members in _by_group(results).values():
+    for members in by_group(results).values():
         for question in QUESTIONS:
             rows += _answers(question, members, level)
-    columns = [
-        *("group", "model", "attack", "finding", "metric", "n_broken", "n_survived"),
-        *("median_broken", "median_survived", "auc", "auc_low", "auc_high", "rank_biserial"),
-        *("p", "p_holm", "verdict"),
-    ]
-    return pd.DataFrame(rows, columns=columns)
+    return pd.DataFrame(rows, columns=_COLUMNS)
 
 
 def representation_findings(results: Sequence[ModelResult], *, level: float = 0.95) -> pd.DataFrame:
@@ -120,34 +121,21 @@ def representation_findings(results: Sequence[ModelResult], *, level: float = 0.
         ``spearman`` with ``low`` and ``high``, ``p``, ``p_holm`` (over the metrics) and
         ``verdict`` as for :func:`attention_findings`.
     """
-    rows: list[dict[str, Any]] = []
-    for group, members in _by_group(results).items():
+    rows = []
+    for group, members in by_group(results).items():
+        robust = [result.robust_acc.estimate for result in members]
         found = {
-            metric: rank_correlation(
-                [_mean(result, metric) for result in members],
-                [result.robust_acc.estimate for result in members],
-                level,
-            )
+            metric: rank_correlation([_mean(result, metric) for result in members], robust, level)
             for metric in _EXPECTED_SIGN
         }
         adjusted = holm([item.p_value for item in found.values()])
         for (metric, item), p in zip(found.items(), adjusted, strict=True):
-            agrees = _EXPECTED_SIGN[metric] * item.rho.estimate > 0
-            rows.append(
-                {
-                    "group": str(group),
-                    "metric": metric,
-                    "models": item.n,
-                    "spearman": item.rho.estimate,
-                    "low": item.rho.low,
-                    "high": item.rho.high,
-                    "p": item.p_value,
-                    "p_holm": p,
-                    "verdict": _verdict(agrees, p, 1 - level),
-                }
-            )
-    columns = ("group", "metric", "models", "spearman", "low", "high", "p", "p_holm", "verdict")
-    return pd.DataFrame(rows, columns=list(columns))
+            rho = item.rho
+            verdict = _verdict(_EXPECTED_SIGN[metric] * rho.estimate > 0, p, 1 - level)
+            numbers = (item.n, rho.estimate, rho.low, rho.high, item.p_value, p)
+            rows.append((str(group), metric, *numbers, verdict))
+    columns = ["group", "metric", "models", "spearman", "low", "high", "p", "p_holm", "verdict"]
+    return pd.DataFrame(rows, columns=columns)
 
 
 def attention_sentences(findings: pd.DataFrame) -> list[str]:
@@ -188,13 +176,6 @@ def association_sentences(associations: pd.DataFrame) -> list[str]:
     return sentences
 
 
-def _by_group(results: Sequence[ModelResult]) -> dict[GroupKey, list[ModelResult]]:
-    groups: dict[GroupKey, list[ModelResult]] = {}
-    for result in results:
-        groups.setdefault(result.group, []).append(result)
-    return groups
-
-
 def _answers(
     question: Question, members: Sequence[ModelResult], level: float
 ) -> list[dict[str, Any]]:
@@ -205,24 +186,11 @@ def _answers(
             continue
         broken, survived = broken_and_survived(result, attack, question.metric)
         found = mann_whitney(broken, survived, level)
-        rows.append(
-            {
-                "group": str(result.group),
-                "model": result.model.name,
-                "attack": attack,
-                "finding": question.name,
-                "metric": question.metric,
-                "n_broken": found.n_first,
-                "n_survived": found.n_second,
-                "median_broken": _median(broken),
-                "median_survived": _median(survived),
-                "auc": found.auc.estimate,
-                "auc_low": found.auc.low,
-                "auc_high": found.auc.high,
-                "rank_biserial": found.rank_biserial,
-                "p": found.p_value,
-            }
-        )
+        about = (str(result.group), result.model.name, attack, question.name, question.metric)
+        counts = (found.n_first, found.n_second, _median(broken), _median(survived))
+        effect = (found.auc.estimate, found.auc.low, found.auc.high, found.rank_biserial)
+        values = (*about, *counts, *effect, found.p_value)
+        rows.append(dict(zip(_COLUMNS, values, strict=False)))
     for row, p in zip(rows, holm([row["p"] for row in rows]), strict=True):
         higher = row["auc"] > 0.5
         row["p_holm"] = p
@@ -233,7 +201,7 @@ def _answers(
 def _mean(result: ModelResult, metric: str) -> float:
     if result.attention_attack is None:
         return math.nan
-    summary = result.attacks[result.attention_attack].record.metrics.get(metric)
+    summary = result.attention_record.metrics.get(metric)
     return math.nan if summary is None or summary.mean is None else summary.mean
 
 

@@ -20,9 +20,10 @@ be said.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -46,31 +47,56 @@ __all__ = [
 
 NO_FLAG = "no_flag_raised"
 
-_SPLITS = ("", "_broken", "_survived")
+_Kind = Literal["text", "whole", "percent", "metric", "seconds"]
+_DIGITS: dict[_Kind, int] = {"percent": 2, "metric": 4, "seconds": 1}
+
+
+@dataclass(frozen=True)
+class _Column:
+    """A column that every leaderboard has, and a model's value in it."""
+
+    name: str
+    kind: _Kind
+    of: Callable[[ModelResult], Any] = lambda _: None
+
+
+def _cost(name: str) -> Callable[[ModelResult], Any]:
+    return lambda result: sum(getattr(s.record.cost, name) for s in result.attacks.values())
+
+
 _HEAD = (
-    "rank",
-    "model",
-    "defense",
-    "architecture",
-    "parameters",
-    "dataset",
-    "norm",
-    "eps",
-    "n",
-    "seed",
-    "robust_acc",
-    "robust_acc_low",
-    "robust_acc_high",
-    "clean_acc",
+    _Column("rank", "whole"),
+    _Column("model", "text", lambda result: result.model.name),
+    _Column("defense", "text", lambda result: result.model.defense),
+    _Column("architecture", "text", lambda result: result.model.architecture),
+    _Column("parameters", "whole", lambda result: result.model.parameters),
+    _Column("dataset", "text", lambda result: result.dataset.name),
+    _Column("norm", "text", lambda result: result.threat_model.norm),
+    _Column("eps", "text", lambda result: result.threat_model.written),
+    _Column("n", "whole", lambda result: result.n),
+    _Column("seed", "whole", lambda result: result.group.seed),
+    _Column("robust_acc", "percent", lambda result: result.robust_acc.estimate),
+    _Column("robust_acc_low", "percent", lambda result: result.robust_acc.low),
+    _Column("robust_acc_high", "percent", lambda result: result.robust_acc.high),
+    _Column("clean_acc", "percent", lambda result: result.clean_acc.estimate),
 )
-_WORST = ("worst_class", "worst_class_robust_acc")
-_TAIL = ("forwards", "backwards", "seconds", "validity", "weights_sha256", "data_sha256")
-_WHOLE = ("rank", "parameters", "n", "seed", "forwards", "backwards")
-_TEXT = (
-    *("model", "defense", "architecture", "dataset", "norm", "eps", "worst_class"),
-    *("attention_attack", "attention_method", "validity", "weights_sha256", "data_sha256"),
+_WORST = (
+    _Column("worst_class", "text", lambda r: class_name(r.dataset, r.worst_class)),
+    _Column("worst_class_robust_acc", "percent", lambda r: r.class_robust_acc[r.worst_class]),
 )
-_PERCENT_DIGITS, _METRIC_DIGITS, _SECONDS_DIGITS = 2, 4, 1
+_ATTENTION = (
+    _Column("attention_attack", "text", lambda result: result.attention_attack),
+    _Column("attention_method", "text", lambda r: r.attention_record.attention_method),
+)
+_TAIL = (
+    _Column("forwards", "whole", _cost("forwards")),
+    _Column("backwards", "whole", _cost("backwards")),
+    _Column("seconds", "seconds", _cost("seconds")),
+    _Column("validity", "text"),
+    _Column("weights_sha256", "text", lambda result: result.model.weights_sha256),
+    _Column("data_sha256", "text", lambda result: result.group.fingerprint),
+)
+_KINDS = {column.name: column.kind for column in (*_HEAD, *_WORST, *_ATTENTION, *_TAIL)}
 
 
 def attack_column(attack: str) -> str:
@@ -79,7 +105,7 @@ def attack_column(attack: str) -> str:
     An attack called like a column that every leaderboard has gets ``attack_`` in front.
     """
     column = f"{attack.replace('-', '_')}_acc"
-    return f"attack_{column}" if column in {*_HEAD, *_WORST} else column
+    return f"attack_{column}" if column in _KINDS else column
 
 
 def build_leaderboard(
@@ -105,20 +131,16 @@ def build_leaderboard(
         UsageError: two attacks share a column.
     """
     records = source.records() if isinstance(source, Store) else source
-    results = collect(records, wanted, suite=suite)
     groups: dict[Any, list[ModelResult]] = {}
-    for result in results:
+    for result in collect(records, wanted, suite=suite):
         groups.setdefault(None if together else result.group, []).append(result)
-    rows: list[dict[str, Any]] = []
-    for members in groups.values():
-        rows += _ranked(members, suite)
-    return _frame(rows)
+    return _frame([row for members in groups.values() for row in _ranked(members, suite)])
 
 
 def leaderboard_csv(frame: pd.DataFrame) -> bytes:
     """The table as UTF-8 CSV; the same table always gives the same bytes."""
     shown = {
-        name: [_cell(value, _digits(name)) for value in frame[name].tolist()]
+        name: [_cell(value, _DIGITS.get(_kind(name))) for value in frame[name].tolist()]
         for name in frame.columns
     }
     return (
@@ -138,47 +160,44 @@ def write_leaderboard(frame: pd.DataFrame, path: str | Path) -> Path:
 
 def read_leaderboard(path: str | Path) -> pd.DataFrame:
     """A leaderboard CSV as a table with the types of :func:`build_leaderboard`."""
+    text = {name: "str" for name, kind in _KINDS.items() if kind == "text"}
+    whole = {name: "Int64" for name, kind in _KINDS.items() if kind == "whole"}
     # Only the empty field is undefined: a model may well be called "NA".
-    frame = pd.read_csv(
-        path, dtype=dict.fromkeys(_TEXT, "str"), keep_default_na=False, na_values=[""]
-    )
-    return frame.astype(dict.fromkeys(_WHOLE, "Int64"))
+    frame = pd.read_csv(path, dtype=text, keep_default_na=False, na_values=[""])
+    return frame.astype(whole)
 
 
 def _ranked(members: list[ModelResult], suite: Suite | None) -> list[dict[str, Any]]:
+    """The rows of one group, best first."""
     newest = _newest_identities(members)
+    met = [stored.record.attack for other in members for stored in other.attacks.values()]
     rows = []
     for result in members:
-        required = (
-            {
-                name
-                for other in members
-                for name, stored in other.attacks.items()
-                if not stored.record.attack.is_optional
-            }
-            if suite is None
-            else {
-                spec.name
-                for spec in suite.for_norm(result.threat_model.norm)
-                if not spec.is_optional
-            }
-        )
-        rows.append(_row(result, required, newest))
-    rankable = [row for row in rows if row["rank"] is not None]
-    for row in rankable:
-        # The limits as they are shown, so that the ranks follow from the CSV.
-        row["rank"] = 1 + sum(other["_low"] > row["_high"] for other in rankable)
-    rows.sort(
-        key=lambda row: (-row["_robust"], -row["clean_acc"], row["model"], row["weights_sha256"])
+        asked = met if suite is None else suite.for_norm(result.threat_model.norm)
+        rows.append(_row(result, {spec.name for spec in asked if not spec.is_optional}, newest))
+    # The limits as they are shown, so that the ranks follow from the CSV.
+    limits = {
+        id(row): [round(row[f"robust_acc_{end}"], _DIGITS["percent"]) for end in ("low", "high")]
+        for row in rows
+        if row["rank"] is not None
+    }
+    for row in rows:
+        if row["rank"] is not None:
+            row["rank"] = 1 + sum(low > limits[id(row)][1] for low, _ in limits.values())
+    return sorted(
+        rows,
+        key=lambda row: (
+            -row["robust_acc"],
+            -row["clean_acc"],
+            row["model"],
+            row["weights_sha256"],
+        ),
     )
-    return rows
 
 
 def _row(
     result: ModelResult, required: set[str], newest: Mapping[tuple[Any, str], Any]
 ) -> dict[str, Any]:
-    robust = result.robust_acc
-    worst = result.worst_class
     missing = sorted(required - set(result.attacks))
     differs = [
         name
@@ -186,48 +205,22 @@ def _row(
         if stored.record.attack.identity != newest[result.group, name]
     ]
     errored = int(result.errored.sum())
-    row: dict[str, Any] = {
-        "rank": None if missing or differs or errored else 0,
-        "model": result.model.name,
-        "defense": result.model.defense,
-        "architecture": result.model.architecture,
-        "parameters": result.model.parameters,
-        "dataset": result.dataset.name,
-        "norm": result.threat_model.norm,
-        "eps": result.threat_model.written,
-        "n": result.n,
-        "seed": result.group.seed,
-        "robust_acc": robust.estimate,
-        "robust_acc_low": robust.low,
-        "robust_acc_high": robust.high,
-        "clean_acc": result.clean_acc.estimate,
-        "worst_class": class_name(result.dataset, worst),
-        "worst_class_robust_acc": result.class_robust_acc[worst],
-        "forwards": sum(s.record.cost.forwards for s in result.attacks.values()),
-        "backwards": sum(s.record.cost.backwards for s in result.attacks.values()),
-        "seconds": sum(s.record.cost.seconds for s in result.attacks.values()),
-        "validity": ";".join(_validity(result, missing, differs, errored)) or NO_FLAG,
-        "weights_sha256": result.model.weights_sha256,
-        "data_sha256": result.group.fingerprint,
-        "_robust": robust.estimate,
-        "_low": round(robust.low, _PERCENT_DIGITS),
-        "_high": round(robust.high, _PERCENT_DIGITS),
-    }
+    measured = result.attention_attack is not None
+    columns = (*_HEAD, *_WORST, *(_ATTENTION if measured else ()), *_TAIL)
+    row = {column.name: column.of(result) for column in columns}
+    row["rank"] = None if missing or differs or errored else 0
+    row["validity"] = ";".join(_validity(result, missing, differs, errored)) or NO_FLAG
     for attack in result.attacks:
         column = attack_column(attack)
         if column in row:
             raise UsageError(f"two attacks share the column {column!r}", where=result.model.id)
         row[column] = result.attack_acc(attack).estimate
-    shown = result.attention_attack
-    if shown is not None:
-        record = result.attacks[shown].record
-        row["attention_attack"] = shown
-        row["attention_method"] = record.attention_method
-        for name in columns_shown("leaderboard"):
-            if (summary := record.metrics.get(name)) is not None:
-                row[name] = summary.mean
-                row[f"{name}_broken"] = summary.mean_broken
-                row[f"{name}_survived"] = summary.mean_survived
+    metrics = result.attention_record.metrics if measured else {}
+    for name in columns_shown("leaderboard"):
+        if (summary := metrics.get(name)) is not None:
+            row[name] = summary.mean
+            row[f"{name}_broken"] = summary.mean_broken
+            row[f"{name}_survived"] = summary.mean_survived
     return row
 
 
@@ -263,38 +256,35 @@ def _newest_identities(members: list[ModelResult]) -> dict[tuple[Any, str], Any]
 
 def _frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
     present = {name for row in rows for name in row}
-    metrics = [f"{name}{split}" for name in columns_shown("leaderboard") for split in _SPLITS]
-    fixed = {*_HEAD, *_TAIL, *_WORST, *metrics}
-    attacks = sorted(name for name in present - fixed if name.endswith("_acc"))
-    columns = [*_HEAD, *attacks, *_WORST]
+    metrics = [
+        f"{name}{split}"
+        for name in columns_shown("leaderboard")
+        for split in ("", "_broken", "_survived")
+    ]
+    attacks = sorted(name for name in present - {*_KINDS, *metrics} if name.endswith("_acc"))
+    columns = [*(c.name for c in _HEAD), *attacks, *(c.name for c in _WORST)]
     if "attention_attack" in present:
-        columns += ["attention_attack", "attention_method"]
+        columns += [c.name for c in _ATTENTION]
         columns += [name for name in metrics if any(row.get(name) is not None for row in rows)]
-    columns += _TAIL
+    columns += [c.name for c in _TAIL]
     data: dict[str, Any] = {}
     for name in columns:
         values = [row.get(name) for row in rows]
-        digits = _digits(name)
-        if name in _WHOLE:
-            data[name] = pd.array(values, dtype="Int64")
-        elif digits is not None:
+        kind = _kind(name)
+        if kind in _DIGITS:
             data[name] = np.array(
-                [math.nan if v is None else round(float(v), digits) for v in values]
+                [math.nan if v is None else round(float(v), _DIGITS[kind]) for v in values]
             )
         else:
-            data[name] = pd.array(values, dtype="str")
+            data[name] = pd.array(values, dtype="Int64" if kind == "whole" else "str")
     return pd.DataFrame(data)
 
 
-def _digits(column: str) -> int | None:
+def _kind(column: str) -> _Kind:
+    if column in _KINDS:
+        return _KINDS[column]
     base = column.removesuffix("_broken").removesuffix("_survived")
-    if base in METRICS:
-        return _METRIC_DIGITS
-    if column == "seconds":
-        return _SECONDS_DIGITS
-    if "_acc" in column:
-        return _PERCENT_DIGITS
-    return None
+    return "metric" if base in METRICS else "percent"
 
 
 def _cell(value: Any, digits: int | None) -> str:

@@ -38,7 +38,7 @@ def attention_table(results: Sequence[ModelResult]) -> pd.DataFrame:
         attack = result.attention_attack
         if attack is None:
             continue
-        record = result.attacks[attack].record
+        record = result.attention_record
         chosen = (
             result.judged(attack),
             result.outcome_is(attack, Outcome.BROKEN),

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from robench.errors import StoreError, UsageError
-from robench.records import DatasetSpec, ModelSummary, Outcome, Suite
+from robench.records import DatasetSpec, EvaluationRecord, ModelSummary, Outcome, Suite
 from robench.registry import unknown_name
 from robench.results import RecordFilter, StoredRecord
 from robench.statistics import Interval, wilson
@@ -24,6 +24,7 @@ from robench.threat_models import ThreatModel
 __all__ = [
     "GroupKey",
     "ModelResult",
+    "by_group",
     "class_name",
     "collect",
     "common_attacks",
@@ -167,6 +168,11 @@ class ModelResult:
             return ATTENTION_ATTACK
         return with_metrics[0] if with_metrics else None
 
+    @property
+    def attention_record(self) -> EvaluationRecord:
+        """The record of :attr:`attention_attack`, which must be there."""
+        return self.attacks[self.attention_attack or ""].record
+
     def restricted(self, attacks: Iterable[str]) -> ModelResult:
         """The same model with only these attacks; the worst case is then over them alone."""
         wanted = set(attacks)
@@ -260,6 +266,14 @@ def collect(
         ModelResult(key[0], dict(sorted(attacks.items())))
         for key, attacks in sorted(found.items(), key=lambda item: item[0])
     ]
+
+
+def by_group(results: Iterable[ModelResult]) -> dict[GroupKey, list[ModelResult]]:
+    """The results that may be compared, together."""
+    groups: dict[GroupKey, list[ModelResult]] = {}
+    for result in results:
+        groups.setdefault(result.group, []).append(result)
+    return groups
 
 
 def find_pair(

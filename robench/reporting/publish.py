@@ -46,7 +46,7 @@ def publish(store: Store, records: list[StoredRecord], *, plots: bool = True) ->
     if not plots:
         return [csv, *written]
     # Loads matplotlib, which takes half a second.
-    from robench.reporting.plots import render_plots
+    from robench.reporting.plots.render import render_plots
 
     figures = render_plots(results, store.folder / "plots", store=store)
     shown = [path for path in figures if path.suffix == ".png"]

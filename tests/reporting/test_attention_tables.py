@@ -24,7 +24,7 @@ from robench.reporting.leaderboard import build_leaderboard
 from robench.reporting.metric_tables import attention_table, class_table, worst_classes
 from robench.reporting.model_results import collect
 from robench.reporting.page import build_page
-from robench.reporting.plots import attention_overlays
+from robench.reporting.plots.samples import attention_overlays
 from robench.results import SamplePanel
 
 NAN = math.nan

@@ -17,7 +17,7 @@ from robench.files import atomic_write
 from robench.records import canonical_hash
 from robench.registry import identity_of, source_hash
 from robench.reporting.catalogue import reports
-from robench.reporting.model_results import GroupKey, ModelResult
+from robench.reporting.model_results import GroupKey, ModelResult, by_group
 from robench.reporting.plots.confusion import confusion_under_attack
 from robench.reporting.plots.samples import sample_panel
 from robench.reporting.plots.security_curves import security_curves
@@ -54,9 +54,7 @@ def render_plots(
         StoreError: a file cannot be written. A damaged sample panel is logged and left out.
     """
     gallery = _Gallery(Path(folder))
-    groups: dict[GroupKey, list[ModelResult]] = {}
-    for result in results:
-        groups.setdefault(result.group, []).append(result)
+    groups = by_group(results)
     figures = reports("figure")
     used: set[str] = set()
     for group, members in groups.items():

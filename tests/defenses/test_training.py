@@ -277,7 +277,7 @@ def test_killed_at_any_point_and_resumed_gives_the_same_weights(tmp_path: Path) 
     for pause in (0.03, 0.11):
         before = state.stat().st_mtime_ns if state.exists() else 0
         process = start(broken)
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 300
         while time.monotonic() < deadline and process.poll() is None:
             if state.exists() and state.stat().st_mtime_ns != before:
                 break
@@ -286,8 +286,8 @@ def test_killed_at_any_point_and_resumed_gives_the_same_weights(tmp_path: Path) 
         process.send_signal(signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL, "it was still training"
         assert not (broken / "card.toml").exists()
-    assert start(broken).wait(60) == 0
-    assert whole.wait(60) == 0
+    assert start(broken).wait(300) == 0
+    assert whole.wait(300) == 0
     assert same(weights(tmp_path / "whole" / "card.toml"), weights(broken / "card.toml"))
     left = {path.name for path in broken.iterdir()} - {"card.toml", "weights.safetensors"}
     assert all(name.endswith(".tmp") for name in left), "at most a torn temporary file"

@@ -31,7 +31,7 @@ from robench.datasets import Dataset, load_dataset
 from robench.devices import resolve_device
 from robench.errors import RobenchError
 from robench.evaluation.environment import describe_environment
-from robench.evaluation.measures import Measures
+from robench.evaluation.sample_metrics import SampleMetrics
 from robench.models import load_model
 from robench.models.wrapper import RobenchModel
 from robench.results import Store, StoredRecord
@@ -119,16 +119,16 @@ def measure(
     adv_inputs = perturbed(stored, store, dataset, rows)
     seconds = []
     for _ in range(repeats + 1):
-        measures = Measures(model, dataset, rows, device, BATCH)
+        metrics = SampleMetrics(model, dataset, rows, device, BATCH)
         start = time.perf_counter()
-        measures.values(adv_inputs)
+        metrics.values(adv_inputs)
         seconds.append(time.perf_counter() - start)
     here = describe_environment(device, "", BATCH)
     there = record.environment
     row = Row(
         record.model.name,
         str(record.threat_model),
-        measures.description or "none",
+        metrics.description or "none",
         len(rows),
         # The first pass warms up; its time is left out, as it is a small part of an evaluation.
         statistics.median(seconds[1:]),

@@ -20,8 +20,8 @@ from robench.datasets import Dataset
 from robench.doctor import brief_flags
 from robench.errors import AttackError, ModelError
 from robench.evaluation.adjudicate import Adjudicator
-from robench.evaluation.measures import Measures
 from robench.evaluation.queries import Queries
+from robench.evaluation.sample_metrics import SampleMetrics
 from robench.evaluation.samples import Samples
 from robench.evaluation.settings import Settings
 from robench.evaluation.worker_pool import survives_fork, worker_count
@@ -107,7 +107,7 @@ class CleanPass:
         if workers > 1 and not survives_fork(partial(self._every_pass, inputs[:2], labels[:2])):
             workers = 1
         self.workers = workers
-        self.measures = Measures(model, dataset, self.rows, self.device, _BATCH)
+        self.metrics = SampleMetrics(model, dataset, self.rows, self.device, _BATCH)
 
     def _every_pass(self, inputs: Tensor, labels: Tensor) -> None:
         """Each kind of pass that a search makes."""

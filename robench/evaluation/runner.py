@@ -18,9 +18,9 @@ from robench.attacks.catalogue import foreign_code
 from robench.datasets import Dataset
 from robench.errors import CorruptRecordError, UsageError
 from robench.evaluation.adversarial_inputs import FileInputs, room_for
-from robench.evaluation.assembly import Assembly
 from robench.evaluation.cascade import Cascade
 from robench.evaluation.clean_pass import CleanPass
+from robench.evaluation.record_builder import RecordBuilder
 from robench.evaluation.settings import Settings
 from robench.metric_catalogue import foreign_metrics
 from robench.models.wrapper import RobenchModel, buffer_fingerprint
@@ -284,9 +284,9 @@ class _ModelJob:
                     "while it is evaluated",
                 )
             )
-        assembly = Assembly(self.model, self.spec, self.threat_model, spec, clean, attacked)
-        record = assembly.record(key, self.settings, foreign, flags, seconds)
-        samples = assembly.samples()
+        builder = RecordBuilder(self.model, self.spec, self.threat_model, spec, clean, attacked)
+        record = builder.record(key, self.settings, foreign, flags, seconds)
+        samples = builder.samples()
         if self.store.has(key):
             # Done again for its adversarial inputs; what it found, and at what cost, is known.
             earlier = self.store.read(key)
@@ -295,8 +295,8 @@ class _ModelJob:
         stored = self.store.write(
             record,
             samples,
-            adversarial=assembly.adversarial() if self.settings.save_adversarial else None,
-            arrays=assembly.panel(),
+            adversarial=builder.adversarial() if self.settings.save_adversarial else None,
+            arrays=builder.panel(),
         )
         progress.clear()
         return stored

@@ -16,8 +16,8 @@ from robench.attention.maps import ATTENTION_METHODS, AttentionExtractor
 from robench.datasets import Dataset
 from robench.errors import UsageError
 from robench.evaluation.adversarial_inputs import KeptInputs
-from robench.evaluation.measures import Measures, Target, summarise
-from robench.evaluation.panels import half_broken, panel_of
+from robench.evaluation.record_builder import half_broken, panel_of
+from robench.evaluation.sample_metrics import SampleMetrics, Target, summarise
 from robench.inspection.reverify import check_sources
 from robench.metric_catalogue import METRICS
 from robench.models.wrapper import RobenchModel
@@ -134,10 +134,10 @@ def study_attention(
     kept = [i for i, row in enumerate(rows_of_table) if row.clean_prediction == row.label]
     position = {name: index for index, name in enumerate(dataset.sample_ids)}
     rows = torch.tensor([position[rows_of_table[i].sample_id] for i in kept], dtype=torch.int64)
-    measures = Measures(model, dataset, rows, device, batch_size, attention=spec, target=target)
+    metrics = SampleMetrics(model, dataset, rows, device, batch_size, attention=spec, target=target)
     adv_inputs = KeptInputs(adversarial, kept)
     shown = torch.tensor([rows_of_table[i].adv_prediction is not None for i in kept])
-    values = measures.values(adv_inputs, shown.bool())
+    values = metrics.values(adv_inputs, shown.bool())
     broken, survived = (
         torch.tensor([rows_of_table[i].outcome is kind for i in kept], dtype=torch.bool)
         for kind in (Outcome.BROKEN, Outcome.SURVIVED)
@@ -145,15 +145,15 @@ def study_attention(
     changed = record.model_copy(
         update={
             "metrics": summarise(values, broken, survived),
-            "attention_method": _description(measures, target, dataset),
+            "attention_method": _description(metrics, target, dataset),
             "flags": (
                 *(flag for flag in record.flags if flag.name not in _MISSING),
-                *measures.flags,
+                *metrics.methods.flags,
             ),
         }
     )
     panel = panel_of(
-        measures,
+        metrics,
         half_broken(broken, survived & shown.bool(), samples),
         adv_inputs,
         _predictions([rows_of_table[i].clean_prediction for i in kept]),
@@ -185,11 +185,11 @@ def _try_map(
     )
 
 
-def _description(measures: Measures, target: Target, dataset: Dataset) -> str | None:
-    if measures.description is None or target == "true":
-        return measures.description
+def _description(metrics: SampleMetrics, target: Target, dataset: Dataset) -> str | None:
+    if metrics.description is None or target == "true":
+        return metrics.description
     which = "the predicted class" if target == "predicted" else dataset.class_names[int(target)]
-    return f"{measures.description} for {which}"
+    return f"{metrics.description} for {which}"
 
 
 def _predictions(classes: list[int | None]) -> Tensor:

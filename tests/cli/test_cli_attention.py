@@ -226,7 +226,7 @@ def test_leaderboard_writes_findings_and_classes(ran):
 LARGE = """
 import resource, sys
 import torch, torchvision
-from robench.evaluation.measures import Measures
+from robench.evaluation.sample_metrics import SampleMetrics
 from robench.datasets import ArrayDataset
 from robench.models import wrap_module
 name, method = sys.argv[1:]
@@ -235,16 +235,16 @@ network = getattr(torchvision.models, name)(weights=None)
 model = wrap_module(network, num_classes=1000, name=name, attention={"method": method}, share=True)
 inputs = torch.rand(8, 3, 224, 224)
 dataset = ArrayDataset(inputs, torch.arange(8), num_classes=1000)
-measures = Measures(model, dataset, torch.arange(8), torch.device("cpu"), 8)
+metrics = SampleMetrics(model, dataset, torch.arange(8), torch.device("cpu"), 8)
 adv_inputs = (inputs + 0.03 * torch.randn_like(inputs)).clamp(0, 1)
-values = measures.values(adv_inputs)
-assert not measures.flags, measures.flags
+values = metrics.values(adv_inputs)
+assert not metrics.methods.flags, metrics.methods.flags
 assert float(values["attention_empty"].sum()) < 8
 for column, values_of in values.items():
     assert values_of.shape == (8,), column
 defined = values["attention_deviation"][values["attention_empty"] == 0]
 assert bool(((defined >= 0) & (defined <= 1)).all())
-print(measures.description)
+print(metrics.description)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
 """
 

@@ -18,8 +18,8 @@ from robench.api import evaluate
 from robench.attention import attention_maps
 from robench.datasets import ArrayDataset, load_dataset
 from robench.errors import DataError
-from robench.evaluation.measures import Measures, summarise
-from robench.evaluation.panels import half_broken
+from robench.evaluation.record_builder import half_broken
+from robench.evaluation.sample_metrics import SampleMetrics, summarise
 from robench.models import wrap_module
 from robench.records import AttentionSpec, Outcome
 
@@ -210,8 +210,8 @@ def problem():
 def test_values_are_those_of_the_maps(problem, target, method, batch_size):
     model, dataset, rows, adv_inputs = problem
     spec = AttentionSpec(method=method)
-    measures = Measures(model, dataset, rows, CPU, batch_size, attention=spec, target=target)
-    values = measures.values(adv_inputs)
+    metrics = SampleMetrics(model, dataset, rows, CPU, batch_size, attention=spec, target=target)
+    values = metrics.values(adv_inputs)
     maps = []
     for inputs in (dataset.batch(rows), adv_inputs):
         classes = {
@@ -221,24 +221,24 @@ def test_values_are_those_of_the_maps(problem, target, method, batch_size):
         maps.append(attention_maps(model, inputs, classes, method=method))
     for name, column in attention_values(*maps).items():
         torch.testing.assert_close(values[name], column, equal_nan=True, msg=name)
-    assert measures.description is not None
-    assert measures.description.startswith(f"{method}@")
+    assert metrics.description is not None
+    assert metrics.description.startswith(f"{method}@")
 
 
 def test_a_network_without_a_spatial_layer_says_so_and_keeps_its_features():
     inputs = torch.rand(6, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     dataset = ArrayDataset(inputs, torch.arange(6) % 2, num_classes=2)
-    measures = Measures(wrapped(Flat()), dataset, torch.arange(6), CPU, 4)
-    values = measures.values(inputs)
+    metrics = SampleMetrics(wrapped(Flat()), dataset, torch.arange(6), CPU, 4)
+    values = metrics.values(inputs)
     assert set(values) == {"alignment", "exclusion", "separation"}
-    (flag,) = measures.flags
+    (flag,) = metrics.methods.flags
     assert (flag.name, flag.severity) == ("no_attention", "note")
     assert "no layer puts out a spatial feature map" in flag.evidence
 
 
 def test_no_rows_no_values(problem):
     model, dataset, _, _ = problem
-    nothing = Measures(model, dataset, torch.empty(0, dtype=torch.int64), CPU, 4)
+    nothing = SampleMetrics(model, dataset, torch.empty(0, dtype=torch.int64), CPU, 4)
     assert nothing.values(torch.empty(0, 1, 6, 6)) == {}
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import torch
@@ -18,24 +19,58 @@ from robench.models.wrapper import RobenchModel
 from robench.records import AttentionSpec, Flag, MetricSummary
 from robench.representations.features import penultimate_features
 
-__all__ = ["Measures", "Target", "summarise"]
+__all__ = ["Methods", "SampleMetrics", "Target", "choose_methods", "summarise"]
 
 Target = Literal["true", "predicted"] | int
 """The class that maps are for: each sample's own, the one predicted for each input, or one class."""
 
 
+@dataclass(frozen=True)
+class Methods:
+    """How a network is looked at; what it does not allow is None, and named in a flag."""
+
+    extractor: AttentionExtractor | None = None
+    feature_layer: str | None = None
+    """None: the last linear layer"""
+    has_features: bool = False
+    flags: tuple[Flag, ...] = ()
+
+
+def choose_methods(model: RobenchModel, probe: Tensor, spec: AttentionSpec) -> Methods:
+    """Find out on some inputs (n, C, H, W), on the model's device, what the network allows."""
+    flags: list[Flag] = []
+    extractor = None
+    if spec.method != "none":
+        try:
+            extractor = AttentionExtractor(model, method=spec.method, layer=spec.layer)
+            extractor.prepare(probe)
+            extractor(probe, torch.zeros(len(probe), dtype=torch.int64, device=probe.device))
+        except RobenchError as error:
+            extractor = None
+            flags.append(Flag(name="no_attention", severity="note", evidence=str(error)))
+    has_features = True
+    try:
+        with torch.no_grad():
+            penultimate_features(model, probe, layer=spec.feature_layer)
+    except RobenchError as error:
+        has_features = False
+        flags.append(Flag(name="no_features", severity="note", evidence=str(error)))
+    return Methods(extractor, spec.feature_layer, has_features, tuple(flags))
+
+
 @dataclass
-class _Clean:
-    """Maps and features of the clean inputs, computed once for all attacks on a model."""
+class _CleanSide:
+    """Maps, features and objects of the clean inputs; None where there are none."""
 
     maps: Tensor | None = None
     features: Tensor | None = None
     masks: Tensor | None = None
-    flags: list[Flag] = field(default_factory=list)
 
 
-class Measures:
-    """Computes every metric for the correctly classified samples of one model and data set.
+class SampleMetrics:
+    """Every metric for the correctly classified samples of one model and data set.
+
+    What concerns the clean inputs is computed once for all attacks, when it is first needed.
 
     Args:
         model: the model under evaluation, on its device; used in float32 as it is.
@@ -61,18 +96,25 @@ class Measures:
         self.model = model
         self.dataset = dataset
         self.rows = rows
+        self.labels = dataset.labels[rows]
         self.device = device
         self.batch_size = batch_size
         self.attention = model.attention if attention is None else attention
         self.target = target
-        self.description: str | None = None
-        self._extractor: AttentionExtractor | None = None
-        self._clean: _Clean | None = None
+
+    @cached_property
+    def methods(self) -> Methods:
+        """What the network allows; nothing where there are no samples to find out on."""
+        if len(self.rows) == 0:
+            return Methods()
+        probe = self.dataset.batch(self.rows[:1]).to(self.device)
+        return choose_methods(self.model, probe, self.attention)
 
     @property
-    def flags(self) -> list[Flag]:
-        """Why a kind of metric is missing, if one is."""
-        return [] if self._clean is None else list(self._clean.flags)
+    def description(self) -> str | None:
+        """The map and the layer it is taken at, None if there are none."""
+        extractor = self.methods.extractor
+        return None if extractor is None else extractor.describe()
 
     def values(self, adv_inputs: ReadInputs, shown: Tensor | None = None) -> dict[str, Tensor]:
         """Every metric by its column's name: float32 (m,), NaN where undefined.
@@ -85,51 +127,50 @@ class Measures:
         """
         if len(self.rows) == 0:
             return {}
-        clean = self._measure_clean()
-        labels = self.dataset.labels[self.rows]
+        clean, features = self._clean, None
         attention: list[dict[str, Tensor]] = []
-        found: list[Tensor | None] = []
         # Batch by batch: what the metrics put beside the maps is several times as large.
-        for part in torch.split(torch.arange(len(labels)), self.batch_size):
-            maps, features = self._look(adv_inputs[part], labels[part], clean)
-            found.append(features)
+        for part in self._parts():
+            maps, seen = self._look(adv_inputs[part], self.labels[part])
+            features = self._filled(features, part, seen)
             if clean.maps is not None and maps is not None:
                 masks = None if clean.masks is None else clean.masks[part]
                 attention.append(measure(maps=clean.maps[part], adv_maps=maps, masks=masks))
         columns = attention[0] if attention else ()
         values = {name: torch.cat([batch[name] for batch in attention]) for name in columns}
-        features = _joined(found)
-        missing = torch.zeros_like(labels, dtype=torch.bool) if shown is None else ~shown
+        missing = torch.zeros(len(self.rows)).bool() if shown is None else ~shown
         if clean.features is not None and features is not None:
             features[missing] = torch.nan
-            values |= measure(features=clean.features, adv_features=features, labels=labels)
-        for name, column in values.items():
-            if not name.endswith("_clean"):
-                values[name] = column.masked_fill(missing, torch.nan)
-        return values
+            values |= measure(features=clean.features, adv_features=features, labels=self.labels)
+        return {
+            name: column if name.endswith("_clean") else column.masked_fill(missing, torch.nan)
+            for name, column in values.items()
+        }
 
     def maps(self, inputs: Tensor, labels: Tensor) -> Tensor | None:
         """Attention maps (n, h, w) on the CPU for inputs (n, C, H, W), None if there are none."""
-        clean = self._measure_clean()
-        return self._look(inputs, labels, clean)[0]
+        parts = [
+            self._look(inputs[part], labels[part])[0]
+            for part in torch.split(torch.arange(len(labels)), self.batch_size)
+        ]
+        present = [part for part in parts if part is not None]
+        return torch.cat(present) if present else None
 
-    def _measure_clean(self) -> _Clean:
-        if self._clean is None:
-            clean = _Clean()
-            inputs = self.dataset.batch(self.rows[: self.batch_size])
-            clean.flags = self._choose_methods(inputs[:1])
-            everything = _Clean(maps=torch.empty(0), features=torch.empty(0))
-            for part in torch.split(torch.arange(len(self.rows)), self.batch_size):
-                rows = self.rows[part]
-                batch, labels = self.dataset.batch(rows), self.dataset.labels[rows]
-                maps, features = self._look(batch, labels, everything)
-                # Batch by batch: whole masks of many large images would fill the memory.
-                masks = None if maps is None else self._masks(rows, maps)
-                clean.maps = self._filled(clean.maps, part, maps)
-                clean.features = self._filled(clean.features, part, features)
-                clean.masks = self._filled(clean.masks, part, masks)
-            self._clean = clean
-        return self._clean
+    @cached_property
+    def _clean(self) -> _CleanSide:
+        clean = _CleanSide()
+        for part in self._parts():
+            rows = self.rows[part]
+            maps, features = self._look(self.dataset.batch(rows), self.labels[part])
+            # Batch by batch: whole masks of many large images would fill the memory.
+            masks = None if maps is None else self._masks(rows, maps)
+            clean.maps = self._filled(clean.maps, part, maps)
+            clean.features = self._filled(clean.features, part, features)
+            clean.masks = self._filled(clean.masks, part, masks)
+        return clean
+
+    def _parts(self) -> tuple[Tensor, ...]:
+        return torch.split(torch.arange(len(self.rows)), self.batch_size)
 
     def _filled(self, whole: Tensor | None, part: Tensor, values: Tensor | None) -> Tensor | None:
         """``whole`` with ``values`` at ``part``; joining lists would hold all of it twice."""
@@ -148,47 +189,18 @@ class Measures:
         grid = int(maps.shape[1]), int(maps.shape[2])
         return downsample_masks(masks, grid, image_size=self.dataset.input_shape[1:])
 
-    def _choose_methods(self, inputs: Tensor) -> list[Flag]:
-        """Find out which metrics this network allows; the others are named in a flag."""
-        flags = []
-        spec = self.attention
-        probe = inputs.to(self.device)
-        self._measures_features = True
-        if spec.method != "none":
-            try:
-                extractor = AttentionExtractor(self.model, method=spec.method, layer=spec.layer)
-                extractor.prepare(probe)
-                extractor(probe, torch.zeros(len(probe), dtype=torch.int64, device=self.device))
-            except RobenchError as error:
-                flags.append(Flag(name="no_attention", severity="note", evidence=str(error)))
-            else:
-                self._extractor = extractor
-                self.description = extractor.describe()
-        try:
+    def _look(self, inputs: Tensor, labels: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """Maps and features of one batch, on the CPU."""
+        methods, inputs = self.methods, inputs.to(self.device)
+        maps = features = None
+        if methods.extractor is not None:
+            targets = self._targets(inputs, labels.to(self.device))
+            maps = methods.extractor(inputs, targets).detach().cpu()
+        if methods.has_features:
             with torch.no_grad():
-                penultimate_features(self.model, probe, layer=spec.feature_layer)
-        except RobenchError as error:
-            self._measures_features = False
-            flags.append(Flag(name="no_features", severity="note", evidence=str(error)))
-        return flags
-
-    def _look(
-        self, inputs: ReadInputs, labels: Tensor, wanted: _Clean
-    ) -> tuple[Tensor | None, Tensor | None]:
-        maps: list[Tensor | None] = []
-        features: list[Tensor | None] = []
-        for part in torch.split(torch.arange(len(labels)), self.batch_size):
-            on_device, classes = inputs[part].to(self.device), labels[part].to(self.device)
-            if self._extractor is not None and wanted.maps is not None:
-                targets = self._targets(on_device, classes)
-                maps.append(self._extractor(on_device, targets).detach().cpu())
-            if self._measures_features and wanted.features is not None:
-                with torch.no_grad():
-                    layer = self.attention.feature_layer
-                    features.append(
-                        penultimate_features(self.model, on_device, layer=layer)[0].cpu()
-                    )
-        return _joined(maps), _joined(features)
+                found, *_ = penultimate_features(self.model, inputs, layer=methods.feature_layer)
+            features = found.cpu()
+        return maps, features
 
     def _targets(self, inputs: Tensor, labels: Tensor) -> Tensor:
         if self.target == "true":
@@ -198,11 +210,6 @@ class Measures:
                 predicted: Tensor = self.model(inputs).argmax(dim=1)
             return predicted
         return torch.full_like(labels, self.target)
-
-
-def _joined(parts: list[Tensor | None]) -> Tensor | None:
-    present = [part for part in parts if part is not None]
-    return torch.cat(present) if present else None
 
 
 def summarise(

@@ -1,0 +1,252 @@
+"""Puts a record together from what the attacks did, the verdicts and the metrics."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from robench.evaluation.adversarial_inputs import ReadInputs
+from robench.evaluation.cascade_state import CascadeState
+from robench.evaluation.clean_pass import CleanPass
+from robench.evaluation.environment import describe_environment, peak_memory_mib
+from robench.evaluation.sample_metrics import SampleMetrics, summarise
+from robench.evaluation.settings import Settings
+from robench.models.wrapper import RobenchModel
+from robench.records import (
+    AttackSpec,
+    Cost,
+    DatasetSpec,
+    EvaluationRecord,
+    Flag,
+    Outcome,
+    SampleOutcome,
+)
+from robench.results import SamplePanel
+from robench.results.arrays import Rows
+from robench.threat_models import ThreatModel
+
+__all__ = ["RecordBuilder", "half_broken", "panel_of"]
+
+_PANEL_SAMPLES = 8
+_PICTURE_CHANNELS = (1, 3)
+_ROWS_AT_A_TIME = 32
+
+
+class RecordBuilder:
+    """One job's record, table and arrays.
+
+    Args:
+        model: the model under evaluation.
+        dataset: which samples were used.
+        threat_model: the ball.
+        attack: the specification that was run.
+        clean: the clean pass that it started from.
+        attacked: what it did to the correctly classified samples.
+    """
+
+    def __init__(
+        self,
+        model: RobenchModel,
+        dataset: DatasetSpec,
+        threat_model: ThreatModel,
+        attack: AttackSpec,
+        clean: CleanPass,
+        attacked: CascadeState,
+    ) -> None:
+        self.model = model
+        self.dataset = dataset
+        self.threat_model = threat_model
+        self.attack = attack
+        self.clean = clean
+        self.attacked = attacked
+        self.shown = attacked.shown
+        survived = torch.zeros_like(self.shown)
+        survived[attacked.survivors()] = True
+        errored = torch.zeros_like(self.shown)
+        errored[list(attacked.errors)] = True
+        self.broken, self.survived = ~survived & ~errored, survived
+        self.values = clean.metrics.values(attacked.adv_inputs, self.shown)
+
+    def samples(self) -> list[SampleOutcome]:
+        """One row for every sample, in the data set's order."""
+        place = {row: i for i, row in enumerate(self.clean.rows.tolist())}
+        data = self.clean.dataset
+        return [
+            SampleOutcome(
+                sample_id=data.sample_ids[row],
+                label=int(data.labels[row]),
+                clean_prediction=self.clean.prediction(row),
+                clean_margin=self.clean.margin(row),
+                **(self._clean_only(row) if row not in place else self._found(place[row])),
+            )
+            for row in range(self.dataset.n)
+        ]
+
+    def _clean_only(self, row: int) -> dict[str, Any]:
+        message = self.clean.errors.get(row)
+        outcome = Outcome.CLEAN_ERROR if message is None else Outcome.ERRORED
+        return {"outcome": outcome, "message": message}
+
+    def _found(self, i: int) -> dict[str, Any]:
+        """What is known of the ``i``-th correctly classified sample; without a verdict, no values."""
+        attacked = self.attacked
+        found: dict[str, Any] = {
+            "outcome": Outcome.SURVIVED if self.survived[i] else Outcome.BROKEN,
+            "forwards": int(attacked.forwards[i]),
+            "backwards": int(attacked.backwards[i]),
+        }
+        if i in attacked.errors:
+            return found | {"outcome": Outcome.ERRORED, "message": attacked.errors[i]}
+        found["values"] = {name: float(column[i]) for name, column in self.values.items()}
+        if math.isfinite(smallest := float(attacked.found_size[i])):
+            found["values"]["minimum_size"] = smallest
+        if self.shown[i]:
+            found["adv_prediction"] = int(attacked.prediction[i])
+            found["adv_margin"] = float(attacked.margin[i])
+            found["perturbation_size"] = float(attacked.size[i])
+        if self.broken[i]:
+            found["broken_by"] = attacked.stage_names[int(attacked.stage[i])]
+        return found
+
+    def record(
+        self,
+        key: str,
+        settings: Settings,
+        foreign: dict[str, str],
+        flags: Sequence[Flag],
+        seconds: float,
+    ) -> EvaluationRecord:
+        """The record under its key."""
+        attacked, clean = self.attacked, self.clean
+        counts = dict.fromkeys(Outcome, 0)
+        counts[Outcome.BROKEN] = int(self.broken.sum())
+        counts[Outcome.SURVIVED] = int(self.survived.sum())
+        counts[Outcome.ERRORED] = len(attacked.errors) + len(clean.errors)
+        counts[Outcome.CLEAN_ERROR] = self.dataset.n - sum(counts.values())
+        return EvaluationRecord(
+            key=key,
+            model=self.model.summary,
+            dataset=self.dataset,
+            threat_model=self.threat_model,
+            attack=self.attack,
+            seed=settings.seed,
+            precision=settings.precision,
+            foreign=foreign,
+            counts=counts,
+            stages=attacked.stages if len(attacked.stages) > 1 else (),
+            audit=attacked.audit,
+            flags=(*flags, *clean.metrics.methods.flags),
+            metrics=summarise(self.values, self.broken, self.survived),
+            attention_method=clean.metrics.description,
+            class_robust_acc=self._by_class(),
+            cost=Cost(
+                forwards=sum(stage.forwards for stage in attacked.stages),
+                backwards=sum(stage.backwards for stage in attacked.stages),
+                seconds=seconds,
+                samples_per_second=self.dataset.n / seconds if seconds > 0 else None,
+                peak_memory_mib=peak_memory_mib(settings.device),
+            ),
+            environment=describe_environment(
+                settings.device, clean.models.search.description, clean.batch_size
+            ),
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+        )
+
+    def _by_class(self) -> dict[str, float]:
+        robust = torch.zeros(self.dataset.n, dtype=torch.float64)
+        robust[self.clean.rows[self.survived]] = 100.0
+        labels = self.clean.dataset.labels
+        members = {name: labels == i for i, name in enumerate(self.dataset.class_names)}
+        return {name: float(robust[m].mean()) for name, m in members.items() if bool(m.any())}
+
+    def adversarial(self) -> Rows:
+        """Every sample's adversarial input (n, C, H, W), the clean one where there is none."""
+        return Rows((self.dataset.n, *self.clean.dataset.input_shape), self._adversarial_parts())
+
+    def _adversarial_parts(self) -> Iterator[NDArray[np.float32]]:
+        position = torch.full((self.dataset.n,), -1)
+        shown = self.shown.nonzero().squeeze(1)
+        position[self.clean.rows[shown]] = shown
+        for rows in torch.split(torch.arange(self.dataset.n), _ROWS_AT_A_TIME):
+            part = self.clean.dataset.batch(rows)
+            found = position[rows] >= 0
+            part[found] = self.attacked.adv_inputs[position[rows][found]]
+            yield part.numpy()
+
+    def panel(self) -> dict[str, NDArray[Any]]:
+        """A few samples with their maps for the plot, half of them broken if there are so many."""
+        panel = panel_of(
+            self.clean.metrics,
+            half_broken(self.broken, self.survived & self.shown, _PANEL_SAMPLES),
+            self.attacked.adv_inputs,
+            self.clean.predictions[self.clean.rows],
+            self.attacked.prediction,
+        )
+        return {} if panel is None else panel.to_arrays()
+
+
+def half_broken(broken: Tensor, survived: Tensor, count: int) -> Tensor:
+    """Positions of ``count`` samples, half of them broken; fewer of a kind make room for the other.
+
+    Args:
+        broken: bool (m,).
+        survived: bool (m,).
+        count: how many at most, 0 or more.
+
+    Returns:
+        int64 (k,), the broken ones first, each kind in order.
+
+    >>> half_broken(torch.tensor([0, 1, 1, 0]).bool(), torch.tensor([1, 0, 0, 0]).bool(), 4)
+    tensor([1, 2, 0])
+    """
+    fallen = broken.nonzero().squeeze(1)
+    standing = survived.nonzero().squeeze(1)
+    half = min(max(count // 2, count - len(standing)), len(fallen))
+    return torch.cat((fallen[:half], standing[: count - half]))
+
+
+def panel_of(
+    metrics: SampleMetrics,
+    positions: Tensor,
+    adv_inputs: ReadInputs,
+    clean_predictions: Tensor,
+    adv_predictions: Tensor,
+) -> SamplePanel | None:
+    """The samples at some positions with their maps.
+
+    Args:
+        metrics: of the model and data set; its rows are what positions count.
+        positions: int64 (k,).
+        adv_inputs: (m, C, H, W) in [0, 1] on the CPU, in the order of the rows.
+        clean_predictions: int64 (m,), -1 where unknown.
+        adv_predictions: int64 (m,), -1 where unknown.
+
+    Returns:
+        None without samples, or where the inputs are no pictures (channels other than 1 or 3).
+    """
+    data = metrics.dataset
+    if len(positions) == 0 or data.input_shape[0] not in _PICTURE_CHANNELS:
+        return None
+    rows = metrics.rows[positions]
+    inputs, labels = data.batch(rows), data.labels[rows]
+    adversarial = adv_inputs[positions]
+    maps = metrics.maps(inputs, labels)
+    adv_maps = metrics.maps(adversarial, labels)
+    none = torch.full((len(positions), 1, 1), torch.nan)
+    return SamplePanel(
+        sample_ids=tuple(data.sample_ids[row] for row in rows.tolist()),
+        clean=inputs.movedim(1, -1).numpy(),
+        adversarial=adversarial.movedim(1, -1).numpy(),
+        clean_maps=(none if maps is None else maps).numpy(),
+        adv_maps=(none if adv_maps is None else adv_maps).numpy(),
+        labels=labels.numpy(),
+        clean_predictions=clean_predictions[positions].numpy(),
+        adv_predictions=adv_predictions[positions].numpy(),
+    )

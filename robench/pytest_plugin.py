@@ -52,16 +52,14 @@ class RobenchCheck:
             dataset, norm, eps, n, seed: which records, where there are several.
         """
         # Imported on use: the plugin is loaded in every pytest run of its environment.
-        from robench.regression_check import Policy, check, check_markdown
-        from robench.reporting.model_results import collect, find_pair
-        from robench.results import RecordFilter, Store
+        from robench.regression_check import Policy, check, check_markdown, stored_pair
+        from robench.results import RecordFilter
 
         rules = Policy() if policy is None else Policy.load(policy)
         if margin is not None:
             rules = rules.with_margin(margin)
-        wanted = RecordFilter(dataset, norm, eps, n, seed)
-        results = collect(Store(self.results).records(), wanted)
-        result = check(*find_pair(results, candidate, against), rules)
+        wanted = RecordFilter(dataset=dataset, norm=norm, eps=eps, n=n, seed=seed)
+        result = check(*stored_pair(candidate, against, self.results, wanted), rules)
         bad = (1,) if undecided == "ok" else (1, 2)
         if result.exit_code in bad:
             pytest.fail(check_markdown(result), pytrace=False)

@@ -12,8 +12,6 @@ from robench.cli.options import SAMPLES, JsonFlag, request_options
 from robench.request import Request
 
 if TYPE_CHECKING:
-    from robench.regression_check import LeaderboardRow
-    from robench.reporting.model_results import ModelResult
     from robench.results import RecordFilter
 
 __all__ = ["check"]
@@ -74,29 +72,39 @@ def check(
     Exit code 0: not worse; 1: worse; 2: could not tell, or an error. Stored records are used;
     a model that has none is evaluated first, as `robench run` would.
     """
-    from robench.regression_check import Policy, check_json, check_markdown, write_check
+    from robench.cli.filters import record_name
+    from robench.regression_check import (
+        Policy,
+        check_json,
+        check_markdown,
+        stored_pair,
+        write_check,
+    )
     from robench.regression_check import check as decide
+    from robench.results import RecordFilter
 
     rules = Policy() if policy is None else Policy.load(policy)
     if margin is not None:
         rules = rules.with_margin(margin)
     models = (candidate,) if baseline_from is not None else (candidate, against)
-    _evaluate_missing(replace(request, models=models), fill=fill)
-    pair = _pair(candidate, against, request, baseline_from)
+    wanted = RecordFilter(**{name: getattr(request, name) for name in _FILTERS})
+    _evaluate_missing(replace(request, models=models), wanted, fill=fill)
+    names = record_name(candidate), record_name(against)
+    pair = stored_pair(*names, request.folder, wanted, baseline_from=baseline_from)
     outcome = decide(*pair, rules)
     write_check(outcome, json_path=json_file, junit_path=junit, markdown_path=markdown)
     typer.echo((check_json(outcome) if as_json else check_markdown(outcome)).rstrip())
     raise typer.Exit(outcome.exit_code)
 
 
-def _evaluate_missing(request: Request, *, fill: bool) -> None:
+def _evaluate_missing(request: Request, wanted: RecordFilter, *, fill: bool) -> None:
     """Evaluate the models that have no record, or, to ``fill``, whatever attacks are missing."""
     from robench.cli.filters import record_name
     from robench.errors import UnknownNameError
     from robench.reporting.model_results import collect, results_of
     from robench.results import Store
 
-    known = collect(Store(request.folder).records(), _filter(request))
+    known = collect(Store(request.folder).records(), wanted)
     missing: list[Any] = []
     sizes = set()
     for model in request.models:
@@ -118,28 +126,3 @@ def _evaluate_missing(request: Request, *, fill: bool) -> None:
     prepared = prepare(request)
     with RunDisplay(prepared.jobs) as display:
         prepared.run(display)
-
-
-def _filter(request: Request) -> RecordFilter:
-    # Loads pandas, which --help does without.
-    from robench.results import RecordFilter
-
-    return RecordFilter(**{name: getattr(request, name) for name in _FILTERS})
-
-
-def _pair(
-    candidate: str, against: str, request: Request, baseline_from: Path | None
-) -> tuple[ModelResult, ModelResult | LeaderboardRow]:
-    from robench.cli.filters import existing_store, record_name
-    from robench.regression_check import leaderboard_row
-    from robench.reporting.model_results import collect, find_pair
-
-    own = collect(existing_store(request.folder).records(), _filter(request))
-    first, second = record_name(candidate), record_name(against)
-    if baseline_from is None:
-        return find_pair(own, first, second)
-    if baseline_from.suffix == ".csv":
-        found, _ = find_pair(own, first, first)
-        return found, leaderboard_row(baseline_from, second, found)
-    others = collect(existing_store(baseline_from).records(), _filter(request))
-    return find_pair(own, first, second, second_results=others)

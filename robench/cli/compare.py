@@ -12,6 +12,7 @@ from robench.request import Request
 
 if TYPE_CHECKING:
     from robench.reporting.compare import Comparison
+    from robench.results import RecordFilter
 
 __all__ = ["compare"]
 
@@ -27,7 +28,7 @@ def compare(
     ],
     *,
     request: Request,
-    wanted: dict[str, Any],
+    wanted: RecordFilter,
     level: Annotated[
         float, typer.Option("--level", metavar="LEVEL", help="Of intervals, between 0 and 1.")
     ] = 0.95,
@@ -50,20 +51,20 @@ def compare(
     Prints each difference with its interval, the p-value corrected over the models, and what n
     allows to say.
     """
-    from robench.cli.filters import existing_store, record_name
+    from robench.cli.filters import record_name
     from robench.cli.output import print_json
     from robench.errors import UsageError
     from robench.files import atomic_write
     from robench.reporting.compare import compare_models, comparison_csv, comparison_markdown
     from robench.reporting.model_results import collect, find_pair
-    from robench.results import RecordFilter
+    from robench.results import Store
 
     if len(models) < 2:
         raise UsageError("one model alone cannot be compared", hint="Name two or more")
     if not 0 < level < 1:
         raise UsageError(f"level {level} is not between 0 and 1", hint="Write --level 0.95")
-    store = existing_store(request.folder)
-    pool = collect(store.records(), RecordFilter(**wanted))
+    store = Store.existing(request.folder)
+    pool = collect(store.records(), wanted)
     baseline, *others = map(record_name, models)
     pairs = [find_pair(pool, baseline, other) for other in others]
     first, rest = pairs[0][0], [other for _, other in pairs]

@@ -1,32 +1,17 @@
-"""Reading a results folder for a command."""
+"""Finding stored records by what a user calls them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
 
-from robench.errors import StoreError, UsageError
+from robench.errors import UsageError
 from robench.models.cards import CARD_NAME, read_card
 from robench.results import RecordFilter, Store, StoredRecord
 
-__all__ = ["existing_store", "read_by_prefix", "record_name", "select"]
+__all__ = ["in_order", "read_by_prefix", "record_name"]
 
 _SHORTEST_PREFIX = 4
-
-
-def existing_store(folder: Path) -> Store:
-    """The store in ``folder``.
-
-    Raises:
-        StoreError: there is no such folder; an empty leaderboard would hide a typing error.
-    """
-    if not folder.is_dir():
-        raise StoreError(
-            "there is no such results folder",
-            where=folder,
-            hint="Name it with --results; `robench run` makes one",
-        )
-    return Store(folder)
 
 
 def record_name(model: str) -> str:
@@ -62,8 +47,8 @@ def read_by_prefix(store: Store, prefix: str) -> StoredRecord:
     return store.read(keys[0])
 
 
-def select(records: Iterable[StoredRecord], wanted: RecordFilter) -> list[StoredRecord]:
-    """The records that are wanted, in order of model, attack and age."""
+def in_order(records: Iterable[StoredRecord], wanted: RecordFilter) -> list[StoredRecord]:
+    """The records that are wanted, in order of model, threat model, attack and age."""
     return sorted((stored for stored in records if wanted.matches(stored.record)), key=_order)
 
 

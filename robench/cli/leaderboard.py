@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from robench.cli.options import CsvFile, JsonFlag, PlotsFlag, ResultsFolder, filter_options
+
+if TYPE_CHECKING:
+    from robench.results import RecordFilter
 
 __all__ = ["leaderboard"]
 
@@ -16,7 +19,7 @@ __all__ = ["leaderboard"]
 def leaderboard(
     results: ResultsFolder = Path("results"),
     *,
-    wanted: dict[str, Any],
+    wanted: RecordFilter,
     suite: Annotated[
         str | None, typer.Option("--suite", metavar="SUITE", help="Only this suite's attacks.")
     ] = None,
@@ -38,17 +41,16 @@ def leaderboard(
     show all of its records.
     """
     from robench.attacks.suites import load_suite
-    from robench.cli.filters import existing_store
     from robench.cli.output import show_board
     from robench.reporting.leaderboard import build_leaderboard, write_leaderboard
     from robench.reporting.publish import publish
-    from robench.results import RecordFilter
+    from robench.results import RecordFilter, Store
 
     chosen = None if suite is None else load_suite(suite, trust_code=True)  # nothing is built of it
-    store = existing_store(results)
+    store = Store.existing(results)
     records = list(store.records())
-    frame = build_leaderboard(records, RecordFilter(**wanted), suite=chosen, together=together)
-    whole = chosen is None and not together and all(value is None for value in wanted.values())
+    frame = build_leaderboard(records, wanted, suite=chosen, together=together)
+    whole = wanted == RecordFilter() and chosen is None and not together
     files = publish(store, records, plots=plots) if whole else []
     if csv is not None:
         files.append(write_leaderboard(frame, csv))

@@ -12,12 +12,15 @@ import inspect
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import MISSING, fields
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
 from robench.cli.name_values import parse_name_values
 from robench.request import PRECISIONS, Request
+
+if TYPE_CHECKING:
+    from robench.results import RecordFilter
 
 __all__ = [
     "SAMPLES",
@@ -218,9 +221,15 @@ def _request(**given: Any) -> Request:
 def filter_options(command: Command) -> Command:
     """The command's parameter ``wanted`` becomes the options of a filter of stored records."""
     hints = get_type_hints(_FilterOptions, include_extras=True)
-    return _options("wanted", dict, {name: (option, None) for name, option in hints.items()})(
+    return _options("wanted", _filter, {name: (option, None) for name, option in hints.items()})(
         command
     )
+
+
+def _filter(**given: Any) -> RecordFilter:
+    from robench.results import RecordFilter
+
+    return RecordFilter(**given)
 
 
 def _options(
@@ -229,7 +238,8 @@ def _options(
     """Options, given with their defaults, in place of a parameter that is made from them."""
 
     def decorate(command: Command) -> Command:
-        hints = get_type_hints(command, include_extras=True)
+        # RecordFilter is imported for the type checker only: it loads pydantic.
+        hints = get_type_hints(command, localns={"RecordFilter": Any}, include_extras=True)
         listed: dict[str, tuple[Any, Any]] = {}
         for own in inspect.signature(command).parameters.values():
             own_option = {own.name: (hints[own.name], own.default)}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,7 +12,7 @@ from robench.cli.options import JsonFlag, ResultsFolder, filter_options, request
 from robench.request import Request
 
 if TYPE_CHECKING:
-    from robench.results import StoredRecord
+    from robench.results import RecordFilter, StoredRecord
 
 __all__ = ["results_app"]
 
@@ -34,17 +34,17 @@ class _Format(StrEnum):
 def list_records(
     results: ResultsFolder = Path("results"),
     *,
-    wanted: dict[str, Any],
+    wanted: RecordFilter,
     as_json: JsonFlag = False,
 ) -> None:
     """List the records, one line each. Exit code 2 if one is damaged."""
-    from robench.cli.filters import existing_store, select
+    from robench.cli.filters import in_order
     from robench.cli.output import print_json, print_table, record_line, robust_acc
     from robench.formatting import number
-    from robench.results import RecordFilter
+    from robench.results import Store
 
-    scan = existing_store(results).scan()
-    found = select(scan.records, RecordFilter(**wanted))
+    scan = Store.existing(results).scan()
+    found = in_order(scan.records, wanted)
     if as_json:
         print_json(
             {
@@ -82,10 +82,11 @@ def show(
     as_json: JsonFlag = False,
 ) -> None:
     """Print one record."""
-    from robench.cli.filters import existing_store, read_by_prefix
+    from robench.cli.filters import read_by_prefix
     from robench.cli.output import print_json, record_text
+    from robench.results import Store
 
-    record = read_by_prefix(existing_store(results), key).record
+    record = read_by_prefix(Store.existing(results), key).record
     if as_json:
         print_json(record.model_dump(mode="json"))
     else:
@@ -103,11 +104,11 @@ def verify(request: Request, as_json: JsonFlag = False) -> None:
     """
     from dataclasses import asdict
 
-    from robench.cli.filters import existing_store
     from robench.cli.output import print_json, print_table
     from robench.inspection.verification import verify_store  # torch
+    from robench.results import Store
 
-    found = verify_store(existing_store(request.folder), request)
+    found = verify_store(Store.existing(request.folder), request)
     if as_json:
         print_json([asdict(item) for item in found])
     else:
@@ -129,10 +130,10 @@ def prune(
     as_json: JsonFlag = False,
 ) -> None:
     """Delete what interrupted runs left behind. Records are never touched."""
-    from robench.cli.filters import existing_store
     from robench.cli.output import print_json
+    from robench.results import Store
 
-    deleted = existing_store(results).prune(older_than=older_than)
+    deleted = Store.existing(results).prune(older_than=older_than)
     if as_json:
         print_json([str(path) for path in deleted])
     else:
@@ -151,16 +152,16 @@ def export(
     form: Annotated[_Format, typer.Option("--format", help="What to write.")] = _Format.CSV,
     results: ResultsFolder = Path("results"),
     *,
-    wanted: dict[str, Any],
+    wanted: RecordFilter,
 ) -> None:
     """Write all samples of all records as one table, or RobustBench's model_info files."""
-    from robench.cli.filters import existing_store, select
+    from robench.cli.filters import in_order
     from robench.files import atomic_write
     from robench.reporting.export import samples_csv, samples_frame, samples_parquet
-    from robench.results import RecordFilter
+    from robench.results import Store
 
-    store = existing_store(results)
-    found = select(store.records(), RecordFilter(**wanted))
+    store = Store.existing(results)
+    found = in_order(store.records(), wanted)
     if form is _Format.ROBUSTBENCH:
         for path in _write_model_info(found, out):
             typer.echo(path)

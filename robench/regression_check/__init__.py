@@ -24,6 +24,7 @@ from robench.regression_check.outputs import (
     write_check,
 )
 from robench.regression_check.policy import Criterion, Policy
+from robench.regression_check.stored_pair import stored_pair
 from robench.regression_check.verdicts import CheckResult, CriterionResult, Verdict
 
 __all__ = [
@@ -38,5 +39,6 @@ __all__ = [
     "check_junit",
     "check_markdown",
     "leaderboard_row",
+    "stored_pair",
     "write_check",
 ]

@@ -87,6 +87,21 @@ class Store:
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.folder = Path(folder)
 
+    @classmethod
+    def existing(cls, folder: str | os.PathLike[str]) -> Store:
+        """The store in a folder that is there.
+
+        Raises:
+            StoreError: there is no such folder; an empty leaderboard would hide a typing error.
+        """
+        if not Path(folder).is_dir():
+            raise StoreError(
+                "there is no such results folder",
+                where=folder,
+                hint="Name it with --results; `robench run` makes one",
+            )
+        return cls(folder)
+
     def __repr__(self) -> str:
         return f"Store({str(self.folder)!r})"
 

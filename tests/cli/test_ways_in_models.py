@@ -13,7 +13,6 @@ import torch
 from brightness_network import level, trained
 from fake_model_hubs import serve_hub, serve_robustbench
 from invoke_cli import invoke
-from robench.models.inspection import _USUAL_KEYS
 from safetensors.torch import save_file
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -23,6 +22,11 @@ from robench.models.state_dicts import WRAPPER_PREFIXES
 from robench.results import Store
 
 CLASSES = 10
+KEYS = (
+    *("state_dict", "model_state_dict", "model_state", "model", "net", "network", "params"),
+    *("weights", "last", "best", "module", "state_dict_ema", "model_ema", "ema"),
+)
+"""Where training programs put a state dict."""
 N = 5
 SUITE = """
 [[attacks]]
@@ -97,7 +101,7 @@ def test_state_dicts_in_every_usual_place() -> None:
     state = trained(CLASSES).state_dict()
     contents: dict[str, Any] = {"bare": state}
     prefixes = cycle(["", *WRAPPER_PREFIXES, "module._orig_mod."])
-    for key, prefix in zip(filter(None, _USUAL_KEYS), prefixes, strict=False):
+    for key, prefix in zip(KEYS, prefixes, strict=False):
         prefixed = {prefix + name: value for name, value in state.items()}
         contents[f"at-{key}"] = {"epoch": 3, key: prefixed, "optimizer": {"lr": 0.1}}
     assert len(contents) > len(WRAPPER_PREFIXES) + 2, "each prefix was used"

@@ -63,3 +63,11 @@ def test_the_plugin_loads_by_itself_and_is_light(
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "2 passed" in done.stdout
+
+
+def test_a_folder_that_is_not_there_is_refused_as_by_the_command(tmp_path: Path) -> None:
+    from robench.errors import StoreError
+    from robench.pytest_plugin import RobenchCheck
+
+    with pytest.raises(StoreError, match="there is no such results folder"):
+        RobenchCheck(tmp_path / "nowhere")("candidate", against="baseline")

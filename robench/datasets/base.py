@@ -197,22 +197,6 @@ class Dataset(ABC):
             return self
         return Subset(self, sorted(sample_order(self.sample_ids)[:n]))
 
-    def select(self, sample_ids: Sequence[str]) -> Dataset:
-        """The samples of a list of ids, in this data set's order.
-
-        Raises:
-            DataError: an id is not in the data set, or the list is empty.
-        """
-        position = {name: index for index, name in enumerate(self.sample_ids)}
-        missing = [name for name in sample_ids if name not in position]
-        if missing:
-            raise DataError(
-                f"{len(missing)} of {len(sample_ids)} listed samples are not in the data set, "
-                f"first {missing[0]!r}",
-                where=f"{self.name} ({self.split})",
-            )
-        return Subset(self, sorted({position[name] for name in sample_ids}))
-
     def _checked(self, indices: Indices) -> list[int]:
         values = indices.tolist() if isinstance(indices, Tensor) else [int(i) for i in indices]
         for value in values:

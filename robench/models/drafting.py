@@ -68,12 +68,6 @@ class StateDictCandidate:
         """The wrapper prefix that all names share, such as ``module.``."""
         return list(_growing_prefixes(self.shapes))[-1]
 
-    @property
-    def num_classes(self) -> int | None:
-        """Rows of the last matrix: the number of logits if the last layer is linear."""
-        rows = [shape[0] for shape in self.shapes.values() if len(shape) == 2]
-        return rows[-1] if rows else None
-
 
 @dataclass(frozen=True)
 class CheckpointInspection:

@@ -311,16 +311,6 @@ class Store:
         path = self.folder / "progress" / f"{key}.bin"
         return Progress(path, lambda bad, reason: self._quarantine([bad], key, reason))
 
-    def remove(self, key: str) -> None:
-        """Delete a record and its files.
-
-        Raises:
-            StoreError: they cannot be deleted.
-        """
-        path = self.path_of(key)
-        for victim in (path, *sorted(path.parent.glob(f"{key}.*.*"))):
-            _unlink(victim)
-
     def prune(self, *, older_than: float = 3600.0) -> list[Path]:
         """Delete what crashes and overwriting left: temporary files, tables without a record,
         progress of finished jobs, lock files nobody holds.

@@ -117,14 +117,6 @@ def test_an_index_out_of_range_is_refused() -> None:
         made().masks([-1])
 
 
-def test_select_takes_listed_ids() -> None:
-    dataset = made()
-    chosen = dataset.select(["arrays/000009", "arrays/000002"])
-    assert list(chosen.sample_ids) == ["arrays/000002", "arrays/000009"]
-    with pytest.raises(DataError, match="1 of 2 listed"):
-        dataset.select(["arrays/000001", "nope"])
-
-
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=60), st.data())
 def test_a_stratified_choice_shares_in_proportion(labels: list[int], data: st.DataObject) -> None:

@@ -35,8 +35,8 @@ from robench.datasets import ArrayDataset
 from robench.devices import resolve_device
 from robench.evaluation.adjudicate import Adjudicator
 from robench.evaluation.cascade import Cascade
-from robench.evaluation.clean_pass import CleanPass
 from robench.evaluation.environment import describe_environment
+from robench.evaluation.prepared_model import PreparedModel, prepare_model
 from robench.evaluation.settings import Settings
 from robench.models import wrap_module
 from robench.models.architectures.vit import VisionTransformer
@@ -109,7 +109,7 @@ def rates(model: EagerModel, job: Job) -> tuple[float, float]:
     return forward, rate(lambda: model.gradient(points, loss))
 
 
-def whole(job: Job, models: SearchModels, clean: CleanPass) -> tuple[float, float, int]:
+def whole(job: Job, models: SearchModels, clean: PreparedModel) -> tuple[float, float, int]:
     """Process's seconds of all four attacks, those of Square, and samples broken."""
     cascade = Cascade(
         specification(job),
@@ -131,7 +131,7 @@ def whole(job: Job, models: SearchModels, clean: CleanPass) -> tuple[float, floa
 def measure(title: str, job: Job, forms: tuple[Form, ...], repeats: int) -> list[str]:
     """The table of one network."""
     settings = Settings(seed=job.seed, precision="fp32", batch_size=len(job.dataset), workers=1)
-    clean = CleanPass(job.model, job.dataset, job.threat_model, settings, [])
+    clean = prepare_model(job.model, job.dataset, job.threat_model, settings, [])
     models: dict[str, EagerModel] = {}
     known: dict[str, tuple[float, float]] = {}
     notes: dict[str, str] = {}

@@ -20,7 +20,7 @@ from robench.acceleration.model_choice import choose_search_model
 from robench.acceleration.search_models import SearchModels
 from robench.evaluation.cascade import Cascade
 from robench.evaluation.cascade_state import CascadeState
-from robench.evaluation.clean_pass import CleanPass
+from robench.evaluation.prepared_model import PreparedModel, prepare_model
 from robench.evaluation.settings import Settings
 from robench.records import AttackSpec
 
@@ -73,7 +73,7 @@ _HEADER = (
 )
 
 
-def run(job: Job, spec: AttackSpec, clean: CleanPass, models: SearchModels) -> CascadeState:
+def run(job: Job, spec: AttackSpec, clean: PreparedModel, models: SearchModels) -> CascadeState:
     """One attack on what is classified correctly."""
     cascade = Cascade(
         spec,
@@ -95,7 +95,7 @@ def rows(case: Table) -> list[str]:
         case.task, case.model, dataset=case.dataset, n=case.n, norm=case.norm, eps=case.eps
     )
     job.model.requires_grad_(False)
-    clean = CleanPass(job.model, job.dataset, job.threat_model, Settings(precision="fp32"), [])
+    clean = prepare_model(job.model, job.dataset, job.threat_model, Settings(precision="fp32"), [])
     choice = choose_search_model(
         job.model,
         job.inputs[:_CHECKED],

@@ -27,7 +27,7 @@ from robench.datasets import ArrayDataset, Dataset, load_dataset
 from robench.devices import synchronise
 from robench.evaluation.adjudicate import Adjudicator
 from robench.evaluation.cascade import Cascade
-from robench.evaluation.clean_pass import CleanPass
+from robench.evaluation.prepared_model import prepare_model
 from robench.evaluation.settings import Settings
 from robench.models import build_architecture, load_model, wrap_module
 from robench.models.wrapper import RobenchModel
@@ -79,7 +79,7 @@ def robench(job: Job, precision: str) -> Result:
     spec = specification(job)
     settings = Settings(seed=job.seed, device=job.device, precision=precision)
     started = time.perf_counter()
-    clean = CleanPass(job.model, job.dataset, job.threat_model, settings, [spec])
+    clean = prepare_model(job.model, job.dataset, job.threat_model, settings, [spec])
     chosen = time.perf_counter()
     cascade = Cascade(
         spec,

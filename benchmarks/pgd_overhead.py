@@ -19,7 +19,7 @@ from peer_workers import bare_loop, job_for, specification
 from peers import PROTOCOL, machine
 
 from robench.evaluation.cascade import Cascade
-from robench.evaluation.clean_pass import CleanPass
+from robench.evaluation.prepared_model import prepare_model
 from robench.evaluation.settings import Settings
 
 
@@ -32,7 +32,7 @@ def main() -> None:
     job = job_for("pgd-20", arguments.model, n=arguments.n)
     spec = specification(job)
     settings = Settings(device=job.device, precision="fp32", batch_size=job.batch_size)
-    clean = CleanPass(job.model, job.dataset, job.threat_model, settings, [spec])
+    clean = prepare_model(job.model, job.dataset, job.threat_model, settings, [spec])
 
     def attack() -> float:
         cascade = Cascade(

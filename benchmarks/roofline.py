@@ -15,7 +15,7 @@ from robench.acceleration.timing import tiled
 from robench.attacks.losses import LOSSES, Loss
 from robench.devices import synchronise
 from robench.evaluation.cascade import Cascade
-from robench.evaluation.clean_pass import CleanPass
+from robench.evaluation.prepared_model import PreparedModel
 from robench.records import StageResult
 
 __all__ = ["bare_passes"]
@@ -27,7 +27,7 @@ _SUSTAINED = 3.0
 def bare_passes(
     inputs: Tensor,
     labels: Tensor,
-    clean: CleanPass,
+    clean: PreparedModel,
     cascade: Cascade,
     stages: Sequence[StageResult],
 ) -> float:

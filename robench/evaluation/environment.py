@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-import resource
 import subprocess
 import sys
 from importlib import metadata
@@ -13,12 +12,14 @@ import torch
 
 from robench.records import Environment
 
-__all__ = ["describe_environment", "peak_memory_mib"]
+__all__ = ["PeakMemory", "describe_environment"]
 
 _PACKAGES = ("robench", "torch", "torchvision", "numpy", "scikit-learn", "pyautoattack")
 
 
-def describe_environment(device: torch.device, precision: str, batch_size: int) -> Environment:
+def describe_environment(
+    device: torch.device, precision: str, batch_size: int, precision_reason: str | None = None
+) -> Environment:
     """Device, versions and the state of the working tree, for the record."""
     versions = {"python": platform.python_version()}
     for package in _PACKAGES:
@@ -30,6 +31,7 @@ def describe_environment(device: torch.device, precision: str, batch_size: int) 
         device=str(device),
         device_name=_device_name(device),
         precision=precision,
+        precision_reason=precision_reason,
         batch_size=batch_size,
         threads=torch.get_num_threads() if device.type == "cpu" else None,
         versions=versions,
@@ -62,9 +64,44 @@ def _git_state() -> str | None:
     return done.stdout.strip() or None
 
 
-def peak_memory_mib(device: torch.device) -> float:
-    """The most memory held so far: the device's on CUDA, else the process's, in MiB."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
+class PeakMemory:
+    """The most memory that a job holds, from when this is made on.
+
+    On CUDA the device's. On a CPU that of one process, the job's own or a worker's, whichever held
+    more: what workers share with the process that they are forks of counts in each.
+
+    Args:
+        device: where the job runs.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._before = _held_so_far()
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+
+    def mib(self) -> float | None:
+        """In MiB; None where it cannot be told.
+
+        Systems count from the beginning of a process. What has not grown since the job began may be
+        an earlier job's, and hides anything smaller.
+        """
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device) / 2**20
+        if self.device.type != "cpu":
+            return None
+        seen = list(zip(self._before, _held_so_far(), strict=True))
+        job = max((now for before, now in seen if now > before), default=0.0)
+        hidden = max((now for before, now in seen if now == before), default=0.0)
+        return job if job > hidden else None
+
+
+def _held_so_far() -> tuple[float, ...]:
+    """The most that this process, and any ended child of it, has ever held, in MiB."""
+    try:
+        import resource  # not on Windows
+    except ImportError:
+        return ()
     unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux KiB
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
+    everyone = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    return tuple(resource.getrusage(who).ru_maxrss * unit / 2**20 for who in everyone)

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from robench.evaluation.adversarial_inputs import ReadInputs
 from robench.evaluation.cascade_state import CascadeState
-from robench.evaluation.clean_pass import CleanPass
-from robench.evaluation.environment import describe_environment, peak_memory_mib
+from robench.evaluation.environment import describe_environment
+from robench.evaluation.prepared_model import PreparedModel
 from robench.evaluation.sample_metrics import SampleMetrics, summarise
 from robench.evaluation.settings import Settings
 from robench.models.wrapper import RobenchModel
@@ -47,7 +47,7 @@ class RecordBuilder:
         dataset: which samples were used.
         threat_model: the ball.
         attack: the specification that was run.
-        clean: the clean pass that it started from.
+        prepared: what it started from.
         attacked: what it did to the correctly classified samples.
     """
 
@@ -57,14 +57,14 @@ class RecordBuilder:
         dataset: DatasetSpec,
         threat_model: ThreatModel,
         attack: AttackSpec,
-        clean: CleanPass,
+        prepared: PreparedModel,
         attacked: CascadeState,
     ) -> None:
         self.model = model
         self.dataset = dataset
         self.threat_model = threat_model
         self.attack = attack
-        self.clean = clean
+        self.prepared = prepared
         self.attacked = attacked
         self.shown = attacked.shown
         survived = torch.zeros_like(self.shown)
@@ -72,25 +72,25 @@ class RecordBuilder:
         errored = torch.zeros_like(self.shown)
         errored[list(attacked.errors)] = True
         self.broken, self.survived = ~survived & ~errored, survived
-        self.values = clean.metrics.values(attacked.adv_inputs, self.shown)
+        self.values = prepared.metrics.values(attacked.adv_inputs, self.shown)
 
     def samples(self) -> list[SampleOutcome]:
         """One row for every sample, in the data set's order."""
-        place = {row: i for i, row in enumerate(self.clean.rows.tolist())}
-        data = self.clean.dataset
+        place = {row: i for i, row in enumerate(self.prepared.rows.tolist())}
+        data = self.prepared.dataset
         return [
             SampleOutcome(
                 sample_id=data.sample_ids[row],
                 label=int(data.labels[row]),
-                clean_prediction=self.clean.prediction(row),
-                clean_margin=self.clean.margin(row),
+                clean_prediction=self.prepared.prediction(row),
+                clean_margin=self.prepared.margin(row),
                 **(self._clean_only(row) if row not in place else self._found(place[row])),
             )
             for row in range(self.dataset.n)
         ]
 
     def _clean_only(self, row: int) -> dict[str, Any]:
-        message = self.clean.errors.get(row)
+        message = self.prepared.errors.get(row)
         outcome = Outcome.CLEAN_ERROR if message is None else Outcome.ERRORED
         return {"outcome": outcome, "message": message}
 
@@ -122,13 +122,14 @@ class RecordBuilder:
         foreign: dict[str, str],
         flags: Sequence[Flag],
         seconds: float,
+        peak_memory_mib: float | None,
     ) -> EvaluationRecord:
         """The record under its key."""
-        attacked, clean = self.attacked, self.clean
+        attacked, prepared = self.attacked, self.prepared
         counts = dict.fromkeys(Outcome, 0)
         counts[Outcome.BROKEN] = int(self.broken.sum())
         counts[Outcome.SURVIVED] = int(self.survived.sum())
-        counts[Outcome.ERRORED] = len(attacked.errors) + len(clean.errors)
+        counts[Outcome.ERRORED] = len(attacked.errors) + len(prepared.errors)
         counts[Outcome.CLEAN_ERROR] = self.dataset.n - sum(counts.values())
         return EvaluationRecord(
             key=key,
@@ -142,40 +143,43 @@ class RecordBuilder:
             counts=counts,
             stages=attacked.stages if len(attacked.stages) > 1 else (),
             audit=attacked.audit,
-            flags=(*flags, *clean.metrics.methods.flags),
+            flags=(*flags, *prepared.metrics.methods.flags),
             metrics=summarise(self.values, self.broken, self.survived),
-            attention_method=clean.metrics.description,
+            attention_method=prepared.metrics.description,
             class_robust_acc=self._by_class(),
             cost=Cost(
                 forwards=sum(stage.forwards for stage in attacked.stages),
                 backwards=sum(stage.backwards for stage in attacked.stages),
                 seconds=seconds,
                 samples_per_second=self.dataset.n / seconds if seconds > 0 else None,
-                peak_memory_mib=peak_memory_mib(settings.device),
+                peak_memory_mib=peak_memory_mib,
             ),
             environment=describe_environment(
-                settings.device, clean.models.search.description, clean.batch_size
+                settings.device,
+                prepared.models.search.description,
+                prepared.batch_size,
+                prepared.choice.reason,
             ),
             created=datetime.now(UTC).isoformat(timespec="seconds"),
         )
 
     def _by_class(self) -> dict[str, float]:
         robust = torch.zeros(self.dataset.n, dtype=torch.float64)
-        robust[self.clean.rows[self.survived]] = 100.0
-        labels = self.clean.dataset.labels
+        robust[self.prepared.rows[self.survived]] = 100.0
+        labels = self.prepared.dataset.labels
         members = {name: labels == i for i, name in enumerate(self.dataset.class_names)}
         return {name: float(robust[m].mean()) for name, m in members.items() if bool(m.any())}
 
     def adversarial(self) -> Rows:
         """Every sample's adversarial input (n, C, H, W), the clean one where there is none."""
-        return Rows((self.dataset.n, *self.clean.dataset.input_shape), self._adversarial_parts())
+        return Rows((self.dataset.n, *self.prepared.dataset.input_shape), self._adversarial_parts())
 
     def _adversarial_parts(self) -> Iterator[NDArray[np.float32]]:
         position = torch.full((self.dataset.n,), -1)
         shown = self.shown.nonzero().squeeze(1)
-        position[self.clean.rows[shown]] = shown
+        position[self.prepared.rows[shown]] = shown
         for rows in torch.split(torch.arange(self.dataset.n), _ROWS_AT_A_TIME):
-            part = self.clean.dataset.batch(rows)
+            part = self.prepared.dataset.batch(rows)
             found = position[rows] >= 0
             part[found] = self.attacked.adv_inputs[position[rows][found]]
             yield part.numpy()
@@ -183,10 +187,10 @@ class RecordBuilder:
     def panel(self) -> dict[str, NDArray[Any]]:
         """A few samples with their maps for the plot, half of them broken if there are so many."""
         panel = panel_of(
-            self.clean.metrics,
+            self.prepared.metrics,
             half_broken(self.broken, self.survived & self.shown, _PANEL_SAMPLES),
             self.attacked.adv_inputs,
-            self.clean.predictions[self.clean.rows],
+            self.prepared.predictions[self.prepared.rows],
             self.attacked.prediction,
         )
         return {} if panel is None else panel.to_arrays()

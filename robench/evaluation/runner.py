@@ -19,7 +19,8 @@ from robench.datasets import Dataset
 from robench.errors import CorruptRecordError, UsageError
 from robench.evaluation.adversarial_inputs import FileInputs, room_for
 from robench.evaluation.cascade import Cascade
-from robench.evaluation.clean_pass import CleanPass
+from robench.evaluation.environment import PeakMemory
+from robench.evaluation.prepared_model import PreparedModel, prepare_model
 from robench.evaluation.record_builder import RecordBuilder
 from robench.evaluation.settings import Settings
 from robench.metric_catalogue import foreign_metrics
@@ -198,7 +199,7 @@ class _ModelJob:
         self.listener = listener
         self.settings = settings
         self.spec: DatasetSpec = dataset.spec()
-        self._clean: CleanPass | None = None
+        self._prepared: PreparedModel | None = None
 
     def run(self, spec: AttackSpec, plan: Sequence[AttackSpec]) -> StoredRecord:
         """The record of one attack, from the store or made now."""
@@ -232,21 +233,22 @@ class _ModelJob:
             self.store.set_aside(key, str(error))
             return None
 
-    def _clean_pass(self, plan: Sequence[AttackSpec]) -> CleanPass:
-        if self._clean is None:
-            self._clean = CleanPass(
+    def _prepare(self, plan: Sequence[AttackSpec]) -> PreparedModel:
+        if self._prepared is None:
+            self._prepared = prepare_model(
                 self.model, self.dataset, self.threat_model, self.settings, plan
             )
-        return self._clean
+        return self._prepared
 
     def _make(
         self, key: str, spec: AttackSpec, plan: Sequence[AttackSpec], foreign: dict[str, str]
     ) -> StoredRecord:
-        clean = self._clean_pass(plan)
+        prepared = self._prepare(plan)
+        memory = PeakMemory(self.settings.device)
         before = buffer_fingerprint(self.model)
         progress = self.store.progress(key)
         shape = self.dataset.input_shape
-        adv_inputs = room_for(len(clean), shape, lambda: progress.row_file(len(clean), shape))
+        adv_inputs = room_for(len(prepared), shape, lambda: progress.row_file(len(prepared), shape))
         saved = load_snapshot(progress.load())
         if isinstance(adv_inputs, FileInputs) and not adv_inputs.file.resumed:
             saved = None  # a snapshot without its inputs is of no use
@@ -256,25 +258,25 @@ class _ModelJob:
             spec,
             self.model,
             self.threat_model,
-            clean.models,
-            clean.adjudicator,
-            batch_size=clean.batch_size,
-            shard_size=clean.shard_size,
-            workers=clean.workers,
+            prepared.models,
+            prepared.adjudicator,
+            batch_size=prepared.batch_size,
+            shard_size=prepared.shard_size,
+            workers=prepared.workers,
             seed=self.settings.seed,
             progress=self.listener.advanced,
             save=saver,
         )
-        steps = cascade.total_steps(len(clean.rows), self.model.num_classes)
+        steps = cascade.total_steps(len(prepared.rows), self.model.num_classes)
         self.listener.job_started(self.model.summary.name, spec.name, steps, False)
         try:
             snapshot = saved["cascade"] if saved else None
-            attacked = cascade.run(clean, adv_inputs, snapshot)
+            attacked = cascade.run(prepared, adv_inputs, snapshot)
         except KeyboardInterrupt:
             saver.save_now()
             raise
         seconds = saver.seconds
-        flags = [*clean.flags, *cascade.flags(attacked, len(self.dataset))]
+        flags = [*prepared.flags, *cascade.flags(attacked, len(self.dataset))]
         if buffer_fingerprint(self.model) != before:
             flags.append(
                 Flag(
@@ -284,8 +286,8 @@ class _ModelJob:
                     "while it is evaluated",
                 )
             )
-        builder = RecordBuilder(self.model, self.spec, self.threat_model, spec, clean, attacked)
-        record = builder.record(key, self.settings, foreign, flags, seconds)
+        builder = RecordBuilder(self.model, self.spec, self.threat_model, spec, prepared, attacked)
+        record = builder.record(key, self.settings, foreign, flags, seconds, memory.mib())
         samples = builder.samples()
         if self.store.has(key):
             # Done again for its adversarial inputs; what it found, and at what cost, is known.

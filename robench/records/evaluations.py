@@ -147,6 +147,9 @@ class Cost(Frozen):
     seconds: float
     samples_per_second: float | None = None
     peak_memory_mib: float | None = None
+    """On CUDA the device's, on a CPU that of one process, the job's own or a worker's, whichever
+    held more. None where it cannot be told: an earlier job of the process held more, or the system
+    does not count."""
 
 
 class Environment(Frozen):
@@ -156,6 +159,8 @@ class Environment(Frozen):
     device_name: str
     precision: str
     """What the search used: precision and layout, as chosen."""
+    precision_reason: str | None = None
+    """Why that was chosen, with the rates that were measured, if any were"""
     batch_size: int
     threads: int | None = None
     versions: dict[str, str] = Field(default_factory=dict)

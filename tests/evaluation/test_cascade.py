@@ -17,7 +17,7 @@ from robench.attacks.suites import load_suite
 from robench.datasets import ArrayDataset
 from robench.errors import AttackError
 from robench.evaluation.cascade import Cascade
-from robench.evaluation.clean_pass import CleanPass
+from robench.evaluation.prepared_model import prepare_model
 from robench.evaluation.settings import Settings
 from robench.models import wrap_module
 from robench.records import AttackSpec, AuditSpec, EvaluationRecord, Outcome, Suite
@@ -258,7 +258,7 @@ def cascade(
     model = wrap_module(Threshold(), num_classes=2, input={"channels": 1}).eval()
     threat = ThreatModel.of("Linf", "0.1")
     settings = Settings(precision="fp32")
-    clean = CleanPass(model, data, threat, settings, [spec])
+    clean = prepare_model(model, data, threat, settings, [spec])
     exact = clean.models.exact
     search = Hazy(model, haze)
     return clean, Cascade(

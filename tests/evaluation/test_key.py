@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import robench
 from robench.attacks import catalogue
 from robench.datasets import ArrayDataset, Dataset, load_dataset
-from robench.evaluation import clean_pass
+from robench.evaluation import prepared_model
 from robench.evaluation.runner import code_from_outside, key_of
 from robench.evaluation.settings import Settings
 from robench.models import load_model
@@ -154,7 +154,7 @@ class Batches:
 def test_workers_do_not_decide_how_many_samples_a_foreign_attack_sees(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(clean_pass, "_SHARD_BYTES", 0)  # 64 samples at a time
+    monkeypatch.setattr(prepared_model, "_SHARD_BYTES", 0)  # 64 samples at a time
     spec = AttackSpec(name="batches", attack=f"{__name__}:Batches")
     chosen = Suite(name="foreign", attacks=(spec,))
     assert list(code_from_outside(spec)) == [spec.attack]

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 import robench
 from robench.datasets import ArrayDataset
 from robench.evaluation.cascade import Cascade
-from robench.evaluation.clean_pass import CleanPass
+from robench.evaluation.prepared_model import PreparedModel, prepare_model
 from robench.evaluation.samples import Samples, SearchResult
 from robench.evaluation.search import Progress, Save
 from robench.evaluation.settings import Settings
@@ -59,9 +59,9 @@ def problem(network: nn.Module | None = None) -> tuple[RobenchModel, ArrayDatase
     return model.eval(), data
 
 
-def cascade(workers: int, save: Any = None, **options: Any) -> tuple[CleanPass, Cascade]:
+def cascade(workers: int, save: Any = None, **options: Any) -> tuple[PreparedModel, Cascade]:
     model, data = problem(options.pop("network", None))
-    clean = CleanPass(model, data, THREAT, Settings(precision="fp32", batch_size=12), [SPEC])
+    clean = prepare_model(model, data, THREAT, Settings(precision="fp32", batch_size=12), [SPEC])
     run = Cascade(
         SPEC,
         model,
@@ -320,7 +320,7 @@ class Counting(ExactNetwork):
 def test_passes_that_belong_together_have_one_worker(network: Any, alone: bool) -> None:
     model, data = problem(None if network is None else network())
     settings = Settings(precision="fp32", workers=3)
-    clean = CleanPass(model, data, THREAT, settings, [SPEC])
+    clean = prepare_model(model, data, THREAT, settings, [SPEC])
     assert clean.workers == (1 if alone else 3)
 
 
@@ -335,7 +335,7 @@ def test_a_rehearsal_tells_whether_a_fork_can_search(
     monkeypatch.setattr("robench.evaluation.worker_pool._REHEARSAL", 1.0)
     model, data = problem(InChildren(act))
     settings = Settings(precision="fp32", workers=3)
-    clean = CleanPass(model, data, THREAT, settings, [SPEC])
+    clean = prepare_model(model, data, THREAT, settings, [SPEC])
     assert clean.workers == (3 if fine else 1)
     assert not multiprocessing.active_children()
 

@@ -49,6 +49,8 @@ class PhaseCounts:
     errored: int = 0
     forwards: int = 0
     backwards: int = 0
+    shared: bool = False
+    """Passes were spent on samples together, so that none knows its own"""
     searches: int = 0
     zero_gradients: int = 0
     nonfinite_gradients: int = 0
@@ -69,6 +71,7 @@ class PhaseCounts:
             errored=self.errored + len(result.errors),
             forwards=self.forwards + int(result.forwards.sum()) + result.shared_forwards,
             backwards=self.backwards + int(result.backwards.sum()) + result.shared_backwards,
+            shared=self.shared or result.shared_forwards > 0,
             searches=self.searches + int(ran.sum()),
             zero_gradients=self.zero_gradients + int((result.zero_gradient & ran).sum()),
             nonfinite_gradients=self.nonfinite_gradients + int((result.nonfinite & ran).sum()),
@@ -156,6 +159,15 @@ class CascadeState:
         if self.errors:
             shown[list(self.errors)] = False
         return shown
+
+    @property
+    def passes_known(self) -> Tensor:
+        """bool (n,): samples whose own passes were counted, each time that they were attacked."""
+        known = torch.ones_like(self.stage, dtype=torch.bool)
+        for counts in self.phases:
+            if counts.shared:
+                known[counts.due] = False
+        return known
 
     @property
     def hits(self) -> int:

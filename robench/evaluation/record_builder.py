@@ -66,7 +66,7 @@ class RecordBuilder:
         self.attack = attack
         self.prepared = prepared
         self.attacked = attacked
-        self.shown = attacked.shown
+        self.shown, self.passes_known = attacked.shown, attacked.passes_known
         survived = torch.zeros_like(self.shown)
         survived[attacked.survivors()] = True
         errored = torch.zeros_like(self.shown)
@@ -99,8 +99,8 @@ class RecordBuilder:
         attacked = self.attacked
         found: dict[str, Any] = {
             "outcome": Outcome.SURVIVED if self.survived[i] else Outcome.BROKEN,
-            "forwards": int(attacked.forwards[i]),
-            "backwards": int(attacked.backwards[i]),
+            "forwards": int(attacked.forwards[i]) if self.passes_known[i] else None,
+            "backwards": int(attacked.backwards[i]) if self.passes_known[i] else None,
         }
         if i in attacked.errors:
             return found | {"outcome": Outcome.ERRORED, "message": attacked.errors[i]}

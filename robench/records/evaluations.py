@@ -65,8 +65,9 @@ class SampleOutcome(Frozen):
     """The stage that broke it, or the attack's own name."""
     perturbation_size: float | None = None
     """In the threat model's norm, [0, 1] pixel units."""
-    forwards: int = 0
-    backwards: int = 0
+    forwards: int | None = 0
+    """Passes; None: an attack on whole batches spent them on samples together."""
+    backwards: int | None = 0
     message: str | None = None
     values: dict[str, float] = Field(default_factory=dict)
 

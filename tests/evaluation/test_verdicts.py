@@ -122,6 +122,43 @@ def test_what_a_foreign_attack_proposes_is_shown_only_where_it_says_something() 
     assert found.errors == {}
 
 
+class OneGradient:
+    """A foreign attack that follows the sign of a single gradient of the whole batch."""
+
+    def __init__(self, threat_model: ThreatModel, *, name: str = "one-gradient") -> None:
+        self.name, self.threat_model = name, threat_model
+
+    def propose(self, model: nn.Module, inputs: Tensor, labels: Tensor, seed: int) -> Tensor:
+        with torch.enable_grad():
+            points = inputs.clone().requires_grad_()
+            loss = nn.functional.cross_entropy(model(points), labels)
+        (gradient,) = torch.autograd.grad(loss, points)
+        proposed = (inputs + self.threat_model.radius * gradient.sign()).clamp(0, 1)
+        model(proposed)
+        return proposed
+
+
+def test_passes_of_a_foreign_attack_are_counted_for_all_and_for_no_sample() -> None:
+    data = bright(0.05, 0.2, 0.3, -0.2)
+    foreign = AttackSpec(name="foreign", attack=f"{__name__}:OneGradient")
+    pgd = AttackSpec(name="pgd", attack="pgd", params={"steps": 4, "random_start": False})
+    suite = Suite(
+        name="two",
+        attacks=(foreign, AttackSpec(name="both", stages=(pgd, foreign))),
+    )
+    model = wrap_module(Brightness(), num_classes=2, input={"channels": 1}, threat_model="Linf-0.1")
+    alone, after = robench.evaluate(model, data, suite, device="cpu", precision="fp32")
+    assert (alone.record.cost.forwards, alone.record.cost.backwards) == (6, 3)
+    # Misclassified samples are not attacked; the three others share their passes.
+    assert [row.forwards for row in alone.samples] == [None, None, None, 0]
+    assert alone.table["backwards"].isna().tolist() == [True, True, True, False]
+    # PGD breaks the first sample, whose passes are its own.
+    assert [row.forwards is None for row in after.samples] == [False, True, True, False]
+    first, second = after.record.stages
+    assert (second.forwards, second.backwards) == (4, 2)
+    assert after.record.cost.forwards == first.forwards + second.forwards
+
+
 class Undefined(Brightness):
     """Not finite below a mean of 0.6."""
 

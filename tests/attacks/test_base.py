@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from attack_models import ExactNetwork, PlainQuery, images, predictions, slots_for
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
 from robench.attacks.apgd import APGD
-from robench.attacks.base import State, evaluate, join, nth_best_class, slot_keys, take
+from robench.attacks.base import Attack, State, evaluate, join, nth_best_class, slot_keys, take
+from robench.attacks.carlini_wagner import CarliniWagnerL2
+from robench.attacks.fab import FAB
 from robench.attacks.losses import LOSSES, Loss
 from robench.attacks.pgd import PGD, fingerprint
+from robench.attacks.square import Square
 from robench.threat_models import ThreatModel
 
 LINF = ThreatModel.of("Linf", 0.05)
@@ -24,12 +30,43 @@ def _state(count: int = 6) -> tuple[PlainQuery, State]:
     return query, attack.start(query, slots_for(model, inputs, predictions(model, inputs)))
 
 
+def _tensors(state: State) -> dict[str, Tensor]:
+    return {name: value for name, value in vars(state).items() if isinstance(value, Tensor)}
+
+
+ATTACKS: list[Attack[Any]] = [
+    PGD(LINF, steps=4),
+    APGD(LINF, steps=6, loss="dlr-targeted", targets=3),
+    APGD(ThreatModel.of("L1", 0.5), steps=6, shrinking_eps=True),
+    FAB(LINF, steps=4, targets=2),
+    FAB(LINF, steps=4, targets=0),
+    Square(LINF, queries=30),
+    Square(ThreatModel.of("L2", 0.2), queries=30),
+    CarliniWagnerL2(ThreatModel.of("L2", 0.2), rounds=2, steps=3),
+]
+
+
+@pytest.mark.parametrize("attack", ATTACKS, ids=lambda a: f"{a.name}-{a.threat_model.norm}")
+def test_a_step_leaves_the_state_that_it_was_given_as_it_was(attack: Attack[Any]) -> None:
+    """An interrupted step is made again, from a state that others still refer to."""
+    model, inputs = ExactNetwork(), images(6)
+    query = PlainQuery(model)
+    state = attack.start(query, slots_for(model, inputs, predictions(model, inputs)))
+    assert type(state) is attack.state_type
+    for _ in range(6):
+        before = {name: value.clone() for name, value in _tensors(state).items()}
+        after = attack.step(query, state)
+        for name, value in before.items():
+            assert torch.equal(getattr(state, name), value), name
+        state = after
+
+
 def test_taking_and_joining_restore_a_state() -> None:
     _, state = _state()
     rows = torch.tensor([4, 0, 5, 1, 3, 2])
     parts = [take(state, part) for part in rows.split(4)]
     restored = take(join(parts), rows.argsort())
-    for name, value in vars(state).items():
+    for name, value in _tensors(state).items():
         assert torch.equal(getattr(restored, name), value), name
 
 
@@ -37,7 +74,7 @@ def test_slots_may_be_taken_by_mask() -> None:
     _, state = _state()
     mask = torch.tensor([True, False, True, False, False, True])
     by_mask, by_rows = take(state, mask), take(state, torch.tensor([0, 2, 5]))
-    for name, value in vars(by_rows).items():
+    for name, value in _tensors(by_rows).items():
         assert torch.equal(getattr(by_mask, name), value), name
     assert len(take(state, torch.zeros(6, dtype=torch.bool)).labels) == 0
 

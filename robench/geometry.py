@@ -19,6 +19,7 @@ __all__ = [
     "norm_of",
     "norm_tolerance",
     "project",
+    "random_noise",
     "random_point",
     "steepest",
     "unit",
@@ -136,13 +137,19 @@ def random_point(inputs: Tensor, norm: Norm, eps: float, keys: Tensor) -> Tensor
         eps: radius in [0, 1] pixel units.
         keys: int64 (N,), see :mod:`robench.seeding`.
     """
-    shape = tuple(inputs.shape[1:])
+    direction = random_noise(keys, tuple(inputs.shape[1:]), norm)
     if norm == "Linf":
-        return (inputs + eps * (2 * seeding.uniform(keys, shape) - 1)).clamp(0, 1)
-    direction = seeding.normal(keys, shape)
+        return (inputs + eps * direction).clamp(0, 1)
     if norm == "L1":
         return project(inputs + direction, inputs, "L1", eps)
     drawn = seeding.uniform(seeding.derive(keys, 3), (1,)).flatten()
     # Not as a power: torch rounds those by an element's place in the batch.
     share = (drawn.log() / inputs.shape[1:].numel()).exp()
     return (inputs + eps * expand(share, inputs) * unit(direction, "L2")).clamp(0, 1)
+
+
+def random_noise(keys: Tensor, shape: tuple[int, ...], norm: Norm) -> Tensor:
+    """Noise (N, *shape) from keys, int64 (N,): uniform in [-1, 1] for Linf, else normal."""
+    if norm == "Linf":
+        return 2 * seeding.uniform(keys, shape) - 1
+    return seeding.normal(keys, shape)

@@ -15,11 +15,19 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from robench import seeding
-from robench.attacks.base import AttackKind, Gradient, Query, Slots, State, evaluate, nth_best_class
+from robench.attacks.base import (
+    AttackKind,
+    Gradient,
+    Query,
+    Slots,
+    State,
+    evaluate,
+    fresh,
+    nth_best_class,
+)
 from robench.attacks.losses import LOSSES, Loss, choose_loss, margin, require_classes
 from robench.errors import AttackError
-from robench.geometry import expand, norm_of, project, unit
+from robench.geometry import expand, norm_of, project, random_noise, unit
 from robench.threat_models import Norm, ThreatModel
 
 __all__ = ["APGD", "APGDState"]
@@ -118,48 +126,22 @@ class APGD:
         targets = slots.labels
         if self.targeted:
             targets = nth_best_class(slots.clean_logits, 1 + slots.ranks // self.restarts)
-        zeros = slots.inputs.new_zeros(len(slots.labels))
-        state = APGDState(
-            inputs=slots.inputs,
-            labels=slots.labels,
-            targets=targets,
-            keys=slots.keys,
-            step=zeros.long(),
-            candidate=slots.inputs,
-            margin=zeros + torch.inf,
-            point=slots.inputs,
-            previous=slots.inputs,
-            gradient=slots.inputs,
-            best=slots.inputs,
-            best_gradient=slots.inputs,
-            best_loss=zeros,
-            last_loss=zeros,
-            step_size=zeros,
-            increases=zeros,
-            checked_loss=zeros,
-            reduced=zeros.bool(),
-            sparsity=zeros,
-            nonzeros=zeros,
-        )
-        everything = torch.arange(len(zeros), device=zeros.device)
-        return self._enter_phase(query, state, everything, self._random_start(slots))
+        state = fresh(slots, targets)
+        everything = torch.arange(len(targets), device=targets.device)
+        begun = self._begin(query, State(**state), everything, self._random_start(slots))
+        return APGDState(**state | begun)
 
     def _random_start(self, slots: Slots) -> Tensor:
         shape = tuple(slots.inputs.shape[1:])
         eps = self.schedule.first_eps
-        if self.norm == "Linf":
-            noise = 2 * seeding.uniform(slots.keys, shape) - 1
-        else:
-            noise = seeding.normal(slots.keys, shape)
+        noise = random_noise(slots.keys, shape, self.norm)
         if self.norm == "L1":
             return project(slots.inputs + noise, slots.inputs, "L1", eps)
         # The reference starts on the ball's surface: the largest coordinate moves by ε exactly.
         return (slots.inputs + eps * unit(noise, self.norm)).clamp(0, 1)
 
-    def _enter_phase(
-        self, query: Query, state: APGDState, rows: Tensor, points: Tensor
-    ) -> APGDState:
-        """Begin a run for the slots in ``rows`` at ``points`` (B′, C, H, W)."""
+    def _begin(self, query: Query, state: State, rows: Tensor, points: Tensor) -> dict[str, Tensor]:
+        """What a run of the slots in ``rows``, int64 (B′,), begins with at ``points``."""
         inputs, labels, targets = state.inputs[rows], state.labels[rows], state.targets[rows]
         eps = self.schedule.at(state.step[rows]).eps
         loss = Loss(LOSSES[self.loss], labels, targets)
@@ -171,7 +153,7 @@ class APGD:
             sparsity, nonzeros = zeros + 0.2, zeros + dimensions
         else:
             sparsity, nonzeros = changed / dimensions / 1.5, changed
-        begun = {
+        return {
             "point": points,
             "previous": points,
             "gradient": seen.gradient,
@@ -189,10 +171,6 @@ class APGD:
             "candidate": points,
             "margin": torch.where(self._proposes(eps), margin(seen.logits, labels), torch.inf),
         }
-        return replace(
-            state,
-            **{n: getattr(state, n).index_copy(0, rows, value) for n, value in begun.items()},
-        )
 
     def _proposes(self, eps: Tensor) -> Tensor:
         # The early phases of L1 search a larger ball than the threat model's.
@@ -214,7 +192,9 @@ class APGD:
         if self.schedule.phases > 1 and bool((entering := now.begins & (state.step > 0)).any()):
             rows = entering.nonzero().squeeze(1)
             smaller = project(state.best[rows], state.inputs[rows], self.norm, now.eps[rows])
-            state = self._enter_phase(query, state, rows, smaller)
+            begun = self._begin(query, state, rows, smaller)
+            moved = {n: getattr(state, n).index_copy(0, rows, v) for n, v in begun.items()}
+            state = replace(state, **moved)
         point = self._move(state, now.eps)
         loss = Loss(LOSSES[self.loss], state.labels, state.targets)
         # The gradient after a run's last step leads nowhere.

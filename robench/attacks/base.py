@@ -31,6 +31,7 @@ __all__ = [
     "Slots",
     "State",
     "evaluate",
+    "fresh",
     "join",
     "nth_best_class",
     "slot_keys",
@@ -112,6 +113,19 @@ class State:
     border_margin: Tensor | None = field(default=None, kw_only=True)
     """(B,), of attacks that leave the ball: how near to being misclassified the search may have
     come at the ball's border"""
+
+
+def fresh(slots: Slots, targets: Tensor | None = None) -> dict[str, Any]:
+    """The fields of a :class:`State` before the first step, aiming at ``targets``, int64 (B,)."""
+    return {
+        "inputs": slots.inputs,
+        "labels": slots.labels,
+        "targets": slots.labels if targets is None else targets,
+        "keys": slots.keys,
+        "step": torch.zeros_like(slots.labels),
+        "candidate": slots.inputs,
+        "margin": slots.inputs.new_full((len(slots.labels),), torch.inf),
+    }
 
 
 StateT = TypeVar("StateT", bound=State)

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from robench.attacks.base import AttackKind, Query, Slots, State
+from robench.attacks.base import AttackKind, Query, Slots, State, fresh
 from robench.attacks.losses import LOSSES, Loss, margin
 from robench.errors import AttackError
 from robench.geometry import expand, norm_of, project
@@ -105,13 +105,7 @@ class CarliniWagnerL2:
         w = _to_tanh_space(slots.inputs)
         zeros = slots.inputs.new_zeros(len(slots.labels))
         return CarliniWagnerState(
-            inputs=slots.inputs,
-            labels=slots.labels,
-            targets=slots.labels,
-            keys=slots.keys,
-            step=torch.zeros_like(slots.labels),
-            candidate=slots.inputs,
-            margin=zeros + torch.inf,
+            **fresh(slots),
             w=w,
             first_moment=torch.zeros_like(w),
             second_moment=torch.zeros_like(w),

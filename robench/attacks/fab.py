@@ -12,12 +12,11 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from robench import seeding
-from robench.attacks.base import AttackKind, Query, Slots, State, nth_best_class
+from robench.attacks.base import AttackKind, Query, Slots, State, fresh, nth_best_class
 from robench.attacks.hyperplanes import project_onto_hyperplane
 from robench.attacks.losses import LOSSES, Loss, margin
 from robench.errors import AttackError
-from robench.geometry import expand, norm_of, unit
+from robench.geometry import expand, norm_of, random_noise, unit
 from robench.threat_models import Norm, ThreatModel
 
 __all__ = ["FAB", "FABState"]
@@ -90,23 +89,11 @@ class FAB:
         again = slots.ranks % self.restarts > 0
         if bool(again.any()):
             shape = tuple(point.shape[1:])
-            if self.norm == "Linf":
-                noise = 2 * seeding.uniform(slots.keys, shape) - 1
-            else:
-                noise = seeding.normal(slots.keys, shape)
+            noise = random_noise(slots.keys, shape, self.norm)
             away = point + 0.5 * self.threat_model.radius * unit(noise, self.norm)
             point = torch.where(expand(again, point), away.clamp(0, 1), point)
-        return FABState(
-            inputs=slots.inputs,
-            labels=slots.labels,
-            targets=targets,
-            keys=slots.keys,
-            step=torch.zeros_like(slots.labels),
-            candidate=slots.inputs,
-            margin=torch.full_like(point.flatten(1)[:, 0], torch.inf),
-            point=point,
-            border_margin=torch.full_like(point.flatten(1)[:, 0], torch.inf),
-        )
+        state = fresh(slots, targets)
+        return FABState(**state, point=point, border_margin=state["margin"])
 
     def step(self, query: Query, state: FABState) -> FABState:
         """Linearise, project onto the boundary, overshoot, and step back where it was crossed."""

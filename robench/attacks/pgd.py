@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from robench import seeding
-from robench.attacks.base import AttackKind, Gradient, Query, Slots, State, evaluate
+from robench.attacks.base import AttackKind, Gradient, Query, Slots, State, evaluate, fresh
 from robench.attacks.losses import LOSSES, Loss, choose_loss, margin, require_classes
 from robench.errors import AttackError
 from robench.geometry import project, random_point, steepest
@@ -106,18 +106,11 @@ class PGD:
             radius = self.threat_model.radius
             point = random_point(slots.inputs, self.threat_model.norm, radius, slots.keys)
         count = len(slots.labels)
-        zeros = torch.zeros(count, dtype=torch.int64, device=point.device)
         return PGDState(
-            inputs=slots.inputs,
-            labels=slots.labels,
-            targets=slots.labels,
-            keys=slots.keys,
-            step=zeros,
-            candidate=point,
-            margin=torch.full((count,), torch.inf, device=point.device),
+            **fresh(slots) | {"candidate": point},
             point=point,
-            history=zeros[:, None].repeat(1, self.num_steps + 1 if self.can_repeat else 0),
-            repeated=zeros.bool(),
+            history=slots.labels.new_zeros((count, self.num_steps + 1 if self.can_repeat else 0)),
+            repeated=torch.zeros_like(slots.labels, dtype=torch.bool),
             memory=torch.zeros_like(point) if self.remembers else point.new_zeros((count, 0)),
         )
 

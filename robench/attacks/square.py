@@ -23,17 +23,16 @@ import torch
 from torch import Tensor
 
 from robench import seeding
-from robench.attacks.base import AttackKind, Query, Slots, State, take
+from robench.attacks.base import AttackKind, Query, Slots, State, fresh, take
 from robench.attacks.losses import margin
-from robench.attacks.square_patches import Patches
-from robench.attacks.square_windows import Moves
+from robench.attacks.square_proposals import Moves, Patches, Proposals
 from robench.errors import AttackError
 from robench.geometry import expand
 from robench.threat_models import Norm, ThreatModel
 
 __all__ = ["Square", "SquareState", "window_share"]
 
-_PROPOSALS: dict[Norm, type[Patches | Moves]] = {"Linf": Patches, "L2": Moves, "L1": Moves}
+_PROPOSALS: dict[Norm, type[Proposals]] = {"Linf": Patches, "L2": Moves, "L1": Moves}
 _LARGEST_MEMORY = 1 << 14  # proposals a slot may remember; beyond, repetitions are too rare
 _LOOKAHEAD = 64
 _AT_ONCE = 8
@@ -123,14 +122,13 @@ class Square:
         seen = margin(query.logits(best), slots.labels)
         memory = self._proposals.count(inputs.shape[1:])
         count, useful = len(slots.labels), memory <= _LARGEST_MEMORY
+        first = {
+            "keys": seeding.derive(slots.keys, seeding.tag("square windows")),
+            "candidate": best,
+            "margin": seen,
+        }
         return SquareState(
-            inputs=inputs,
-            labels=slots.labels,
-            targets=slots.labels,
-            keys=seeding.derive(slots.keys, seeding.tag("square windows")),
-            step=torch.zeros_like(slots.labels),
-            candidate=best,
-            margin=seen,
+            **fresh(slots) | first,
             best=best,
             best_margin=seen,
             window=torch.zeros_like(slots.labels),
@@ -185,9 +183,7 @@ class Square:
             return replace(state, step=step, margin=torch.full_like(state.margin, torch.inf))
         return self._accept_first(query, state, proposal, ahead)
 
-    def _draw(
-        self, state: SquareState, keys: Tensor, steps: Tensor, size: Tensor
-    ) -> Patches | Moves:
+    def _draw(self, state: SquareState, keys: Tensor, steps: Tensor, size: Tensor) -> Proposals:
         shape = state.inputs.shape[1:]
         return self._proposals.draw(seeding.derive(keys, steps), size, shape)
 
@@ -280,7 +276,7 @@ class _Ahead:
     """int64 (P,): slots"""
     place: Tensor
     """int64 (P,): queries after the slot's ``step``"""
-    proposals: Patches | Moves
+    proposals: Proposals
     reach: Tensor
     """int64 (B,): how far the slot gets if nothing is accepted"""
 

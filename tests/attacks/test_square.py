@@ -27,8 +27,7 @@ from robench.attacks import square
 from robench.attacks.base import Slots
 from robench.attacks.losses import margin
 from robench.attacks.square import Square, SquareState, window_share
-from robench.attacks.square_patches import Patches
-from robench.attacks.square_windows import Moves, _window, starting_pattern
+from robench.attacks.square_proposals import Moves, Patches, _window
 from robench.errors import AttackError
 from robench.geometry import norm_of, norm_tolerance
 from robench.threat_models import Norm, ThreatModel
@@ -345,7 +344,7 @@ def test_linf_starts_from_stripes() -> None:
 def test_the_other_norms_start_on_the_sphere(norm: Norm) -> None:
     inputs = 0.45 + 0.1 * images(4, (3, 10, 10))
     keys = seeding.sample_keys(0, list("abcd"))
-    start = starting_pattern(inputs, ThreatModel.of(norm, 0.8), keys)
+    start = Moves.starting_points(inputs, ThreatModel.of(norm, 0.8), keys)
     size = norm_of(start - inputs, norm)
     torch.testing.assert_close(size, torch.full_like(size, 0.8), atol=1e-4, rtol=0)
     assert not torch.equal(start[0], start[1])

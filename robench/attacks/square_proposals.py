@@ -1,7 +1,9 @@
-"""Windows of the Square attack for L2 and L1: a fixed budget of perturbation that moves about.
+"""What the Square attack proposes: windows of the image, and what is written into them.
 
-Andriushchenko et al., ECCV 2020, algorithm 3 and equation (2), with the generalisation to L1 of
-Croce & Hein, ICML 2021, as in fra31/auto-attack (``square.py``).
+For Linf patches of the input set to plus or minus ε (Andriushchenko et al., ECCV 2020, algorithm 2
+and section 3.4); for L2 and L1 a fixed budget of perturbation that moves about (algorithm 3 and
+equation (2), with the generalisation to L1 of Croce & Hein, ICML 2021). As in fra31/auto-attack
+(``square.py``).
 """
 
 from __future__ import annotations
@@ -9,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -19,10 +21,95 @@ from robench.attacks.base import take
 from robench.geometry import expand, norm_of, project, unit
 from robench.threat_models import ThreatModel
 
-__all__ = ["Moves", "starting_pattern"]
+__all__ = ["Moves", "Patches", "Proposals"]
 
 _TINY = 1e-12
 _INSIDE = 1 - 1e-6  # L1 projections aim a little inside the ball
+
+
+@dataclass
+class Proposals:
+    """What is tried next: a window, and a sign for each of its channels.
+
+    Every field is a tensor of one entry a proposal.
+    """
+
+    smallest: ClassVar[int]
+    """Side of the smallest window, in pixels"""
+    has_centre: ClassVar[bool]
+    """Whether windows are of odd sides, as the patterns in them have a centre"""
+    top: Tensor
+    left: Tensor
+    """int64 (P,): of the window to fill"""
+    signs: Tensor
+    """±1, float32 (P, C)"""
+    size: Tensor
+    """int64 (P,): the window's side in pixels"""
+    identity: Tensor
+    """int64 (P,): a number below :meth:`count`, another for every proposal of a size"""
+
+    @staticmethod
+    def starting_points(inputs: Tensor, threat_model: ThreatModel, keys: Tensor) -> Tensor:
+        """Where searches begin: (B, C, H, W) in [0, 1]."""
+        raise NotImplementedError
+
+    @classmethod
+    def draw(cls, keys: Tensor, size: Tensor, shape: Sequence[int]) -> Self:
+        """One proposal for each key, int64 (P,), of a size (P,), on images (C, H, W)."""
+        raise NotImplementedError
+
+    @staticmethod
+    def count(shape: Sequence[int]) -> int:
+        """How many proposals of one size there are, for images (C, H, W)."""
+        raise NotImplementedError
+
+    def points(self, best: Tensor, inputs: Tensor, threat_model: ThreatModel) -> Tensor:
+        """The current points (P, C, H, W), changed, in the ball around the clean inputs."""
+        raise NotImplementedError
+
+
+class Patches(Proposals):
+    """For Linf: the window is painted at plus or minus ε."""
+
+    smallest = 1
+    has_centre = False
+
+    @staticmethod
+    def starting_points(inputs: Tensor, threat_model: ThreatModel, keys: Tensor) -> Tensor:
+        """Vertical stripes of ±ε."""
+        channels, _, width = inputs.shape[1:]
+        stripes = seeding.signs(keys, (channels, 1, width))
+        return (inputs + threat_model.radius * stripes).clamp(0, 1)
+
+    @classmethod
+    def draw(cls, keys: Tensor, size: Tensor, shape: Sequence[int]) -> Self:
+        """A position, and a sign for each channel."""
+        channels, height, width = shape
+        draws = seeding.uniform(keys, (2 + channels,))
+        # As in the reference, the last position is never drawn.
+        top = (draws[:, 0] * (height - size).clamp_min(1)).long()
+        left = (draws[:, 1] * (width - size).clamp_min(1)).long()
+        positive = draws[:, 2:] >= 0.5
+        powers = 2 ** torch.arange(channels, device=keys.device)
+        identity = (top * width + left) * 2**channels + (positive * powers).sum(dim=1)
+        return cls(top, left, positive.to(torch.float32) * 2 - 1, size, identity)
+
+    @staticmethod
+    def count(shape: Sequence[int]) -> int:
+        """Every position with all signs."""
+        channels, height, width = shape
+        return int(height * width * 2**channels)
+
+    def points(self, best: Tensor, inputs: Tensor, threat_model: ThreatModel) -> Tensor:
+        """The current points, with the patch at ±ε around the clean inputs."""
+        height, width = inputs.shape[2:]
+        y = torch.arange(height, device=inputs.device)
+        x = torch.arange(width, device=inputs.device)
+        in_rows = (y >= self.top[:, None]) & (y < (self.top + self.size)[:, None])
+        in_columns = (x >= self.left[:, None]) & (x < (self.left + self.size)[:, None])
+        inside = (in_rows[:, :, None] & in_columns[:, None, :])[:, None]
+        painted = (inputs + threat_model.radius * self.signs[:, :, None, None]).clamp(0, 1)
+        return torch.where(inside, painted, best)
 
 
 def _power(threat_model: ThreatModel) -> int:
@@ -83,61 +170,40 @@ def _turned_and_signs(draws: Tensor) -> tuple[Tensor, Tensor]:
     return draws[:, 0] >= 0.5, torch.where(draws[:, 1:] >= 0.5, 1.0, -1.0)
 
 
-def starting_pattern(inputs: Tensor, threat_model: ThreatModel, keys: Tensor) -> Tensor:
-    """A grid of windows, scaled to the ball: (B, C, H, W) in [0, 1]."""
-    channels, height, width = inputs.shape[1:]
-    side = max(height // 5, 1)
-    offset = (height - side * 5) // 2
-    delta = torch.zeros_like(inputs)
-    for i in range(height // side):
-        for j in range(width // side):
-            top, left = offset + i * side, offset + j * side
-            room = delta[:, :, top : top + side, left : left + side]
-            if room.shape[2:] != (side, side):  # the grid may reach over the border
-                continue
-            draws = seeding.uniform(seeding.derive(keys, i * width + j), (1 + channels,))
-            room += _signed_windows(side, _power(threat_model), *_turned_and_signs(draws))
-    if threat_model.norm == "L2":
-        return (inputs + threat_model.radius * unit(delta, "L2")).clamp(0, 1)
-    return project(inputs + delta, inputs, "L1", threat_model.radius * _INSIDE)
-
-
 @dataclass
-class Moves:
-    """Proposals: which window is emptied, and how its mass is spent on another.
+class Moves(Proposals):
+    """For L2 and L1: one window is emptied, and its mass spent on another."""
 
-    Every field is a tensor of one entry a proposal.
-    """
+    smallest = 3
+    has_centre = True
 
-    smallest: ClassVar[int] = 3
-    """Side of the smallest window, in pixels"""
-    has_centre: ClassVar[bool] = True
-    """Whether windows are of odd sides, as the patterns in them have a centre"""
-    starting_points = staticmethod(starting_pattern)
-
-    top: Tensor
-    left: Tensor
-    """int64 (P,): of the window to fill"""
     emptied_top: Tensor
     emptied_left: Tensor
     turned: Tensor
     """bool (P,): the new pattern is transposed"""
-    signs: Tensor
-    """±1, float32 (P, C)"""
-    size: Tensor
-    """int64 (P,): the windows' side in pixels"""
-    identity: Tensor
-    """int64 (P,): a number below :meth:`count`, another for every proposal of a size"""
+
+    @staticmethod
+    def starting_points(inputs: Tensor, threat_model: ThreatModel, keys: Tensor) -> Tensor:
+        """A grid of windows, scaled to the ball."""
+        channels, height, width = inputs.shape[1:]
+        side = max(height // 5, 1)
+        offset = (height - side * 5) // 2
+        delta = torch.zeros_like(inputs)
+        for i in range(height // side):
+            for j in range(width // side):
+                top, left = offset + i * side, offset + j * side
+                room = delta[:, :, top : top + side, left : left + side]
+                if room.shape[2:] != (side, side):  # the grid may reach over the border
+                    continue
+                draws = seeding.uniform(seeding.derive(keys, i * width + j), (1 + channels,))
+                room += _signed_windows(side, _power(threat_model), *_turned_and_signs(draws))
+        if threat_model.norm == "L2":
+            return (inputs + threat_model.radius * unit(delta, "L2")).clamp(0, 1)
+        return project(inputs + delta, inputs, "L1", threat_model.radius * _INSIDE)
 
     @classmethod
-    def draw(cls, keys: Tensor, size: Tensor, shape: Sequence[int]) -> Moves:
-        """One proposal for each key.
-
-        Args:
-            keys: int64 (P,).
-            size: int64 (P,).
-            shape: the images' (C, H, W).
-        """
+    def draw(cls, keys: Tensor, size: Tensor, shape: Sequence[int]) -> Self:
+        """Two positions, an orientation, and a sign for each channel."""
         channels, height, width = shape
         draws = seeding.uniform(keys, (5 + channels,))
         room = torch.tensor([height, width, height, width], device=keys.device) - size[:, None]
@@ -150,17 +216,17 @@ class Moves:
         identity = window * (rows * columns) + emptied_top * columns + emptied_left
         for bit in (turned, *(signs > 0).unbind(dim=1)):
             identity = identity * 2 + bit
-        return cls(top, left, emptied_top, emptied_left, turned, signs, size, identity)
+        return cls(top, left, signs, size, identity, emptied_top, emptied_left, turned)
 
     @staticmethod
     def count(shape: Sequence[int]) -> int:
-        """How many proposals of one size there are, for images (C, H, W)."""
+        """Every pair of positions with both orientations and all signs."""
         channels, height, width = shape
         rows, columns = _rooms(height, width)
         return int((rows * columns) ** 2 * 2 ** (1 + channels))
 
     def points(self, best: Tensor, inputs: Tensor, threat_model: ThreatModel) -> Tensor:
-        """The current points (P, C, H, W), moved inside the ball around the clean inputs."""
+        """The current points, moved inside the ball around the clean inputs."""
         sizes = sorted(set(self.size.tolist()))
         if len(sizes) == 1:  # as long as all slots started at the same time
             return _move_mass(best, inputs, threat_model, sizes[0], self)

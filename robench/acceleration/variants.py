@@ -92,7 +92,8 @@ def _fold_batch_norm(model: RobenchModel) -> bool:
         Whether there was any, and the network traced.
     """
     network = model.network.eval()
-    if not any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in network.modules()):
+    kinds = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+    if not any(isinstance(part, kinds) for part in network.modules()):
         return False
     # A network that cannot be traced is run unfolded, as is any where torch has moved or dropped
     # what is experimental in it; one that traces wrongly fails to agree.

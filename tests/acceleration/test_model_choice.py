@@ -319,7 +319,9 @@ def test_other_forms_give_the_verdicts_of_float32(precision, differing) -> None:
             precision=name,
         )
         expected = "fp32" if name == "fp32" else "fp32 folded" if name == "auto" else "bf16"
-        assert all(one.record.environment.precision.startswith(expected) for one in stored)
+        where = [one.record.environment for one in stored]
+        assert all(one.precision.startswith(expected) for one in where)
+        assert all((one.precision_reason == "asked for") == (name != "auto") for one in where)
         tables = [one.table.set_index("sample_id") for one in stored]
         outcomes[name] = [table["outcome"] for table in tables]
         # Whatever the search saw, the verdict is the original model's in float32.

@@ -7,17 +7,18 @@ reading on the same samples.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
-from robench.doctor.finding import Finding
+from robench.doctor.finding import Finding, listed
 from robench.doctor.readings import better_reading, gain, most_frequent, percent
 from robench.doctor.subject import Subject
 
 __all__ = ["accuracy", "labels_in_range"]
 
 _POWER = 0.99
-_SHOWN = 6
 
 
 def labels_in_range(labels: Tensor, num_classes: int) -> tuple[Tensor, list[Finding]]:
@@ -45,27 +46,25 @@ def labels_in_range(labels: Tensor, num_classes: int) -> tuple[Tensor, list[Find
 def accuracy(subject: Subject) -> list[Finding]:
     """An accuracy near chance, and the reading or order of classes that explains it."""
     explained = [*better_reading(subject), *_permuted_classes(subject)]
-    return explained or _one_class(subject) or _near_chance(subject)
+    return explained or [*_one_class(subject)] or [*_near_chance(subject)]
 
 
-def _one_class(subject: Subject) -> list[Finding]:
+def _one_class(subject: Subject) -> Iterator[Finding]:
     n = len(subject.labels)
     labels, predicted = set(subject.labels.tolist()), set(subject.predictions.tolist())
     # Ten samples of several classes: one predicted class is then no accident.
     if len(predicted) > 1 or len(labels) < 2 or n < 10:
-        return []
-    return [
-        Finding(
-            name="one_class_predicted",
-            severity="severe",
-            evidence=f"all {n} samples of {len(labels)} classes are predicted as class "
-            f"{predicted.pop()}",
-            mend="Check the input range in the card, and that training did not collapse",
-        )
-    ]
+        return
+    yield Finding(
+        name="one_class_predicted",
+        severity="severe",
+        evidence=f"all {n} samples of {len(labels)} classes are predicted as class "
+        f"{predicted.pop()}",
+        mend="Check the input range in the card, and that training did not collapse",
+    )
 
 
-def _near_chance(subject: Subject) -> list[Finding]:
+def _near_chance(subject: Subject) -> Iterator[Finding]:
     # Imported here: SciPy takes a moment, and other checks do without.
     from scipy.stats import binom
 
@@ -77,25 +76,23 @@ def _near_chance(subject: Subject) -> list[Finding]:
     # A model half-way between chance and perfection must be sure to reach them, else n is too
     # small to say anything.
     if right >= needed or binom.sf(needed - 1, n, (1 + chance) / 2) < _POWER:
-        return []
-    return [
-        Finding(
-            name="accuracy_near_chance",
-            severity="severe",
-            evidence=f"{right} of {n} samples are classified correctly "
-            f"({100 * subject.clean_acc:.1f} %; chance: {100 * chance:.1f} %), and no usual range, "
-            "normalisation, channel order or order of classes raises that",
-            mend="Check that these are the trained weights, their data set, and its preprocessing",
-            count=right,
-        )
-    ]
+        return
+    yield Finding(
+        name="accuracy_near_chance",
+        severity="severe",
+        evidence=f"{right} of {n} samples are classified correctly "
+        f"({100 * subject.clean_acc:.1f} %; chance: {100 * chance:.1f} %), and no usual range, "
+        "normalisation, channel order or order of classes raises that",
+        mend="Check that these are the trained weights, their data set, and its preprocessing",
+        count=right,
+    )
 
 
-def _permuted_classes(subject: Subject) -> list[Finding]:
+def _permuted_classes(subject: Subject) -> Iterator[Finding]:
     """Whether another order of classes fits much better, on samples that did not choose it."""
     n, classes = len(subject.labels), subject.model.num_classes
     if n < 2:
-        return []
+        return
     predicted, labels = subject.predictions.cpu(), subject.labels.cpu()
     correct = torch.zeros(n, dtype=torch.bool)
     for fold in range(2):
@@ -104,23 +101,20 @@ def _permuted_classes(subject: Subject) -> list[Finding]:
         correct[held_out] = order[predicted[held_out]] == labels[held_out]
     more = gain(correct, subject.correct.cpu())
     if more is None or float(correct.float().mean()) <= most_frequent(labels):
-        return []
+        return
     order = _assign(predicted, labels, classes)
     moved = (order != torch.arange(classes)).nonzero().squeeze(1).tolist()
     pairs = [f"{output} is class {int(order[output])}" for output in moved]
-    rest = f" and {len(pairs) - _SHOWN} more" if len(pairs) > _SHOWN else ""
-    return [
-        Finding(
-            name="class_order",
-            severity="severe",
-            evidence=f"with its outputs in another order the model classifies {percent(correct)} "
-            f"% of held-out samples correctly instead of {percent(subject.correct)} %: "
-            f"output {', '.join(pairs[:_SHOWN])}{rest}",
-            mend="Give the data the order of classes that training had (folders sort by name), "
-            "or reorder the rows of the network's last layer",
-            count=len(moved),
-        )
-    ]
+    yield Finding(
+        name="class_order",
+        severity="severe",
+        evidence=f"with its outputs in another order the model classifies {percent(correct)} "
+        f"% of held-out samples correctly instead of {percent(subject.correct)} %: "
+        f"output {listed(pairs, 6)}",
+        mend="Give the data the order of classes that training had (folders sort by name), "
+        "or reorder the rows of the network's last layer",
+        count=len(moved),
+    )
 
 
 def _assign(predicted: Tensor, labels: Tensor, classes: int) -> Tensor:

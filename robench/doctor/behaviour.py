@@ -8,13 +8,14 @@ thresholds.
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from types import FrameType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from robench.doctor.finding import Finding
+from robench.doctor.finding import Finding, first_line, listed
 from robench.doctor.subject import Subject
 
 __all__ = ["batch_mates", "changed_state", "dynamic", "modes", "randomised"]
@@ -23,7 +24,6 @@ _REPEATS = 5
 _RANDOM_ALPHA = 1e-4
 _MATES_ALPHA = 1e-3
 _ALONE = 8
-_SHOWN = 4
 
 _MODAL = (
     nn.modules.batchnorm._NormBase,
@@ -36,44 +36,33 @@ _MODAL = (
 _AUTOGRAD = (torch.autograd.grad, torch.autograd.backward, Tensor.backward)
 
 
-def _shown(names: list[str]) -> str:
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more
-
-
-def modes(subject: Subject) -> list[Finding]:
+def modes(subject: Subject) -> Iterator[Finding]:
     """Layers that stay in training mode, and normalisations that never saw a sample."""
     network = subject.model.network
-    found = []
     training = [
         name or "the network"
         for name, module in network.named_modules()
         if module.training and _heeds_mode(module)
     ]
     if training:
-        found.append(
-            Finding(
-                name="train_mode",
-                severity="severe",
-                evidence=f"{len(training)} modules stay in training mode after eval(): "
-                f"{_shown(training)}",
-                mend="Let eval() reach them: train(mode) must call super().train(mode)",
-                count=len(training),
-            )
+        yield Finding(
+            name="train_mode",
+            severity="severe",
+            evidence=f"{len(training)} modules stay in training mode after eval(): "
+            f"{listed(training)}",
+            mend="Let eval() reach them: train(mode) must call super().train(mode)",
+            count=len(training),
         )
     fresh = [name for name, module in network.named_modules() if _never_tracked(module)]
     if fresh:
-        found.append(
-            Finding(
-                name="untrained_batch_norm",
-                severity="warning",
-                evidence=f"{len(fresh)} batch normalisations have mean 0, variance 1 and no "
-                f"batches counted: {_shown(fresh)}",
-                mend="Save the buffers with the weights (state_dict(), not parameters())",
-                count=len(fresh),
-            )
+        yield Finding(
+            name="untrained_batch_norm",
+            severity="warning",
+            evidence=f"{len(fresh)} batch normalisations have mean 0, variance 1 and no "
+            f"batches counted: {listed(fresh)}",
+            mend="Save the buffers with the weights (state_dict(), not parameters())",
+            count=len(fresh),
         )
-    return found
 
 
 def _heeds_mode(module: nn.Module) -> bool:
@@ -92,7 +81,7 @@ def _never_tracked(module: nn.Module) -> bool:
 
 
 @torch.no_grad()
-def randomised(subject: Subject) -> list[Finding]:
+def randomised(subject: Subject) -> Iterator[Finding]:
     """Whether passes over one batch differ."""
     outputs = [subject.call(subject.inputs) for _ in range(_REPEATS)]
     units = [z / (z.norm(dim=1, keepdim=True) + 1e-10) for z in outputs]
@@ -100,21 +89,18 @@ def randomised(subject: Subject) -> list[Finding]:
     gap = max(float((a - b).norm(dim=1).max()) for a, b in pairs)
     correct = {int((z.argmax(dim=1) == subject.labels).sum()) for z in outputs}
     if len(correct) == 1 and gap <= _RANDOM_ALPHA:
-        return []
-    return [
-        Finding(
-            name="randomised",
-            severity="severe",
-            evidence=f"{_REPEATS} passes over one batch differ: {sorted(correct)} of "
-            f"{len(subject.labels)} correct, normalised logits up to {gap:.2g} apart",
-            mend="Switch dropout and noise off; if randomness is the defense, use the suite "
-            "aa-rand",
-        )
-    ]
+        return
+    yield Finding(
+        name="randomised",
+        severity="severe",
+        evidence=f"{_REPEATS} passes over one batch differ: {sorted(correct)} of "
+        f"{len(subject.labels)} correct, normalised logits up to {gap:.2g} apart",
+        mend="Switch dropout and noise off; if randomness is the defense, use the suite aa-rand",
+    )
 
 
 @torch.no_grad()
-def dynamic(subject: Subject) -> list[Finding]:
+def dynamic(subject: Subject) -> Iterator[Finding]:
     """Whether ``forward`` itself calls autograd: a defense that optimises at test time."""
     codes = {function.__code__: function.__name__ for function in _AUTOGRAD}
     called: set[str] = set()
@@ -130,20 +116,18 @@ def dynamic(subject: Subject) -> list[Finding]:
     finally:
         sys.setprofile(before)
     if not called:
-        return []
-    return [
-        Finding(
-            name="dynamic",
-            severity="warning",
-            evidence=f"forward calls {', '.join(sorted(called))}: the defense adapts at test time",
-            mend="The suites assume a fixed network: take the number as an upper bound, and add an "
-            "attack on the adaptation itself",
-        )
-    ]
+        return
+    yield Finding(
+        name="dynamic",
+        severity="warning",
+        evidence=f"forward calls {', '.join(sorted(called))}: the defense adapts at test time",
+        mend="The suites assume a fixed network: take the number as an upper bound, and add an "
+        "attack on the adaptation itself",
+    )
 
 
 @torch.no_grad()
-def batch_mates(subject: Subject) -> list[Finding]:
+def batch_mates(subject: Subject) -> Iterator[Finding]:
     """Whether an input's output depends on what else is in its batch."""
     few = subject.inputs[:_ALONE]
     together = subject.call(subject.inputs)[: len(few)]
@@ -152,34 +136,30 @@ def batch_mates(subject: Subject) -> list[Finding]:
         try:
             alone.append(subject.call(one[None]))
         except Exception as error:  # Foreign code may raise anything.
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            return [
-                Finding(
-                    name="fails_on_single_inputs",
-                    severity="severe",
-                    evidence=f"a batch of {len(subject.inputs)} passes, one input alone does not: "
-                    f"{reason}",
-                    mend="Replace squeeze() by flatten(1), and export programs with a dynamic "
-                    "batch dimension: evaluation uses batches of several sizes",
-                )
-            ]
+            yield Finding(
+                name="fails_on_single_inputs",
+                severity="severe",
+                evidence=f"a batch of {len(subject.inputs)} passes, one input alone does not: "
+                f"{first_line(error)}",
+                mend="Replace squeeze() by flatten(1), and export programs with a dynamic "
+                "batch dimension: evaluation uses batches of several sizes",
+            )
+            return
     gap = float((torch.cat(alone) - together).abs().max())
     gap /= float(together.abs().max()) + 1e-12
     if gap <= _MATES_ALPHA:
-        return []
-    return [
-        Finding(
-            name="batch_dependent",
-            severity="severe",
-            evidence=f"logits change by {gap:.1%} of their range when the batch changes",
-            mend="Use stored statistics in every normalisation (track_running_stats=True and "
-            "eval()), and no mean over the batch in forward",
-        )
-    ]
+        return
+    yield Finding(
+        name="batch_dependent",
+        severity="severe",
+        evidence=f"logits change by {gap:.1%} of their range when the batch changes",
+        mend="Use stored statistics in every normalisation (track_running_stats=True and "
+        "eval()), and no mean over the batch in forward",
+    )
 
 
 @torch.no_grad()
-def changed_state(subject: Subject) -> list[Finding]:
+def changed_state(subject: Subject) -> Iterator[Finding]:
     """What a forward pass leaves behind: in buffers, parameters, or the inputs themselves."""
     network = subject.model.network
     entries = {**dict(network.named_buffers()), **dict(network.named_parameters())}
@@ -188,28 +168,22 @@ def changed_state(subject: Subject) -> list[Finding]:
     subject.model(given)
     after = {**dict(network.named_buffers()), **dict(network.named_parameters())}
     moved = [name for name, tensor in after.items() if not _same(before.get(name), tensor)]
-    found = []
     if moved:
-        found.append(
-            Finding(
-                name="changing_state",
-                severity="severe",
-                evidence=f"a forward pass in evaluation mode changes {_shown(moved)}",
-                mend="Update buffers only where self.training is true",
-                count=len(moved),
-            )
+        yield Finding(
+            name="changing_state",
+            severity="severe",
+            evidence=f"a forward pass in evaluation mode changes {listed(moved)}",
+            mend="Update buffers only where self.training is true",
+            count=len(moved),
         )
     if not torch.equal(given, subject.inputs):
         gap = float((given - subject.inputs).abs().max())
-        found.append(
-            Finding(
-                name="modifies_inputs",
-                severity="severe",
-                evidence=f"forward changes its own input tensor, by up to {gap:.2g}",
-                mend="Replace operations in place (sub_, div_, clamp_, x -= …) on the input",
-            )
+        yield Finding(
+            name="modifies_inputs",
+            severity="severe",
+            evidence=f"forward changes its own input tensor, by up to {gap:.2g}",
+            mend="Replace operations in place (sub_, div_, clamp_, x -= …) on the input",
         )
-    return found
 
 
 def _same(before: Tensor | None, after: Tensor) -> bool:

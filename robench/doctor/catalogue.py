@@ -6,7 +6,7 @@ package from outside.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Final
 
@@ -35,11 +35,11 @@ class Check:
         brief: how many it is given before a run.
     """
 
-    function: Callable[[Subject], list[Finding]]
+    function: Callable[[Subject], Iterable[Finding]]
     samples: int | None = None
     brief: int = BRIEF
 
-    def __call__(self, subject: Subject, *, brief: bool) -> list[Finding]:
+    def __call__(self, subject: Subject, *, brief: bool) -> Iterable[Finding]:
         """What it finds on as many samples as it is given."""
         n = self.brief if brief else self.samples
         whole = n is None or n >= len(subject.labels)

@@ -11,7 +11,7 @@ from torch import Tensor
 from robench.doctor.accuracy import labels_in_range
 from robench.doctor.behaviour import modes
 from robench.doctor.catalogue import BRIEF, CHECKS
-from robench.doctor.finding import Finding
+from robench.doctor.finding import Finding, first_line
 from robench.doctor.outputs import find_logits, finite_rows
 from robench.doctor.subject import Subject
 from robench.models.wrapper import RobenchModel
@@ -96,11 +96,10 @@ def _class_count(own: int, given: int | None) -> Finding:
 
 
 def _stopped(name: str, error: Exception) -> Finding:
-    reason = (str(error).splitlines() or [""])[0]
     return Finding(
         name="check_failed",
         severity="warning",
-        evidence=f"the check of {name} ended with {type(error).__name__}: {reason}",
+        evidence=f"the check of {name} ended with {type(error).__name__}: {first_line(error)}",
         mend="The model raised it on clean inputs or in their backward pass; attacks will meet it "
         "too",
     )

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from robench.records import Flag
 
-__all__ = ["Finding", "Severity"]
+__all__ = ["Finding", "Severity", "first_line", "listed"]
 
 Severity = Literal["note", "warning", "severe"]
 
@@ -39,3 +40,14 @@ class Finding:
             evidence=f"{self.evidence}. {self.mend}",
             count=self.count,
         )
+
+
+def listed(names: Sequence[str], most: int = 4) -> str:
+    """Names for a sentence; beyond ``most`` of them, how many more there are."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, on one line; its kind if it says nothing."""
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -6,6 +6,8 @@ every attack that trusts it (Athalye, Carlini & Wagner, "Obfuscated gradients", 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -30,37 +32,35 @@ _FEW = 0.1
 _SLOPES = 8
 
 
-def gradients(subject: Subject) -> list[Finding]:
+def gradients(subject: Subject) -> Iterator[Finding]:
     """Gradients with respect to the inputs, at points inside the box."""
     # Away from the faces of the box, where clamping in forward rightly has no slope.
     inner = Subject(subject.model, 0.05 + 0.9 * subject.inputs, subject.labels)
     slopes = _gradient(inner, margin_loss)
     if slopes is None:
-        return [
-            Finding(
-                name="no_gradients",
-                severity="severe",
-                evidence="the outputs do not depend on the inputs for autograd: detach(), "
-                "no_grad(), NumPy or an integer type lies between",
-                mend="Keep forward differentiable, or attack it with a differentiable stand-in",
-            )
-        ]
+        yield Finding(
+            name="no_gradients",
+            severity="severe",
+            evidence="the outputs do not depend on the inputs for autograd: detach(), "
+            "no_grad(), NumPy or an integer type lies between",
+            mend="Keep forward differentiable, or attack it with a differentiable stand-in",
+        )
+        return
     losses = _gradient(inner, cross_entropy)
     losses = slopes if losses is None else losses
     n = len(slopes)
     bad = int((~(slopes + losses).flatten(1).isfinite().all(dim=1)).sum())
     if bad:
-        return [
-            Finding(
-                name="nan_gradients",
-                severity="severe",
-                evidence=f"gradients of {bad} of {n} samples hold NaN or infinity",
-                mend="Look for square roots, norms and logarithms at 0, and for 0 · inf in "
-                "torch.where",
-                count=bad,
-            )
-        ]
-    return [*_zero(slopes, losses), *_mismatch(inner.first(_SLOPES), slopes[:_SLOPES])]
+        yield Finding(
+            name="nan_gradients",
+            severity="severe",
+            evidence=f"gradients of {bad} of {n} samples hold NaN or infinity",
+            mend="Look for square roots, norms and logarithms at 0, and for 0 · inf in torch.where",
+            count=bad,
+        )
+        return
+    yield from _zero(slopes, losses)
+    yield from _mismatch(inner.first(_SLOPES), slopes[:_SLOPES])
 
 
 def _gradient(subject: Subject, loss: LabelLoss) -> Tensor | None:
@@ -75,41 +75,36 @@ def _gradient(subject: Subject, loss: LabelLoss) -> Tensor | None:
     return gradient
 
 
-def _zero(slopes: Tensor, losses: Tensor) -> list[Finding]:
+def _zero(slopes: Tensor, losses: Tensor) -> Iterator[Finding]:
     n = len(slopes)
     zero = slopes.flatten(1).abs().amax(dim=1) == 0
     largest = losses.flatten(1).abs().amax(dim=1)
     lost = (largest < _LOST) & ~zero
     zeros, count = int(zero.sum()), int(lost.sum())
     if zeros > _FEW * n:
-        return [
-            Finding(
-                name="flat_margin",
-                severity="severe" if zeros > n / 2 else "warning",
-                evidence=f"the gradient of the margin is zero everywhere for {zeros} of {n} "
-                "samples",
-                mend="Rounding, thresholds and dead activations have no slope: attack with "
-                "square, which needs none, or with a differentiable stand-in",
-                count=zeros,
-            )
-        ]
+        yield Finding(
+            name="flat_margin",
+            severity="severe" if zeros > n / 2 else "warning",
+            evidence=f"the gradient of the margin is zero everywhere for {zeros} of {n} samples",
+            mend="Rounding, thresholds and dead activations have no slope: attack with "
+            "square, which needs none, or with a differentiable stand-in",
+            count=zeros,
+        )
+        return
     if count > _FEW * n:
-        return [
-            Finding(
-                name="vanishing_gradients",
-                severity="warning",
-                evidence=f"the gradient of the cross-entropy is below {_LOST:.0e} in every pixel "
-                f"for {count} of {n} samples (median {float(largest.median()):.1g})",
-                mend="The logits' scale loses it in float32: divide or multiply them by a "
-                "constant, which changes no prediction, and trust attacks on differences of "
-                "logits (apgd-dlr, cw) more than those on the cross-entropy",
-                count=count,
-            )
-        ]
-    return []
+        yield Finding(
+            name="vanishing_gradients",
+            severity="warning",
+            evidence=f"the gradient of the cross-entropy is below {_LOST:.0e} in every pixel "
+            f"for {count} of {n} samples (median {float(largest.median()):.1g})",
+            mend="The logits' scale loses it in float32: divide or multiply them by a "
+            "constant, which changes no prediction, and trust attacks on differences of "
+            "logits (apgd-dlr, cw) more than those on the cross-entropy",
+            count=count,
+        )
 
 
-def _mismatch(subject: Subject, slopes: Tensor) -> list[Finding]:
+def _mismatch(subject: Subject, slopes: Tensor) -> Iterator[Finding]:
     """Whether the margin's gradient disagrees with central differences of the margin itself."""
     directions = [slopes.sign()]
     generator = torch.Generator().manual_seed(0)
@@ -133,17 +128,15 @@ def _mismatch(subject: Subject, slopes: Tensor) -> list[Finding]:
         share = torch.minimum(share, (apart / whole).nan_to_num(nan=0.0))
         median = float(share.median())
         if median <= _MISMATCH:
-            return []
+            return
     wrong = int((share > _MISMATCH).sum())
-    return [
-        Finding(
-            name="gradient_mismatch",
-            severity="severe",
-            evidence=f"for {wrong} of {len(share)} samples the gradient is not the slope that "
-            f"finite differences see (apart by {median:.0%} of their size, at best, over steps "
-            f"{', '.join(f'{step:g}' for step in _STEPS)})",
-            mend="Look for custom backward functions, straight-through estimators, detach() and "
-            "hooks on gradients; square, which needs no gradient, tells how much they hide",
-            count=wrong,
-        )
-    ]
+    yield Finding(
+        name="gradient_mismatch",
+        severity="severe",
+        evidence=f"for {wrong} of {len(share)} samples the gradient is not the slope that "
+        f"finite differences see (apart by {median:.0%} of their size, at best, over steps "
+        f"{', '.join(f'{step:g}' for step in _STEPS)})",
+        mend="Look for custom backward functions, straight-through estimators, detach() and "
+        "hooks on gradients; square, which needs no gradient, tells how much they hide",
+        count=wrong,
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -51,7 +52,7 @@ class _Largest(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 @torch.no_grad()
-def half_precision(subject: Subject) -> list[Finding]:
+def half_precision(subject: Subject) -> Iterator[Finding]:
     """Values beyond float16's largest, 65,504, in the weights or on the way to the logits."""
     heavy = [
         name
@@ -61,16 +62,14 @@ def half_precision(subject: Subject) -> list[Finding]:
     with _Largest() as largest:
         subject.call(subject.inputs)
     if largest.size <= _LIMIT and not heavy:
-        return []
+        return
     place = f"{largest.size:.3g} (in {largest.operator})"
     weights = f"; weights beyond it: {', '.join(heavy[:4])}" if heavy else ""
-    return [
-        Finding(
-            name="fp16_overflow",
-            severity="warning",
-            evidence=f"values reach {place} on the way to the logits, float16 ends at "
-            f"{_LIMIT:.0f}{weights}",
-            mend="Search in bf16, tf32 or fp32 (--precision), not fp16; an input range of "
-            "[0, 255] in the card is often the reason",
-        )
-    ]
+    yield Finding(
+        name="fp16_overflow",
+        severity="warning",
+        evidence=f"values reach {place} on the way to the logits, float16 ends at "
+        f"{_LIMIT:.0f}{weights}",
+        mend="Search in bf16, tf32 or fp32 (--precision), not fp16; an input range of "
+        "[0, 255] in the card is often the reason",
+    )

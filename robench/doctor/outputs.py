@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from robench.doctor.finding import Finding
+from robench.doctor.finding import Finding, first_line, listed
 from robench.doctor.subject import Subject, rewrapped
 from robench.errors import ModelError
 from robench.models.wrapper import RobenchModel
@@ -24,7 +24,6 @@ _SIGMOID_SPREAD = 0.1
 _SIGMOID_MANY = 100
 """Outputs of trained networks that are all in [0, 1], and not all small, are so by a function."""
 _DEPTH = 3
-_SHOWN = 6
 
 
 @torch.no_grad()
@@ -43,13 +42,12 @@ def find_logits(model: RobenchModel, inputs: Tensor) -> tuple[RobenchModel | Non
     except ModelError as error:
         mismatch = error.what
     except Exception as error:  # Foreign code may raise anything.
-        reason = (str(error).splitlines() or [""])[0]
         return None, [
             Finding(
                 name="forward_fails",
                 severity="severe",
                 evidence=f"forward raises {type(error).__name__} for inputs "
-                f"{tuple(inputs.shape)}: {reason}",
+                f"{tuple(inputs.shape)}: {first_line(error)}",
                 mend="Check the data set, its size and channels, and [forward] arguments in the "
                 "card",
             )
@@ -86,7 +84,7 @@ def _no_logits(
             mend=f"Write in the card: num_classes = {choice}, or choose the data set that the "
             "network was trained for",
         )
-    shapes = ", ".join(str(tuple(t.shape)) for t in list(tensors.values())[:_SHOWN])
+    shapes = listed([str(tuple(tensor.shape)) for tensor in tensors.values()])
     return Finding(
         name="no_logits",
         severity="severe",
@@ -134,7 +132,7 @@ def finite_rows(subject: Subject) -> tuple[Tensor, list[Finding]]:
         for name, tensor in subject.model.network.named_buffers()
         if tensor.is_floating_point() and not bool(tensor.isfinite().all())
     ]
-    weights = f"; not finite among its weights: {', '.join(sick[:_SHOWN])}" if sick else ""
+    weights = f"; not finite among its weights: {listed(sick)}" if sick else ""
     return finite, [
         Finding(
             name="nonfinite_logits",
@@ -149,7 +147,7 @@ def finite_rows(subject: Subject) -> tuple[Tensor, list[Finding]]:
     ]
 
 
-def kind_of_outputs(subject: Subject) -> list[Finding]:
+def kind_of_outputs(subject: Subject) -> Iterator[Finding]:
     """Probabilities and log-probabilities where logits should be."""
     logits = subject.logits
     low, high = float(logits.min()), float(logits.max())
@@ -157,53 +155,45 @@ def kind_of_outputs(subject: Subject) -> list[Finding]:
     log_sums = float(logits.logsumexp(dim=1).abs().max())
     in_unit = low > -_SOFTMAX_ALPHA and high < 1 + _SOFTMAX_ALPHA
     if in_unit and sums < _SOFTMAX_ALPHA:
-        return [
-            Finding(
-                name="softmax_outputs",
-                severity="severe",
-                evidence=f"outputs are in [{low:.3g}, {high:.3g}] and sum to 1 within {sums:.1g}: "
-                "probabilities, not logits",
-                mend="Take the softmax out of forward: attacks lose their gradients in it",
-            )
-        ]
+        yield Finding(
+            name="softmax_outputs",
+            severity="severe",
+            evidence=f"outputs are in [{low:.3g}, {high:.3g}] and sum to 1 within {sums:.1g}: "
+            "probabilities, not logits",
+            mend="Take the softmax out of forward: attacks lose their gradients in it",
+        )
+        return
     if high < _SOFTMAX_ALPHA and log_sums < 10 * _SOFTMAX_ALPHA:
-        return [
-            Finding(
-                name="log_softmax_outputs",
-                severity="note",
-                evidence=f"outputs are negative and their exponentials sum to 1 (logarithm within "
-                f"{log_sums:.1g}): log-probabilities, not logits",
-                mend="Losses on differences of logits are the same for both; take the log_softmax "
-                "out of forward to compare logits with those of other models",
-            )
-        ]
+        yield Finding(
+            name="log_softmax_outputs",
+            severity="note",
+            evidence=f"outputs are negative and their exponentials sum to 1 (logarithm within "
+            f"{log_sums:.1g}): log-probabilities, not logits",
+            mend="Losses on differences of logits are the same for both; take the log_softmax "
+            "out of forward to compare logits with those of other models",
+        )
+        return
     if in_unit and high - low > _SIGMOID_SPREAD and logits.numel() >= _SIGMOID_MANY:
-        return [
-            Finding(
-                name="sigmoid_outputs",
-                severity="warning",
-                evidence=f"all {logits.numel()} outputs are in [{low:.3g}, {high:.3g}] and do not "
-                "sum to 1: sigmoids, not logits",
-                mend="Take the sigmoid out of forward: attacks lose their gradients in it",
-            )
-        ]
-    return []
+        yield Finding(
+            name="sigmoid_outputs",
+            severity="warning",
+            evidence=f"all {logits.numel()} outputs are in [{low:.3g}, {high:.3g}] and do not "
+            "sum to 1: sigmoids, not logits",
+            mend="Take the sigmoid out of forward: attacks lose their gradients in it",
+        )
 
 
-def constant_outputs(subject: Subject) -> list[Finding]:
+def constant_outputs(subject: Subject) -> Iterator[Finding]:
     """Outputs that are the same whatever the input."""
     logits, n = subject.logits, len(subject.inputs)
     if n < 2 or bool((subject.inputs == subject.inputs[:1]).all()):
-        return []
+        return
     spread = float((logits - logits[:1]).abs().max())
     if spread <= 1e-6 * float(logits.abs().max()):
-        return [
-            Finding(
-                name="constant_outputs",
-                severity="severe",
-                evidence=f"the logits of {n} different inputs differ by at most {spread:.2g}",
-                mend="Check that the weights were loaded and that the inputs' range in the card "
-                "is the one of training",
-            )
-        ]
-    return []
+        yield Finding(
+            name="constant_outputs",
+            severity="severe",
+            evidence=f"the logits of {n} different inputs differ by at most {spread:.2g}",
+            mend="Check that the weights were loaded and that the inputs' range in the card "
+            "is the one of training",
+        )

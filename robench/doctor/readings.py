@@ -92,15 +92,15 @@ def better_reading(subject: Subject) -> list[Finding]:
         # What is farther from training than the card's own reading is not worth whole passes.
         if own is None or divergence is None or divergence <= max(own, _NEAR):
             others.append((name, other, divergence))
-    return _by_accuracy(subject, others) or _by_statistics(own, others)
+    return [*_by_accuracy(subject, others)] or [*_by_statistics(own, others)]
 
 
-def _by_accuracy(subject: Subject, others: Sequence[_Other]) -> list[Finding]:
+def _by_accuracy(subject: Subject, others: Sequence[_Other]) -> Iterator[Finding]:
     none = torch.zeros_like(subject.correct)
     # A reading can gain on misclassified samples alone: few as they are, they dismiss most.
     wrong = ~subject.correct
     if gain(wrong, none) is None:
-        return []
+        return
     best: tuple[str, Subject] | None = None
     for name, other, _ in others:
         correct = none.clone()
@@ -110,40 +110,36 @@ def _by_accuracy(subject: Subject, others: Sequence[_Other]) -> list[Finding]:
         if best is None or other.clean_acc > best[1].clean_acc:
             best = name, other
     if best is None:
-        return []
+        return
     name, other = best
     more = gain(other.correct, subject.correct)
     if more is None or other.clean_acc <= most_frequent(subject.labels):
-        return []
-    return [
-        Finding(
-            name="input_reading",
-            severity="severe" if more >= _SEVERE_GAIN else "warning",
-            evidence=f"{percent(other.correct)} % of {len(other.correct)} samples are classified "
-            f"correctly when inputs are read as {name}, {percent(subject.correct)} % as the card "
-            "says",
-            mend=_input_mend(other.model.input_spec),
-        )
-    ]
+        return
+    yield Finding(
+        name="input_reading",
+        severity="severe" if more >= _SEVERE_GAIN else "warning",
+        evidence=f"{percent(other.correct)} % of {len(other.correct)} samples are classified "
+        f"correctly when inputs are read as {name}, {percent(subject.correct)} % as the card "
+        "says",
+        mend=_input_mend(other.model.input_spec),
+    )
 
 
-def _by_statistics(own: float | None, others: Sequence[_Other]) -> list[Finding]:
+def _by_statistics(own: float | None, others: Sequence[_Other]) -> Iterator[Finding]:
     near = [(value, name, other) for name, other, value in others if value is not None]
     if own is None or own < _FAR or not near:
-        return []
+        return
     best, name, other = min(near, key=lambda entry: entry[0])
     if best > min(_NEAR, own / _TIMES_NEARER):
-        return []
-    return [
-        Finding(
-            name="input_reading",
-            severity="warning",
-            evidence="what reaches the first batch normalisation is "
-            f"{own:.2g} nats from the statistics that it stored in training, and {best:.2g} when "
-            f"inputs are read as {name}",
-            mend=_input_mend(other.model.input_spec),
-        )
-    ]
+        return
+    yield Finding(
+        name="input_reading",
+        severity="warning",
+        evidence="what reaches the first batch normalisation is "
+        f"{own:.2g} nats from the statistics that it stored in training, and {best:.2g} when "
+        f"inputs are read as {name}",
+        mend=_input_mend(other.model.input_spec),
+    )
 
 
 class _Reached(Exception):  # noqa: N818

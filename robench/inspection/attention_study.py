@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from robench.attention.maps import ATTENTION_METHODS, AttentionExtractor
+from robench.attention.catalogue import ATTENTION_METHODS
+from robench.attention.maps import AttentionExtractor
 from robench.datasets import Dataset
 from robench.errors import UsageError
 from robench.evaluation.adversarial_inputs import KeptInputs

@@ -24,7 +24,6 @@ from robench.records.cards import (
 )
 from robench.records.evaluations import (
     RECORD_SCHEMA_VERSION,
-    RESULTS_REVISION,
     AuditResult,
     Cost,
     DatasetSpec,
@@ -45,7 +44,6 @@ from robench.records.suites import (
 
 __all__ = [
     "RECORD_SCHEMA_VERSION",
-    "RESULTS_REVISION",
     "ArchitectureSpec",
     "AttackSpec",
     "AttentionSpec",

@@ -219,14 +219,8 @@ def job_key(
 ) -> str:
     """The content address of a record: a hash of exactly what determines its numbers.
 
-    Args:
-        model: its fingerprint: weights, code, input, forward, attention.
-        dataset: the samples as the model sees them.
-        threat_model: the ball.
-        attack: what is run.
-        seed: of all draws.
-        precision: of the search, as asked for: what ``auto`` chooses is not known beforehand.
-        foreign: code from outside robench that attacks or metrics run: name → version or hash.
+    ``model`` is its fingerprint, ``precision`` the search's as asked for (what ``auto`` chooses is
+    not known beforehand), ``foreign`` the code from outside robench that attacks or metrics run.
     """
     return canonical_hash(
         {

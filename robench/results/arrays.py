@@ -7,11 +7,12 @@ written as they come, and rows that are asked for in their order are read in one
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import zipfile
 import zlib
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -120,7 +121,7 @@ def array_names(path: Path) -> set[str]:
         StoreError: it cannot be read.
         CorruptRecordError: it is missing or damaged.
     """
-    with _opened(path) as archive:
+    with _reading(path), zipfile.ZipFile(path) as archive:
         return {name.removesuffix(".npy") for name in archive.namelist()}
 
 
@@ -128,17 +129,11 @@ def load_arrays(path: Path, digest: str, leave_out: Collection[str] = ()) -> dic
     """The arrays of a file by name, its checksum verified.
 
     Raises:
-        StoreError: it cannot be read.
-        CorruptRecordError: it is missing or damaged.
+        StoreError, CorruptRecordError: as for :func:`array_names`.
     """
     check_digest(path, digest)
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            return {name: archive[name] for name in archive.files if name not in leave_out}
-    except (ValueError, zipfile.BadZipFile) as error:
-        raise CorruptRecordError(f"arrays cannot be read: {error}", where=path) from error
-    except OSError as error:
-        raise file_error("read", path, error) from error
+    with _reading(path), np.load(path, allow_pickle=False) as archive:
+        return {name: archive[name] for name in archive.files if name not in leave_out}
 
 
 class ArrayRows:
@@ -153,20 +148,18 @@ class ArrayRows:
 
     Raises:
         StoreError: it cannot be read.
-        CorruptRecordError: it is damaged, or has no such array.
+        CorruptRecordError: it is missing or damaged, or has no such array.
     """
 
     def __init__(self, path: Path, name: str) -> None:
         self._path = path
-        self._archive = _opened(path)
-        try:
-            self._stream = self._archive.open(f"{name}.npy")
-            version = np.lib.format.read_magic(self._stream)
-            read_header = getattr(np.lib.format, f"read_array_header_{version[0]}_0")
+        with _reading(path):
+            archive = zipfile.ZipFile(path)
+            self._stream = archive.open(f"{name}.npy")
+            version, _ = np.lib.format.read_magic(self._stream)
+            read_header = getattr(np.lib.format, f"read_array_header_{version}_0")
             self.shape, _, self._dtype = read_header(self._stream)
             self._start = self._stream.tell()
-        except (AttributeError, KeyError, ValueError, zipfile.BadZipFile, zlib.error) as error:
-            raise CorruptRecordError(f"arrays cannot be read: {error}", where=path) from error
         self._row_bytes = self._dtype.itemsize * math.prod(self.shape[1:])
 
     def __len__(self) -> int:
@@ -177,54 +170,51 @@ class ArrayRows:
 
         Raises:
             IndexError: there is no such row.
-            CorruptRecordError: the file ends too early, or is damaged.
+            StoreError, CorruptRecordError: as for the object.
         """
         wanted = np.asarray(rows, np.int64)
         if ((wanted < 0) | (wanted >= len(self))).any():
             raise IndexError(f"rows {wanted.min()} to {wanted.max()} of {len(self)}")
         found = np.empty((len(wanted), *self.shape[1:]), self._dtype)
-        try:
+        with _reading(self._path):
             for place in np.argsort(wanted, kind="stable"):
                 self._stream.seek(self._start + int(wanted[place]) * self._row_bytes)
                 content = self._stream.read(self._row_bytes)
                 found[place] = np.frombuffer(content, self._dtype).reshape(self.shape[1:])
-        except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-            raise CorruptRecordError(f"arrays cannot be read: {error}", where=self._path) from error
-        except OSError as error:
-            raise file_error("read", self._path, error) from error
         return found
-
-
-def _opened(path: Path) -> zipfile.ZipFile:
-    try:
-        return zipfile.ZipFile(path)
-    except FileNotFoundError as error:
-        raise CorruptRecordError("its arrays are missing", where=path) from error
-    except zipfile.BadZipFile as error:
-        raise CorruptRecordError(f"arrays cannot be read: {error}", where=path) from error
-    except OSError as error:
-        raise file_error("read", path, error) from error
 
 
 def check_size(path: Path, size: int) -> None:
     """Raise unless the file is there and has ``size`` bytes."""
-    try:
+    with _reading(path):
         found = path.stat().st_size
-    except FileNotFoundError as error:
-        raise CorruptRecordError("its arrays are missing", where=path) from error
-    except OSError as error:
-        raise file_error("read", path, error) from error
     if found != size:
         raise CorruptRecordError(f"its arrays have {found} bytes instead of {size}", where=path)
 
 
 def check_digest(path: Path, digest: str) -> None:
     """Raise unless the file is there and has the SHA-256 ``digest``."""
-    try:
+    with _reading(path):
         found = file_sha256(path)
+    if found != digest:
+        raise CorruptRecordError("the arrays' checksum is wrong", where=path)
+
+
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Whatever goes wrong with the file is said in one line."""
+    try:
+        yield
     except FileNotFoundError as error:
         raise CorruptRecordError("its arrays are missing", where=path) from error
     except OSError as error:
         raise file_error("read", path, error) from error
-    if found != digest:
-        raise CorruptRecordError("the arrays' checksum is wrong", where=path)
+    except (
+        AttributeError,
+        KeyError,
+        ValueError,
+        EOFError,
+        zipfile.BadZipFile,
+        zlib.error,
+    ) as error:
+        raise CorruptRecordError(f"arrays cannot be read: {error}", where=path) from error

@@ -73,7 +73,7 @@ def attention(
     from robench.cli.output import RunDisplay, print_json
     from robench.files import ensure_writable
     from robench.inspection.attention_report import reports_of, write_reports
-    from robench.inspection.attention_studies import Look, study_models
+    from robench.inspection.attention_study import Look, study_models
 
     folder = request.folder / "attention" if out is None else out
     ensure_writable(folder, "--out")

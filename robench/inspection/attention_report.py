@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from robench.formatting import format_table, number, p_value
-from robench.inspection.attention_studies import Studied
+from robench.inspection.attention_study import Studied
 from robench.reporting.export import samples_frame
 from robench.reporting.findings import attention_findings, attention_sentences
 from robench.reporting.metric_tables import attention_table, class_table, worst_classes

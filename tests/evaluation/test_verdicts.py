@@ -18,7 +18,7 @@ from robench.evaluation.adjudicate import Adjudicator
 from robench.evaluation.batch_attacks import run_batch_attack
 from robench.evaluation.samples import Samples
 from robench.geometry import norm_of
-from robench.inspection.reverify import reverify
+from robench.inspection.verification import reverify
 from robench.models import wrap_module
 from robench.records import AttackSpec, Outcome, Suite
 from robench.results import Store

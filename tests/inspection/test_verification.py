@@ -11,7 +11,7 @@ from robench.datasets import load_dataset
 from robench.errors import StoreError, UsageError
 from robench.evaluation.runner import evaluate_model
 from robench.evaluation.settings import Settings
-from robench.inspection.reverify import reverify
+from robench.inspection.verification import reverify
 from robench.models import load_model
 from robench.records import Outcome
 from robench.results import Store

@@ -270,16 +270,31 @@ def _spec(kind: type[Spec], given: Spec | Mapping[str, Any], where: str) -> Spec
 
 def _check_belonging(request: Request) -> None:
     """Refuse what says something about models or data that the request does not have."""
-    if request.architecture is None:
-        bare = any(
-            isinstance(model, nn.Module) and not isinstance(model, RobenchModel)
-            for model in request.models
+    bare = sum(
+        isinstance(model, nn.Module) and not isinstance(model, RobenchModel)
+        for model in request.models
+    )
+    about_weights = request.architecture_arguments or (
+        not bare and (request.input or request.forward)
+    )
+    if request.architecture is None and about_weights:
+        raise UsageError(
+            "--arch-arg and --input are for weights without a card",
+            hint="Name their architecture with --arch",
         )
-        if request.architecture_arguments or ((request.input or request.forward) and not bare):
-            raise UsageError(
-                "--arch-arg and --input are for weights without a card",
-                hint="Name their architecture with --arch",
-            )
+    if bare > 1:
+        raise UsageError(
+            f"{bare} modules under one name",
+            where=request.name,
+            hint="Give each its own with robench.models.wrap_module(…, name=…)",
+        )
+    about_files = (request.split, request.data_root, request.download, *request.dataset_options)
+    named = request.dataset is None or isinstance(request.dataset, str | Path)
+    if not named and about_files != (Request.split, None, False):
+        raise UsageError(
+            "split, data_root, dataset_options and download are for a data set that is named",
+            hint="Leave them out, or name the data set",
+        )
 
 
 def threat_model_for(request: Request, own: ThreatModel) -> ThreatModel:

@@ -212,6 +212,25 @@ def test_an_attack_that_cannot_be_is_refused_before_the_first_one(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_two_modules_cannot_have_one_name():
+    with pytest.raises(UsageError, match="2 modules under one name"):
+        prepare(Request([linear(64), linear(64)], "digits", eps="0.1"))
+
+
+@pytest.mark.parametrize(
+    "about_files",
+    [
+        {"split": "train"},
+        {"data_root": "data"},
+        {"dataset_options": {"size": 8}},
+        {"download": True},
+    ],
+)
+def test_samples_that_are_given_are_not_looked_for(about_files):
+    with pytest.raises(UsageError, match="for a data set that is named"):
+        prepare(Request((MODEL,), load_dataset("digits", n=4), **about_files))
+
+
 def test_a_module_needs_a_threat_model():
     with pytest.raises(UsageError, match="does not say what to evaluate it under"):
         robench.evaluate(linear(64), "digits", "quick")

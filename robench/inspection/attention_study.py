@@ -264,8 +264,7 @@ def study_models(
 
     Raises:
         RobenchError: as :func:`robench.preparation.prepare` and
-            :func:`study_attention`; an attack that the suite
-            has not, near misses listed.
+            :func:`study_attention`; an attack that the suite has not, near misses listed.
     """
     prepared = prepare(request)
     prepared = replace(prepared, suite=_only(prepared.suite, look.attack))
@@ -274,6 +273,9 @@ def study_models(
         for planned in prepared.planned
     ]
     target = chosen_target(look.target, prepared.planned[0].dataset.class_names)
+    for planned, spec in zip(prepared.planned, specs, strict=True):
+        # Before the attacks run.
+        _try_map(planned.model, planned.dataset, spec, target, torch.device("cpu"))
     studied = []
     for planned, spec in zip(prepared.planned, specs, strict=True):
         with tempfile.TemporaryDirectory(prefix="robench-") as scratch:

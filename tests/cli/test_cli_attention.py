@@ -92,8 +92,8 @@ def test_files_are_those_named_and_the_tables_say_the_same(ran, looked):
 
 def test_what_is_kept_is_decompressed_once(ran, tmp_path, monkeypatch):
     read = []
-    whole = store.load_arrays
-    monkeypatch.setattr(store, "load_arrays", lambda *a: read.append(a) or whole(*a))
+    rows = store.ArrayRows
+    monkeypatch.setattr(store, "ArrayRows", lambda *a: read.append(a) or rows(*a))
     done = invoke(
         *("attention", "pgd-at", *ALIKE, "--results", ran, "--out", tmp_path, "--samples", 0),
         "--json",
@@ -178,6 +178,13 @@ def test_what_makes_no_sense_is_refused_and_leaves_nothing(ran, tmp_path, option
     for word in words:
         assert word in done.err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("options", [("--layer", "blocs"), ("--map", "rollout")])
+def test_a_map_that_cannot_be_is_refused_before_the_attack(tmp_path, options):
+    done = invoke("attention", "pgd-at", *ALIKE, "--results", tmp_path / "r", *options)
+    assert done.code == 2
+    assert done.err.count("\n") == 1, "an attack was run"
 
 
 def test_a_folder_that_cannot_be_written_is_refused_before_the_attack(ran, tmp_path):

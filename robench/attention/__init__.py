@@ -6,7 +6,7 @@ from robench.attention.catalogue import ATTENTION_METHODS, AttentionMethod
 from robench.attention.feature_maps import find_spatial_layer
 from robench.attention.feature_sum import feature_sum, feature_sum_map
 from robench.attention.grad_cam import grad_cam, grad_cam_and_logits
-from robench.attention.maps import AttentionExtractor, attention_maps
+from robench.attention.maps import AttentionExtractor
 from robench.attention.masks import downsample_masks, is_empty, largest_cells, top_mask
 from robench.attention.metrics import (
     attention_coverage,
@@ -31,7 +31,6 @@ __all__ = [
     "attention_empty",
     "attention_entropy",
     "attention_fragments",
-    "attention_maps",
     "attention_scatter",
     "attention_shift",
     "connected_parts",

@@ -29,7 +29,7 @@ class MapFunction(Protocol):
         layer: str | None = None,
         create_graph: bool = False,
     ) -> Tensor:
-        """See :func:`robench.attention.attention_maps`."""
+        """See :meth:`robench.attention.AttentionExtractor.__call__`."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from robench.attention.catalogue import ATTENTION_METHODS
 from robench.errors import UsageError
 from robench.probes import resolve_layer
 
-__all__ = ["AttentionExtractor", "attention_maps"]
+__all__ = ["AttentionExtractor"]
 
 
 class AttentionExtractor:
@@ -37,7 +37,12 @@ class AttentionExtractor:
         self._layer = None if layer is None else resolve_layer(model, layer)[0]
 
     def __call__(self, inputs: Tensor, targets: Tensor, *, create_graph: bool = False) -> Tensor:
-        """Maps (N, h, w), 0 or larger, of ``targets`` (N,) for ``inputs`` (N, C, H, W).
+        """Maps (N, h, w), 0 or larger, at the layer's or patches' own resolution.
+
+        Args:
+            inputs: (N, C, H, W) in [0, 1].
+            targets: (N,) class numbers: the true, the predicted or any other class.
+            create_graph: keep the maps differentiable, for losses on maps.
 
         Raises:
             ModelError: the method is not defined for this network.
@@ -67,34 +72,3 @@ class AttentionExtractor:
                 hint="Compute maps or call prepare(inputs) first",
             )
         return f"{self._name}@{self._layer}"
-
-
-def attention_maps(
-    model: nn.Module,
-    inputs: Tensor,
-    targets: Tensor,
-    *,
-    method: str = "grad_cam",
-    layer: str | None = None,
-    create_graph: bool = False,
-) -> Tensor:
-    """Attention maps of a batch.
-
-    Args:
-        model: network that maps inputs to logits; it is left as it was.
-        inputs: (N, C, H, W) in [0, 1].
-        targets: (N,) class numbers: the true, the predicted or any other class.
-        method: name in :data:`ATTENTION_METHODS`.
-        layer: dotted name of a submodule; None lets the method choose.
-        create_graph: keep the maps differentiable, for losses on maps.
-
-    Returns:
-        (N, h, w), 0 or larger, at the layer's or patches' own resolution.
-
-    Raises:
-        UnknownNameError: no such method or layer; near misses are listed.
-        ModelError: the method is not defined for this network.
-        UsageError: malformed inputs or targets, or a layer for a method that has none.
-    """
-    extractor = AttentionExtractor(model, method=method, layer=layer)
-    return extractor(inputs, targets, create_graph=create_graph)

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from robench.attention import (
     ATTENTION_METHODS,
     AttentionExtractor,
-    attention_maps,
     feature_sum,
     feature_sum_map,
     grad_cam,
@@ -105,7 +104,7 @@ def test_extractor_computes_and_describes(method: str, direct: Callable[..., Ten
     maps = extractor(INPUTS, TARGETS)
     assert extractor.describe() == f"{method}@2"
     assert torch.equal(maps, direct(model, INPUTS, TARGETS, layer="2"))
-    assert torch.equal(maps, attention_maps(model, INPUTS, TARGETS, method=method))
+    assert torch.equal(maps, AttentionExtractor(model, method=method)(INPUTS, TARGETS))
     assert AttentionExtractor(model, method=method, layer="0").describe() == f"{method}@0"
 
 
@@ -173,7 +172,7 @@ def test_windowed_transformers_have_grad_cam_and_no_rollout() -> None:
         num_classes=5,
     ).eval()
     inputs, targets = torch.rand(2, 3, 64, 64), torch.tensor([0, 1])
-    maps = attention_maps(model, inputs, targets)
+    maps = AttentionExtractor(model)(inputs, targets)
     assert maps.shape == (2, 8, 8)
     assert maps.amax() > 0
     # The same feature map, before and after its channels are moved to the front.

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from robench.api import evaluate
-from robench.attention import attention_maps
+from robench.attention import AttentionExtractor
 from robench.datasets import ArrayDataset, load_dataset
 from robench.errors import DataError
 from robench.evaluation.record_builder import half_broken
@@ -218,7 +218,7 @@ def test_values_are_those_of_the_maps(problem, target, method, batch_size):
             "true": dataset.labels[rows],
             "predicted": model(inputs).argmax(dim=1).detach(),
         }.get(target, torch.full((9,), 2))
-        maps.append(attention_maps(model, inputs, classes, method=method))
+        maps.append(AttentionExtractor(model, method=method)(inputs, classes))
     for name, column in attention_values(*maps).items():
         torch.testing.assert_close(values[name], column, equal_nan=True, msg=name)
     assert metrics.description is not None

@@ -62,7 +62,8 @@ class Request:
         num_classes: of a bare module; None: the data set's.
         name: of a bare module in the records.
         trust_pickle: execute the code in weights files.
-        trust_code: call what a card outside the zoo folders names.
+        trust_code: import and call the code that a card outside the zoo folders, a suite's file or
+            ``dataset`` names as ``package.module:attribute``.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:1`` or ``mps``.
         precision: of the search, one of :data:`PRECISIONS`.
         batch_size: inputs at a time; None: chosen by measurement.

@@ -87,6 +87,17 @@ def session(tmp_path_factory: pytest.TempPathFactory) -> Session:
         "data = load_dataset('bright-or-dark', size=6)\n"
         "parts = load_training_splits('bright-or-dark')\n"
         "printed['data'] = [data.name, data.input_shape, [len(part) for part in parts]]\n"
+        "from robench.models import build_architecture\n"
+        "from robench.records import ArchitectureSpec\n"
+        "network = build_architecture(ArchitectureSpec(name='one-layer'), 3, 1)\n"
+        "printed['network'] = list(network.layer.weight.shape)\n"
+        "from robench.errors import UsageError\n"
+        "written = 'robench_example.data:load_bright_or_dark'\n"
+        "try:\n"
+        "    load_dataset(written)\n"
+        "except UsageError as error:\n"
+        "    printed['untrusted data'] = str(error)\n"
+        "printed['trusted data'] = load_dataset(written, trust_code=True).name\n"
         "print(json.dumps(printed))\n"
     )
     done = subprocess.run(
@@ -142,6 +153,12 @@ def test_adding_a_check(session: Session) -> None:
 
 def test_adding_a_data_set(session: Session) -> None:
     assert session.printed["data"] == ["bright-or-dark", [1, 6, 6], [90, 10]]
+    assert "--trust-code" in session.printed["untrusted data"]
+    assert session.printed["trusted data"] == "bright-or-dark"
+
+
+def test_adding_an_architecture(session: Session) -> None:
+    assert session.printed["network"] == [3, 64]
 
 
 def test_adding_a_report(session: Session) -> None:

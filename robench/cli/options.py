@@ -128,7 +128,7 @@ class RequestOptions:
         bool,
         typer.Option(
             "--trust-code",
-            help="Call what a card outside the zoo folders names.",
+            help="Import and call the code that cards, suites or --dataset name.",
             show_default=False,
         ),
     ]

@@ -1,1 +1,1 @@
-"""An attack, a metric, a check, a data set and reports from outside robench, a file each."""
+"""An attack, a metric, a check, a data set, a network and reports from outside robench."""

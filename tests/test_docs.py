@@ -126,3 +126,15 @@ def test_reading_records_as_shown(tmp_path, monkeypatch, capsys):
     (code,) = blocks("docs/records.md", "python")
     exec(code, {})
     assert "survived" in capsys.readouterr().out
+
+
+def test_the_gate_from_python_as_shown(tmp_path, monkeypatch, capsys):
+    from record_factory import make_record, make_samples
+
+    monkeypatch.chdir(tmp_path)
+    samples = make_samples("SSB")
+    for model in ("candidate", "release"):
+        Store("results").write(make_record(samples, model=model), samples)
+    (code,) = blocks("docs/regression-gate.md", "python")[-1:]
+    exec(code, {})
+    assert "release" in capsys.readouterr().out

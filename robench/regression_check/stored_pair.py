@@ -14,7 +14,7 @@ __all__ = ["stored_pair"]
 def stored_pair(
     candidate: str,
     baseline: str,
-    folder: Path,
+    folder: str | Path,
     wanted: RecordFilter | None = None,
     *,
     baseline_from: Path | None = None,

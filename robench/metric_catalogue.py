@@ -10,7 +10,7 @@ adds its own by an entry point of the group ``robench.metrics``.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -64,9 +64,9 @@ class Metric:
     """One metric of single samples.
 
     Attributes:
-        name, label, unit, meaning: as for :class:`Column`.
+        name, unit, meaning: as for :class:`Column`.
         direction: which way is better; of a metric of one map: which way its increase is.
-        low, high: the smallest and the largest possible value, None where unbounded.
+        bounds: the smallest and the largest possible value, None where unbounded.
         compute: the function, or ``"package.module:function"``: what ``on`` names, in that order,
             to one value a sample, (N,), NaN where undefined.
         on: what it takes. Of attention: ``maps`` and ``adv_maps`` (N, h, w), 0 or larger, ``masks``
@@ -77,24 +77,24 @@ class Metric:
         leaderboard: the endings of its columns that the leaderboard has.
         by_class: the endings of its columns that are shown class by class.
         figure: whether a figure shows robust accuracy against its mean.
+        label: the name on an axis; without one, ``name`` in plain words.
 
     Raises:
         UsageError: ``on`` names nothing, something unknown, or both maps and features.
     """
 
     name: str
-    label: str
     unit: str
     meaning: str
     direction: Direction
-    low: float | None = None
-    high: float | None = None
+    bounds: tuple[float | None, float | None] = (None, None)
     compute: str | Callable[..., Any]
     on: tuple[str, ...]
     of_one_map: Direction = "neutral"
     leaderboard: tuple[str, ...] = ("", "_increase")
     by_class: tuple[str, ...] = ()
     figure: bool = False
+    label: str = ""
 
     def __post_init__(self) -> None:
         if not self.on or not (_OF_MAPS.issuperset(self.on) or _OF_FEATURES.issuperset(self.on)):
@@ -111,28 +111,35 @@ class Metric:
 
     def columns(self) -> Iterator[Column]:
         """Its columns: one, or the three of a metric of one map."""
+        label = self.label or self.name.replace("_", " ").capitalize()
+        low, high = self.bounds
+        base = Column(self.name, label, self.direction, low, high, self.unit, self.meaning)
         if "map" not in self.on:
-            yield self._column("", self.label, self.direction, self.meaning)
+            yield base
             return
-        for ending, split in zip(_SPLITS[:2], ("clean", "adversarial"), strict=True):
-            more = "; adversarial map" if ending == "_adv" else ""
-            yield self._column(
-                ending, f"{self.label} ({split})", self.of_one_map, f"{self.meaning}{more}"
-            )
-        span = None if self.high is None or self.low is None else self.high - self.low
-        yield Column(
-            f"{self.name}_increase",
-            f"{self.label} (increase)",
-            self.direction,
-            None if span is None else -span,
-            span,
-            self.unit,
-            f"{self.meaning}; adversarial minus clean",
+        names, words = (f"{self.name}{ending}" for ending in _SPLITS), self.meaning
+        one = replace(base, direction=self.of_one_map)
+        yield replace(one, name=next(names), label=f"{label} (clean)")
+        adversarial = f"{words}; adversarial map"
+        yield replace(one, name=next(names), label=f"{label} (adversarial)", meaning=adversarial)
+        span = None if high is None or low is None else high - low
+        yield replace(
+            base,
+            name=next(names),
+            label=f"{label} (increase)",
+            low=None if span is None else -span,
+            high=span,
+            meaning=f"{words}; adversarial minus clean",
         )
 
-    def _column(self, ending: str, label: str, direction: Direction, meaning: str) -> Column:
-        name = f"{self.name}{ending}"
-        return Column(name, label, direction, self.low, self.high, self.unit, meaning)
+    @property
+    def function(self) -> Any:
+        """``compute``, imported.
+
+        Raises:
+            UsageError: it cannot be imported.
+        """
+        return import_target(self.compute) if isinstance(self.compute, str) else self.compute
 
     def values(self, data: Mapping[str, Any]) -> dict[str, Any]:
         """Column → (N,), from data that has all it needs.
@@ -140,7 +147,7 @@ class Metric:
         Raises:
             UsageError: ``compute`` cannot be imported, fails, or returns something else.
         """
-        compute = import_target(self.compute) if isinstance(self.compute, str) else self.compute
+        compute = self.function
         if "map" not in self.on:
             return {self.name: self._checked(compute, [data[name] for name in self.on])}
         clean, adv = (
@@ -171,12 +178,10 @@ METRIC_REGISTRY: Registry[Metric] = Registry("metric", "robench.metrics")
 for _metric in (
     Metric(
         name="attention_deviation",
-        label="Attention deviation",
         unit="1 - IoU",
         meaning="how little the most attended eighth of the clean and adversarial maps overlap",
         direction="lower",
-        low=0.0,
-        high=1.0,
+        bounds=(0.0, 1.0),
         compute="robench.attention.metrics:attention_deviation",
         on=("maps", "adv_maps"),
         by_class=("",),
@@ -184,66 +189,56 @@ for _metric in (
     ),
     Metric(
         name="attention_shift",
-        label="Attention shift",
         unit="map diagonals",
         meaning="how far the map's centre of mass moved",
         direction="lower",
-        low=0.0,
-        high=1.0,
+        bounds=(0.0, 1.0),
         compute="robench.attention.metrics:attention_shift",
         on=("maps", "adv_maps"),
     ),
     Metric(
         name="attention_divergence",
-        label="Attention divergence",
         unit="bits",
         meaning="Jensen-Shannon divergence of the clean and adversarial maps",
         direction="lower",
-        low=0.0,
-        high=1.0,
+        bounds=(0.0, 1.0),
         compute="robench.attention.metrics:attention_divergence",
         on=("maps", "adv_maps"),
     ),
     Metric(
         name="attention_scatter",
-        label="Attention scatter",
         unit="of a uniform map",
         meaning="spread of the map around its centre of mass: 0 one cell, 1 uniform",
         direction="lower",
-        low=0.0,
+        bounds=(0.0, None),
         compute="robench.attention.metrics:attention_scatter",
         on=("map",),
         by_class=("_increase",),
     ),
     Metric(
         name="attention_entropy",
-        label="Attention entropy",
         unit="of a uniform map",
         meaning="evenness of the map: 0 one cell, 1 uniform",
         direction="lower",
-        low=0.0,
-        high=1.0,
+        bounds=(0.0, 1.0),
         compute="robench.attention.metrics:attention_entropy",
         on=("map",),
     ),
     Metric(
         name="attention_fragments",
-        label="Attention fragments",
         unit="parts",
         meaning="connected parts of the most attended eighth of the map",
         direction="lower",
-        low=1.0,
+        bounds=(1.0, None),
         compute="robench.attention.metrics:attention_fragments",
         on=("map",),
     ),
     Metric(
         name="attention_coverage",
-        label="Attention coverage",
         unit="of the object",
         meaning="share of the object among as many most attended cells",
         direction="higher",
-        low=0.0,
-        high=1.0,
+        bounds=(0.0, 1.0),
         compute="robench.attention.metrics:attention_coverage",
         on=("map", "masks"),
         of_one_map="higher",
@@ -256,19 +251,16 @@ for _metric in (
         unit="samples",
         meaning="the clean or adversarial map is all zero or not finite, its metrics undefined",
         direction="lower",
-        low=0.0,
-        high=1.0,
+        bounds=(0.0, 1.0),
         compute="robench.attention.metrics:attention_empty",
         on=("maps", "adv_maps"),
     ),
     Metric(
         name="alignment",
-        label="Alignment",
         unit="cosine distance",
         meaning="distance between the features of a sample and of its adversarial example",
         direction="lower",
-        low=0.0,
-        high=2.0,
+        bounds=(0.0, 2.0),
         compute="robench.representations.metrics:alignment",
         on=("features", "adv_features"),
         by_class=("",),
@@ -276,24 +268,20 @@ for _metric in (
     ),
     Metric(
         name="exclusion",
-        label="Exclusion",
         unit="cosine distance",
         meaning="distance between the features of a sample and of other classes' adversarial examples",
         direction="higher",
-        low=0.0,
-        high=2.0,
+        bounds=(0.0, 2.0),
         compute="robench.representations.metrics:exclusion",
         on=("features", "adv_features", "labels"),
         figure=True,
     ),
     Metric(
         name="separation",
-        label="Separation",
         unit="probability",
         meaning="chance that a sample's own adversarial example is closer than one of another class",
         direction="higher",
-        low=0.0,
-        high=1.0,
+        bounds=(0.0, 1.0),
         compute="robench.representations.metrics:separation",
         on=("features", "adv_features", "labels"),
     ),
@@ -323,7 +311,19 @@ class _Columns(Mapping[str, Column]):
 
     @cached_property
     def _columns(self) -> dict[str, Column]:
-        return {c.name: c for item in self.metrics.values() for c in item.columns()}
+        # Imported here: records' schemas take a moment, and only a metric's name needs them.
+        from robench.records import SampleOutcome
+
+        found: dict[str, Column] = {}
+        for item in self.metrics.values():
+            for column in item.columns():
+                if column.name in {*found, *SampleOutcome.model_fields}:
+                    raise UsageError(
+                        f"metric {item.name!r} {METRIC_REGISTRY.summary(item.name)} has the column "
+                        f"{column.name!r}, which is taken"
+                    )
+                found[column.name] = column
+        return found
 
     def __getitem__(self, name: str) -> Column:
         return self._columns[name]
@@ -386,7 +386,6 @@ def foreign_metrics() -> dict[str, str]:
     """Metrics from outside robench, each with what decides its numbers (``identity_of``)."""
     found = {}
     for name, item in METRICS.metrics.items():
-        compute = import_target(item.compute) if isinstance(item.compute, str) else item.compute
-        if (identity := identity_of(compute)) is not None:
+        if (identity := identity_of(item.function)) is not None:
             found[name] = identity
     return found

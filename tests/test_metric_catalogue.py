@@ -3,11 +3,13 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
+from robench import metric_catalogue
 from robench.errors import UnknownNameError, UsageError
 from robench.metric_catalogue import (
     METRICS,
@@ -17,6 +19,7 @@ from robench.metric_catalogue import (
     measure,
     metric,
 )
+from robench.registry import Registry
 
 
 def test_names_are_unique_and_entries_complete() -> None:
@@ -47,12 +50,10 @@ def test_reading_it_needs_no_torch() -> None:
 def _metric(compute: Callable[..., Any], *on: str) -> Metric:
     return Metric(
         name="mass",
-        label="Mass",
         unit="of the map",
         meaning="what the map sums to",
         direction="lower",
-        low=0.0,
-        high=2.0,
+        bounds=(0.0, 2.0),
         compute=compute,
         on=on,
     )
@@ -72,6 +73,7 @@ def test_a_metric_of_one_map_makes_three_columns() -> None:
     assert (columns["mass_increase"].low, columns["mass_increase"].high) == (-2.0, 2.0)
     assert [c.direction for c in columns.values()] == ["neutral", "neutral", "lower"]
     assert item.needs == {"maps", "adv_maps"}
+    assert columns["mass_adv"].label == "Mass (adversarial)"
 
 
 @pytest.mark.parametrize("on", [(), ("maps", "features"), ("pixels",)])
@@ -112,3 +114,14 @@ def test_what_is_shown_are_columns() -> None:
 
 def test_no_metric_of_ours_is_foreign() -> None:
     assert foreign_metrics() == {}
+
+
+@pytest.mark.parametrize("name", ["attention_scatter_adv", "label", "outcome"])
+def test_a_column_cannot_be_taken(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    registry: Registry[Metric] = Registry("metric")
+    ours = metric_catalogue.METRIC_REGISTRY["attention_scatter"]
+    registry.add(ours.name, ours)
+    registry.add(name, replace(_metric(lambda maps: maps, "maps"), name=name), "of a stranger")
+    monkeypatch.setattr(metric_catalogue, "METRIC_REGISTRY", registry)
+    with pytest.raises(UsageError, match=f"metric '{name}' of a stranger has the column '{name}'"):
+        len(metric_catalogue._Columns())

@@ -121,8 +121,15 @@ def imports_code(attack: str) -> bool:
         is_target(attack)
         and attack not in ATTACKS
         and head not in ADAPTERS
-        and ("." in head or find_spec(head) is not None)
+        and ("." in head or _is_module(head))
     )
+
+
+def _is_module(name: str) -> bool:
+    try:
+        return find_spec(name) is not None
+    except ValueError:  # running, without a file of its own
+        return True
 
 
 def _factory(spec: AttackSpec) -> tuple[Any, str | None]:

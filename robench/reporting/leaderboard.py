@@ -218,6 +218,8 @@ def _row(
     metrics = result.attention_record.metrics if measured else {}
     for name in columns_shown("leaderboard"):
         if (summary := metrics.get(name)) is not None:
+            if name in row:
+                raise UsageError(f"a metric has the name of the column {name!r}")
             row[name] = summary.mean
             row[f"{name}_broken"] = summary.mean_broken
             row[f"{name}_survived"] = summary.mean_survived

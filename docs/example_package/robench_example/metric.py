@@ -14,12 +14,10 @@ def attention_peak(maps: Tensor) -> Tensor:
 
 ATTENTION_PEAK = Metric(
     name="attention_peak",
-    label="Attention peak",
     unit="of the map",
     meaning="share of the most attended cell",
     direction="higher",
-    low=0.0,
-    high=1.0,
+    bounds=(0.0, 1.0),
     compute=attention_peak,
     on=("map",),
 )

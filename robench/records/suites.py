@@ -37,7 +37,8 @@ class AttackSpec(Frozen):
     name: Name
     """The column's name."""
     attack: str = "cascade"
-    """A registered attack, ``art:CLASS``, ``pyautoattack:VERSION``, or ``cascade`` with stages."""
+    """A registered attack, ``art:CLASS``, ``pyautoattack:VERSION``, ``package.module:Class``, or
+    ``cascade`` with stages."""
     params: dict[str, Any] = Field(default_factory=dict)
     norms: tuple[Norm, ...] = ("Linf", "L2", "L1")
     """Norms for which a suite uses this entry."""

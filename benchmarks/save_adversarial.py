@@ -1,4 +1,4 @@
-"""What keeping adversarial inputs costs in memory, time and on the disk.
+"""What keeping adversarial inputs costs in memory and on the disk.
 
 A data set of random pictures of 3 x 224 x 224 that are made when they are read, a model of one
 convolution, and FGSM: next to nothing but the inputs themselves. Each run is a process of its own,
@@ -76,15 +76,13 @@ class Measured:
     n: int
     saved: bool
     peak_mib: float
-    seconds: float
     disk_mib: float
 
 
 def run_here(count: int, save: bool, results: Path) -> None:
-    """One evaluation in this process; prints peak MiB, seconds and MiB on the disk."""
+    """One evaluation in this process; prints peak MiB and MiB on the disk."""
     torch.manual_seed(0)
     module = wrap_module(Trivial(), num_classes=2, threat_model="Linf-4/255")
-    start = time.perf_counter()
     robench.evaluate(
         module,
         Pictures(count),
@@ -97,10 +95,9 @@ def run_here(count: int, save: bool, results: Path) -> None:
         results=results,
         save_adversarial=save,
     )
-    seconds = time.perf_counter() - start
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     disk = sum(path.stat().st_size for path in results.rglob("*.npz")) / 2**20
-    print(peak, seconds, disk)
+    print(peak, disk)
 
 
 def measure(count: int, save: bool) -> Measured:
@@ -109,8 +106,8 @@ def measure(count: int, save: bool) -> Measured:
         done = subprocess.run(
             [*command, *(["--save"] if save else [])], check=True, capture_output=True, text=True
         )
-    peak, seconds, disk = map(float, done.stdout.split()[-3:])
-    return Measured(count, save, peak, seconds, disk)
+    peak, disk = map(float, done.stdout.split()[-2:])
+    return Measured(count, save, peak, disk)
 
 
 def main() -> None:
@@ -131,11 +128,10 @@ def main() -> None:
         f"FGSM on random pictures of 3 x 224 x 224 with a trivial model, each run a process of its "
         f"own. The inputs of n = {options.n} measure {inputs_mib:.0f} MiB.",
         "",
-        "| n | `--save-adversarial` | peak memory, MiB | seconds | npz, MiB |",
-        "|---:|---|---:|---:|---:|",
+        "| n | `--save-adversarial` | peak memory, MiB | npz, MiB |",
+        "|---:|---|---:|---:|",
         *(
-            f"| {row.n} | {'yes' if row.saved else 'no'} | {row.peak_mib:.0f} | {row.seconds:.0f} "
-            f"| {row.disk_mib:.0f} |"
+            f"| {row.n} | {'yes' if row.saved else 'no'} | {row.peak_mib:.0f} | {row.disk_mib:.0f} |"
             for row in rows
         ),
         "",

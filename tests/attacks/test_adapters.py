@@ -260,7 +260,7 @@ def test_entries_of_a_suite_become_attacks() -> None:
         assert built.name == "column"
         assert built.threat_model == threat_model
         assert ATTACKS.summary(name)
-    assert list(ADAPTERS) == ["art", "pyautoattack"]
+    assert sorted(ADAPTERS) == ["art", "pyautoattack"]
 
 
 @pytest.mark.parametrize(

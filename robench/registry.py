@@ -15,6 +15,7 @@ else's must not run code unasked, while an installed distribution was installed 
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import functools
 import hashlib
@@ -36,6 +37,7 @@ __all__ = [
     "Registry",
     "identity_of",
     "import_target",
+    "installed_versions",
     "is_target",
     "lazily",
     "near_misses",
@@ -151,6 +153,18 @@ def identity_of(target: object) -> str | None:
         return None
     digest = source_hash(top if hasattr(sys.modules.get(top), "__path__") else module)
     return f"{name} {digest or uuid.uuid4().hex}"
+
+
+def installed_versions(*distributions: str) -> dict[str, str]:
+    """The versions of those ``distributions`` that are installed, by name."""
+    # Takes a moment to import, and names are looked up without it.
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = {}
+    for name in distributions:
+        with contextlib.suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
 
 
 def source_hash(*modules: str) -> str | None:

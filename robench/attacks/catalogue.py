@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from robench.errors import AttackError, RobenchError, UsageError
 from robench.records import AttackSpec
-from robench.registry import Registry, identity_of, is_target, near_misses
+from robench.registry import Registry, identity_of, installed_versions, is_target, near_misses
 from robench.threat_models import ThreatModel
 
 if TYPE_CHECKING:
@@ -99,18 +98,13 @@ def foreign_code(spec: AttackSpec) -> dict[str, str]:
     found: dict[str, str] = {}
     for stage in spec.stages or (spec,):
         factory, foreign = _factory(stage)
-        adapter = stage.attack.partition(":")[0]
-        identity = identity_of(factory) if foreign is None else _version(_DISTRIBUTIONS[adapter])
+        identity = identity_of(factory)
+        if foreign is not None:
+            library = _DISTRIBUTIONS[stage.attack.partition(":")[0]]
+            identity = f"{library} {installed_versions(library).get(library, 'is not installed')}"
         if identity is not None:
             found[stage.attack] = identity
     return found
-
-
-def _version(distribution: str) -> str:
-    try:
-        return f"{distribution} {version(distribution)}"
-    except PackageNotFoundError:
-        return f"{distribution} is not installed"
 
 
 def imports_code(attack: str) -> bool:

@@ -5,25 +5,28 @@ from __future__ import annotations
 import hashlib
 import platform
 import shlex
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from safetensors.torch import save
-from torch import nn
 
 from robench.defenses.job import TrainingJob
-from robench.defenses.settings import values_checked
-from robench.defenses.training_data import TrainingSplits
 from robench.defenses.training_state import Best
+from robench.errors import UsageError
 from robench.files import atomic_write
 from robench.models.cards import CARD_NAME, write_card
-from robench.records import AttentionSpec, InputSpec, ModelCard, Provenance, WeightsSpec
+from robench.records import (
+    AttentionSpec,
+    InputSpec,
+    ModelCard,
+    Provenance,
+    WeightsSpec,
+    parse,
+)
+from robench.registry import installed_versions
 
 __all__ = ["draft_card", "write_model"]
 
 _WEIGHTS_NAME = "weights.safetensors"
-
-_FIGURES = ("clean_acc", "robust_acc")
 
 _PACKAGES = ("robench", "torch", "numpy", "scikit-learn")
 """Their versions decide the numbers."""
@@ -37,32 +40,45 @@ def draft_card(job: TrainingJob) -> ModelCard:
     """
     recipe, paper = job.recipe, job.recipe.paper
     train = job.data.train
-    with values_checked("Names have letters, digits, '.', '_', '+' and '-'"):
-        return ModelCard(
-            name=job.name,
-            dataset=train.name,
-            num_classes=train.num_classes,
-            threat_model=job.threat_model,
-            defense=recipe.name,
-            architecture=job.architecture,
-            weights=WeightsSpec(path=_WEIGHTS_NAME, sha256="0" * 64),
-            input=InputSpec(channels=train.input_shape[0]),
-            forward=recipe.forward_spec(job.network, job.data.probe),
-            attention=_attention(job.network),
-            provenance=Provenance(
-                paper=paper and paper.title,
-                link=paper and paper.link,
-                venue=paper and paper.venue,
-                year=paper and paper.year,
-                command=_command(job),
-                training_data=_described(job.data),
-                seed=job.seed,
-                epochs=job.settings.epochs,
-                recipe=job.recorded,
-                versions=_versions() | ({} if job.code is None else {"recipe": job.code}),
-                notes=recipe.notes,
+    versions = {
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        **installed_versions(*_PACKAGES),
+    }
+    if job.code is not None:
+        versions["recipe"] = job.code
+    # Where attention weights can be read, rollout; else Grad-CAM.
+    readable = any(getattr(module, "exposes_attention", False) for module in job.network.modules())
+    fields = {
+        "name": job.name,
+        "dataset": train.name,
+        "num_classes": train.num_classes,
+        "threat_model": job.threat_model,
+        "defense": recipe.name,
+        "architecture": job.architecture,
+        "weights": WeightsSpec(path=_WEIGHTS_NAME, sha256="0" * 64),
+        "input": InputSpec(channels=train.input_shape[0]),
+        "forward": recipe.forward_spec(job.network, job.data.probe),
+        "attention": AttentionSpec(method="rollout" if readable else "grad_cam"),
+        "provenance": Provenance(
+            paper=paper and paper.title,
+            link=paper and paper.link,
+            venue=paper and paper.venue,
+            year=paper and paper.year,
+            command=_command(job),
+            training_data="; ".join(
+                f"{part.name} {part.split}, n = {len(part)}, sha256 {part.fingerprint}"
+                for part in (job.data.train, job.data.validation)
             ),
-        )
+            seed=job.seed,
+            epochs=job.settings.epochs,
+            recipe=job.recorded,
+            versions=versions,
+            notes=recipe.notes,
+        ),
+    }
+    hint = "Names have letters, digits, '.', '_', '+' and '-'"
+    return parse(ModelCard, fields, UsageError, hint=hint)
 
 
 def write_model(card: ModelCard, best: Best, folder: Path, *, note: str | None = None) -> None:
@@ -80,7 +96,7 @@ def write_model(card: ModelCard, best: Best, folder: Path, *, note: str | None =
     content = save(best.weights)
     atomic_write(folder / _WEIGHTS_NAME, content)
     origin = card.provenance
-    figures = {name: round(best.figures[name], 2) for name in _FIGURES}
+    figures = {name: round(best.figures[name], 2) for name in ("clean_acc", "robust_acc")}
     notes = " ".join(part for part in (origin.notes, note) if part) or None
     update = {
         "weights": card.weights.model_copy(update={"sha256": hashlib.sha256(content).hexdigest()}),
@@ -126,28 +142,3 @@ def _spelled(value: object) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
-
-
-def _described(data: TrainingSplits) -> str:
-    """Name, size and fingerprint of each part."""
-    return "; ".join(
-        f"{part.name} {part.split}, n = {len(part)}, sha256 {part.fingerprint}"
-        for part in (data.train, data.validation)
-    )
-
-
-def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version(), "machine": platform.machine()}
-    for package in _PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            # Run from a source tree that is not installed.
-            continue
-    return found
-
-
-def _attention(network: nn.Module) -> AttentionSpec:
-    """Rollout for networks whose attention weights can be read, else Grad-CAM."""
-    readable = any(getattr(module, "exposes_attention", False) for module in network.modules())
-    return AttentionSpec(method="rollout" if readable else "grad_cam")

@@ -14,14 +14,14 @@ from robench import seeding
 from robench.defenses.catalogue import RECIPES
 from robench.defenses.precision import chosen_precision
 from robench.defenses.recipe import Recipe
-from robench.defenses.settings import Defaults, TrainingSettings, defaults_for, values_checked
-from robench.defenses.training_data import TrainingSplits, check_batch_size
+from robench.defenses.settings import Defaults, TrainingSettings, defaults_for
+from robench.defenses.training_data import TrainingSplits
 from robench.devices import resolve_device
 from robench.errors import TrainingError, UsageError
 from robench.models import load_model
 from robench.models.architectures.build import build_architecture
 from robench.models.wrapper import RobenchModel
-from robench.records import ArchitectureSpec
+from robench.records import ArchitectureSpec, parse
 from robench.registry import identity_of, unknown_name
 from robench.threat_models import ThreatModel
 
@@ -70,7 +70,7 @@ class TrainingJob:
         """Every setting by name, as the card has them."""
         found = {
             **self.settings.model_dump(mode="json"),
-            **self.recipe.parameters,
+            **self.recipe.model_dump(mode="json"),
             "precision": chosen_precision(self.device, self.settings.precision),
             "devices": self.devices,
             "device": self.device.type,
@@ -136,7 +136,12 @@ def resolve(
     dataset = splits.train.name
     defaults = defaults_for(dataset)
     loss, common = _configured(recipe, defaults.settings, settings or {})
-    check_batch_size(splits.train, common)
+    if len(splits.train) < common.batch_size:
+        raise TrainingError(
+            f"{len(splits.train)} training samples do not fill a batch of {common.batch_size}",
+            where=f"{dataset} ({splits.train.split})",
+            hint=f"Choose a batch size up to {len(splits.train)}",
+        )
     if where.type == "cpu" and not common.threads:
         # Spelled out, so that the recorded command gives the same bits elsewhere.
         common = common.model_copy(update={"threads": torch.get_num_threads()})
@@ -179,8 +184,7 @@ def _configured(
     parameters = recipe.model_dump() if isinstance(recipe, Recipe) else {}
     parameters |= {k: v for k, v in given.items() if k in own}
     shared = {**defaults, **{k: v for k, v in given.items() if k in common}}
-    with values_checked():
-        return kind.model_validate(parameters), TrainingSettings.model_validate(shared)
+    return parse(kind, parameters, UsageError), parse(TrainingSettings, shared, UsageError)
 
 
 def _architecture(

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor, nn
 
 from robench.defenses.inner_maximisers import Objective, ascend
@@ -14,6 +14,7 @@ from robench.defenses.training_data import Batch, TrainingData
 from robench.errors import ModelError
 from robench.probes import eval_mode
 from robench.records import ForwardSpec
+from robench.records.base import Frozen
 from robench.threat_models import ThreatModel
 
 __all__ = ["AdversarialRecipe", "Context", "Paper", "Recipe", "features_of"]
@@ -55,13 +56,11 @@ class Context:
     teacher: nn.Module | None = None
 
 
-class Recipe(BaseModel, ABC):
+class Recipe(Frozen, ABC):
     """A training loss with its parameters.
 
     A subclass has a ``name`` and declares its parameters as fields with the paper's defaults.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: ClassVar[str]
     paper: ClassVar[Paper | None] = None
@@ -91,11 +90,6 @@ class Recipe(BaseModel, ABC):
     def forward_spec(self, network: nn.Module, inputs: Tensor) -> ForwardSpec:
         """How the finished network's card says to call it, seen on a few ``inputs``."""
         return ForwardSpec()
-
-    @property
-    def parameters(self) -> dict[str, Any]:
-        """The parameters as plain data, for the card."""
-        return self.model_dump(mode="json")
 
 
 class AdversarialRecipe(Recipe, ABC):

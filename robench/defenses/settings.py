@@ -3,38 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 
-from robench.errors import UsageError
+from robench.records.base import Frozen
 
-__all__ = ["Defaults", "TrainingSettings", "defaults_for", "values_checked"]
-
-
-@contextmanager
-def values_checked(hint: str | None = None) -> Iterator[None]:
-    """What a model of pydantic refuses inside is refused in one line, with ``hint``.
-
-    Raises:
-        UsageError: a value that a field does not take.
-    """
-    try:
-        yield
-    except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(map(str, first["loc"]))
-        raise UsageError(f"{field} = {first['input']!r}: {first['msg']}", hint=hint) from error
+__all__ = ["Defaults", "TrainingSettings", "defaults_for"]
 
 
-class TrainingSettings(BaseModel):
+class TrainingSettings(Frozen):
     """Optimiser, schedule, augmentation and validation of one training run."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     epochs: int = Field(30, ge=1)
     batch_size: int = Field(128, ge=2)

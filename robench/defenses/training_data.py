@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,7 +15,7 @@ from robench.datasets import Dataset, load_training_splits
 from robench.defenses.settings import TrainingSettings
 from robench.errors import TrainingError, UsageError
 
-__all__ = ["Batch", "TrainingData", "TrainingSplits", "check_batch_size", "shift_and_flip"]
+__all__ = ["Batch", "TrainingData", "TrainingSplits", "shift_and_flip"]
 
 _RESIDENT_BYTES = 4 << 30
 """A set up to this size is kept on the device, as float32; a larger one is read as it goes."""
@@ -59,19 +58,14 @@ class TrainingSplits:
 
     @classmethod
     def load(
-        cls,
-        source: str | Path,
-        *,
-        root: str | Path | None = None,
-        download: bool = False,
-        options: Mapping[str, Any] | None = None,
+        cls, source: str | Path, *, root: str | Path | None = None, download: bool = False
     ) -> TrainingSplits:
         """The splits of ``source``, as :func:`~robench.datasets.load_training_splits` has them.
 
         Raises:
             UnknownNameError, DataError, UsageError: as that function.
         """
-        splits = load_training_splits(source, root=root, download=download, **(options or {}))
+        splits = load_training_splits(source, root=root, download=download)
         return cls(*splits, source=str(source))
 
 
@@ -110,9 +104,7 @@ class TrainingData:
         size = 4 * len(dataset) * math.prod(dataset.input_shape)
         everything = range(len(dataset))
         self._resident = dataset.batch(everything).to(device) if size <= _RESIDENT_BYTES else None
-        self._members = [
-            (dataset.labels == label).nonzero().flatten() for label in range(dataset.num_classes)
-        ]
+        self._class_sizes = dataset.labels.bincount(minlength=dataset.num_classes)
 
     @property
     def steps(self) -> int:
@@ -138,17 +130,18 @@ class TrainingData:
         Raises:
             TrainingError: a wanted class has no training samples.
         """
-        numbers = seeding.uniform(seeding.derive(keys, _DRAW), (1,)).flatten().cpu().tolist()
-        chosen: list[int] = []
-        for label, number in zip(classes.cpu().tolist(), numbers, strict=True):
-            members = self._members[label]
-            if len(members) == 0:
-                raise TrainingError(
-                    f"class {self.dataset.class_names[label]!r} has no training samples",
-                    where=f"{self.dataset.name} ({self.dataset.split})",
-                )
-            chosen.append(int(members[int(number * len(members))]))
-        indices = torch.tensor(chosen, dtype=torch.int64)
+        wanted = classes.cpu()
+        sizes = self._class_sizes[wanted]
+        if not sizes.all():
+            label = int(wanted[sizes == 0][0])
+            raise TrainingError(
+                f"class {self.dataset.class_names[label]!r} has no training samples",
+                where=f"{self.dataset.name} ({self.dataset.split})",
+            )
+        numbers = seeding.uniform(seeding.derive(keys, _DRAW), (1,)).flatten().cpu().double()
+        by_class = self.dataset.labels.argsort(stable=True)
+        starts = self._class_sizes.cumsum(0) - self._class_sizes
+        indices = by_class[starts[wanted] + (numbers * sizes).long()]
         return self._augmented(indices, seeding.derive(keys, _DRAW, 1).cpu())
 
     def _augmented(self, indices: Tensor, keys: Tensor) -> Tensor:
@@ -158,20 +151,6 @@ class TrainingData:
             inputs = self._resident[indices.to(self._device)]
         return shift_and_flip(
             inputs, keys.to(self._device), shift=self._settings.shift, flip=self._settings.flip
-        )
-
-
-def check_batch_size(dataset: Dataset, settings: TrainingSettings) -> None:
-    """Refuse data that does not fill one batch.
-
-    Raises:
-        TrainingError: it does not.
-    """
-    if len(dataset) < settings.batch_size:
-        raise TrainingError(
-            f"{len(dataset)} training samples do not fill a batch of {settings.batch_size}",
-            where=f"{dataset.name} ({dataset.split})",
-            hint=f"Choose a batch size up to {len(dataset)}",
         )
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import platform
 import subprocess
 import sys
-from importlib import metadata
 from pathlib import Path
 
 import torch
 
 from robench.records import Environment
+from robench.registry import installed_versions
 
 __all__ = ["PeakMemory", "describe_environment"]
 
@@ -21,12 +21,6 @@ def describe_environment(
     device: torch.device, precision: str, batch_size: int, precision_reason: str | None = None
 ) -> Environment:
     """Device, versions and the state of the working tree, for the record."""
-    versions = {"python": platform.python_version()}
-    for package in _PACKAGES:
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
     return Environment(
         device=str(device),
         device_name=_device_name(device),
@@ -34,7 +28,7 @@ def describe_environment(
         precision_reason=precision_reason,
         batch_size=batch_size,
         threads=torch.get_num_threads() if device.type == "cpu" else None,
-        versions=versions,
+        versions={"python": platform.python_version(), **installed_versions(*_PACKAGES)},
         git=_git_state(),
     )
 

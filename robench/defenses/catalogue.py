@@ -14,8 +14,8 @@ __all__ = ["RECIPES"]
 RECIPES: Registry[type[Recipe]] = Registry("recipe", "robench.recipes")
 
 for _name, _target, _summary in (
-    ("standard", "standard:Standard", "cross-entropy on clean inputs: no defense"),
-    ("pgd-at", "pgd_at:PgdAt", "cross-entropy on PGD inputs (Madry et al. 2018)"),
+    ("standard", "cross_entropy:Standard", "cross-entropy on clean inputs: no defense"),
+    ("pgd-at", "cross_entropy:PgdAt", "cross-entropy on PGD inputs (Madry et al. 2018)"),
     ("trades", "trades:Trades", "clean cross-entropy + 6 KL (Zhang et al. 2019)"),
     ("mart", "mart:Mart", "boosted CE + KL weighted by misclassification (Wang et al. 2020)"),
     ("aerp", "aerp:Aerp", "attention rectification and preservation (Wu et al. 2022)"),

@@ -12,7 +12,7 @@ from torch import nn
 
 from robench import seeding
 from robench.defenses.catalogue import RECIPES
-from robench.defenses.precision import chosen_precision
+from robench.defenses.computation import chosen_precision
 from robench.defenses.recipe import Recipe
 from robench.defenses.settings import Defaults, TrainingSettings, defaults_for
 from robench.defenses.training_data import TrainingSplits

@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 from pydantic import Field
 from torch import Tensor, nn
 
-from robench.defenses.inner_maximisers import Objective, ascend
+from robench.defenses.inner_maximisers import Objective, ascend, cross_entropy_of, uniform_start
 from robench.defenses.training_data import Batch, TrainingData
 from robench.errors import ModelError
 from robench.probes import eval_mode
@@ -128,6 +128,20 @@ class AdversarialRecipe(Recipe, ABC):
                 steps=self.attack_steps,
                 step_size=self.attack_step_size,
             )
+
+    def pgd(
+        self, context: Context, inputs: Tensor, labels: Tensor, keys: Tensor, *, sign: int = 1
+    ) -> Tensor:
+        """:meth:`maximise` on the cross-entropy with ``labels``, from a random point of the ball.
+
+        Away from the labels, or towards them with ``sign`` −1.
+        """
+        return self.maximise(
+            context,
+            cross_entropy_of(context.network, labels, sign),
+            inputs,
+            uniform_start(inputs, context.threat_model, keys),
+        )
 
 
 def features_of(network: nn.Module, inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -8,17 +8,24 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from robench import seeding
 from robench.datasets import Dataset
 from robench.defenses.card import draft_card, write_model
+from robench.defenses.computation import Processes, as_computed, deterministic, launch
 from robench.defenses.inner_maximisers import ascend, cross_entropy_of, uniform_start
 from robench.defenses.job import TrainingJob
-from robench.defenses.precision import with_layout, with_precision
-from robench.defenses.processes import Processes, deterministic, launch
-from robench.defenses.progress import TrainingProgress
 from robench.defenses.recipe import Context
 from robench.defenses.settings import TrainingSettings
 from robench.defenses.training_data import TrainingData
@@ -30,7 +37,7 @@ from robench.probes import eval_mode
 from robench.records import ModelCard
 from robench.threat_models import ThreatModel
 
-__all__ = ["train", "validate"]
+__all__ = ["TrainingProgress", "train", "validate"]
 
 _VALIDATION_BATCH = 500
 
@@ -77,91 +84,127 @@ def train(job: TrainingJob, *, overwrite: bool = False, progress: bool = True) -
 
 def _train(job: TrainingJob, card: ModelCard, progress: bool, processes: Processes) -> None:
     """One process's part. Module-level, so that it can be sent to a spawned process."""
-    title = f"{job.recipe.name} on {job.data.train.name}"
-    shown = progress and processes.count == 1
-    try:
-        with (
-            TrainingProgress(title, shown=shown) as bar,
-            deterministic(processes.device, job.settings.threads),
-        ):
-            best = _Run(job, processes, bar).best()
-    except TrainingError as error:
-        state = TrainingState.load(job.folder, job.identity)
-        if processes.index == 0 and state is not None and state.best is not None:
-            # The last good weights stay usable, and their card says what happened.
-            write_model(card, state.best, job.folder, note=f"Training stopped: {error.what}.")
-        raise
-    if processes.index == 0:
-        write_model(card, best, job.folder)
+    writes = processes.index == 0
+    with deterministic(processes.device, job.settings.threads):
+        run = _Run(job, processes)
+        state, steps = run.state, run.data.steps
+        title = f"{job.recipe.name} on {job.data.train.name}"
+        bar = TrainingProgress(
+            title,
+            job.settings.epochs * steps,
+            state.epoch * steps,
+            shown=progress and processes.count == 1,
+        )
+        try:
+            with bar:
+                run.finish(bar)
+        except TrainingError as error:
+            if writes and state.best is not None:
+                # The last good weights stay usable, and their card says what happened.
+                write_model(card, state.best, job.folder, note=f"Training stopped: {error.what}.")
+            raise
+    if writes and state.best is not None:
+        write_model(card, state.best, job.folder)
         TrainingState.clear(job.folder)
+
+
+class TrainingProgress(Progress):
+    """A run's progress bar: rate, time left, losses, validation robustness. A context manager.
+
+    Args:
+        title: what is being trained.
+        steps: of the whole run.
+        done: how many of them are behind it.
+        shown: False: draws nothing.
+        console: where to draw; None: stderr.
+    """
+
+    def __init__(
+        self,
+        title: str,
+        steps: int,
+        done: int,
+        *,
+        shown: bool = True,
+        console: Console | None = None,
+    ) -> None:
+        super().__init__(
+            TextColumn("[bold]{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[figures]}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=console or Console(stderr=True),
+            disable=not shown,
+        )
+        self._run = self.add_task(title, total=steps, completed=done, figures="")
+
+    def step_done(self) -> None:
+        """One optimiser step is done."""
+        self.advance(self._run)
+
+    def epoch_done(self, epoch: int, figures: dict[str, float]) -> None:
+        """So many epochs are done, the last with these figures."""
+        shown = [f"epoch {epoch}"]
+        shown += [f"{k[5:]} {v:.3f}" for k, v in figures.items() if k.startswith("loss_")]
+        for label in ("clean", "robust"):
+            if f"{label}_acc" in figures:
+                shown.append(f"{label} {figures[f'{label}_acc']:.1f} %")
+        self.update(self._run, figures=" · ".join(shown))
 
 
 class _Run:
     """A job under way in one process, from its start or from where it was interrupted."""
 
-    def __init__(self, job: TrainingJob, processes: Processes, progress: TrainingProgress) -> None:
+    def __init__(self, job: TrainingJob, processes: Processes) -> None:
         settings, device = job.settings, processes.device
         self.job = job
         self.settings = settings
         self.processes = processes
-        self.progress = progress
         # A copy, because spawned processes on a CPU share the memory of what they are sent.
-        network = copy.deepcopy(job.network).to(device)
-        self.network = with_layout(network, device, settings.precision)
+        self.network = copy.deepcopy(job.network).to(device)
+        computed = as_computed(self.network, device, settings.precision)
         self.optimiser = _optimiser(self.network, settings)
         # Not torch's AveragedModel: its first update copies the weights, whatever the decay.
         self.average = copy.deepcopy(self.network) if settings.ema else None
         self.data = TrainingData(job.data.train, settings, seed=job.seed, device=device)
+        teacher = None
+        if job.teacher is not None:
+            # A loaded model wraps the bare network, whose features are wanted.
+            bare = job.teacher.network.to(device)
+            teacher = as_computed(bare, device, settings.precision).eval()
         self.context = Context(
-            with_precision(self.network, device, settings.precision),
-            job.threat_model,
-            job.data.train.num_classes,
-            self.data,
-            self._teacher(),
+            computed, job.threat_model, job.data.train.num_classes, self.data, teacher
         )
-        self.state = TrainingState.load(job.folder, job.identity) or TrainingState(
-            job.identity, 0, {}, {}
-        )
+        self.state = TrainingState.load(job.folder, job.identity) or TrainingState(job.identity)
         if self.state.epoch:
             self.network.load_state_dict(self.state.network)
             self.optimiser.load_state_dict(self.state.optimiser)
             if self.average is not None and self.state.average is not None:
                 self.average.load_state_dict(self.state.average)
 
-    def _teacher(self) -> nn.Module | None:
-        if self.job.teacher is None:
-            return None
-        device, precision = self.processes.device, self.settings.precision
-        # A loaded model wraps the bare network, whose features are wanted.
-        bare = self.job.teacher.network.to(device).eval()
-        return with_precision(with_layout(bare, device, precision), device, precision).eval()
-
-    def best(self) -> Best:
-        """The best weights by validation, once all epochs are done.
+    def finish(self, progress: TrainingProgress) -> None:
+        """Train the epochs that are left; the state, with the best weights, is saved after each.
 
         Raises:
             TrainingError: the loss is not finite. The state of the last finished epoch, with the
                 best weights so far, stays in the folder.
         """
         settings, state = self.settings, self.state
-        self.progress.begin(settings.epochs, self.data.steps, state.epoch)
         while state.epoch < settings.epochs:
-            row = {"epoch": state.epoch + 1.0, **self._epoch(state.epoch)}
+            figures = self._epoch(state.epoch, progress)
             state.epoch += 1
             if state.epoch % settings.validate_every == 0 or state.epoch == settings.epochs:
-                row |= self._validated()
+                figures |= self._validated()
             state.network = _weights(self.network)
             state.optimiser = self.optimiser.state_dict()
             state.average = None if self.average is None else _weights(self.average)
-            state.history.append(row)
             if self.processes.index == 0:
                 state.save(self.job.folder)
-            self.progress.epoch_done(row)
-        if state.best is None:
-            raise TrainingError("no epoch was validated", where=self.job.folder)
-        return state.best
+            progress.epoch_done(state.epoch, figures)
 
-    def _epoch(self, epoch: int) -> dict[str, float]:
+    def _epoch(self, epoch: int, progress: TrainingProgress) -> dict[str, float]:
         """Train for one epoch; the mean of each of the loss's terms."""
         index, count = self.processes.index, self.processes.count
         threat = self.job.threat_model
@@ -183,7 +226,7 @@ class _Run:
             self._step(loss, done=epoch * self.data.steps + step)
             for name, term in terms.items():
                 sums[name] = sums.get(name, torch.zeros_like(term)) + term.detach()
-            self.progress.step_done()
+            progress.step_done()
         self.processes.average_buffers(self.network)
         if self.average is not None:
             self.processes.average_buffers(self.average)
@@ -252,14 +295,12 @@ def validate(
     keys = seeding.derive(seeding.sample_keys(seed, dataset.sample_ids), seeding.tag("validation"))
     sums = torch.zeros(4, dtype=torch.float64)
     with eval_mode(network):
-        for start in range(0, len(dataset), _VALIDATION_BATCH):
-            chosen = range(start, min(start + _VALIDATION_BATCH, len(dataset)))
-            inputs = dataset.batch(chosen).to(device)
-            labels = dataset.labels[start : chosen.stop].to(device)
+        for rows in torch.split(torch.arange(len(dataset)), _VALIDATION_BATCH):
+            inputs, labels = dataset.batch(rows).to(device), dataset.labels[rows].to(device)
             adv_inputs = ascend(
                 cross_entropy_of(network, labels),
                 inputs,
-                uniform_start(inputs, threat_model, keys[start : chosen.stop].to(device)),
+                uniform_start(inputs, threat_model, keys[rows].to(device)),
                 threat_model,
                 steps=steps,
                 step_size=0.25 if steps >= 8 else 2 / steps,

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import io
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from robench.files import atomic_write
 __all__ = ["STATE_FILE", "Best", "TrainingState"]
 
 STATE_FILE = ".training-state.pt"
-_VERSION = 1
+_VERSION = 2
 
 Weights = dict[str, Tensor]
 
@@ -36,19 +36,17 @@ class TrainingState:
 
     Args:
         identity: the run's settings as text by name; a resumed run must have the same.
-        epoch: epochs finished.
+        epoch: epochs finished; with none, there is nothing else.
         network, average, optimiser: state dicts; ``average`` is None without a moving average.
         best: the best checkpoint so far.
-        history: one row an epoch.
     """
 
     identity: dict[str, str]
-    epoch: int
-    network: Weights
-    optimiser: dict[str, Any]
+    epoch: int = 0
+    network: Weights = field(default_factory=dict)
+    optimiser: dict[str, Any] = field(default_factory=dict)
     average: Weights | None = None
     best: Best | None = None
-    history: list[dict[str, float]] = field(default_factory=list)
 
     def save(self, folder: Path) -> None:
         """Write atomically into ``folder``.
@@ -58,9 +56,7 @@ class TrainingState:
         """
         best = None if self.best is None else vars(self.best)
         content = {**vars(self), "best": best, "version": _VERSION}
-        stream = io.BytesIO()
-        torch.save(content, stream)
-        atomic_write(folder / STATE_FILE, stream.getvalue())
+        atomic_write(folder / STATE_FILE, partial(torch.save, content))
 
     @classmethod
     def load(cls, folder: Path, identity: dict[str, str]) -> TrainingState | None:

@@ -83,7 +83,7 @@ def test_the_command_gives_the_recorded_settings_on_any_machine(located: Located
     own = {k: v for k, v in overrides.items() if k in kind.model_fields}
     common = {k: v for k, v in overrides.items() if k not in kind.model_fields}
     settings = TrainingSettings.model_validate(common).model_dump(mode="json")
-    expected = {**settings, **kind.model_validate(own).parameters}
+    expected = {**settings, **kind.model_validate(own).model_dump(mode="json")}
     assert {k: card.provenance.recipe[k] for k in expected} == expected
     arguments = parse_name_values([value for flag, value in flags if flag == "--arch-arg"], "")
     assert (given["--arch"], arguments) == (card.architecture.name, card.architecture.arguments)

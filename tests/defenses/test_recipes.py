@@ -36,9 +36,8 @@ from robench.defenses.recipes.agkd_bml import (
     smoothed_cross_entropy,
 )
 from robench.defenses.recipes.ancra import Ancra, negative_contrast, other_classes
+from robench.defenses.recipes.cross_entropy import PgdAt, Standard
 from robench.defenses.recipes.mart import Mart, boosted_margin, weighted_kl
-from robench.defenses.recipes.pgd_at import PgdAt
-from robench.defenses.recipes.standard import Standard
 from robench.defenses.recipes.trades import Trades
 from robench.defenses.training_data import TrainingData
 from robench.errors import ModelError, TrainingError, UsageError

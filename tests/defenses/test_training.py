@@ -34,8 +34,8 @@ from robench.defenses import (
     train,
     validate,
 )
-from robench.defenses.processes import deterministic, launch
-from robench.defenses.recipes.standard import Standard
+from robench.defenses.computation import deterministic, launch
+from robench.defenses.recipes.cross_entropy import Standard
 from robench.defenses.settings import defaults_for
 from robench.defenses.training_data import TrainingData, shift_and_flip
 from robench.defenses.training_state import STATE_FILE, TrainingState
@@ -649,19 +649,16 @@ def test_the_bar_shows_losses_and_robustness(tmp_path: Path) -> None:
 
     from rich.console import Console
 
-    from robench.defenses.progress import TrainingProgress
+    from robench.defenses.training import TrainingProgress
 
     stream = StringIO()
     console = Console(file=stream, force_terminal=True, width=160)
-    with TrainingProgress("pgd-at on bars", console=console) as bar:
-        bar.begin(2, 3, 1)
+    with TrainingProgress("pgd-at on bars", steps=6, done=3, console=console) as bar:
         for _ in range(3):
             bar.step_done()
-        bar.epoch_done(
-            {"epoch": 2.0, "loss_adversarial": 0.5, "clean_acc": 99.0, "robust_acc": 42.0}
-        )
+        bar.epoch_done(2, {"loss_adversarial": 0.5, "clean_acc": 99.0, "robust_acc": 42.0})
     text = stream.getvalue()
-    for expected in ("pgd-at on bars", "6/6", "adversarial 0.500", "robust 42.0 %"):
+    for expected in ("pgd-at on bars", "6/6", "epoch 2", "adversarial 0.500", "robust 42.0 %"):
         assert expected in text
 
 

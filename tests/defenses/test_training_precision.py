@@ -12,12 +12,7 @@ from torch.nn import functional as F
 
 from robench.datasets import ArrayDataset, hold_out
 from robench.defenses import RECIPES, Context, TrainingSettings, TrainingSplits, resolve, train
-from robench.defenses.precision import (
-    BFloat16Network,
-    chosen_precision,
-    with_layout,
-    with_precision,
-)
+from robench.defenses.computation import BFloat16Network, as_computed, chosen_precision
 from robench.defenses.training_data import TrainingData
 from robench.models import load_model, read_card
 from robench.models.architectures.resnet import ResNet
@@ -48,13 +43,14 @@ def pictures(n: int = 48) -> ArrayDataset:
 def test_auto_is_float32_on_a_cpu() -> None:
     assert chosen_precision(CPU, "auto") == "fp32"
     bare = network()
-    assert with_precision(bare, CPU, "auto") is bare
+    assert as_computed(bare, CPU, "auto") is bare
 
 
 def test_the_layout_follows_the_precision_and_values_stay() -> None:
     before = {name: value.clone() for name, value in network().state_dict().items()}
     for precision, last in (("fp32", False), ("bf16", True)):
-        moved = with_layout(network(), CPU, precision)  # type: ignore[arg-type]
+        moved = network()
+        as_computed(moved, CPU, precision)  # type: ignore[arg-type]
         assert moved.conv1.weight.is_contiguous(memory_format=torch.channels_last) is last
         assert all(torch.equal(value, before[name]) for name, value in moved.state_dict().items())
 
@@ -111,10 +107,10 @@ def test_every_recipe_has_float32_terms_and_nearly_the_float32_gradient(name: st
     data = TrainingData(pictures(), settings, seed=0, device=CPU)
     found: dict[str, Tensor] = {}
     for precision in ("fp32", "bf16"):
-        bare = with_layout(network(architecture).train(), CPU, precision)  # type: ignore[arg-type]
-        teacher = with_precision(network(seed=2).eval(), CPU, precision).eval()  # type: ignore[arg-type]
+        bare = network(architecture).train()
+        teacher = as_computed(network(seed=2), CPU, precision).eval()  # type: ignore[arg-type]
         context = Context(
-            with_precision(bare, CPU, precision),  # type: ignore[arg-type]
+            as_computed(bare, CPU, precision),  # type: ignore[arg-type]
             ThreatModel.of("Linf", "8/255"),
             3,
             data,

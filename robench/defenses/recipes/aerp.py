@@ -13,7 +13,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from robench.defenses.inner_maximisers import ascend, cross_entropy_of, uniform_start
+from robench.defenses.inner_maximisers import ascend, cross_entropy_of
 from robench.defenses.recipe import AdversarialRecipe, Context, Paper, features_of
 from robench.defenses.training_data import Batch
 from robench.errors import ModelError
@@ -86,12 +86,7 @@ class Aerp(AdversarialRecipe):
         """The batch's inputs under the inner attack, (N, C, H, W) in the ball and the box."""
         network, inputs = context.network, batch.inputs
         if self.attack == "pgd":
-            return self.maximise(
-                context,
-                cross_entropy_of(network, batch.labels),
-                inputs,
-                uniform_start(inputs, context.threat_model, batch.keys),
-            )
+            return self.pgd(context, inputs, batch.labels, batch.keys)
         with eval_mode(network):
             with torch.no_grad():
                 unlikely = network(inputs).argmin(dim=1)

@@ -10,7 +10,6 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from robench.defenses.inner_maximisers import cross_entropy_of, uniform_start
 from robench.defenses.recipe import AdversarialRecipe, Context, Paper, features_of
 from robench.defenses.recipes.mart import boosted_margin, weighted_kl
 from robench.defenses.training_data import Batch
@@ -75,8 +74,8 @@ class AgkdBml(AdversarialRecipe):
         with eval_mode(network), torch.no_grad():
             confusing = confusing_classes(network(inputs), labels)
         others = context.data.draw(confusing, batch.keys)
-        adv_inputs = self._towards(context, inputs, confusing, batch.keys)
-        adv_others = self._towards(context, others, labels, batch.keys + 1)
+        adv_inputs = self.pgd(context, inputs, confusing, batch.keys, sign=-1)
+        adv_others = self.pgd(context, others, labels, batch.keys + 1, sign=-1)
 
         # One pass over all three, as the reference does: they share their batch statistics.
         maps, pooled, logits = features_of(network, torch.cat((adv_inputs, inputs, adv_others)))
@@ -98,15 +97,6 @@ class AgkdBml(AdversarialRecipe):
             "distillation": self.distillation * gaze,
             "triplet": self.metric * (pull + self.feature_norm * size),
         }
-
-    def _towards(self, context: Context, inputs: Tensor, targets: Tensor, keys: Tensor) -> Tensor:
-        """``inputs`` attacked towards the classes ``targets``."""
-        return self.maximise(
-            context,
-            cross_entropy_of(context.network, targets, sign=-1),
-            inputs,
-            uniform_start(inputs, context.threat_model, keys),
-        )
 
 
 def confusing_classes(logits: Tensor, labels: Tensor) -> Tensor:

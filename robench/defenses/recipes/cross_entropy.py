@@ -1,15 +1,28 @@
-"""PGD adversarial training (Madry et al., ICLR 2018, arXiv 1706.06083)."""
+"""Cross-entropy alone: on clean inputs, the leaderboard's floor, or on PGD inputs.
+
+PGD adversarial training: Madry et al., ICLR 2018, arXiv 1706.06083.
+"""
 
 from __future__ import annotations
 
 from torch import Tensor
 from torch.nn import functional as F
 
-from robench.defenses.inner_maximisers import cross_entropy_of, uniform_start
-from robench.defenses.recipe import AdversarialRecipe, Context, Paper
+from robench.defenses.recipe import AdversarialRecipe, Context, Paper, Recipe
 from robench.defenses.training_data import Batch
 
-__all__ = ["PgdAt"]
+__all__ = ["PgdAt", "Standard"]
+
+
+class Standard(Recipe):
+    """CE(x, y): no defense."""
+
+    name = "standard"
+    selection = "clean_acc"
+
+    def terms(self, context: Context, batch: Batch) -> dict[str, Tensor]:
+        """``clean``: cross-entropy on the clean inputs."""
+        return {"clean": F.cross_entropy(context.network(batch.inputs), batch.labels)}
 
 
 class PgdAt(AdversarialRecipe):
@@ -25,10 +38,5 @@ class PgdAt(AdversarialRecipe):
 
     def terms(self, context: Context, batch: Batch) -> dict[str, Tensor]:
         """``adversarial``: cross-entropy on the PGD inputs."""
-        adv_inputs = self.maximise(
-            context,
-            cross_entropy_of(context.network, batch.labels),
-            batch.inputs,
-            uniform_start(batch.inputs, context.threat_model, batch.keys),
-        )
+        adv_inputs = self.pgd(context, batch.inputs, batch.labels, batch.keys)
         return {"adversarial": F.cross_entropy(context.network(adv_inputs), batch.labels)}

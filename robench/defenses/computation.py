@@ -1,9 +1,10 @@
-"""Where a training run computes: one device, or several through Lightning Fabric.
+"""How a training run computes: on which devices, in which numbers, with the same bits again.
 
-Fabric rather than Accelerate, because it starts its own processes from Python (no launcher
-command) and gives collectives without taking the loop. Gradients are averaged by an explicit
-collective instead of ``DistributedDataParallel``: its hooks expect one forward pass a step and do
-not support second-order gradients, and recipes need several passes and some need those.
+Several devices go through Lightning Fabric rather than Accelerate, because it starts its own
+processes from Python (no launcher command) and gives collectives without taking the loop.
+Gradients are averaged by an explicit collective instead of ``DistributedDataParallel``: its hooks
+expect one forward pass a step and do not support second-order gradients, and recipes need several
+passes and some need those.
 """
 
 from __future__ import annotations
@@ -13,14 +14,23 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from robench.errors import DeviceError, MissingDependencyError
 
-__all__ = ["Processes", "deterministic", "launch"]
+__all__ = [
+    "BFloat16Network",
+    "Processes",
+    "as_computed",
+    "chosen_precision",
+    "deterministic",
+    "launch",
+]
+
+Precision = Literal["auto", "fp32", "bf16"]
 
 
 @dataclass(frozen=True)
@@ -120,3 +130,70 @@ def deterministic(device: torch.device, threads: int = 0) -> Iterator[None]:
         torch.set_num_threads(had_threads)
         torch.use_deterministic_algorithms(before, warn_only=warn_only)
         torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = cudnn
+
+
+def chosen_precision(device: torch.device, precision: Precision) -> Literal["fp32", "bf16"]:
+    """What ``"auto"`` means on this device."""
+    if precision != "auto":
+        return precision
+    return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
+
+
+def as_computed(network: nn.Module, device: torch.device, precision: Precision) -> nn.Module:
+    """``network`` as recipes call it: itself, or its passes in bfloat16.
+
+    Its parameters get the layout that its convolutions are fastest in, and keep their values:
+    channels last on CUDA devices and wherever bfloat16 is used. In float32 on a CPU the layout
+    would change the order of sums, and with it the bits of what was trained before.
+    """
+    lowered = chosen_precision(device, precision) == "bf16"
+    if lowered or device.type == "cuda":
+        # Of 4-D parameters alone; activations follow them from the first convolution on.
+        network.to(memory_format=torch.channels_last)
+    return BFloat16Network(network, device.type) if lowered else network
+
+
+class BFloat16Network(nn.Module):
+    """A network whose passes autocast to bfloat16 and return float32.
+
+    The network alone computes in bfloat16, so that losses, divergences and the arithmetic of
+    attacks never run on eight bits.
+
+    It offers ``forward``, and ``forward_features`` and ``forward_head`` where the network it wraps
+    does, and shares that network's parameters, which stay float32.
+
+    Args:
+        inner: the network.
+        device_type: ``cpu``, ``cuda``, …
+    """
+
+    def __init__(self, inner: nn.Module, device_type: str) -> None:
+        super().__init__()
+        self.inner = inner
+        self._device_type = device_type
+        for name in ("forward_features", "forward_head"):
+            method = getattr(inner, name, None)
+            if callable(method):
+                setattr(self, name, self._in_bfloat16(method))
+
+    def forward(self, *inputs: Any, **arguments: Any) -> Any:
+        """As ``inner``, with float32 tensors where that returns bfloat16 ones."""
+        return self._in_bfloat16(self.inner)(*inputs, **arguments)
+
+    def _in_bfloat16(self, call: Callable[..., Any]) -> Callable[..., Any]:
+        def lowered(*inputs: Any, **arguments: Any) -> Any:
+            # One context a pass: casts of weights made without gradients must not serve later.
+            with torch.autocast(self._device_type, torch.bfloat16):
+                returned = call(*inputs, **arguments)
+            return _as_float32(returned)
+
+        return lowered
+
+
+def _as_float32(value: Any) -> Any:
+    """Every bfloat16 tensor in lists and tuples of tensors as float32."""
+    if isinstance(value, Tensor):
+        return value.float() if value.dtype == torch.bfloat16 else value
+    if isinstance(value, (list, tuple)):
+        return type(value)(_as_float32(part) for part in value)
+    return value

@@ -62,7 +62,8 @@ def _problem() -> tuple[nn.Module, Tensor, Tensor]:
 
 def _assert_same(one: SearchResult, other: SearchResult, order: Tensor | None = None) -> None:
     order = torch.arange(len(one.broken)) if order is None else order
-    for name in ("broken", "search", "adv_inputs", "closest_margin", "found_size"):
+    verdict = ("broken", "prediction", "margin", "size")
+    for name in (*verdict, "search", "adv_inputs", "closest_margin", "found_size"):
         mine, theirs = getattr(one, name)[order], getattr(other, name)
         assert torch.equal(mine.nan_to_num(-7.0), theirs.nan_to_num(-7.0)), name
 

@@ -1,0 +1,90 @@
+"""The sizes and arrows that keep the house simple, measured from the source itself."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+FILES = sorted((ROOT / "robench").rglob("*.py"))
+MOST_LINES_A_FILE, MOST_LINES_A_FUNCTION = 400, 80
+
+
+def _functions(tree: ast.AST) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield node
+
+
+def _module(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def _imported(path: Path, modules: set[str]) -> set[str]:
+    """Modules of ours that a file imports, for annotations and inside functions too."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names = {f"{node.module}.{alias.name}" for alias in node.names} & modules
+            # `from package import module` needs the module, not what else the package holds.
+            found |= names or {node.module}
+    return (found & modules) - {_module(path)}
+
+
+def circles(arrows: dict[str, set[str]]) -> list[list[str]]:
+    """Groups of more than one module that reach each other (Tarjan's components)."""
+    number: dict[str, int] = {}
+    low: dict[str, int] = {}
+    stack: list[str] = []
+    found: list[list[str]] = []
+
+    def visit(name: str) -> None:
+        number[name] = low[name] = len(number)
+        stack.append(name)
+        for other in sorted(arrows[name]):
+            if other not in number:
+                visit(other)
+                low[name] = min(low[name], low[other])
+            elif other in stack:
+                low[name] = min(low[name], number[other])
+        if low[name] == number[name]:
+            at = stack.index(name)
+            group = stack[at:]
+            del stack[at:]
+            if len(group) > 1:
+                found.append(sorted(group))
+
+    for name in sorted(arrows):
+        if name not in number:
+            visit(name)
+    return found
+
+
+def test_circles_are_found():
+    arrows = {"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}, "e": set()}
+    assert circles(arrows) == [["a", "b", "c"]]
+
+
+def test_no_import_circle():
+    paths = {_module(path): path for path in FILES}
+    modules = set(paths)
+    arrows = {name: _imported(path, modules) for name, path in paths.items()}
+    assert circles(arrows) == []
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_files_and_functions_fit_on_a_few_screens(path):
+    text = path.read_text()
+    assert len(text.splitlines()) <= MOST_LINES_A_FILE
+    long = {
+        node.name: node.end_lineno - node.lineno + 1
+        for node in _functions(ast.parse(text))
+        if node.end_lineno - node.lineno + 1 > MOST_LINES_A_FUNCTION
+    }
+    assert long == {}

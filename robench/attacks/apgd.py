@@ -112,7 +112,7 @@ class APGD:
         self.schedule = _Schedule.of(steps, threat_model, shrinking_eps)
         self.scale = 1.0 if self.norm == "L1" else 2.0  # first step size, as a share of ε
 
-    def ranks(self, num_classes: int) -> int:
+    def searches(self, num_classes: int) -> int:
         """One search for each target and restart; no more targets than wrong classes."""
         require_classes(self.loss, num_classes)
         return min(self.targets, num_classes - 1) * self.restarts
@@ -125,7 +125,7 @@ class APGD:
         """Place the searches at random points of the ball and take the first gradients."""
         targets = slots.labels
         if self.targeted:
-            targets = nth_best_class(slots.clean_logits, 1 + slots.ranks // self.restarts)
+            targets = nth_best_class(slots.clean_logits, 1 + slots.search // self.restarts)
         state = fresh(slots, targets)
         everything = torch.arange(len(targets), device=targets.device)
         begun = self._begin(query, State(**state), everything, self._random_start(slots))

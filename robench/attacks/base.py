@@ -1,9 +1,10 @@
-"""What an attack is: a state machine over slots, driven by an engine it knows nothing of.
+"""What an attack is: a state machine over slots, driven by a loop it knows nothing of.
 
-A *slot* holds one search: one (sample, rank), where the rank counts targets and restarts. Every
-tensor of a state has the slot as its first axis, so that an engine can drop finished slots and
-fill in new ones between any two steps. An attack asks for passes through a :class:`Query`, moves
-its points, and *proposes* a candidate with the margin it saw; it never decides anything.
+A *slot* holds one search for one sample; a sample has as many searches as there are targets and
+restarts. Every tensor of a state has the slot as its first axis, so that the loop can drop
+finished slots and fill in new ones between any two steps. An attack asks for passes through a
+:class:`Query`, moves its points, and *proposes* a candidate with the margin it saw; it never
+decides anything.
 """
 
 from __future__ import annotations
@@ -88,9 +89,9 @@ class Slots:
     clean_logits: Tensor
     """float32 (B, K), of the output under attack"""
     keys: Tensor
-    """int64 (B,), one for each (seed, sample, attack, rank)"""
-    ranks: Tensor
-    """int64 (B,), 0 … ``Attack.ranks(K)`` − 1"""
+    """int64 (B,), one for each (seed, sample, attack, search)"""
+    search: Tensor
+    """int64 (B,): which of the sample's searches, 0 … ``Attack.searches(K)`` − 1"""
 
 
 @dataclass
@@ -143,7 +144,7 @@ class Attack(Protocol[StateT]):
     state_type: type[StateT]
     """What ``start`` and ``step`` return; a search that was interrupted is put together from it."""
 
-    def ranks(self, num_classes: int) -> int:
+    def searches(self, num_classes: int) -> int:
         """How many searches a sample gets: targets × restarts."""
         ...
 
@@ -234,6 +235,6 @@ def evaluate(
     return Gradient(logits, loss(logits)[0], gradient)
 
 
-def slot_keys(sample_keys: Tensor, attack: str, ranks: Tensor) -> Tensor:
-    """Keys of (sample, attack, rank): int64 (B,) each."""
-    return seeding.derive(sample_keys, seeding.tag(attack), ranks)
+def slot_keys(sample_keys: Tensor, attack: str, search: Tensor) -> Tensor:
+    """Keys of (sample, attack, search): int64 (B,) each."""
+    return seeding.derive(sample_keys, seeding.tag(attack), search)

@@ -92,7 +92,7 @@ class CarliniWagnerL2:
         self.initial_const = initial_const
         self.confidence = confidence
 
-    def ranks(self, num_classes: int) -> int:
+    def searches(self, num_classes: int) -> int:
         """A single, deterministic search."""
         return 1
 

@@ -72,7 +72,7 @@ class FAB:
         self.restarts = restarts
         self.targets = targets
 
-    def ranks(self, num_classes: int) -> int:
+    def searches(self, num_classes: int) -> int:
         """One search for each target and restart."""
         return max(min(self.targets, num_classes - 1), 1) * self.restarts
 
@@ -84,9 +84,9 @@ class FAB:
         """Start at the clean input, restarts at a random point within ε/2."""
         targets = slots.labels
         if self.targets:
-            targets = nth_best_class(slots.clean_logits, 1 + slots.ranks // self.restarts)
+            targets = nth_best_class(slots.clean_logits, 1 + slots.search // self.restarts)
         point = slots.inputs
-        again = slots.ranks % self.restarts > 0
+        again = slots.search % self.restarts > 0
         if bool(again.any()):
             shape = tuple(point.shape[1:])
             noise = random_noise(slots.keys, shape, self.norm)

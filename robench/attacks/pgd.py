@@ -90,7 +90,7 @@ class PGD:
         # of a variant's steps nothing is known.
         self.can_repeat = threat_model.norm == "Linf" and steps > 2 and type(self) is PGD
 
-    def ranks(self, num_classes: int) -> int:
+    def searches(self, num_classes: int) -> int:
         """One search for each restart."""
         require_classes(self.loss, num_classes)
         return self.restarts

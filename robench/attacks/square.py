@@ -107,7 +107,7 @@ class Square:
         self._lookahead = _AT_ONCE
         self._proposals = _PROPOSALS[threat_model.norm]
 
-    def ranks(self, num_classes: int) -> int:
+    def searches(self, num_classes: int) -> int:
         """A single search."""
         return 1
 

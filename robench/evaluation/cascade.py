@@ -128,7 +128,7 @@ class Cascade:
         if isinstance(attack, BatchAttack):
             return count
         try:
-            return int(count * attack.ranks(num_classes) * attack.steps())
+            return int(count * attack.searches(num_classes) * attack.steps())
         except AttackError:
             return 0
 

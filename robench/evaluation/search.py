@@ -128,7 +128,7 @@ class Search(Generic[StateT]):
         self.only = only
         self.progress: Progress | None = None
         self.device = samples.inputs.device
-        self.searches = attack.ranks(samples.clean_logits.shape[1])
+        self.searches = attack.searches(samples.clean_logits.shape[1])
         self.next_item = 0  # items are ordered by search, then by sample
         self.active: Active[StateT] | None = None
         self.parked: tuple[Active[StateT], ...] = ()
@@ -194,7 +194,7 @@ class Search(Generic[StateT]):
             labels=chosen.labels,
             clean_logits=chosen.clean_logits,
             keys=slot_keys(chosen.keys, self.seed_tag, search),
-            ranks=search,
+            search=search,
         )
         self.queries.reset(len(sample), self.device)
         self.queries.watch_first_gradients()

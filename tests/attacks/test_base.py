@@ -106,8 +106,8 @@ def test_keys_differ_by_attack_sample_and_rank() -> None:
     seen = {
         int(key)
         for attack in ("pgd", "apgd")
-        for rank in range(4)
-        for key in slot_keys(keys, attack, torch.full((5,), rank))
+        for search in range(4)
+        for key in slot_keys(keys, attack, torch.full((5,), search))
     }
     assert len(seen) == 2 * 4 * 5
 

@@ -164,11 +164,11 @@ def test_losses_that_need_more_classes_are_refused(attack: Any, classes: int) ->
 
 def test_fewer_classes_mean_fewer_targets() -> None:
     threat_model = ThreatModel.of("Linf", 0.1)
-    assert FAB(threat_model, targets=9).ranks(2) == 1
-    assert FAB(threat_model, targets=9).ranks(10) == 9
-    assert FAB(threat_model, targets=0, restarts=3).ranks(10) == 3
-    assert APGD(threat_model, loss="dlr-targeted", targets=9).ranks(5) == 4
-    assert APGD(threat_model, loss="dlr-targeted", targets=9, restarts=2).ranks(100) == 18
+    assert FAB(threat_model, targets=9).searches(2) == 1
+    assert FAB(threat_model, targets=9).searches(10) == 9
+    assert FAB(threat_model, targets=0, restarts=3).searches(10) == 3
+    assert APGD(threat_model, loss="dlr-targeted", targets=9).searches(5) == 4
+    assert APGD(threat_model, loss="dlr-targeted", targets=9, restarts=2).searches(100) == 18
 
 
 @pytest.mark.parametrize(

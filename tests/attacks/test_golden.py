@@ -132,11 +132,11 @@ def _reference_apgd(
 
 
 def _our_apgd(
-    attack: APGD, model: nn.Module, inputs: Tensor, labels: Tensor, rank: int, start: Tensor
+    attack: APGD, model: nn.Module, inputs: Tensor, labels: Tensor, search: int, start: Tensor
 ) -> list[Tensor]:
     query = PlainQuery(model)
     with patch.object(attack, "_random_start", return_value=start):
-        state = attack.start(query, slots_for(model, inputs, labels, rank))
+        state = attack.start(query, slots_for(model, inputs, labels, search))
     while not bool(attack.finished(state).all()):
         state = attack.step(query, state)
     return query.seen
@@ -165,14 +165,14 @@ def _assert_same_path(
 @pytest.mark.parametrize("problem", PROBLEMS)
 @pytest.mark.parametrize("norm", ["Linf", "L2", "L1"])
 @pytest.mark.parametrize(
-    ("loss", "rank"), [("ce", 0), ("dlr", 0), ("dlr-targeted", 0), ("dlr-targeted", 3)]
+    ("loss", "search"), [("ce", 0), ("dlr", 0), ("dlr-targeted", 0), ("dlr-targeted", 3)]
 )
-def test_apgd_walks_the_reference_path(problem: str, norm: Norm, loss: Any, rank: int) -> None:
+def test_apgd_walks_the_reference_path(problem: str, norm: Norm, loss: Any, search: int) -> None:
     model, inputs, labels = PROBLEMS[problem]()
     threat_model = ThreatModel.of(norm, EPS[problem][norm])
-    reference = _reference_apgd(loss, threat_model, model, inputs, labels, rank + 2)
+    reference = _reference_apgd(loss, threat_model, model, inputs, labels, search + 2)
     attack = APGD(threat_model, steps=STEPS, loss=loss)
-    ours = _our_apgd(attack, model, inputs, labels, rank, reference[0])
+    ours = _our_apgd(attack, model, inputs, labels, search, reference[0])
     _assert_same_path(ours, reference, model, labels, TOLERANCE[threat_model.norm])
 
 
@@ -211,8 +211,8 @@ def test_fab_walks_the_reference_path(problem: str, norm: Norm, target_class: in
     threat_model = ThreatModel.of(norm, EPS[problem][norm])
     attack = FAB(threat_model, steps=25, targets=0 if target_class is None else 5)
     query = PlainQuery(model)
-    rank = 0 if target_class is None else target_class - 2
-    state = attack.start(query, slots_for(model, inputs, labels, rank))
+    search = 0 if target_class is None else target_class - 2
+    state = attack.start(query, slots_for(model, inputs, labels, search))
     while not bool(attack.finished(state).all()):
         state = attack.step(query, state)
     assert len(query.seen) == len(theirs)

@@ -89,7 +89,7 @@ def test_batch_order_and_shards_change_nothing(name: str) -> None:
 
 
 def test_several_ranks_break_samples() -> None:
-    """Otherwise the tests of this file would say little about concurrent ranks."""
+    """Otherwise the tests of this file would say little about concurrent searches."""
     model, inputs, labels = _problem()
     for name, least in (("pgd-short", 2), ("apgd-t", 2), ("fab-t-short", 3)):
         found = run_search(ATTACKS[name](), model, inputs, labels).found

@@ -162,15 +162,15 @@ def predictions(model: nn.Module, inputs: Tensor) -> Tensor:
 
 
 def slots_for(
-    model: nn.Module, inputs: Tensor, labels: Tensor, rank: int = 0, seed: int = 0
+    model: nn.Module, inputs: Tensor, labels: Tensor, search: int = 0, seed: int = 0
 ) -> Slots:
-    """Slots of one rank for all inputs, keyed as the engine keys them."""
+    """Slots of one search for all inputs, keyed as the engine keys them."""
     with torch.no_grad():
         clean = model(inputs)
     ids = [f"sample-{index}" for index in range(len(labels))]
-    ranks = torch.full_like(labels, rank)
-    keys = slot_keys(seeding.sample_keys(seed, ids), "test", ranks)
-    return Slots(inputs, labels, clean, keys, ranks)
+    searches = torch.full_like(labels, search)
+    keys = slot_keys(seeding.sample_keys(seed, ids), "test", searches)
+    return Slots(inputs, labels, clean, keys, searches)
 
 
 _DUAL: dict[Norm, float] = {"Linf": 1.0, "L2": 2.0, "L1": torch.inf}

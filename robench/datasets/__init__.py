@@ -3,7 +3,7 @@
 from robench.datasets.arrays import ArrayDataset, from_torch
 from robench.datasets.base import Dataset, Subset, hold_out
 from robench.datasets.catalogue import DATASETS, load_dataset, load_training_splits
-from robench.datasets.folder import FolderDataset
+from robench.datasets.image_files import FolderDataset
 from robench.datasets.preprocessing import Preprocessing
 
 __all__ = [

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -65,8 +65,7 @@ class ArrayDataset(Dataset):
             check_range(inputs, where)
             inputs = inputs.to(torch.float32)
         if class_names is None:
-            count = _count_classes(labels) if num_classes is None else num_classes
-            class_names = [str(i) for i in range(count)]
+            class_names = _numbered(labels, num_classes)
         elif num_classes is not None and num_classes != len(class_names):
             raise DataError(
                 f"{len(class_names)} class names for {num_classes} classes", where=where
@@ -94,12 +93,10 @@ class ArrayDataset(Dataset):
         self._masks = None if masks is None else masks.detach().cpu().bool()
 
     def _read(self, indices: list[int]) -> Tensor:
-        return to_unit_range(self._inputs[torch.tensor(indices, dtype=torch.int64)])
+        return to_unit_range(self._inputs[indices])
 
     def _read_masks(self, indices: list[int]) -> Tensor | None:
-        if self._masks is None:
-            return None
-        return self._masks[torch.tensor(indices, dtype=torch.int64)]
+        return None if self._masks is None else self._masks[indices]
 
 
 class TorchDataset(ImageByImage):
@@ -172,10 +169,10 @@ def from_torch(
         class_names = [str(label) for label in source.classes]
     targets = getattr(source, "targets", None)
     if targets is None:
-        targets = [_label(source[i], f"{name} sample {i}") for i in range(len(source))]
+        targets = [int(_pair(source[i], f"{name} sample {i}")[1]) for i in range(len(source))]
     labels = torch.as_tensor(targets)
     if class_names is None:
-        class_names = [str(i) for i in range(num_classes or _count_classes(labels))]
+        class_names = _numbered(labels, num_classes)
     return TorchDataset(source, labels, name=name, split=split, class_names=class_names)
 
 
@@ -199,7 +196,7 @@ def load_arrays(
     """
     if not path.is_file():
         raise DataError("the file does not exist", where=path)
-    content = _READERS[path.suffix](path)
+    content = _read_file(path)
     if not isinstance(content, dict):
         beside = labels or path.with_name(f"{path.stem}_labels{path.suffix}")
         if not beside.is_file():
@@ -208,20 +205,18 @@ def load_arrays(
                 where=path,
                 hint=f"Put the labels beside it as {beside.name}, or use an .npz with both",
             )
-        content = {"inputs": content, "labels": _READERS[path.suffix](beside)}
+        content = {"inputs": content, "labels": _read_file(beside)}
     values = {key: _as_tensor(value, key, path) for key, value in content.items()}
     inputs = _first(values, _INPUT_KEYS, "inputs", path)
     found = _first(values, _LABEL_KEYS, "labels", path)
-    class_names = values.get("class_names")
-    ids = values.get("ids")
     return ArrayDataset(
         _channels_first(inputs, path),
         found.flatten() if found.ndim == 2 and found.shape[1] == 1 else found,
         name=name or path.stem,
         split=split,
         num_classes=num_classes,
-        class_names=None if class_names is None else cast(list[str], class_names),
-        sample_ids=None if ids is None else cast(list[str], ids),
+        class_names=values.get("class_names"),
+        sample_ids=values.get("ids"),
         masks=values.get("masks"),
     )
 
@@ -267,14 +262,17 @@ def check_range(inputs: Tensor, where: str) -> None:
         )
 
 
-def _count_classes(labels: Tensor) -> int:
-    return int(labels.max()) + 1 if labels.numel() else 0
+def _numbered(labels: Tensor, num_classes: int | None) -> list[str]:
+    """Class names ``"0"``, ``"1"``, …; of ``num_classes`` None, up to the largest label."""
+    if num_classes is None:
+        num_classes = int(labels.max()) + 1 if labels.numel() else 0
+    return [str(i) for i in range(num_classes)]
 
 
-def _label(item: Any, where: str) -> int:
+def _pair(item: Any, where: str) -> tuple[Any, Tensor]:
     try:
-        return int(item[1])
-    except (TypeError, IndexError, KeyError, ValueError) as error:
+        return item[0], torch.as_tensor(item[1])
+    except (TypeError, IndexError, KeyError, ValueError, RuntimeError) as error:
         raise DataError("the item is not (image, label)", where=where) from error
 
 
@@ -288,12 +286,10 @@ def _materialised(
     images: list[Tensor] = []
     labels: list[Tensor] = []
     for position, item in enumerate(source):
-        try:
-            image, label = item[0], torch.as_tensor(item[1])
-        except (TypeError, IndexError, KeyError, ValueError, RuntimeError) as error:
-            raise DataError("the item is not (image, label)", where=f"{name} {position}") from error
+        where = f"{name} {position}"
+        image, label = _pair(item, where)
         if label.ndim == 0:
-            images.append(to_tensor(image, where=f"{name} {position}").unsqueeze(0))
+            images.append(to_tensor(image, where=where).unsqueeze(0))
         else:
             images.append(to_unit_range(torch.as_tensor(image)))
         labels.append(label.reshape(-1))
@@ -309,44 +305,25 @@ def _materialised(
     )
 
 
-def _read_npz(path: Path) -> Any:
+def _read_file(path: Path) -> Any:
+    """The arrays of a file by name, or its one array."""
     try:
-        # NumPy leaves a file of its own open when the archive is damaged.
-        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
-            return {key: archive[key] for key in archive.files}
-    except (OSError, ValueError, EOFError, KeyError) as error:
-        raise DataError(f"cannot be read: {error}", where=path) from error
-    except Exception as error:  # zipfile.BadZipFile and zlib.error derive from Exception
-        raise DataError(f"the archive is damaged: {error}", where=path) from error
-
-
-def _read_npy(path: Path) -> Any:
-    try:
-        # Not `np.load`, which would also open an archive under this name.
+        # NumPy leaves a file of its own open when an archive is damaged.
         with path.open("rb") as stream:
-            return np.lib.format.read_array(stream, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise DataError(f"cannot be read: {error}", where=path) from error
-
-
-def _read_torch(path: Path) -> Any:
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises RuntimeError, UnpicklingError, OSError and more
+            if path.suffix == ".npz":
+                with np.load(stream, allow_pickle=False) as archive:
+                    return dict(archive)
+            if path.suffix == ".npy":
+                # Not `np.load`, which would also open an archive under this name.
+                return np.lib.format.read_array(stream, allow_pickle=False)
+            content = torch.load(stream, map_location="cpu", weights_only=True)
+    except Exception as error:  # Damaged files make all three raise almost anything.
         raise DataError(
             f"cannot be read without executing code, or is damaged: {first_line(error)}", where=path
         ) from error
     if isinstance(content, (tuple, list)) and len(content) == 2:
         return {"inputs": content[0], "labels": content[1]}
     return content
-
-
-_READERS: dict[str, Callable[[Path], Any]] = {
-    ".npz": _read_npz,
-    ".npy": _read_npy,
-    ".pt": _read_torch,
-    ".pth": _read_torch,
-}
 
 
 def _as_tensor(value: Any, key: str, path: Path) -> Any:

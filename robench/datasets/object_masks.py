@@ -123,7 +123,7 @@ def read_voc(folder: Path) -> BoxMasks:
     sizes: dict[str, Size] = {}
     for path in sorted(folder.rglob("*.xml")):
         key = path.relative_to(folder).with_suffix("").as_posix()
-        if path.read_bytes().find(b"<!DOCTYPE") >= 0:
+        if b"<!DOCTYPE" in path.read_bytes():
             # Entities could expand without bound; annotations have no use for them.
             raise DataError("the annotation declares a document type", where=path)
         try:

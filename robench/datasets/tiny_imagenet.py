@@ -56,7 +56,7 @@ def load_tiny_imagenet(
             hint="Fetch tiny-imagenet-200.zip from http://cs231n.stanford.edu and unpack it there",
         )
     preprocessing = Preprocessing.of(**preparation)
-    wnids = sorted(_words(home / "wnids.txt"))
+    wnids = sorted(_read(home / "wnids.txt").split())
     position = {wnid: label for label, wnid in enumerate(wnids)}
     if len(position) != len(wnids):
         raise DataError("a class is listed twice", where=home / "wnids.txt")
@@ -121,10 +121,6 @@ def _class_names(home: Path, wnids: list[str]) -> list[str]:
         word if word and often[word] == 1 else f"{word} {wnid}".strip()
         for wnid, word in words.items()
     ]
-
-
-def _words(path: Path) -> list[str]:
-    return _read(path).split()
 
 
 def _read(path: Path) -> str:

@@ -6,9 +6,8 @@ asked to.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 
@@ -17,66 +16,35 @@ from robench.errors import DataError
 from robench.files import data_folder
 from robench.registry import unknown_name
 
-__all__ = [
-    "load_cifar10",
-    "load_cifar100",
-    "load_fashion_mnist",
-    "load_mnist",
-    "load_svhn",
-]
+__all__ = ["TORCHVISION_SETS", "load_torchvision"]
 
-_DIGITS = tuple(str(i) for i in range(10))
+# Krizhevsky, 2009 (both CIFARs); Netzer et al., 2011; LeCun et al., 1998; Xiao et al., 2017.
+TORCHVISION_SETS: Final = {
+    "cifar10": ("CIFAR10", "60,000 images, 32x32, 10 classes"),
+    "cifar100": ("CIFAR100", "60,000 images, 32x32, 100 classes"),
+    "svhn": ("SVHN", "house numbers, 32x32, 10 classes"),
+    "mnist": ("MNIST", "70,000 handwritten digits, 28x28"),
+    "fashion-mnist": ("FashionMNIST", "70,000 pieces of clothing, 28x28"),
+}
+"""Name → torchvision's class, and what it holds."""
 
 
-def load_cifar10(
-    split: str = "test", *, root: Path | None = None, download: bool = False
+def load_torchvision(
+    name: str, split: str = "test", *, root: Path | None = None, download: bool = False
 ) -> ArrayDataset:
-    """CIFAR-10 (Krizhevsky, 2009): 50,000 training and 10,000 test images."""
-    return _load("CIFAR10", "cifar10", split, root, download)
+    """The ``train`` or ``test`` part of one of :data:`TORCHVISION_SETS`.
 
-
-def load_cifar100(
-    split: str = "test", *, root: Path | None = None, download: bool = False
-) -> ArrayDataset:
-    """CIFAR-100 (Krizhevsky, 2009): 50,000 training and 10,000 test images."""
-    return _load("CIFAR100", "cifar100", split, root, download)
-
-
-def load_svhn(
-    split: str = "test", *, root: Path | None = None, download: bool = False
-) -> ArrayDataset:
-    """Street View House Numbers (Netzer et al., 2011), cropped digits."""
-    return _load("SVHN", "svhn", split, root, download, _DIGITS)
-
-
-def load_mnist(
-    split: str = "test", *, root: Path | None = None, download: bool = False
-) -> ArrayDataset:
-    """MNIST (LeCun et al., 1998): 60,000 training and 10,000 test images."""
-    return _load("MNIST", "mnist", split, root, download, _DIGITS)
-
-
-def load_fashion_mnist(
-    split: str = "test", *, root: Path | None = None, download: bool = False
-) -> ArrayDataset:
-    """Fashion-MNIST (Xiao et al., 2017): 60,000 training and 10,000 test images."""
-    return _load("FashionMNIST", "fashion-mnist", split, root, download)
-
-
-def _load(
-    kind: str,
-    name: str,
-    split: str,
-    root: Path | None,
-    download: bool,
-    class_names: Sequence[str] | None = None,
-) -> ArrayDataset:
+    Raises:
+        UnknownNameError: another split.
+        DataError: the files are not there or damaged, or cannot be fetched.
+    """
     if split not in ("train", "test"):
         raise unknown_name(f"split of {name}", split, ["train", "test"])
     # Seconds to import; the embedded data needs none of it.
     from torchvision import datasets as sets
 
     folder = data_folder(root)
+    kind, _ = TORCHVISION_SETS[name]
     part: dict[str, Any] = {"split": split} if kind == "SVHN" else {"train": split == "train"}
     try:
         source: Any = getattr(sets, kind)(str(folder), download=download, **part)
@@ -100,6 +68,7 @@ def _load(
         torch.as_tensor(source.labels if kind == "SVHN" else source.targets),
         name=name,
         split=split,
-        class_names=class_names or source.classes,
+        # torchvision's SVHN names no classes, and MNIST's are "0 - zero" and so on.
+        class_names=list("0123456789") if kind in ("SVHN", "MNIST") else source.classes,
         sample_ids=[f"{name}/{split}/{i:05d}" for i in range(len(inputs))],
     )

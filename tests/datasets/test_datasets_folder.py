@@ -87,8 +87,6 @@ def test_splits_are_subfolders(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_splits_is_parted(folder: Path) -> None:
-    train, validation = load_training_splits(folder, validation_n=2)
-    assert (len(train), len(validation)) == (4, 2)
     train, validation = load_training_splits(folder)
     assert (len(train), len(validation)) == (5, 1)
     assert set(train.sample_ids).isdisjoint(validation.sample_ids)

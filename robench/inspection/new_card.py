@@ -80,7 +80,7 @@ def add_model(
         raise UsageError(
             "there is a model of this id already", where=folder, hint="Choose another --name"
         )
-    here = LocatedCard(card, checkpoint.parent, checkpoint)
+    here = LocatedCard(card, checkpoint)
     model = load_model(here, trust_pickle=request.trust_pickle)
     accuracy = clean_accuracy(model, samples, card.threat_model)
     found, examination = _examine(model, samples)

@@ -15,31 +15,25 @@ if TYPE_CHECKING:
     from robench.models.cards import read_card as read_card
     from robench.models.cards import write_card as write_card
     from robench.models.catalogue import ARCHITECTURES as ARCHITECTURES
-    from robench.models.checkpoints import checkpoint_sha256 as checkpoint_sha256
     from robench.models.checkpoints import read_checkpoint as read_checkpoint
-    from robench.models.drafting import CheckpointInspection as CheckpointInspection
     from robench.models.drafting import draft_card as draft_card
-    from robench.models.drafting import inspect_checkpoint as inspect_checkpoint
     from robench.models.loading import load_checkpoint as load_checkpoint
     from robench.models.loading import load_model as load_model
-    from robench.models.own_modules import wrap_module as wrap_module
+    from robench.models.loading import wrap_module as wrap_module
     from robench.models.wrapper import RobenchModel as RobenchModel
     from robench.models.wrapper import buffer_fingerprint as buffer_fingerprint
-    from robench.models.zoo import LocatedCard as LocatedCard
     from robench.models.zoo import find_card as find_card
     from robench.models.zoo import list_cards as list_cards
-    from robench.models.zoo import zoo_folders as zoo_folders
 
 _HOMES = {
     "catalogue": ("ARCHITECTURES",),
     "architectures.build": ("build_architecture",),
     "cards": ("read_card", "write_card"),
-    "checkpoints": ("checkpoint_sha256", "read_checkpoint"),
-    "drafting": ("CheckpointInspection", "draft_card", "inspect_checkpoint"),
-    "loading": ("load_checkpoint", "load_model"),
-    "own_modules": ("wrap_module",),
+    "checkpoints": ("read_checkpoint",),
+    "drafting": ("draft_card",),
+    "loading": ("load_checkpoint", "load_model", "wrap_module"),
     "wrapper": ("RobenchModel", "buffer_fingerprint"),
-    "zoo": ("LocatedCard", "find_card", "list_cards", "zoo_folders"),
+    "zoo": ("find_card", "list_cards"),
 }
 __all__ = [name for names in _HOMES.values() for name in names]
 

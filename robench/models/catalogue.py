@@ -50,9 +50,9 @@ for _name, _target, _summary in (
 SOURCES: Final[Registry[Callable[[str], ModelCard | RobenchModel]]] = Registry("model source")
 """Name before the colon → function of what comes after it. Their packages are optional."""
 
-SOURCES.add("hf", "robench.models.hugging_face:hub_card", "hf:OWNER/NAME[@REVISION], timm's models")
+SOURCES.add("hf", "robench.models.sources:hub_card", "hf:OWNER/NAME[@REVISION], timm's models")
 SOURCES.add(
     "robustbench",
-    "robench.models.robustbench:load_from_robustbench",
+    "robench.models.sources:load_from_robustbench",
     "robustbench:DATASET/THREAT/NAME",
 )

@@ -37,6 +37,7 @@ __all__ = [
     "detect_format",
     "load_program",
     "read_checkpoint",
+    "shard_names",
     "verify_sha256",
 ]
 
@@ -93,16 +94,12 @@ def checkpoint_sha256(path: str | os.PathLike[str]) -> str:
         CheckpointError: the file cannot be read.
     """
     path = Path(path)
-    with _open(path) as stream:
-        own = _digest(stream)
-        if _starts_like_json(stream):
-            shards = _shard_names(path, stream)
-        else:
-            return own
+    own = _digest(path)
+    if not _starts_like_json(_head(path)):
+        return own
     digest = hashlib.sha256(own.encode())
-    for name in shards:
-        with _open(path.parent / name) as stream:
-            digest.update(f"{name}:{_digest(stream)}".encode())
+    for name in shard_names(path):
+        digest.update(f"{name}:{_digest(path.parent / name)}".encode())
     return digest.hexdigest()
 
 
@@ -129,70 +126,7 @@ def detect_format(path: str | os.PathLike[str]) -> CheckpointFormat:
         CheckpointError: it is no checkpoint; says what it is where that is known.
     """
     path = Path(path)
-    with _open(path) as stream:
-        return _detect(stream, path)
-
-
-def read_checkpoint(
-    path: str | os.PathLike[str], *, sha256: str | None = None, trust_pickle: bool = False
-) -> Any:
-    """What a weights file holds: usually a dict of tensors, maybe nested, on the CPU.
-
-    Args:
-        path: the file, or the ``*.index.json`` of safetensors shards.
-        sha256: the expected hash, compared before the file is parsed.
-        trust_pickle: execute the code that a pickle carries. Only for files whose maker you trust
-            as much as a program you run.
-
-    Raises:
-        HashMismatchError: the hash differs.
-        UnsafeCheckpointError: reading would execute code; says which calls.
-        CheckpointError: empty, truncated, corrupt, or no checkpoint at all.
-    """
-    path = Path(path)
-    if sha256 is not None:
-        verify_sha256(path, sha256)
-    with _open(path) as stream:
-        layout = _detect(stream, path)
-        if layout is CheckpointFormat.SAFETENSORS:
-            return _read_safetensors(path)
-        if layout is CheckpointFormat.SHARDS:
-            names = _shard_names(path, stream)
-            merged: dict[str, Tensor] = {}
-            for name in names:
-                merged.update(_read_safetensors(path.parent / name))
-            return merged
-        if layout.is_program:
-            raise UnsafeCheckpointError(
-                f"is a {layout} file: a program, not only weights",
-                where=path,
-                hint="Load it with --arch program and --trust-pickle if you trust its maker",
-            )
-        return _read_pickle(stream, path, trust_pickle)
-
-
-def _open(path: Path) -> BufferedReader:
-    try:
-        return path.open("rb")
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise CheckpointError(f"cannot be read: {reason}", where=path) from error
-
-
-def _digest(stream: BufferedReader) -> str:
-    return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _starts_like_json(stream: BufferedReader) -> bool:
-    stream.seek(0)
-    head = stream.read(64).lstrip()
-    stream.seek(0)
-    return head.startswith(b"{")
-
-
-def _detect(stream: BufferedReader, path: Path) -> CheckpointFormat:
-    head = stream.read(512)
-    stream.seek(0)
+    head = _head(path)
     if not head:
         raise CheckpointError("is empty", where=path, hint="Fetch it again")
     for magic, what, hint in _FOREIGN:
@@ -203,11 +137,10 @@ def _detect(stream: BufferedReader, path: Path) -> CheckpointFormat:
             "is a web page, not weights", where=path, hint="Fetch it again by its direct link"
         )
     if head.startswith(b"PK"):
-        return _detect_zip(stream, path)
+        return _zip_format(path)
     if len(head) > 8 and head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 2**32:
         return CheckpointFormat.SAFETENSORS
-    if _starts_like_json(stream):
-        _shard_names(path, stream)
+    if _starts_like_json(head):
         return CheckpointFormat.SHARDS
     if head[:1] == b"\x80":
         return CheckpointFormat.TORCH_LEGACY
@@ -216,26 +149,74 @@ def _detect(stream: BufferedReader, path: Path) -> CheckpointFormat:
     )
 
 
-def _detect_zip(stream: BufferedReader, path: Path) -> CheckpointFormat:
+def read_checkpoint(path: str | os.PathLike[str], *, trust_pickle: bool = False) -> Any:
+    """What a weights file holds: usually a dict of tensors, maybe nested, on the CPU.
+
+    Args:
+        path: the file, or the ``*.index.json`` of safetensors shards.
+        trust_pickle: execute the code that a pickle carries. Only for files whose maker you trust
+            as much as a program you run.
+
+    Raises:
+        UnsafeCheckpointError: reading would execute code; says which calls.
+        CheckpointError: empty, truncated, corrupt, or no checkpoint at all.
+    """
+    path = Path(path)
+    layout = detect_format(path)
+    if layout is CheckpointFormat.SAFETENSORS:
+        return _read_safetensors(path)
+    if layout is CheckpointFormat.SHARDS:
+        shards = [_read_safetensors(path.parent / name) for name in shard_names(path)]
+        return {name: tensor for shard in shards for name, tensor in shard.items()}
+    if layout.is_program:
+        raise UnsafeCheckpointError(
+            f"is a {layout} file: a program, not only weights",
+            where=path,
+            hint="Load it with --arch program and --trust-pickle if you trust its maker",
+        )
+    return _read_pickle(path, trust_pickle)
+
+
+def _open(path: Path) -> BufferedReader:
     try:
-        with zipfile.ZipFile(stream) as archive:
+        return path.open("rb")
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise CheckpointError(f"cannot be read: {reason}", where=path) from error
+
+
+def _digest(path: Path) -> str:
+    with _open(path) as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _head(path: Path) -> bytes:
+    with _open(path) as stream:
+        return stream.read(512)
+
+
+def _starts_like_json(head: bytes) -> bool:
+    return head.lstrip().startswith(b"{")
+
+
+def _zip_format(path: Path) -> CheckpointFormat:
+    try:
+        with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
     except Exception as error:  # zipfile raises more than BadZipFile on mutated archives.
         raise CheckpointError(
             "is a truncated or corrupt archive", where=path, hint="Fetch it again"
         ) from error
-    finally:
-        stream.seek(0)
     unpacked = sum(entry.file_size for entry in entries)
     if unpacked > _MAX_EXPANSION * max(path.stat().st_size, _CHUNK):
         raise CheckpointError(f"unpacks to {unpacked:,} bytes, far above its size", where=path)
     # Every torch format keeps its entries below one folder named after the file.
-    inner = {name.partition("/")[2] for name in (entry.filename for entry in entries)}
+    names = [entry.filename for entry in entries]
+    inner = {name.partition("/")[2] for name in names}
     if any(name.startswith("code/") for name in inner) and "constants.pkl" in inner:
         return CheckpointFormat.TORCHSCRIPT
     if "archive_format" in inner or any(
-        n.endswith("serialized_exported_program.json")
-        for n in (*inner, *(e.filename for e in entries))
+        name.endswith("serialized_exported_program.json") for name in names
     ):
         return CheckpointFormat.EXPORTED
     if "data.pkl" in inner:
@@ -245,15 +226,18 @@ def _detect_zip(stream: BufferedReader, path: Path) -> CheckpointFormat:
     )
 
 
-def _shard_names(path: Path, stream: BufferedReader) -> list[str]:
+def shard_names(path: Path) -> list[str]:
+    """The files that an index of safetensors shards names, which lie beside it.
+
+    Raises:
+        CheckpointError: it cannot be read, is no such index, or names files elsewhere.
+    """
     try:
-        stream.seek(0)
-        index = json.loads(stream.read(256 * _CHUNK))
+        with _open(path) as stream:
+            index = json.loads(stream.read(256 * _CHUNK))
         names = sorted(set(index["weight_map"].values()))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError("is JSON, but no index of safetensors shards", where=path) from error
-    finally:
-        stream.seek(0)
     for name in names:
         # A shard lies beside its index: no folders, no way out.
         if not isinstance(name, str) or Path(name).name != name or name in ("", ".", ".."):
@@ -275,26 +259,26 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def _read_pickle(stream: BufferedReader, path: Path, trust_pickle: bool) -> Any:
-    stream.seek(0)
-    try:
-        with warnings.catch_warnings(), torch.serialization.safe_globals(_NUMBERS):
-            # Old storages warn about TypedStorage; nobody who evaluates can change that.
-            warnings.simplefilter("ignore")
-            # torch's own documentation: weights_only executes no code of the file.
-            return torch.load(stream, map_location="cpu", weights_only=not trust_pickle)
-    except MemoryError as error:
-        raise CheckpointError("asks for more memory than there is", where=path) from error
-    except Exception as error:  # A damaged file makes the parser raise almost anything.
-        names = imported_names(stream)
-        if isinstance(error, pickle.UnpicklingError) and names and not trust_pickle:
-            shown = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
-            raise UnsafeCheckpointError(
-                f"reading it would execute code: {shown}",
-                where=path,
-                hint="Save it as a state dict or safetensors; or --trust-pickle if you trust it",
-            ) from error
-        raise _corrupt(path, error) from error
+def _read_pickle(path: Path, trust_pickle: bool) -> Any:
+    with _open(path) as stream:
+        try:
+            with warnings.catch_warnings(), torch.serialization.safe_globals(_NUMBERS):
+                # Old storages warn about TypedStorage; nobody who evaluates can change that.
+                warnings.simplefilter("ignore")
+                # torch's own documentation: weights_only executes no code of the file.
+                return torch.load(stream, map_location="cpu", weights_only=not trust_pickle)
+        except MemoryError as error:
+            raise CheckpointError("asks for more memory than there is", where=path) from error
+        except Exception as error:  # A damaged file makes the parser raise almost anything.
+            names = imported_names(stream)
+            if isinstance(error, pickle.UnpicklingError) and names and not trust_pickle:
+                shown = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
+                raise UnsafeCheckpointError(
+                    f"reading it would execute code: {shown}",
+                    where=path,
+                    hint="Save it as a state dict or safetensors; or --trust-pickle if you trust it",
+                ) from error
+            raise _corrupt(path, error) from error
 
 
 def _corrupt(path: Path, error: BaseException) -> CheckpointError:

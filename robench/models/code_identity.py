@@ -45,9 +45,8 @@ def code_identity(module: nn.Module) -> str:
     for name, part in module.named_modules():
         seen.add(name)
         seen.module(part)
-    sources = (identity_of(kind) for _, kind in sorted(seen.packages.items()))
-    for source in sources:
-        seen.add(str(source))
+    for top in sorted(seen.packages):
+        seen.add(str(identity_of(seen.packages[top])))
     return seen.digest.hexdigest()
 
 

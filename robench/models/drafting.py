@@ -1,12 +1,10 @@
-"""What a weights file holds, and a card for one that came without."""
+"""A card for a weights file that came without one, and where its state dict is."""
 
 from __future__ import annotations
 
-import math
 import os
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,7 +14,6 @@ from robench.errors import CardError, CheckpointError
 from robench.models.architectures.build import build_architecture
 from robench.models.checkpoints import (
     PROGRAM,
-    CheckpointFormat,
     checkpoint_sha256,
     detect_format,
     read_checkpoint,
@@ -24,7 +21,6 @@ from robench.models.checkpoints import (
 from robench.models.state_dicts import WRAPPER_PREFIXES
 from robench.records import (
     ArchitectureSpec,
-    AttentionSpec,
     ForwardSpec,
     InputSpec,
     ModelCard,
@@ -33,13 +29,7 @@ from robench.records import (
 )
 from robench.threat_models import ThreatModel
 
-__all__ = [
-    "CheckpointInspection",
-    "StateDictCandidate",
-    "draft_card",
-    "inspect_checkpoint",
-    "matching_prefix",
-]
+__all__ = ["draft_card", "find_state_dicts", "matching_prefix"]
 
 _DEPTH: Final = 3
 
@@ -51,92 +41,14 @@ _USUAL_KEYS: Final = (
 )
 
 
-@dataclass(frozen=True)
-class StateDictCandidate:
-    """One state dict in the file.
+def find_state_dicts(content: Any) -> dict[str | None, Mapping[str, Tensor]]:
+    """State dicts in what a file holds, under any key at most three levels down.
 
-    Args:
-        key: its dotted path; None: the file is the state dict.
-        shapes: name as in the file → shape.
+    Returns:
+        dotted path → the named tensors there, the likeliest first; None: the content itself.
     """
-
-    key: str | None
-    shapes: Mapping[str, tuple[int, ...]] = field(repr=False)
-
-    @property
-    def prefix(self) -> str:
-        """The wrapper prefix that all names share, such as ``module.``."""
-        return list(_growing_prefixes(self.shapes))[-1]
-
-
-@dataclass(frozen=True)
-class CheckpointInspection:
-    """A file seen from outside.
-
-    Args:
-        path: the file.
-        sha256: its hash.
-        format: its layout.
-        candidates: state dicts in it, the likeliest first; empty for programs.
-        others: what else is at the top level: name → short description.
-    """
-
-    path: Path
-    sha256: str
-    format: CheckpointFormat
-    candidates: tuple[StateDictCandidate, ...] = ()
-    others: Mapping[str, str] = field(default_factory=dict)
-
-    @property
-    def is_program(self) -> bool:
-        """The file brings its network: TorchScript or torch.export."""
-        return self.format.is_program
-
-    @property
-    def best(self) -> StateDictCandidate:
-        """The likeliest state dict.
-
-        Raises:
-            CheckpointError: the file holds none.
-        """
-        if not self.candidates:
-            found = ", ".join(f"{k}: {v}" for k, v in list(self.others.items())[:8])
-            raise CheckpointError(
-                "holds no state dict" + (f", only {found}" if found else ""), where=self.path
-            )
-        return self.candidates[0]
-
-
-def inspect_checkpoint(
-    path: str | os.PathLike[str], *, trust_pickle: bool = False
-) -> CheckpointInspection:
-    """Look for state dicts under any key and for the prefixes that wrappers leave on names.
-
-    Raises:
-        UnsafeCheckpointError: reading would execute code.
-        CheckpointError: the file cannot be read.
-    """
-    path = Path(path)
-    seen = CheckpointInspection(path, checkpoint_sha256(path), detect_format(path))
-    if seen.is_program:
-        return seen
-    content = read_checkpoint(path, trust_pickle=trust_pickle)
-    found = [
-        StateDictCandidate(key or None, {name: tuple(t.shape) for name, t in tensors.items()})
-        for key, tensors in _state_dicts(content, "", _DEPTH)
-    ]
-    found.sort(key=_unlikeliness)
-    others = {}
-    if isinstance(content, Mapping):
-        taken = {(candidate.key or "").partition(".")[0] for candidate in found}
-        others = {
-            str(k): _describe(v)
-            for k, v in content.items()
-            if taken != {""} and str(k) not in taken
-        }
-    elif not found:
-        others = {"the file": _describe(content)}
-    return CheckpointInspection(path, seen.sha256, seen.format, tuple(found), others)
+    found = sorted(_state_dicts(content, "", _DEPTH), key=_unlikeliness)
+    return {key or None: tensors for key, tensors in found}
 
 
 def _state_dicts(value: Any, key: str, depth: int) -> Iterator[tuple[str, Mapping[str, Tensor]]]:
@@ -152,11 +64,11 @@ def _state_dicts(value: Any, key: str, depth: int) -> Iterator[tuple[str, Mappin
                 yield from _state_dicts(inner, f"{key}.{name}" if key else name, depth - 1)
 
 
-def _unlikeliness(candidate: StateDictCandidate) -> tuple[int, int, int]:
-    key = candidate.key or ""
+def _unlikeliness(found: tuple[str, Mapping[str, Tensor]]) -> tuple[int, int, int]:
+    key, tensors = found
     last = key.rpartition(".")[2].casefold()
     place = _USUAL_KEYS.index(last) if last in _USUAL_KEYS else len(_USUAL_KEYS)
-    return place, key.count("."), -sum(math.prod(shape) for shape in candidate.shapes.values())
+    return place, key.count("."), -sum(tensor.numel() for tensor in tensors.values())
 
 
 def _describe(value: Any) -> str:
@@ -205,7 +117,6 @@ def draft_card(
     defense: str = "unknown",
     input: InputSpec | None = None,
     forward: ForwardSpec | None = None,
-    attention: AttentionSpec | None = None,
     preprocessing: PreprocessingSpec | None = None,
     key: str | None = None,
     prefix: str | None = None,
@@ -223,7 +134,6 @@ def draft_card(
         defense: recipe's name.
         input: range and normalisation; None: [0, 1] as it is.
         forward: arguments and output path.
-        attention: how to look at its attention.
         preprocessing: how images of other sizes are prepared for it.
         key: place of the state dict; None: guessed.
         prefix: prefix to strip; None: guessed, with the architecture's own names as the judge.
@@ -235,58 +145,68 @@ def draft_card(
     """
     path = Path(path)
     spec = ArchitectureSpec(name=architecture) if isinstance(architecture, str) else architecture
-    seen = inspect_checkpoint(path, trust_pickle=trust_pickle)
-    if not (seen.is_program or spec.name == PROGRAM):
-        key, prefix = _place(seen, spec, num_classes, (input or InputSpec()).channels, key, prefix)
-    content = {
-        "name": name or _name_from(path.stem),
+    input = input or InputSpec()
+    if detect_format(path).is_program:
+        spec = ArchitectureSpec(name=PROGRAM)
+    elif spec.name != PROGRAM:
+        content = read_checkpoint(path, trust_pickle=trust_pickle)
+        found = _state_dicts_at(key, content, path)
+        key = next(iter(found))
+        if prefix is None:
+            network = build_architecture(spec, num_classes, input.channels)
+            key, prefix = _fitting(network, found)
+    card = {
+        "name": name
+        or re.sub(r"[^\w.+-]+", "-", path.stem, flags=re.ASCII).strip("-._+")[:100]
+        or "model",
         "dataset": dataset,
         "num_classes": num_classes,
         "threat_model": ThreatModel.parse(threat_model),
         "defense": defense,
-        "architecture": ArchitectureSpec(name=PROGRAM) if seen.is_program else spec,
+        "architecture": spec,
         "weights": {
             "path": str(path.resolve()),
-            "sha256": seen.sha256,
+            "sha256": checkpoint_sha256(path),
             "key": key,
             "strip_prefix": prefix or "",
         },
         "input": input,
-        "forward": forward,
-        "attention": attention,
+        "forward": forward or ForwardSpec(),
         "preprocessing": preprocessing,
     }
-    given = {field: value for field, value in content.items() if value is not None}
-    return parse(ModelCard, given, CardError, where=path)
+    return parse(ModelCard, card, CardError, where=path)
 
 
-def _place(
-    seen: CheckpointInspection,
-    spec: ArchitectureSpec,
-    num_classes: int,
-    in_channels: int,
-    key: str | None,
-    prefix: str | None,
-) -> tuple[str | None, str]:
-    candidates = [c for c in seen.candidates if key in (None, c.key)]
-    if not candidates:
-        if key is None:
-            return seen.best.key, ""  # raises, and says what the file holds instead
+def _state_dicts_at(
+    key: str | None, content: Any, path: Path
+) -> dict[str | None, Mapping[str, Tensor]]:
+    """The state dict at ``key``; of None all, at least one."""
+    found = find_state_dicts(content)
+    if not found:
+        parts = content if isinstance(content, Mapping) else {"the file": content}
+        held = ", ".join(f"{name}: {_describe(part)}" for name, part in list(parts.items())[:8])
+        raise CheckpointError(
+            "holds no state dict" + (f", only {held}" if held else ""), where=path
+        )
+    if key is None:
+        return found
+    if key not in found:
         raise CheckpointError(
             f"has no state dict at key {key!r}",
-            where=seen.path,
-            hint=f"It has one at: {', '.join(repr(c.key or '') for c in seen.candidates)}",
+            where=path,
+            hint=f"It has one at: {', '.join(repr(place or '') for place in found)}",
         )
-    if prefix is not None:
-        return candidates[0].key, prefix
-    network = build_architecture(spec, num_classes, in_channels)
-    for candidate in candidates:
-        fitting = matching_prefix(network, candidate.shapes)
-        if fitting is not None:
-            return candidate.key, fitting
+    return {key: found[key]}
+
+
+def _fitting(
+    network: nn.Module, found: Mapping[str | None, Mapping[str, Tensor]]
+) -> tuple[str | None, str]:
+    """Key and prefix of the first state dict that is the network's."""
+    for key, tensors in found.items():
+        prefix = matching_prefix(network, tensors)
+        if prefix is not None:
+            return key, prefix
     # Nothing fits: the likeliest guess makes the most telling list of differences.
-    return candidates[0].key, candidates[0].prefix
-
-
-def _name_from(stem: str) -> str:
-    return re.sub(r"[^A-Za-z0-9._+-]+", "-", stem).strip("-._+")[:100] or "model"
+    key, tensors = next(iter(found.items()))
+    return key, list(_growing_prefixes(tensors))[-1]

@@ -2,35 +2,43 @@
 
 from __future__ import annotations
 
+import copy
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from robench.errors import DeviceError, UnsafeCheckpointError, UsageError, first_line
+from robench.errors import CardError, DeviceError, UnsafeCheckpointError, UsageError, first_line
 from robench.models.architectures.build import (
     architecture_code,
     build_architecture,
     runs_foreign_code,
 )
+from robench.models.cards import CARD_NAME
 from robench.models.catalogue import SOURCES
 from robench.models.checkpoints import PROGRAM, load_program, read_checkpoint, verify_sha256
+from robench.models.code_identity import code_identity
 from robench.models.drafting import draft_card
 from robench.models.state_dicts import extract_state_dict, load_strictly, strip_prefix
 from robench.models.weights_files import locate_weights
-from robench.models.wrapper import RobenchModel
+from robench.models.wrapper import RobenchModel, buffer_fingerprint
 from robench.models.zoo import LocatedCard, find_card
 from robench.records import (
     ArchitectureSpec,
+    AttentionSpec,
+    ForwardSpec,
+    InputSpec,
     ModelCard,
     ModelSummary,
     canonical_hash,
+    parse,
 )
 from robench.threat_models import ThreatModel
 
-__all__ = ["load_checkpoint", "load_model"]
+__all__ = ["load_checkpoint", "load_model", "wrap_module"]
 
 
 def load_model(
@@ -78,7 +86,15 @@ def load_model(
             hint="Move the card into a zoo folder of yours, or say --trust-code",
         )
     weights = locate_weights(card.weights, located.folder)
-    network = _network(card, weights, trust_pickle)
+    verify_sha256(weights, card.weights.sha256)
+    if card.architecture.name == PROGRAM:
+        network = load_program(weights, trust_pickle=trust_pickle)
+    else:
+        content = read_checkpoint(weights, trust_pickle=trust_pickle)
+        state = extract_state_dict(content, card.weights.key, where=weights)
+        state = strip_prefix(state, card.weights.strip_prefix, where=weights)
+        network = build_architecture(card.architecture, card.num_classes, card.input.channels)
+        load_strictly(network, state, where=weights)
     wrapped = RobenchModel(
         network,
         num_classes=card.num_classes,
@@ -100,7 +116,7 @@ def _locate(
         return model
     if isinstance(model, ModelCard):
         # A card made in Python is its maker's own.
-        return LocatedCard(model, Path.cwd(), Path.cwd())
+        return LocatedCard(model, Path.cwd() / CARD_NAME)
     path = Path(model)
     if path.is_file() and path.suffix != ".toml":
         raise UsageError(
@@ -111,19 +127,10 @@ def _locate(
     return find_card(model, dataset, threat_model)
 
 
-def _network(card: ModelCard, weights: Path, trust_pickle: bool) -> nn.Module:
-    if card.architecture.name == PROGRAM:
-        verify_sha256(weights, card.weights.sha256)
-        return load_program(weights, trust_pickle=trust_pickle)
-    content = read_checkpoint(weights, sha256=card.weights.sha256, trust_pickle=trust_pickle)
-    state = extract_state_dict(content, card.weights.key, where=weights)
-    state = strip_prefix(state, card.weights.strip_prefix, where=weights)
-    network = build_architecture(card.architecture, card.num_classes, card.input.channels)
-    load_strictly(network, state, where=weights)
-    return network
-
-
 def _summarise(card: ModelCard, network: nn.Module) -> ModelSummary:
+    # A program's code is its weights file, which the card's hash covers.
+    is_program = card.architecture.name == PROGRAM
+    code = None if is_program else architecture_code(card.architecture)
     return ModelSummary(
         id=card.id,
         name=card.display_name or card.name,
@@ -133,16 +140,8 @@ def _summarise(card: ModelCard, network: nn.Module) -> ModelSummary:
         parameters=sum(p.numel() for p in network.parameters()),
         threat_model=card.threat_model,
         weights_sha256=card.weights.sha256,
-        fingerprint=_fingerprint(card),
+        fingerprint=card.fingerprint if code is None else canonical_hash([card.fingerprint, code]),
     )
-
-
-def _fingerprint(card: ModelCard) -> str:
-    """The card's, and where its network is built by code that others may change, of that too."""
-    if card.architecture.name == PROGRAM:  # the weights file is the code
-        return card.fingerprint
-    code = architecture_code(card.architecture)
-    return card.fingerprint if code is None else canonical_hash([card.fingerprint, code])
 
 
 def _to_device(model: RobenchModel, device: str | torch.device) -> RobenchModel:
@@ -166,18 +165,81 @@ def load_checkpoint(
 ) -> RobenchModel:
     """Load a weights file without a card: :func:`draft_card`, then :func:`load_model`.
 
-    Args:
-        path: the weights file.
-        architecture: as in a card, or ``program``.
-        num_classes: number of logits.
-        device: where to put it.
-        trust_pickle: execute the code that the file carries.
-        card_fields: the further arguments of :func:`draft_card`.
-
-    Raises:
-        RobenchError: as :func:`draft_card` and :func:`load_model`.
+    Arguments and errors are those of the two; ``card_fields`` are further ones of the first.
     """
     card = draft_card(
         path, architecture, num_classes=num_classes, trust_pickle=trust_pickle, **card_fields
     )
     return load_model(card, device=device, trust_pickle=trust_pickle)
+
+
+def wrap_module(
+    module: nn.Module,
+    *,
+    num_classes: int,
+    input: InputSpec | Mapping[str, Any] | None = None,
+    forward: ForwardSpec | Mapping[str, Any] | None = None,
+    attention: AttentionSpec | Mapping[str, Any] | None = None,
+    name: str = "model",
+    dataset: str = "custom",
+    threat_model: ThreatModel | str = "Linf-8/255",
+    defense: str = "unknown",
+    share: bool = False,
+) -> RobenchModel:
+    """Evaluate a module of one's own, without a card.
+
+    The module is copied, so that evaluating between two epochs neither freezes the parameters
+    of the network in training nor sees the next step's.
+
+    Args:
+        module: takes (N, C, H, W) float inputs; its device is kept.
+        num_classes, input, forward, name, dataset, threat_model, defense: as for
+            :func:`draft_card`.
+        attention: how to look at its attention.
+        share: use the module itself, which is then frozen and put in evaluation mode.
+
+    Raises:
+        CardError: a specification has a wrong field.
+        UsageError: the module cannot be copied.
+    """
+    input_spec = parse(InputSpec, input or {}, CardError, where=name)
+    forward_spec = parse(ForwardSpec, forward or {}, CardError, where=name)
+    attention_spec = parse(AttentionSpec, attention or {}, CardError, where=name)
+    threat = ThreatModel.parse(threat_model)
+    if not share:
+        try:
+            module = copy.deepcopy(module)
+        except (RuntimeError, TypeError) as error:
+            raise UsageError(
+                f"the module cannot be copied: {error}", where=name, hint="Pass share=True"
+            ) from error
+    weights = buffer_fingerprint(module)
+    fingerprint = canonical_hash(
+        {
+            "weights": weights,
+            "code": code_identity(module),
+            "num_classes": num_classes,
+            "input": input_spec.model_dump(mode="json"),
+            "forward": forward_spec.model_dump(mode="json"),
+            "attention": attention_spec.model_dump(mode="json"),
+        }
+    )
+    summary = ModelSummary(
+        id=f"{dataset}/{threat.slug}/{name}",
+        name=name,
+        dataset=dataset,
+        defense=defense,
+        architecture=type(module).__name__,
+        parameters=sum(p.numel() for p in module.parameters()),
+        threat_model=threat,
+        weights_sha256=weights,
+        fingerprint=fingerprint,
+    )
+    return RobenchModel(
+        module,
+        num_classes=num_classes,
+        summary=summary,
+        input_spec=input_spec,
+        forward_spec=forward_spec,
+        attention=attention_spec,
+    )

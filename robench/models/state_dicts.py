@@ -27,8 +27,7 @@ def extract_state_dict(content: Any, key: str | None, *, where: object) -> dict[
     Raises:
         CheckpointError: nothing is there, or something else than named tensors.
     """
-    value = content
-    rest = key or ""
+    value, rest = content, key or ""
     while rest:
         if not isinstance(value, Mapping):
             raise CheckpointError(f"nothing at key {key!r}", where=where)
@@ -46,21 +45,14 @@ def extract_state_dict(content: Any, key: str | None, *, where: object) -> dict[
     if isinstance(value, nn.Module):
         value = value.state_dict()
     if not isinstance(value, Mapping):
-        raise CheckpointError(
-            f"holds {type(value).__name__} where a state dict should be",
-            where=where,
-            hint="Name the state dict's place with weights.key",
-        )
-    others = [str(k) for k, v in value.items() if not isinstance(v, Tensor)]
-    tensors = {str(k): v for k, v in value.items() if isinstance(v, Tensor)}
-    if others or not tensors:
-        raise CheckpointError(
-            "is not a plain state dict: "
-            + (f"{_shorten(others)} are no tensors" if others else "it holds no tensors"),
-            where=where,
-            hint="Name the state dict's place with weights.key",
-        )
-    return tensors
+        problem = f"holds {type(value).__name__} where a state dict should be"
+    elif others := [str(k) for k, v in value.items() if not isinstance(v, Tensor)]:
+        problem = f"is not a plain state dict: {_shorten(others)} are no tensors"
+    elif not value:
+        problem = "is not a plain state dict: it holds no tensors"
+    else:
+        return {str(name): tensor for name, tensor in value.items()}
+    raise CheckpointError(problem, where=where, hint="Name the state dict's place with weights.key")
 
 
 def _leads(key: object, path: str) -> bool:
@@ -103,8 +95,12 @@ def load_strictly(network: nn.Module, state: Mapping[str, Tensor], *, where: obj
     missing = [k for k in wanted if k not in state and not k.endswith("num_batches_tracked")]
     unexpected = [k for k in state if k not in wanted]
     if missing or unexpected:
+        lists = (("missing from", missing), ("unexpected in", unexpected))
+        parts = [f"{len(names)} {how} the file: {_shorten(names)}" for how, names in lists if names]
         raise KeyMismatchError(
-            _describe_keys(missing, unexpected), where=where, hint=_key_hint(missing, unexpected)
+            f"parameter names differ: {'; '.join(parts)}",
+            where=where,
+            hint=_key_hint(missing, unexpected),
         )
     shapes, kinds = [], []
     for name, tensor in state.items():
@@ -134,15 +130,6 @@ def _shape(tensor: Tensor) -> str:
 def _shorten(items: list[str], separator: str = ", ") -> str:
     rest = len(items) - _SHOWN
     return separator.join(items[:_SHOWN]) + (f"{separator}and {rest} more" if rest > 0 else "")
-
-
-def _describe_keys(missing: list[str], unexpected: list[str]) -> str:
-    parts = []
-    if missing:
-        parts.append(f"{len(missing)} missing from the file: {_shorten(missing)}")
-    if unexpected:
-        parts.append(f"{len(unexpected)} unexpected in the file: {_shorten(unexpected)}")
-    return "parameter names differ: " + "; ".join(parts)
 
 
 def _key_hint(missing: list[str], unexpected: list[str]) -> str:

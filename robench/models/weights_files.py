@@ -11,7 +11,7 @@ import hashlib
 import importlib.util
 import re
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from http.client import HTTPException
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, Final
@@ -24,7 +24,8 @@ from robench.records import WeightsSpec
 __all__ = ["fetch_weights", "locate_weights"]
 
 _CHUNK: Final = 2**20
-_MAX_BYTES: Final = 8 * 2**30
+MAX_BYTES: Final = 8 * 2**30
+"""Larger files are refused, whatever the server announces."""
 _TIMEOUT: Final = 60.0
 
 
@@ -36,10 +37,6 @@ class _HttpsOnly(urllib.request.HTTPRedirectHandler):
     ) -> Any:
         _require_https(newurl)
         return super().redirect_request(req, fp, code, msg, headers, newurl)
-
-
-def _open_url(url: str) -> Any:
-    return urllib.request.build_opener(_HttpsOnly).open(url, timeout=_TIMEOUT)
 
 
 def locate_weights(weights: WeightsSpec, folder: Path) -> Path:
@@ -79,20 +76,12 @@ def locate_weights(weights: WeightsSpec, folder: Path) -> Path:
     return resolved
 
 
-def fetch_weights(
-    url: str,
-    sha256: str,
-    *,
-    max_bytes: int = _MAX_BYTES,
-    open_url: Callable[[str], Any] = _open_url,
-) -> Path:
+def fetch_weights(url: str, sha256: str) -> Path:
     """Download a file once into :func:`robench.files.cache_folder`; later calls find it there.
 
     Args:
         url: an https address.
         sha256: the expected hash; a file with another is never kept.
-        max_bytes: larger files are refused, whatever the server announces.
-        open_url: opens the address: a context manager with ``read(n)`` and ``headers``.
 
     Raises:
         HashMismatchError: the server sent another file.
@@ -106,7 +95,7 @@ def fetch_weights(
 
     def copy(stream: BinaryIO) -> None:
         digest = hashlib.sha256()
-        for piece in _pieces(url, max_bytes, open_url):
+        for piece in _pieces(url):
             digest.update(piece)
             stream.write(piece)
         if (actual := digest.hexdigest()) != sha256:
@@ -126,23 +115,23 @@ def _require_https(url: str) -> None:
         )
 
 
-def _pieces(url: str, max_bytes: int, open_url: Callable[[str], Any]) -> Iterator[bytes]:
+def _pieces(url: str) -> Iterator[bytes]:
     received = 0
     try:
-        with open_url(url) as response:
+        with urllib.request.build_opener(_HttpsOnly).open(url, timeout=_TIMEOUT) as response:
             if "text/html" in (response.headers.get("Content-Type") or ""):
                 raise CheckpointError(
                     "answers with a web page, not a file", where=url, hint="Use the direct link"
                 )
             announced = int(response.headers.get("Content-Length") or 0)
-            while announced <= max_bytes and (piece := response.read(_CHUNK)):
+            while announced <= MAX_BYTES and (piece := response.read(_CHUNK)):
                 received += len(piece)
-                if received > max_bytes:
+                if received > MAX_BYTES:
                     break
                 yield piece
     except (OSError, HTTPException, ValueError) as error:
         raise CheckpointError(f"cannot be fetched: {error}", where=url) from error
-    if max(received, announced) > max_bytes:
-        raise CheckpointError(f"is larger than {max_bytes:,} bytes", where=url)
+    if max(received, announced) > MAX_BYTES:
+        raise CheckpointError(f"is larger than {MAX_BYTES:,} bytes", where=url)
     if received < announced:
         raise CheckpointError(f"broke off after {received:,} of {announced:,} bytes", where=url)

@@ -96,9 +96,8 @@ class RobenchModel(nn.Module):
         """
         if name not in self.forward_spec.outputs:
             close = near_misses(name, list(self.outputs))
-            hint = f"Did you mean {close[0]!r}?" if close else None
-            if not close:
-                hint = f"It has: {', '.join(self.outputs) or 'none but the final logits'}"
+            known = f"It has: {', '.join(self.outputs) or 'none but the final logits'}"
+            hint = f"Did you mean {close[0]!r}?" if close else known
             raise UsageError(f"no output {name!r}", where=self.summary.id, hint=hint)
         other = copy.copy(self)
         other.output_name = name

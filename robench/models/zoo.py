@@ -25,16 +25,19 @@ class LocatedCard:
 
     Args:
         card: the validated card.
-        folder: the card's folder; relative weights start here.
         path: the card's file.
         in_zoo: it lies in one of the zoo folders, which are the user's own or came with robench;
             only such a card may name code to run.
     """
 
     card: ModelCard
-    folder: Path
     path: Path
     in_zoo: bool = True
+
+    @property
+    def folder(self) -> Path:
+        """The card's folder; relative weights start here."""
+        return self.path.parent
 
     @property
     def id(self) -> str:
@@ -86,25 +89,20 @@ def list_cards(
         for path in sorted(zoo.glob(f"*/*/*/{CARD_NAME}")):
             try:
                 card = read_card(path)
-                _check_place(card, path, zoo)
+                if card.id != (place := path.parent.relative_to(zoo).as_posix()):
+                    raise CardError(
+                        f"the card's id is {card.id!r} but its folder is {place!r}",
+                        where=path,
+                        hint="Move it, or correct dataset, threat_model or name",
+                    )
             except CardError as error:
                 if problems is None:
                     raise
                 problems.append(error)
                 continue
             if dataset is None or card.dataset == dataset:
-                located.setdefault(card.id, LocatedCard(card, path.parent, path))
+                located.setdefault(card.id, LocatedCard(card, path))
     return [located[identifier] for identifier in sorted(located)]
-
-
-def _check_place(card: ModelCard, path: Path, zoo: Path) -> None:
-    place = path.parent.relative_to(zoo).as_posix()
-    if place != card.id:
-        raise CardError(
-            f"the card's id is {card.id!r} but its folder is {place!r}",
-            where=path,
-            hint="Move it, or correct dataset, threat_model or name",
-        )
 
 
 def find_card(
@@ -129,75 +127,54 @@ def find_card(
     if isinstance(name, str):
         problems: list[CardError] = []
         cards = list_cards(problems=problems)
-        found = _matching(cards, text, dataset, threat_model)
+        named = [located for located in cards if _answers_to(located.card, text)]
+        threat = None if threat_model is None else ThreatModel.parse(threat_model)
+        found = [
+            located
+            for located in named
+            if dataset in (None, located.card.dataset)
+            and threat in (None, located.card.threat_model)
+        ]
         if len(found) == 1:
             return found[0]
         if found:
             raise UsageError(
                 f"model {text!r} is ambiguous",
-                hint=f"Say which: {', '.join(card.id for card in found)}",
+                hint=f"Say which: {', '.join(located.id for located in found)}",
             )
         if not _looks_like_path(text):
             for problem in problems:
                 if problem.where is not None and Path(problem.where).parent.name == text:
                     raise problem
-            raise _unknown(text, cards, dataset, threat_model)
-    return _read_located(Path(text).expanduser())
-
-
-def _looks_like_path(text: str) -> bool:
-    return (text.endswith(".toml") or text.startswith((".", "~")) or os.path.isabs(text)) or Path(
-        text, CARD_NAME
-    ).is_file()
-
-
-def _read_located(path: Path) -> LocatedCard:
+            if named:
+                limits = [str(limit) for limit in (dataset, threat_model) if limit is not None]
+                raise UsageError(
+                    f"no model {text!r} for {' and '.join(limits)}",
+                    hint=f"There is {', '.join(located.id for located in named)}",
+                )
+            known = {located.id if "/" in text else located.card.name for located in cards}
+            raise unknown_name("model", text, sorted(known))
+    path = Path(text).expanduser()
     if path.is_dir():
         path = path / CARD_NAME
     card = read_card(path)
     path = path.resolve()
     in_zoo = any(path.is_relative_to(folder) for folder in zoo_folders())
-    return LocatedCard(card, path.parent, path, in_zoo)
+    return LocatedCard(card, path, in_zoo)
 
 
-def _matching(
-    cards: list[LocatedCard],
-    text: str,
-    dataset: str | None,
-    threat_model: ThreatModel | str | None,
-) -> list[LocatedCard]:
-    # A threat model may be written with its fraction, which has a slash too.
-    wanted = text.casefold().strip("/")
-    threat = None if threat_model is None else ThreatModel.parse(threat_model)
-    return [
-        located
-        for located in cards
-        if any(
-            form == wanted or form.endswith(f"/{wanted}")
-            for form in (
-                located.id.casefold(),
-                f"{located.card.dataset}/{located.card.threat_model}/{located.card.name}".casefold(),
-            )
-        )
-        and dataset in (None, located.card.dataset)
-        and threat in (None, located.card.threat_model)
-    ]
+def _answers_to(card: ModelCard, text: str) -> bool:
+    """Whether ``text`` is the end of the card's id, where the threat model's fraction may be
+    written with a slash too."""
+    forms = (card.id, f"{card.dataset}/{card.threat_model}/{card.name}")
+    wanted = text.strip("/").casefold()
+    return any(f"/{form}".casefold().endswith(f"/{wanted}") for form in forms)
 
 
-def _unknown(
-    text: str,
-    cards: list[LocatedCard],
-    dataset: str | None,
-    threat_model: ThreatModel | str | None,
-) -> UsageError:
-    elsewhere = _matching(cards, text, None, None)
-    if elsewhere:
-        limits = [str(limit) for limit in (dataset, threat_model) if limit is not None]
-        return UsageError(
-            f"no model {text!r} for {' and '.join(limits)}",
-            hint=f"There is {', '.join(card.id for card in elsewhere)}",
-        )
-    known = [card.id for card in cards]
-    if "/" not in text:
-        known = sorted({card.card.name for card in cards})
-    return unknown_name("model", text, known)
+def _looks_like_path(text: str) -> bool:
+    return (
+        text.endswith(".toml")
+        or text.startswith((".", "~"))
+        or os.path.isabs(text)
+        or Path(text, CARD_NAME).is_file()
+    )

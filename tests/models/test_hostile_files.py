@@ -22,8 +22,10 @@ import torch
 from safetensors.torch import save_file
 
 from robench.errors import CheckpointError, RobenchError, UnsafeCheckpointError
-from robench.models import inspect_checkpoint, load_checkpoint, read_checkpoint
+from robench.models import draft_card, load_checkpoint, read_checkpoint
 from robench.models.architectures.resnet import DigitsResNet
+from robench.models.checkpoints import checkpoint_sha256, verify_sha256
+from robench.models.drafting import find_state_dicts
 from robench.models.pickle_scan import imported_names
 from robench.records import ArchitectureSpec, InputSpec
 
@@ -103,7 +105,7 @@ def test_code_is_refused_and_named(
     write(content, path)
     for attempt in (
         lambda: read_checkpoint(path),
-        lambda: inspect_checkpoint(path),
+        lambda: draft_card(path, SPEC, num_classes=10),
         lambda: load_checkpoint(path, SPEC, num_classes=10),
     ):
         with pytest.raises(UnsafeCheckpointError, match="reading it would execute code") as raised:
@@ -314,12 +316,12 @@ def test_shards_are_one_checkpoint(tmp_path: Path) -> None:
 
 def test_the_hash_of_shards_covers_every_shard(tmp_path: Path) -> None:
     index = shards(tmp_path)
-    digest = inspect_checkpoint(index).sha256
-    read_checkpoint(index, sha256=digest)
+    digest = checkpoint_sha256(index)
+    verify_sha256(index, digest)
     changed = {k: v + 1 for k, v in list(tensors().items())[5:]}
     save_file(changed, tmp_path / "b.safetensors")
     with pytest.raises(CheckpointError, match="sha256 is"):
-        read_checkpoint(index, sha256=digest)
+        verify_sha256(index, digest)
 
 
 @pytest.mark.parametrize("name", ["../a.safetensors", "/etc/passwd", "sub/a", "..", "", 3, None])
@@ -399,7 +401,7 @@ def survive(folder: Path, canary: Path, rounds: int, seed: int) -> int:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("error")
-                inspect_checkpoint(path)
+                find_state_dicts(read_checkpoint(path))
             loaded += 1
         except RobenchError as error:
             lines.append(str(error))

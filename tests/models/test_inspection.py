@@ -8,10 +8,10 @@ import torch
 from torch import nn
 
 from robench.errors import CheckpointError, KeyMismatchError
-from robench.models import draft_card, inspect_checkpoint, load_checkpoint
+from robench.models import draft_card, load_checkpoint, read_checkpoint
 from robench.models.architectures.resnet import DigitsResNet
-from robench.models.checkpoints import CheckpointFormat
-from robench.models.drafting import matching_prefix
+from robench.models.checkpoints import CheckpointFormat, checkpoint_sha256, detect_format
+from robench.models.drafting import find_state_dicts, matching_prefix
 from robench.records import ArchitectureSpec, InputSpec
 
 SPEC = ArchitectureSpec(name="digits_resnet", arguments={"width": 2})
@@ -53,10 +53,11 @@ def test_places_and_prefixes_are_guessed(
     for part in reversed((key or "").split(".") if key else []):
         content = {part: content, "epoch": 3, "optimizer": {"state": {0: {"m": torch.ones(2)}}}}
     torch.save(content, tmp_path / "file.pt")
-    seen = inspect_checkpoint(tmp_path / "file.pt")
-    assert (seen.best.key, seen.best.prefix) == (key, prefix)
-    assert len(seen.candidates) == 1
-    assert seen.best.shapes[f"{prefix}fc.weight"] == (10, 2)
+    found = find_state_dicts(read_checkpoint(tmp_path / "file.pt"))
+    assert list(found) == [key]
+    assert found[key][f"{prefix}fc.weight"].shape == (10, 2)
+    card = draft_card(tmp_path / "file.pt", SPEC, num_classes=10, input=GRAY)
+    assert (card.weights.key, card.weights.strip_prefix) == (key, prefix)
     model = load_checkpoint(tmp_path / "file.pt", SPEC, num_classes=10, input=GRAY)
     torch.testing.assert_close(model(INPUTS), network(INPUTS), rtol=0, atol=0)
 
@@ -65,9 +66,7 @@ def test_plain_weights_come_before_averaged_ones(network: DigitsResNet, tmp_path
     path = tmp_path / "file.pt"
     averaged = {name: value * 0 for name, value in network.state_dict().items()}
     torch.save({"ema": averaged, "model": network.state_dict(), "args": {"lr": 0.1}}, path)
-    seen = inspect_checkpoint(path)
-    assert [candidate.key for candidate in seen.candidates] == ["model", "ema"]
-    assert seen.others == {"args": "dict of 1"}
+    assert list(find_state_dicts(read_checkpoint(path))) == ["model", "ema"]
     model = load_checkpoint(path, SPEC, num_classes=10, input=GRAY)
     torch.testing.assert_close(model(INPUTS), network(INPUTS))
     chosen = load_checkpoint(path, SPEC, num_classes=10, input=GRAY, key="ema")
@@ -80,7 +79,7 @@ def test_the_architecture_decides_among_state_dicts(network: DigitsResNet, tmp_p
     path = tmp_path / "file.pt"
     critic = nn.Linear(100, 100).state_dict()
     torch.save({"model": critic, "generator": network.state_dict()}, path)
-    assert inspect_checkpoint(path).best.key == "model"
+    assert list(find_state_dicts(read_checkpoint(path))) == ["model", "generator"]
     model = load_checkpoint(path, SPEC, num_classes=10, input=GRAY)
     torch.testing.assert_close(model(INPUTS), network(INPUTS))
 
@@ -125,7 +124,7 @@ def test_the_drafted_card_describes_the_file(network: DigitsResNet, tmp_path: Pa
     card = draft_card(path, SPEC, num_classes=10, dataset="digits", threat_model="L2-0.5")
     assert card.id == "digits/L2-0.5/my-model-v2"
     assert (card.weights.key, card.weights.strip_prefix) == ("net", "module.")
-    assert card.weights.sha256 == inspect_checkpoint(path).sha256
+    assert card.weights.sha256 == checkpoint_sha256(path)
     forced = draft_card(path, SPEC, num_classes=10, prefix="")
     assert forced.weights.strip_prefix == ""
 
@@ -133,6 +132,6 @@ def test_the_drafted_card_describes_the_file(network: DigitsResNet, tmp_path: Pa
 def test_formats_are_told_by_content(network: DigitsResNet, tmp_path: Path) -> None:
     path = tmp_path / "weights.safetensors"  # the name lies
     torch.save(network.state_dict(), path)
-    assert inspect_checkpoint(path).format is CheckpointFormat.TORCH_ZIP
+    assert detect_format(path) is CheckpointFormat.TORCH_ZIP
     torch.save(network.state_dict(), path, _use_new_zipfile_serialization=False)
-    assert inspect_checkpoint(path).format is CheckpointFormat.TORCH_LEGACY
+    assert detect_format(path) is CheckpointFormat.TORCH_LEGACY

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from robench.models import buffer_fingerprint, inspect_checkpoint, list_cards, load_model, read_card
+from robench.models import buffer_fingerprint, draft_card, list_cards, load_model, read_card
 from robench.models.architectures.reverse_attention import ResNetRA, WideResNetRA
 from robench.models.architectures.wide_resnet import WideResNet
 from robench.models.cards import write_card
 from robench.models.wrapper import RobenchModel
-from robench.records import ModelCard
+from robench.records import ArchitectureSpec, ModelCard
 
 CARDS = Path(__file__).parents[2] / "docs" / "cards"
 INPUTS = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(5))
@@ -155,6 +155,6 @@ def test_example_cards_are_not_in_the_zoo() -> None:
 
 
 def test_inspection_sees_the_published_layout(tmp_path: Path) -> None:
-    seen = inspect_checkpoint(save_agkd_bml(WideResNet(**SMALL_WIDE), tmp_path))
-    assert (seen.best.key, seen.best.prefix) == ("net", "module.")
-    assert seen.others == {"acc": "86.25", "epoch": "199"}
+    spec = ArchitectureSpec(name="wide_resnet", arguments=SMALL_WIDE)
+    card = draft_card(save_agkd_bml(WideResNet(**SMALL_WIDE), tmp_path), spec, num_classes=10)
+    assert (card.weights.key, card.weights.strip_prefix) == ("net", "module.")

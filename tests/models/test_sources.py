@@ -21,7 +21,7 @@ from robench.errors import (
     UsageError,
 )
 from robench.models import load_model
-from robench.models.hugging_face import fetch_hub_weights
+from robench.models.sources import fetch_hub_weights
 
 INPUTS = torch.rand(1, 3, 160, 160, generator=torch.Generator().manual_seed(0))
 ADDRESS = "hf:someone/tiny_vit"

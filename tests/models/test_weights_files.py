@@ -47,6 +47,13 @@ def serving(answer: Any, seen: list[str] | None = None) -> Any:
     return open_url
 
 
+def fetch(url: str, sha256: str, open_url: Any) -> Path:
+    """``fetch_weights`` while ``open_url`` answers in the web's place."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(urllib.request.OpenerDirector, "open", lambda _, url, timeout: open_url(url))
+        return fetch_weights(url, sha256)
+
+
 def sha(body: bytes) -> str:
     return hashlib.sha256(body).hexdigest()
 
@@ -54,10 +61,10 @@ def sha(body: bytes) -> str:
 def test_a_file_is_fetched_once(tmp_path: Path) -> None:
     seen: list[str] = []
     opener = serving(Answer(b"weights", 7), seen)
-    path = fetch_weights(URL, sha(b"weights"), open_url=opener)
+    path = fetch(URL, sha(b"weights"), opener)
     assert path.read_bytes() == b"weights"
     assert path.name == "a_b.pt"
-    assert fetch_weights(URL, sha(b"weights"), open_url=opener) == path
+    assert fetch(URL, sha(b"weights"), opener) == path
     assert seen == [URL]
 
 
@@ -75,10 +82,15 @@ def test_a_file_is_fetched_once(tmp_path: Path) -> None:
     ],
 )
 def test_bad_answers_leave_nothing(
-    tmp_path: Path, answer: Any, error: type[Exception], words: str
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    answer: Any,
+    error: type[Exception],
+    words: str,
 ) -> None:
+    monkeypatch.setattr(weights_files, "MAX_BYTES", 100)
     with pytest.raises(error, match=words):
-        fetch_weights(URL, sha(b"weights"), max_bytes=100, open_url=serving(answer))
+        fetch(URL, sha(b"weights"), serving(answer))
     assert [p for p in tmp_path.rglob("*") if p.is_file()] == []
 
 
@@ -88,14 +100,14 @@ def test_an_interrupted_download_leaves_nothing(tmp_path: Path) -> None:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        fetch_weights(URL, sha(b""), open_url=serving(Interrupted(b"")))
+        fetch(URL, sha(b""), serving(Interrupted(b"")))
     assert [p for p in tmp_path.rglob("*") if p.is_file()] == []
 
 
 @pytest.mark.parametrize("url", ["http://example.org/a", "file:///etc/passwd", "ftp://e.org/a"])
 def test_only_https(tmp_path: Path, url: str) -> None:
     with pytest.raises(CheckpointError, match="over https only"):
-        fetch_weights(url, sha(b""), open_url=serving(Answer(b"")))
+        fetch(url, sha(b""), serving(Answer(b"")))
 
 
 def test_redirects_stay_encrypted() -> None:
@@ -120,7 +132,7 @@ def test_redirects_stay_encrypted() -> None:
     ],
 )
 def test_file_names_stay_in_the_cache(tmp_path: Path, url: str, name: str) -> None:
-    path = fetch_weights(url, sha(b"x"), open_url=serving(Answer(b"x")))
+    path = fetch(url, sha(b"x"), serving(Answer(b"x")))
     assert path == tmp_path / "weights" / sha(b"x") / name
 
 
@@ -128,7 +140,7 @@ def test_a_cache_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Monk
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("ROBENCH_CACHE", str(tmp_path / "file"))
     with pytest.raises(StoreError, match="cannot be written: Not a directory"):
-        fetch_weights(URL, sha(b""), open_url=serving(Answer(b"")))
+        fetch(URL, sha(b""), serving(Answer(b"")))
 
 
 def test_a_card_may_name_an_address(tmp_path: Path) -> None:

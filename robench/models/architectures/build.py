@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Final
 
 from torch import nn
@@ -21,8 +22,6 @@ from robench.registry import identity_of, import_target, near_misses, unknown_na
 
 __all__ = ["architecture_code", "build_architecture", "runs_foreign_code"]
 
-_LIBRARIES: Final = ("torchvision", "timm")
-
 # These make a library fetch or unpickle files by itself, past the hash check of the card.
 _FORBIDDEN: Final = {
     "torchvision": {"weights", "weights_backbone"},
@@ -33,7 +32,7 @@ _FORBIDDEN: Final = {
 def runs_foreign_code(spec: ArchitectureSpec) -> bool:
     """Whether building it imports a module that the card chose (``package.module:callable``)."""
     library, colon, _ = spec.name.partition(":")
-    return bool(colon) and library not in _LIBRARIES
+    return bool(colon) and library not in _FORBIDDEN
 
 
 def architecture_code(spec: ArchitectureSpec) -> str | None:
@@ -48,7 +47,7 @@ def architecture_code(spec: ArchitectureSpec) -> str | None:
     """
     library, colon, _ = spec.name.partition(":")
     if colon:
-        return None if library in _LIBRARIES else identity_of(import_target(spec.name))
+        return None if library in _FORBIDDEN else identity_of(import_target(spec.name))
     return identity_of(ARCHITECTURES[spec.name])
 
 
@@ -70,10 +69,10 @@ def build_architecture(spec: ArchitectureSpec, num_classes: int, in_channels: in
         ModelError: the callable fails or does not return an ``nn.Module``.
     """
     library, colon, name = spec.name.partition(":")
+    sizes: dict[str, Any] = {"num_classes": num_classes, "in_channels": in_channels}
     if not colon:
-        sizes = {"num_classes": num_classes, "in_channels": in_channels}
         return _call(ARCHITECTURES[spec.name], spec, sizes, strict=True)
-    if library in _LIBRARIES:
+    if library in _FORBIDDEN:
         forbidden = _FORBIDDEN[library] & set(spec.arguments)
         if forbidden:
             raise CardError(
@@ -81,58 +80,55 @@ def build_architecture(spec: ArchitectureSpec, num_classes: int, in_channels: in
                 where=f"architecture.arguments of {spec.name}",
                 hint="Leave it out and name the file under weights",
             )
-        if library == "timm":
-            return _build_timm(spec, name, num_classes, in_channels)
-        return _build_torchvision(spec, name, num_classes, in_channels)
-    sizes = {"num_classes": num_classes, "in_channels": in_channels}
+    if library == "timm":
+        sizes = {"pretrained": False, "num_classes": num_classes, "in_chans": in_channels}
+        return _call(_timm_builder(name), spec, sizes, strict=True)
+    if library == "torchvision":
+        if in_channels != 3:
+            raise CardError(
+                f"torchvision's networks take 3 channels, not {in_channels}",
+                where=spec.name,
+                hint="Use timm:NAME or an own package.module:callable",
+            )
+        sizes = {"weights": None, "num_classes": num_classes}
+        return _call(_torchvision_builder(name), spec, sizes, strict=False)
     target = import_target(spec.name)
     if not callable(target):
         raise ModelError("is not callable", where=spec.name)
     return _call(target, spec, sizes, strict=False)
 
 
-def _build_torchvision(
-    spec: ArchitectureSpec, name: str, num_classes: int, in_channels: int
-) -> nn.Module:
+def _torchvision_builder(name: str) -> Callable[..., Any]:
     try:
         # Imported here because it takes a second and only such cards need it.
         from torchvision import models
     except (ImportError, RuntimeError) as error:
         # A torchvision that does not match torch fails with a RuntimeError about its operators.
-        raise _missing("torchvision", spec.name, error) from error
+        raise _missing("torchvision", name, error) from error
     known = models.list_models(module=models)
     if name not in known:
         raise unknown_name("torchvision architecture", name, known)
-    if in_channels != 3:
-        raise CardError(
-            f"torchvision's networks take 3 channels, not {in_channels}",
-            where=spec.name,
-            hint="Use timm:NAME or an own package.module:callable",
-        )
-    builder = models.get_model_builder(name)
-    return _call(builder, spec, {"weights": None, "num_classes": num_classes}, strict=False)
+    builder: Callable[..., Any] = models.get_model_builder(name)
+    return builder
 
 
-def _build_timm(spec: ArchitectureSpec, name: str, num_classes: int, in_channels: int) -> nn.Module:
+def _timm_builder(name: str) -> Callable[..., Any]:
     try:
         # Optional, and slow to import.
         import timm
     except ImportError as error:
-        raise _missing("timm", spec.name, error) from error
+        raise _missing("timm", name, error) from error
     # Membership in the list also refuses "hf-hub:..." names, which would download.
     if not timm.is_model(name):
         raise unknown_name("timm architecture", name, timm.list_models())
-    sizes: dict[str, Any] = {
-        "pretrained": False,
-        "num_classes": num_classes,
-        "in_chans": in_channels,
-    }
-    return _run(lambda: timm.create_model(name, **sizes, **spec.arguments), spec)
+    return partial(timm.create_model, name)
 
 
-def _missing(package: str, where: str, error: Exception) -> MissingDependencyError:
+def _missing(library: str, name: str, error: Exception) -> MissingDependencyError:
     return MissingDependencyError(
-        f"{package} cannot be imported: {error}", where=where, hint=f"pip install {package}"
+        f"{library} cannot be imported: {error}",
+        where=f"{library}:{name}",
+        hint=f"pip install {library}",
     )
 
 
@@ -148,7 +144,11 @@ def _call(
     takes_any = not parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     unknown = [a for a in spec.arguments if not takes_any and a not in parameters]
     if unknown:
-        raise _unknown_argument(unknown[0], spec, parameters)
+        names = [p for p in parameters if p not in ("self", "num_classes", "in_channels")]
+        close = near_misses(unknown[0], names)
+        known = f"It takes: {', '.join(names) or 'none'}"
+        hint = f"Did you mean {close[0]!r}?" if close else known
+        raise CardError(f"takes no argument {unknown[0]!r}", where=spec.name, hint=hint)
     clash = [size for size in sizes if strict and size in spec.arguments]
     if clash:
         raise CardError(
@@ -156,19 +156,8 @@ def _call(
             where=spec.name,
         )
     accepted = {k: v for k, v in sizes.items() if takes_any or k in parameters}
-    return _run(lambda: builder(**{**accepted, **spec.arguments}), spec)
-
-
-def _unknown_argument(name: str, spec: ArchitectureSpec, known: Iterable[str]) -> CardError:
-    names = [k for k in known if k not in ("self", "num_classes", "in_channels")]
-    close = near_misses(name, names)
-    hint = f"Did you mean {close[0]!r}?" if close else f"It takes: {', '.join(names) or 'none'}"
-    return CardError(f"takes no argument {name!r}", where=spec.name, hint=hint)
-
-
-def _run(build: Callable[[], Any], spec: ArchitectureSpec) -> nn.Module:
     try:
-        network = build()
+        network = builder(**{**accepted, **spec.arguments})
     except UnknownNameError:
         raise
     except Exception as error:  # Foreign code may raise anything.

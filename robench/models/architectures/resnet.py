@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from robench.errors import UsageError
-from robench.models.architectures.classifier import Classifier
+from robench.models.architectures import Classifier
 
 __all__ = ["BasicBlock", "DigitsResNet", "PreActBlock", "PreActResNet", "ResNet"]
 

@@ -15,13 +15,12 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Sequence
-from typing import Final
 
 import torch
 from torch import Tensor, nn
 
 from robench.errors import UsageError
-from robench.models.architectures.classifier import Classifier
+from robench.models.architectures import Classifier
 from robench.models.architectures.resnet import DigitsResNet, ResNet
 from robench.models.architectures.wide_resnet import WideResNet
 
@@ -52,20 +51,16 @@ class _ReverseAttention(Classifier):
     fc: nn.Linear
 
     @abstractmethod
-    def _before(self, inputs: Tensor) -> Tensor:
-        """Everything before the masked blocks."""
-
-    @abstractmethod
-    def _masked_blocks(self) -> Iterable[Callable[[Tensor], Tensor]]:
-        """The blocks whose (non-negative) output is masked."""
+    def _before(self, inputs: Tensor) -> tuple[Tensor, Iterable[Callable[[Tensor], Tensor]]]:
+        """What comes into the masked blocks, and these; their output is non-negative."""
 
     def forward_masked(
         self, inputs: Tensor, labels: Tensor | None = None
     ) -> tuple[Tensor, list[Tensor]]:
         """Inputs → (last map after its mask, auxiliary logits of every masked block)."""
-        maps = self._before(inputs)
+        maps, masked = self._before(inputs)
         auxiliary = []
-        for block in self._masked_blocks():
+        for block in masked:
             maps, logits = reverse_attention(block(maps), self.fc, labels)
             auxiliary.append(logits)
         return maps, auxiliary
@@ -112,14 +107,8 @@ class ResNetRA(_ReverseAttention, ResNet):
     ) -> None:
         super().__init__(num_classes, in_channels, width, stages, head="fc")
 
-    def _before(self, inputs: Tensor) -> Tensor:
-        return self.trunk(inputs)
-
-    def _masked_blocks(self) -> Iterable[Callable[[Tensor], Tensor]]:
-        return self.layer4
-
-
-_MASKED_WIDE_BLOCKS: Final = 2
+    def _before(self, inputs: Tensor) -> tuple[Tensor, Iterable[Callable[[Tensor], Tensor]]]:
+        return self.trunk(inputs), self.layer4
 
 
 class WideResNetRA(_ReverseAttention, WideResNet):
@@ -143,17 +132,15 @@ class WideResNetRA(_ReverseAttention, WideResNet):
         sub_block: bool = True,
     ) -> None:
         super().__init__(num_classes, in_channels, depth, widen_factor, dropout, stem, sub_block)
-        if len(self.block3.layer) < _MASKED_WIDE_BLOCKS:
+        if depth < 16:
             raise UsageError(f"reverse attention masks two blocks: depth 16 or more, not {depth}")
 
-    def _before(self, inputs: Tensor) -> Tensor:
+    def _before(self, inputs: Tensor) -> tuple[Tensor, Iterable[Callable[[Tensor], Tensor]]]:
         maps = self.trunk(inputs)
-        for block in list(self.block3.layer)[:-_MASKED_WIDE_BLOCKS]:
+        *first, second_last, last = self.block3.get_submodule("layer").children()
+        for block in first:
             maps = block(maps)
-        return maps
-
-    def _masked_blocks(self) -> Iterable[Callable[[Tensor], Tensor]]:
-        return [self._finished(b) for b in list(self.block3.layer)[-_MASKED_WIDE_BLOCKS:]]
+        return maps, (self._finished(second_last), self._finished(last))
 
     def _finished(self, block: nn.Module) -> Callable[[Tensor], Tensor]:
         return lambda maps: torch.relu(self.bn1(block(maps)))
@@ -183,11 +170,9 @@ class DigitsResNetRA(_ReverseAttention, DigitsResNet):
             raise UsageError(f"cannot mask {masked} of {blocks} blocks")
         self.masked = masked
 
-    def _before(self, inputs: Tensor) -> Tensor:
+    def _before(self, inputs: Tensor) -> tuple[Tensor, Iterable[Callable[[Tensor], Tensor]]]:
         maps = self.stem(inputs)
-        for block in list(self.blocks)[: -self.masked]:
+        blocks = list(self.blocks)
+        for block in blocks[: -self.masked]:
             maps = block(maps)
-        return maps
-
-    def _masked_blocks(self) -> Iterable[Callable[[Tensor], Tensor]]:
-        return list(self.blocks)[-self.masked :]
+        return maps, blocks[-self.masked :]

@@ -6,6 +6,7 @@ blocks.N.{norm1,attn.qkv,attn.proj,norm2,mlp.fc1,mlp.fc2}, norm, head``.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Literal
 
@@ -14,19 +15,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from robench.errors import ModelError, UsageError
-from robench.models.architectures.classifier import Classifier
+from robench.models.architectures import Classifier
 
 __all__ = ["VisionTransformer"]
-
-
-class _PatchEmbed(nn.Module):
-    def __init__(self, in_channels: int, width: int, patch: int) -> None:
-        super().__init__()
-        self.proj = nn.Conv2d(in_channels, width, patch, patch)
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        tokens: Tensor = self.proj(inputs).flatten(2).transpose(1, 2)
-        return tokens
 
 
 class _Attention(nn.Module):
@@ -59,24 +50,15 @@ class _Attention(nn.Module):
         return out
 
 
-class _Mlp(nn.Module):
-    def __init__(self, width: int, hidden: int) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(width, hidden)
-        self.fc2 = nn.Linear(hidden, width)
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        out: Tensor = self.fc2(F.gelu(self.fc1(tokens)))
-        return out
-
-
 class _Layer(nn.Module):
     def __init__(self, width: int, heads: int, hidden: int) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(width, eps=1e-6)
         self.attn = _Attention(width, heads)
         self.norm2 = nn.LayerNorm(width, eps=1e-6)
-        self.mlp = _Mlp(width, hidden)
+        self.mlp = nn.Sequential(
+            OrderedDict(fc1=nn.Linear(width, hidden), act=nn.GELU(), fc2=nn.Linear(hidden, width))
+        )
 
     def forward(self, tokens: Tensor) -> Tensor:
         tokens = tokens + self.attn(self.norm1(tokens))
@@ -129,9 +111,11 @@ class VisionTransformer(Classifier):
         if pool not in ("mean", "class"):
             raise UsageError(f"pool is 'mean' or 'class', not {pool!r}")
         self.image_size = size
-        self.num_prefix_tokens = int(pool == "class")
         self.has_class_token = pool == "class"
-        self.patch_embed = _PatchEmbed(in_channels, width, patch)
+        self.num_prefix_tokens = int(self.has_class_token)
+        self.patch_embed = nn.Sequential(
+            OrderedDict(proj=nn.Conv2d(in_channels, width, patch, patch))
+        )
         tokens = (size[0] // patch) * (size[1] // patch) + self.num_prefix_tokens
         self.cls_token: nn.Parameter | None = None
         if self.has_class_token:
@@ -141,9 +125,6 @@ class VisionTransformer(Classifier):
         self.blocks = nn.Sequential(*(_Layer(width, heads, hidden) for _ in range(depth)))
         self.norm = nn.LayerNorm(width, eps=1e-6)
         self.head = nn.Linear(width, num_classes)
-        self._initialise()
-
-    def _initialise(self) -> None:
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
         if self.cls_token is not None:
             nn.init.trunc_normal_(self.cls_token, std=0.02)
@@ -163,7 +144,7 @@ class VisionTransformer(Classifier):
                 f"the transformer takes images of {self.image_size}, got {tuple(inputs.shape[2:])}",
                 hint="Set image_size in the architecture's arguments",
             )
-        tokens = self.patch_embed(inputs)
+        tokens = self.patch_embed(inputs).flatten(2).transpose(1, 2)
         if self.cls_token is not None:
             tokens = torch.cat([self.cls_token.expand(len(tokens), -1, -1), tokens], dim=1)
         normalised: Tensor = self.norm(self.blocks(tokens + self.pos_embed))

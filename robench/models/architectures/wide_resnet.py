@@ -5,11 +5,13 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
+
 import torch
 from torch import Tensor, nn
 
 from robench.errors import UsageError
-from robench.models.architectures.classifier import Classifier
+from robench.models.architectures import Classifier
 
 __all__ = ["WideBlock", "WideResNet"]
 
@@ -38,20 +40,11 @@ class WideBlock(nn.Module):
         return summed
 
 
-class _Stage(nn.Module):
+def _stage(count: int, in_planes: int, planes: int, stride: int, dropout: float) -> nn.Sequential:
     """Blocks under the name ``layer``, a level that only the authors' names need."""
-
-    def __init__(
-        self, count: int, in_planes: int, planes: int, stride: int, dropout: float
-    ) -> None:
-        super().__init__()
-        first = WideBlock(in_planes, planes, stride, dropout)
-        rest = [WideBlock(planes, planes, 1, dropout) for _ in range(count - 1)]
-        self.layer = nn.Sequential(first, *rest)
-
-    def forward(self, maps: Tensor) -> Tensor:
-        out: Tensor = self.layer(maps)
-        return out
+    first = WideBlock(in_planes, planes, stride, dropout)
+    rest = [WideBlock(planes, planes, 1, dropout) for _ in range(count - 1)]
+    return nn.Sequential(OrderedDict(layer=nn.Sequential(first, *rest)))
 
 
 class WideResNet(Classifier):
@@ -95,11 +88,11 @@ class WideResNet(Classifier):
         count = (depth - 4) // 6
         width = stem * widen_factor
         self.conv1 = nn.Conv2d(in_channels, stem, 3, 1, 1, bias=False)
-        self.block1 = _Stage(count, stem, width, 1, dropout)
+        self.block1 = _stage(count, stem, width, 1, dropout)
         if sub_block:
-            self.sub_block1 = _Stage(count, stem, width, 1, dropout)
-        self.block2 = _Stage(count, width, 2 * width, 2, dropout)
-        self.block3 = _Stage(count, 2 * width, 4 * width, 2, dropout)
+            self.sub_block1 = _stage(count, stem, width, 1, dropout)
+        self.block2 = _stage(count, width, 2 * width, 2, dropout)
+        self.block3 = _stage(count, 2 * width, 4 * width, 2, dropout)
         self.bn1 = nn.BatchNorm2d(4 * width)
         self.fc = nn.Linear(4 * width, num_classes)
         for module in self.modules():

@@ -1,4 +1,4 @@
-"""Checkpoints from the Hugging Face Hub, with a card drafted from timm's ``config.json``."""
+"""Models of other collections: the Hugging Face Hub, and RobustBench through its own package."""
 
 from __future__ import annotations
 
@@ -9,11 +9,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from robench.errors import CheckpointError, MissingDependencyError, UsageError, one_line
-from robench.models.drafting import draft_card
-from robench.records import ArchitectureSpec, InputSpec, ModelCard, PreprocessingSpec
+from torch import nn
 
-__all__ = ["fetch_hub_file", "fetch_hub_weights", "hub_card"]
+from robench.errors import CheckpointError, MissingDependencyError, UsageError, one_line
+from robench.models.checkpoints import shard_names
+from robench.models.drafting import draft_card
+from robench.models.loading import wrap_module
+from robench.models.wrapper import RobenchModel
+from robench.records import ArchitectureSpec, InputSpec, ModelCard, PreprocessingSpec
+from robench.registry import near_misses
+
+__all__ = ["fetch_hub_weights", "hub_card", "load_from_robustbench"]
 
 _WEIGHTS: Final = (
     "model.safetensors",
@@ -60,20 +66,15 @@ def fetch_hub_file(address: str, name: str) -> Path | None:
         ) from error
     try:
         return Path(hf_hub_download(repo, name, revision=revision))
-    except LocalEntryNotFoundError as error:  # A subclass of the next: there is no connection.
-        raise _unreachable(address, error) from error
-    except EntryNotFoundError:
-        return None
     except Exception as error:  # The Hub's client raises errors of several HTTP libraries.
-        raise _unreachable(address, error) from error
-
-
-def _unreachable(address: str, error: Exception) -> CheckpointError:
-    return CheckpointError(
-        f"cannot be fetched: {one_line(error)}",
-        where=f"hf:{address}",
-        hint="Check the name and the network",
-    )
+        # The local kind, a subclass, means that there is no connection.
+        if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
+            return None
+        raise CheckpointError(
+            f"cannot be fetched: {one_line(error)}",
+            where=f"hf:{address}",
+            hint="Check the name and the network",
+        ) from error
 
 
 def fetch_hub_weights(address: str) -> Path:
@@ -85,24 +86,19 @@ def fetch_hub_weights(address: str) -> Path:
     """
     for name in _WEIGHTS:
         path = fetch_hub_file(address, name)
-        if path is not None:
-            if name.endswith(".index.json"):
-                _fetch_shards(address, path)
-            return path
+        if path is None:
+            continue
+        for shard in shard_names(path) if name.endswith(".json") else ():
+            if fetch_hub_file(address, shard) is None:
+                raise CheckpointError(
+                    f"names a shard {shard!r} that it lacks", where=f"hf:{address}"
+                )
+        return path
     raise CheckpointError(
         f"has none of {', '.join(_WEIGHTS)}",
         where=f"hf:{address}",
         hint="Download the file yourself and use it with --arch",
     )
-
-
-def _fetch_shards(address: str, index: Path) -> None:
-    # The reader checks the index again, and every name in it, before it opens a shard.
-    mapping = _read_json(index, address).get("weight_map")
-    names = set(mapping.values()) if isinstance(mapping, Mapping) else set()
-    for name in sorted(n for n in names if isinstance(n, str)):
-        if Path(name).name != name or fetch_hub_file(address, name) is None:
-            raise CheckpointError(f"names a shard {name!r} that it lacks", where=f"hf:{address}")
 
 
 def _read_json(path: Path, address: str) -> Mapping[str, Any]:
@@ -177,4 +173,61 @@ def _preprocessing(details: Mapping[str, Any], height: int, width: int) -> Prepr
         size=None if mode == "center" else (side, side),
         crop=height,
         interpolation=details.get("interpolation") or "bicubic",
+    )
+
+
+# Classes, and what its threat models mean by its documentation: the radius differs by data set.
+_LEADERBOARDS: Final = {
+    "cifar10/Linf": (10, "Linf-8/255"),
+    "cifar10/L2": (10, "L2-0.5"),
+    "cifar100/Linf": (100, "Linf-8/255"),
+    "imagenet/Linf": (1000, "Linf-4/255"),
+}
+
+
+def load_from_robustbench(address: str) -> RobenchModel:
+    """``cifar10/Linf/Wang2023Better_WRN-28-10`` → the wrapped model.
+
+    RobustBench's package downloads, unpacks and builds it; its networks normalise for
+    themselves and take inputs in [0, 1].
+
+    Raises:
+        UsageError: the address has another form, or an unknown data set or threat model.
+        MissingDependencyError: the package is not installed.
+        CheckpointError: it cannot load the model.
+    """
+    board, _, name = address.rpartition("/")
+    dataset, _, threat = board.partition("/")
+    if not (name and threat) or "/" in threat:
+        raise UsageError(
+            f"{address!r} is not a RobustBench address",
+            hint="Write it as robustbench:cifar10/Linf/NAME",
+        )
+    if board not in _LEADERBOARDS:
+        close = near_misses(board, list(_LEADERBOARDS)) or sorted(_LEADERBOARDS)
+        raise UsageError(f"RobustBench has no {board}", hint=f"Use {' or '.join(close)}")
+    num_classes, radius = _LEADERBOARDS[board]
+    try:
+        # Optional package, needed for this source only.
+        from robustbench.utils import load_model
+    except ImportError as error:
+        raise MissingDependencyError(
+            "robustbench is not installed",
+            where=f"robustbench:{address}",
+            hint="pip install git+https://github.com/RobustBench/robustbench.git",
+        ) from error
+    try:
+        module: nn.Module = load_model(model_name=name, dataset=dataset, threat_model=threat)
+    except Exception as error:  # Unknown names and failed downloads raise whatever comes.
+        raise CheckpointError(
+            f"cannot be loaded: {type(error).__name__}: {one_line(error)}",
+            where=f"robustbench:{address}",
+        ) from error
+    return wrap_module(
+        module,
+        num_classes=num_classes,
+        name=name,
+        dataset=dataset,
+        threat_model=radius,
+        share=True,
     )

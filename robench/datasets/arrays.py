@@ -65,7 +65,7 @@ class ArrayDataset(Dataset):
             check_range(inputs, where)
             inputs = inputs.to(torch.float32)
         if class_names is None:
-            class_names = _numbered(labels, num_classes)
+            class_names = numbered_classes(labels, num_classes)
         elif num_classes is not None and num_classes != len(class_names):
             raise DataError(
                 f"{len(class_names)} class names for {num_classes} classes", where=where
@@ -172,7 +172,7 @@ def from_torch(
         targets = [int(_pair(source[i], f"{name} sample {i}")[1]) for i in range(len(source))]
     labels = torch.as_tensor(targets)
     if class_names is None:
-        class_names = _numbered(labels, num_classes)
+        class_names = numbered_classes(labels, num_classes)
     return TorchDataset(source, labels, name=name, split=split, class_names=class_names)
 
 
@@ -223,9 +223,8 @@ def load_arrays(
 
 def to_unit_range(pixels: Tensor) -> Tensor:
     """uint8 → float32 in [0, 1]; floating point → float32."""
-    if pixels.dtype == torch.uint8:
-        return pixels.to(torch.float32).div_(255)
-    return pixels.to(torch.float32)
+    floats = pixels.to(torch.float32)
+    return floats.div_(255) if pixels.dtype == torch.uint8 else floats
 
 
 def to_tensor(image: Any, *, where: str) -> Tensor:
@@ -248,6 +247,7 @@ def to_tensor(image: Any, *, where: str) -> Tensor:
 
 
 def check_range(inputs: Tensor, where: str) -> None:
+    """Refuse what is not finite or outside [0, 1] with a DataError."""
     if inputs.numel() == 0:
         return
     low, high = (float(v) for v in torch.aminmax(inputs.detach()))
@@ -262,7 +262,7 @@ def check_range(inputs: Tensor, where: str) -> None:
         )
 
 
-def _numbered(labels: Tensor, num_classes: int | None) -> list[str]:
+def numbered_classes(labels: Tensor, num_classes: int | None) -> list[str]:
     """Class names ``"0"``, ``"1"``, …; of ``num_classes`` None, up to the largest label."""
     if num_classes is None:
         num_classes = int(labels.max()) + 1 if labels.numel() else 0

@@ -10,16 +10,13 @@ test part of that set, as ``sklearn.datasets.load_digits`` ships it.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import torch
 
 from robench.datasets.arrays import ArrayDataset
 from robench.datasets.base import Dataset, hold_out
 from robench.registry import unknown_name
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 __all__ = ["TEST_SIZE", "VALIDATION_SIZE", "load_digits"]
 

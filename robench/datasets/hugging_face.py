@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from robench.datasets.arrays import check_range, to_tensor
+from robench.datasets.arrays import check_range, numbered_classes, to_tensor
 from robench.datasets.base import ImageByImage
 from robench.datasets.preprocessing import Preprocessing
 from robench.errors import (
@@ -118,8 +118,7 @@ def load_hugging_face(
         config: one of several configurations.
         image, label: columns, where they cannot be found.
         num_classes: where the labels are plain numbers.
-        preparation: ``size``, ``resize``, ``crop``, ``interpolation``, ``grey``
-            (:meth:`Preprocessing.of`).
+        preparation: as for :meth:`Preprocessing.of`.
 
     Raises:
         MissingDependencyError: ``datasets`` is not installed.
@@ -213,9 +212,8 @@ def _labels(
             where=where,
             hint="Choose a column with --data-option label=NAME",
         )
-    if names is None:
-        names = [str(i) for i in range(num_classes or max(values) + 1)]
-    return torch.tensor(values, dtype=torch.int64), list(names)
+    labels = torch.tensor(values, dtype=torch.int64)
+    return labels, list(names or numbered_classes(labels, num_classes))
 
 
 def _array(item: Any) -> Any:

@@ -108,11 +108,8 @@ class FolderDataset(ImageFiles):
 
     Args:
         root: the folder whose subfolders are the classes.
-        name, split: as it reads in records.
-        preprocessing: resize, crop, channels; the default reads RGB as it is.
         class_names: the classes in label order; default: the subfolders, sorted.
-        masks: where the objects are, if known.
-        id_prefix: put before every id, so that splits of one set never share ids.
+        name, split, preprocessing, masks, id_prefix: as for :class:`ImageFiles`.
 
     Raises:
         DataError: no folder, no class subfolders, no images, or subfolders that differ from
@@ -136,10 +133,9 @@ class FolderDataset(ImageFiles):
         classes = _classes(root, sorted(folders), class_names)
         files: list[tuple[str, int]] = []
         for label, class_name in enumerate(classes):
-            folder = folders[class_name]
             files += [
                 (path.relative_to(root).as_posix(), label)
-                for path in folder.rglob("*")
+                for path in folders[class_name].rglob("*")
                 if path.suffix.lower() in IMAGE_SUFFIXES and _visible(path) and path.is_file()
             ]
         if not files:
@@ -178,8 +174,7 @@ class FolderDataset(ImageFiles):
             path: a folder of class folders, or of ``train`` and ``test`` (or ``val``) folders
                 that hold those.
             masks: a folder of PNG masks or VOC annotations, or a COCO file.
-            preparation: ``size``, ``resize``, ``crop``, ``interpolation``, ``grey``
-                (:meth:`Preprocessing.of`).
+            preparation: as for :meth:`Preprocessing.of`.
 
         Raises:
             UnknownNameError: the folder has splits and this is none of them.
@@ -188,11 +183,10 @@ class FolderDataset(ImageFiles):
         """
         preprocessing = Preprocessing.of(**preparation)
         root, prefix = path, ""
-        candidates = SPLIT_FOLDERS.get(split, (split,))
         present = sorted(
             {n for names in SPLIT_FOLDERS.values() for n in names if (path / n).is_dir()}
         )
-        chosen = next((n for n in candidates if (path / n).is_dir()), None)
+        chosen = next((n for n in SPLIT_FOLDERS.get(split, (split,)) if (path / n).is_dir()), None)
         if chosen is not None:
             root, prefix = path / chosen, f"{chosen}/"
         elif present:
@@ -224,8 +218,7 @@ def _classes(root: Path, found: list[str], wanted: Sequence[str] | None) -> list
         return found
     names = [composed(name) for name in wanted]
     if sorted(names) != found:
-        missing = sorted(set(names) - set(found))
-        extra = sorted(set(found) - set(names))
+        missing, extra = set(names) - set(found), set(found) - set(names)
         raise DataError(
             f"the class folders differ from the given names (missing: {_few(missing)}; "
             f"not named: {_few(extra)})",
@@ -238,8 +231,8 @@ def _visible(path: Path) -> bool:
     return not path.name.startswith(".")
 
 
-def _few(names: list[str]) -> str:
-    return ", ".join(names[:5]) + (", …" if len(names) > 5 else "") if names else "none"
+def _few(names: set[str]) -> str:
+    return ", ".join(sorted(names)[:5]) + (", …" if len(names) > 5 else "") if names else "none"
 
 
 def composed(text: str) -> str:

@@ -49,8 +49,8 @@ def load_imagenet(
             the 5,000 of ``test``.
         masks: where the objects are, such as the folder of Pascal-VOC boxes that
             ``ILSVRC2012_bbox_val_v3.tgz`` unpacks to.
-        preparation: ``size``, ``resize``, ``crop`` and ``interpolation``
-            (:meth:`Preprocessing.of`); none of them: the shorter side to 256, a crop of 224.
+        preparation: ``size``, ``resize``, ``crop``, ``interpolation``, as for
+            :meth:`Preprocessing.of`; none of them: the shorter side to 256, a crop of 224.
 
     Raises:
         UnknownNameError: another split.
@@ -77,8 +77,7 @@ def load_imagenet(
     }
     if split != "test":
         return FolderDataset(home / part, **common)
-    listed = imagenet_subset() if samples is None else _read_list(Path(samples))
-    files = sorted(listed)
+    files = sorted(imagenet_subset() if samples is None else _read_list(Path(samples)))
     missing = [file for file in files if not (home / part / file).is_file()]
     if missing:
         raise DataError(

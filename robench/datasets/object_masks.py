@@ -128,7 +128,12 @@ def read_voc(folder: Path) -> BoxMasks:
             raise DataError("the annotation declares a document type", where=path)
         try:
             tree = ElementTree.parse(path)
-            found = [_voc_box(node) for node in tree.iter("bndbox")]
+            found: list[Box] = []
+            for node in tree.iter("bndbox"):
+                numbers = (node.findtext(tag, "") for tag in ("xmin", "ymin", "xmax", "ymax"))
+                left, top, right, bottom = map(float, numbers)
+                # VOC counts pixels from 1 and includes the last one.
+                found.append((left - 1, top - 1, right, bottom))
             size = _size(tree.findtext("size/width"), tree.findtext("size/height"))
         except (ElementTree.ParseError, TypeError, ValueError) as error:
             raise DataError(f"no Pascal-VOC annotation: {error}", where=path) from error
@@ -184,17 +189,7 @@ def open_masks(path: Path) -> MaskSource:
     )
 
 
-def _voc_box(node: Any) -> Box:
-    left, top, right, bottom = (
-        float(node.findtext(tag)) for tag in ("xmin", "ymin", "xmax", "ymax")
-    )
-    # VOC counts pixels from 1 and includes the last one.
-    return left - 1, top - 1, right, bottom
-
-
 def _size(width: Any, height: Any) -> Size | None:
     """The annotated image's size; tools that do not know it write nothing, or 0."""
-    if width is None or height is None:
-        return None
-    size = int(width), int(height)
+    size = int(width or 0), int(height or 0)
     return size if min(size) > 0 else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -47,7 +47,7 @@ class Preprocessing(PreprocessingSpec):
         Raises:
             UsageError: a value is wrong, or ``size`` and ``resize`` are both given.
         """
-        content: dict[str, Any] = {
+        content = {
             "size": (size, size) if isinstance(size, int) else size,
             "resize": resize,
             "crop": crop,

@@ -17,7 +17,6 @@ from robench.registry import unknown_name
 __all__ = ["load_tiny_imagenet"]
 
 _FOLDERS = ("tiny-imagenet-200", "tiny-imagenet")
-_ANNOTATIONS = "val/val_annotations.txt"
 
 
 def load_tiny_imagenet(
@@ -37,8 +36,7 @@ def load_tiny_imagenet(
         split: ``train`` or ``test``.
         root: where data sets are kept; the archive is unpacked below it.
         download: is not done.
-        preparation: ``size``, ``resize``, ``crop``, ``interpolation``
-            (:meth:`Preprocessing.of`); none: 64x64 as it is.
+        preparation: as for :meth:`Preprocessing.of`; none: 64x64 as it is.
 
     Raises:
         UnknownNameError: another split.
@@ -82,7 +80,7 @@ def _training(home: Path, wnids: list[str]) -> Iterator[tuple[str, str, Box]]:
 
 
 def _validation(home: Path, position: dict[str, int]) -> Iterator[tuple[str, str, Box]]:
-    path = home / _ANNOTATIONS
+    path = home / "val/val_annotations.txt"
     for name, wnid, *numbers in _rows(path, 6):
         if wnid not in position:
             raise DataError(f"{name} is of a class {wnid!r} that wnids.txt has not", where=path)

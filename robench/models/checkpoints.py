@@ -85,7 +85,7 @@ class CheckpointFormat(StrEnum):
         return self in (CheckpointFormat.TORCHSCRIPT, CheckpointFormat.EXPORTED)
 
 
-def checkpoint_sha256(path: str | os.PathLike[str]) -> str:
+def checkpoint_sha256(path: Path) -> str:
     """SHA-256 of a checkpoint, read in pieces.
 
     For a safetensors shard index it covers the index and, by name, every shard.
@@ -93,7 +93,6 @@ def checkpoint_sha256(path: str | os.PathLike[str]) -> str:
     Raises:
         CheckpointError: the file cannot be read.
     """
-    path = Path(path)
     own = _digest(path)
     if not _starts_like_json(_head(path)):
         return own
@@ -103,7 +102,7 @@ def checkpoint_sha256(path: str | os.PathLike[str]) -> str:
     return digest.hexdigest()
 
 
-def verify_sha256(path: str | os.PathLike[str], expected: str) -> None:
+def verify_sha256(path: Path, expected: str) -> None:
     """Compare the checkpoint with its card's hash.
 
     Raises:
@@ -119,13 +118,12 @@ def verify_sha256(path: str | os.PathLike[str], expected: str) -> None:
         )
 
 
-def detect_format(path: str | os.PathLike[str]) -> CheckpointFormat:
+def detect_format(path: Path) -> CheckpointFormat:
     """Tell the layout by the file's first bytes and, for archives, by their entries.
 
     Raises:
         CheckpointError: it is no checkpoint; says what it is where that is known.
     """
-    path = Path(path)
     head = _head(path)
     if not head:
         raise CheckpointError("is empty", where=path, hint="Fetch it again")
@@ -304,7 +302,7 @@ class _Exported(nn.Module):
         return self.graph(*inputs, **arguments)
 
 
-def load_program(path: str | os.PathLike[str], *, trust_pickle: bool = False) -> nn.Module:
+def load_program(path: Path, *, trust_pickle: bool = False) -> nn.Module:
     """Load a TorchScript or ``torch.export`` file on the CPU.
 
     Such a file is a program. It can call any of torch's operators, those that write files
@@ -315,7 +313,6 @@ def load_program(path: str | os.PathLike[str], *, trust_pickle: bool = False) ->
         UnsafeCheckpointError: ``trust_pickle`` is not set.
         CheckpointError: the file is damaged, or is no program.
     """
-    path = Path(path)
     layout = detect_format(path)
     if not layout.is_program:
         raise CheckpointError(

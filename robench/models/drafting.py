@@ -31,8 +31,6 @@ from robench.threat_models import ThreatModel
 
 __all__ = ["draft_card", "find_state_dicts", "matching_prefix"]
 
-_DEPTH: Final = 3
-
 # In order of preference. Averaged weights come last: which of the two a paper evaluates is the
 # user's to say, and both are listed.
 _USUAL_KEYS: Final = (
@@ -47,11 +45,13 @@ def find_state_dicts(content: Any) -> dict[str | None, Mapping[str, Tensor]]:
     Returns:
         dotted path → the named tensors there, the likeliest first; None: the content itself.
     """
-    found = sorted(_state_dicts(content, "", _DEPTH), key=_unlikeliness)
+    found = sorted(_state_dicts(content), key=_unlikeliness)
     return {key or None: tensors for key, tensors in found}
 
 
-def _state_dicts(value: Any, key: str, depth: int) -> Iterator[tuple[str, Mapping[str, Tensor]]]:
+def _state_dicts(
+    value: Any, key: str = "", depth: int = 3
+) -> Iterator[tuple[str, Mapping[str, Tensor]]]:
     if isinstance(value, nn.Module):
         value = value.state_dict()
     if not isinstance(value, Mapping) or not value:

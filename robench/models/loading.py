@@ -8,10 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
-from robench.errors import CardError, DeviceError, UnsafeCheckpointError, UsageError, first_line
+from robench.errors import CardError, UnsafeCheckpointError, UsageError
 from robench.models.architectures.build import (
     architecture_code,
     build_architecture,
@@ -46,11 +45,10 @@ def load_model(
     *,
     dataset: str | None = None,
     threat_model: ThreatModel | str | None = None,
-    device: str | torch.device = "cpu",
     trust_pickle: bool = False,
     trust_code: bool = False,
 ) -> RobenchModel:
-    """Load a model by id, short name, path of a card, or card.
+    """Load a model by id, short name, path of a card, or card, onto the CPU.
 
     Args:
         model: see :func:`robench.models.find_card`; or an address in another collection,
@@ -58,7 +56,6 @@ def load_model(
             weights are looked for in the current folder.
         dataset: narrows a short name.
         threat_model: narrows a short name.
-        device: where to put it.
         trust_pickle: execute the code that the weights file carries.
         trust_code: import the callable that a card outside the zoo folders names.
 
@@ -68,14 +65,13 @@ def load_model(
         UnsafeCheckpointError: loading would execute code that was not trusted.
         KeyMismatchError: the weights do not fit the architecture.
         CheckpointError: the weights are missing or damaged.
-        DeviceError: there is no such device.
     """
     if isinstance(model, str):
         source, colon, address = model.partition(":")
         if colon and source in SOURCES:
             found = SOURCES[source](address)
             if isinstance(found, RobenchModel):
-                return _to_device(found, device)
+                return found
             model = found
     located = _locate(model, dataset, threat_model)
     card = located.card
@@ -95,7 +91,7 @@ def load_model(
         state = strip_prefix(state, card.weights.strip_prefix, where=weights)
         network = build_architecture(card.architecture, card.num_classes, card.input.channels)
         load_strictly(network, state, where=weights)
-    wrapped = RobenchModel(
+    return RobenchModel(
         network,
         num_classes=card.num_classes,
         summary=_summarise(card, network),
@@ -104,7 +100,6 @@ def load_model(
         attention=card.attention,
         preprocessing=card.preprocessing,
     )
-    return _to_device(wrapped, device)
 
 
 def _locate(
@@ -144,22 +139,11 @@ def _summarise(card: ModelCard, network: nn.Module) -> ModelSummary:
     )
 
 
-def _to_device(model: RobenchModel, device: str | torch.device) -> RobenchModel:
-    try:
-        return model.to(torch.device(device))
-    except (RuntimeError, AssertionError) as error:
-        raise DeviceError(
-            f"cannot use the device {str(device)!r}: {first_line(error)}",
-            hint="Use --device cpu or auto",
-        ) from error
-
-
 def load_checkpoint(
     path: str | os.PathLike[str],
     architecture: str | ArchitectureSpec,
     *,
     num_classes: int,
-    device: str | torch.device = "cpu",
     trust_pickle: bool = False,
     **card_fields: Any,
 ) -> RobenchModel:
@@ -170,7 +154,7 @@ def load_checkpoint(
     card = draft_card(
         path, architecture, num_classes=num_classes, trust_pickle=trust_pickle, **card_fields
     )
-    return load_model(card, device=device, trust_pickle=trust_pickle)
+    return load_model(card, trust_pickle=trust_pickle)
 
 
 def wrap_module(
@@ -214,16 +198,14 @@ def wrap_module(
                 f"the module cannot be copied: {error}", where=name, hint="Pass share=True"
             ) from error
     weights = buffer_fingerprint(module)
-    fingerprint = canonical_hash(
-        {
-            "weights": weights,
-            "code": code_identity(module),
-            "num_classes": num_classes,
-            "input": input_spec.model_dump(mode="json"),
-            "forward": forward_spec.model_dump(mode="json"),
-            "attention": attention_spec.model_dump(mode="json"),
-        }
-    )
+    parts = {
+        "weights": weights,
+        "code": code_identity(module),
+        "num_classes": num_classes,
+        "input": input_spec.model_dump(mode="json"),
+        "forward": forward_spec.model_dump(mode="json"),
+        "attention": attention_spec.model_dump(mode="json"),
+    }
     summary = ModelSummary(
         id=f"{dataset}/{threat.slug}/{name}",
         name=name,
@@ -233,7 +215,7 @@ def wrap_module(
         parameters=sum(p.numel() for p in module.parameters()),
         threat_model=threat,
         weights_sha256=weights,
-        fingerprint=fingerprint,
+        fingerprint=canonical_hash(parts),
     )
     return RobenchModel(
         module,

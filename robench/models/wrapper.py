@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,9 +20,6 @@ from robench.records import (
     PreprocessingSpec,
 )
 from robench.registry import near_misses
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 __all__ = ["RobenchModel", "buffer_fingerprint"]
 

@@ -64,11 +64,8 @@ def zoo_folders() -> tuple[Path, ...]:
             raise UsageError(
                 "there is no such folder", where=folder, hint=f"Correct or unset {ZOO_VARIABLE}"
             )
-    found: dict[Path, None] = {}
-    for folder in (*named, Path.cwd() / "model_zoo", _packaged_zoo()):
-        if folder.is_dir():
-            found[folder.resolve()] = None
-    return tuple(found)
+    usual = (Path.cwd() / "model_zoo", _packaged_zoo())
+    return tuple(dict.fromkeys(f.resolve() for f in (*named, *usual) if f.is_dir()))
 
 
 def list_cards(

@@ -72,14 +72,12 @@ def build_architecture(spec: ArchitectureSpec, num_classes: int, in_channels: in
     sizes: dict[str, Any] = {"num_classes": num_classes, "in_channels": in_channels}
     if not colon:
         return _call(ARCHITECTURES[spec.name], spec, sizes, strict=True)
-    if library in _FORBIDDEN:
-        forbidden = _FORBIDDEN[library] & set(spec.arguments)
-        if forbidden:
-            raise CardError(
-                f"{' and '.join(sorted(forbidden))} would load other weights than the card's",
-                where=f"architecture.arguments of {spec.name}",
-                hint="Leave it out and name the file under weights",
-            )
+    if forbidden := _FORBIDDEN.get(library, set()) & spec.arguments.keys():
+        raise CardError(
+            f"{' and '.join(sorted(forbidden))} would load other weights than the card's",
+            where=f"architecture.arguments of {spec.name}",
+            hint="Leave it out and name the file under weights",
+        )
     if library == "timm":
         sizes = {"pretrained": False, "num_classes": num_classes, "in_chans": in_channels}
         return _call(_timm_builder(name), spec, sizes, strict=True)

@@ -26,8 +26,6 @@ from robench.models.architectures.wide_resnet import WideResNet
 
 __all__ = ["DigitsResNetRA", "ResNetRA", "WideResNetRA", "reverse_attention"]
 
-RALogits = Tensor | tuple[Tensor, list[Tensor]]
-
 
 def reverse_attention(maps: Tensor, fc: nn.Linear, labels: Tensor | None) -> tuple[Tensor, Tensor]:
     """Mask a feature map by the classifier's weights of one class.
@@ -71,7 +69,7 @@ class _ReverseAttention(Classifier):
 
     def forward(  # type: ignore[override]
         self, inputs: Tensor, y: Tensor | None = None, _eval: bool | None = None
-    ) -> RALogits:
+    ) -> Tensor | tuple[Tensor, list[Tensor]]:
         """(N, in_channels, H, W) float → final logits, or (final logits, auxiliary logits).
 
         Args:
@@ -152,7 +150,7 @@ class DigitsResNetRA(_ReverseAttention, DigitsResNet):
     Arguments as :class:`DigitsResNet`'s, and ``masked``: how many blocks, from the end, are masked.
 
     Raises:
-        UsageError: sizes below 1, or more masked blocks than there are.
+        UsageError: sizes below 1, no masked block, or more than there are.
     """
 
     def __init__(
@@ -164,9 +162,7 @@ class DigitsResNetRA(_ReverseAttention, DigitsResNet):
         masked: int = 1,
     ) -> None:
         super().__init__(num_classes, in_channels, width, blocks)
-        if masked < 1:
-            raise UsageError("masked must be at least 1")
-        if masked > blocks:
+        if not 1 <= masked <= blocks:
             raise UsageError(f"cannot mask {masked} of {blocks} blocks")
         self.masked = masked
 

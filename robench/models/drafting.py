@@ -32,7 +32,7 @@ from robench.threat_models import ThreatModel
 __all__ = ["draft_card", "find_state_dicts", "matching_prefix"]
 
 # In order of preference. Averaged weights come last: which of the two a paper evaluates is the
-# user's to say, and both are listed.
+# user's to say.
 _USUAL_KEYS: Final = (
     *("", "state_dict", "model_state_dict", "model_state", "model", "net", "network", "params"),
     *("weights", "last", "best", "module", "state_dict_ema", "model_ema", "ema"),

@@ -69,6 +69,8 @@ class SquareState(State):
     """int64 (B,): how many they are"""
     asked: Tensor
     """int64 (B,): forward passes, never more than queries"""
+    lookahead: Tensor
+    """int64 (B,): queries that the next step looks at; where slots differ, the most"""
 
 
 class Square:
@@ -104,7 +106,6 @@ class Square:
         self.queries = queries
         self.initial_share = initial_share
         self.rescale_schedule = rescale_schedule
-        self._lookahead = _AT_ONCE
         self._proposals = _PROPOSALS[threat_model.norm]
 
     def searches(self, num_classes: int) -> int:
@@ -135,6 +136,7 @@ class Square:
             tried=torch.zeros(count, memory if useful else 0, dtype=torch.bool, device=best.device),
             rejected=torch.zeros_like(slots.labels),
             asked=torch.zeros_like(slots.labels),
+            lookahead=torch.full_like(slots.labels, _AT_ONCE),
         )
 
     def _sizes(self, state: SquareState) -> Tensor:
@@ -175,6 +177,7 @@ class Square:
             state,
             tried=state.tried.index_put(places, torch.ones_like(ahead.rows, dtype=torch.bool)),
             rejected=state.rejected.index_add(0, ahead.rows, torch.ones_like(ahead.rows)),
+            lookahead=torch.full_like(state.step, ahead.lookahead),
         )
         if not bool(changed.all()):  # known to be rejected, and now remembered
             ahead, proposal = ahead.at(changed), proposal[changed]
@@ -192,7 +195,7 @@ class Square:
 
     def _unknown(self, state: SquareState, sizes: Tensor, size: Tensor) -> _Ahead:
         """The next proposals of every slot whose answers are not known yet."""
-        count, window = len(size), self._lookahead
+        count, window = len(size), int(state.lookahead.max())
         positions = torch.arange(window, device=size.device)
         steps = state.step[:, None] + positions
         # Only proposals of the same window size may be looked up in the same memory.
@@ -220,13 +223,13 @@ class Square:
         # The lookahead changes nothing but the number of passes over the slots.
         share = float(full.float().mean())
         longer, shorter = min(_LOOKAHEAD, window * 2), max(int(at_once.max()), window // 2)
-        self._lookahead = shorter if share > 0.9 else longer
         rows, place = chosen.nonzero(as_tuple=True)
         return _Ahead(
             rows=rows,
             place=place,
             proposals=take(drawn, rows * window + place),
             reach=torch.where(full, last + 1, valid.sum(dim=1)),
+            lookahead=shorter if share > 0.9 else longer,
         )
 
     def _accept_first(
@@ -279,10 +282,15 @@ class _Ahead:
     proposals: Proposals
     reach: Tensor
     """int64 (B,): how far the slot gets if nothing is accepted"""
+    lookahead: int
+    """Queries that the next step should look at"""
 
     def at(self, chosen: Tensor) -> _Ahead:
-        return _Ahead(
-            self.rows[chosen], self.place[chosen], take(self.proposals, chosen), self.reach
+        return replace(
+            self,
+            rows=self.rows[chosen],
+            place=self.place[chosen],
+            proposals=take(self.proposals, chosen),
         )
 
 

@@ -122,7 +122,7 @@ def test_of_queries_asked_at_once_those_after_the_first_accepted_are_forgotten()
     state.tried[:, :7], state.rejected[:] = True, 7
     none = torch.zeros(3, dtype=torch.int64)
     patches = Patches(none, none, torch.zeros(3, 1), none, none)
-    ahead = square._Ahead(none, places, patches, torch.tensor([12]))
+    ahead = square._Ahead(none, places, patches, torch.tensor([12]), lookahead=8)
     after = attack._accept_first(query, state, proposals, ahead)
     assert torch.equal(after.best, proposals[1:2])
     assert (int(after.step), int(after.asked)) == (6, 3)

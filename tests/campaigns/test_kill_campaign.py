@@ -16,8 +16,8 @@ SCRIPT = Path(__file__).parents[1] / "support" / "kill_campaign.py"
 TIMES = ("seconds", "samples_per_second", "peak_memory_mib", "created", "git")
 """What may differ: times, memory, and the working tree's state, which may move on meanwhile."""
 BATCH = 50
-STEP_PASSES = 4
-"""Passes of one batch in a step at most: forward, backward's forward, adjudication, spare."""
+STEP_PASSES = 12
+"""Passes of one batch in a step at most: Square asks up to eight queries of a search at once."""
 
 
 def without_times(content: Any) -> Any:
@@ -43,19 +43,30 @@ def csv_without_times(folder: Path) -> bytes:
     return leaderboard_csv(frame.drop(columns=["seconds"]))
 
 
-@pytest.mark.slow
-def test_killed_runs_end_like_an_unbroken_one(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("signals", "stops", "samples"),
+    [
+        pytest.param(["INT", "KILL", "TERM"], 3, 40, id="a-few"),
+        pytest.param(["KILL"], 50, 200, id="killed", marks=pytest.mark.slow),
+        pytest.param(["INT"], 50, 200, id="interrupted", marks=pytest.mark.slow),
+        pytest.param(["TERM"], 20, 200, id="terminated", marks=pytest.mark.slow),
+    ],
+)
+def test_stopped_runs_end_like_an_unbroken_one(
+    signals: list[str], stops: int, samples: int, tmp_path: Path
+) -> None:
     done = subprocess.run(
-        [sys.executable, str(SCRIPT), str(tmp_path), "50", "0"],
+        [sys.executable, str(SCRIPT), str(tmp_path), str(stops), "0", str(samples), *signals],
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == 0, done.stderr
     cost = json.loads(done.stdout)
-    assert cost["kills"] == 50
+    assert sum(cost["stopped"].values()) == stops
+    assert min(cost["stopped"].values()) > 0
     expected = records(tmp_path / "reference")
-    assert len(expected) == 2
+    assert len(expected) == 3
     # Data files are named by their content's checksum: equal names are equal bytes.
     names = {p.name for p in (tmp_path / "reference" / "records").rglob("*.*") if p.is_file()}
     for number in range(cost["rounds"]):
@@ -70,6 +81,6 @@ def test_killed_runs_end_like_an_unbroken_one(tmp_path: Path) -> None:
         Store(folder).prune(older_than=-1)
         kept = {p.name for p in folder.rglob("*") if p.is_file()}
         assert not [name for name in kept if re.search(r"\.tmp$|\.draft\.", name)]
-    # A kill costs the clean pass, what follows the search, and one batch; never the search.
+    # A stop costs the clean pass, what follows the search, and one batch; never the search.
     lost = cost["start"] + cost["outside"] + STEP_PASSES * BATCH
-    assert cost["total"] <= cost["rounds"] * cost["reference"] + cost["kills"] * lost
+    assert cost["total"] <= cost["rounds"] * cost["reference"] + stops * lost

@@ -409,28 +409,38 @@ def test_train_writes_a_model_that_can_be_run(tmp_path, monkeypatch):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals differ")
-def test_ctrl_c_keeps_what_is_finished(tmp_path):
+def test_ctrl_c_keeps_what_is_finished_and_another_run_goes_on(tmp_path):
     suite = tmp_path / "long.toml"
     suite.write_text(
         '[[attacks]]\nname = "short"\nattack = "pgd"\nparams = { steps = 1 }\n'
-        '[[attacks]]\nname = "long"\nattack = "pgd"\n'
-        "params = { steps = 100000, random_start = false }\n"
-        '[[attacks]]\nname = "longer"\nattack = "square"\nparams = { queries = 1000000 }\n'
+        '[[attacks]]\nname = "long"\nattack = "square"\nparams = { queries = 4000 }\n'
     )
-    command = [
-        *(sys.executable, "-m", "robench", "run", "pgd-at", "--suite", str(suite)),
-        *("--results", str(tmp_path / "r"), "--device", "cpu", "--n", "200"),
-    ]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+
+    def command(results):
+        return [
+            *(sys.executable, "-m", "robench", "run", "pgd-at", "--suite", str(suite)),
+            *("--results", str(tmp_path / results), "--device", "cpu", "--n", "100"),
+            *("--precision", "fp32", "--no-plots"),
+        ]
+
+    process = subprocess.Popen(command("r"), stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     first = process.stderr.readline()
     assert "short" in first
-    time.sleep(0.5)
+    time.sleep(0.3)
     process.send_signal(signal.SIGINT)
     _, rest = process.communicate(timeout=60)
     assert process.returncode == 130, rest
     assert rest.splitlines()[-1] == "robench: interrupted; finished results are kept"
     assert "Traceback" not in rest
     names = {s.record.attack.name for s in Store(tmp_path / "r").records()}
-    assert "short" in names
+    assert names == {"short"}
     assert not list((tmp_path / "r").rglob("*.tmp"))
+    for results in ("r", "unbroken"):
+        subprocess.run(command(results), check=True, capture_output=True)
+    resumed, unbroken = (
+        {s.record.attack.name: s.table for s in Store(tmp_path / results).records()}
+        for results in ("r", "unbroken")
+    )
+    for name in ("short", "long"):
+        pd.testing.assert_frame_equal(resumed[name], unbroken[name])

@@ -1,11 +1,12 @@
-"""Run an evaluation, kill it at random moments, resume it each time; print what it cost.
+"""Run an evaluation, stop it at random moments, resume it each time; print what it cost.
 
 A process of its own, so that torch is imported once and every run is a fork of it::
 
-    python kill_campaign.py FOLDER KILLS SEED
+    python kill_campaign.py FOLDER STOPS SEED SAMPLES SIGNAL …
 
 FOLDER/reference holds the unbroken run, FOLDER/0, /1, … the broken ones: when one is complete,
-the next begins, until KILLS kills have been survived.
+the next begins, until STOPS runs have been stopped, by the signals in turn: KILL, INT (as Ctrl-C
+sends it) or TERM.
 """
 
 from __future__ import annotations
@@ -41,9 +42,23 @@ SUITE = Suite(
             params={"steps": 1, "relative_step_size": 1.0, "random_start": False},
         ),
         AttackSpec(name="pgd-40", attack="pgd", params={"steps": 40, "relative_step_size": 0.1}),
+        AttackSpec(
+            name="short-aa",
+            stages=(
+                AttackSpec(
+                    name="apgd-t",
+                    attack="apgd",
+                    params={"loss": "dlr-targeted", "steps": 10, "targets": 3},
+                ),
+                AttackSpec(name="fab-t", attack="fab", params={"steps": 8, "targets": 3}),
+                AttackSpec(name="square", attack="square", params={"queries": 300}),
+            ),
+        ),
     ),
 )
-SAMPLES, BATCH = 200, 50
+BATCH = 50
+INTERRUPTED = 130
+"""Exit status of a run that was interrupted and has saved what it had"""
 
 
 class Counter:
@@ -80,10 +95,10 @@ class Marks(Silent):
         self.outside += self.counter.value - self.last_step
 
 
-def run(model: RobenchModel, folder: Path, listener: Any = None) -> None:
+def run(model: RobenchModel, folder: Path, samples: int, listener: Any = None) -> None:
     evaluate_model(
         model,
-        load_dataset("digits").subset(SAMPLES),
+        load_dataset("digits").subset(samples),
         SUITE,
         store=Store(folder),
         listener=listener,
@@ -91,7 +106,29 @@ def run(model: RobenchModel, folder: Path, listener: Any = None) -> None:
     )
 
 
-def main(folder: Path, kills: int, seed: int) -> dict[str, Any]:
+def child_of(model: RobenchModel, folder: Path, samples: int) -> int:
+    """A fork that makes a run; its process id."""
+    # It must not be interrupted before it is ready to save, nor come back as a second parent.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+            run(model, folder, samples)
+            status = 0
+        except KeyboardInterrupt:
+            status = INTERRUPTED
+        except BaseException as error:
+            sys.stderr.write(f"{error!r}\n")
+        finally:
+            os._exit(status)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    return child
+
+
+def main(folder: Path, stops: int, seed: int, samples: int, signals: list[str]) -> dict[str, Any]:
     torch.set_num_threads(1)
     # Forking a process with threads may hang in general; this one has a single working thread.
     warnings.filterwarnings("ignore", category=DeprecationWarning)
@@ -100,27 +137,21 @@ def main(folder: Path, kills: int, seed: int) -> dict[str, Any]:
     model.register_forward_pre_hook(lambda _, inputs: counter.add(len(inputs[0])))
     marks = Marks(counter)
     start = time.perf_counter()
-    run(model, folder / "reference", marks)
+    run(model, folder / "reference", samples, marks)
     duration = time.perf_counter() - start
     reference = counter.value
     rng = random.Random(seed)
-    killed, finished, costs = 0, 0, []
+    stopped, finished, costs = dict.fromkeys(signals, 0), 0, []
     before = counter.value
-    while killed < kills or finished == 0:
-        child = os.fork()
-        if child == 0:
-            try:
-                run(model, folder / str(finished))
-                os._exit(0)
-            except BaseException as error:
-                sys.stderr.write(f"{error!r}\n")
-                os._exit(1)
+    while sum(stopped.values()) < stops or finished == 0:
+        child = child_of(model, folder / str(finished), samples)
+        name = signals[sum(stopped.values()) % len(signals)]
         time.sleep(rng.uniform(0.0, 0.6 * duration))
-        if killed < kills:
-            os.kill(child, signal.SIGKILL)
+        if sum(stopped.values()) < stops:
+            os.kill(child, signal.Signals[f"SIG{name}"])
         _, status = os.waitpid(child, 0)
-        if os.WIFSIGNALED(status):
-            killed += 1
+        if os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == INTERRUPTED:
+            stopped[name] += 1
         elif os.WEXITSTATUS(status) != 0:
             raise SystemExit("a run failed")
         else:
@@ -128,10 +159,10 @@ def main(folder: Path, kills: int, seed: int) -> dict[str, Any]:
             costs.append(counter.value - before)
             before = counter.value
     # The last, unfinished round is completed too.
-    run(model, folder / str(finished))
+    run(model, folder / str(finished), samples)
     costs.append(counter.value - before)
     return {
-        "kills": killed,
+        "stopped": stopped,
         "rounds": finished + 1,
         "reference": reference,
         "start": marks.starts[0],
@@ -141,4 +172,5 @@ def main(folder: Path, kills: int, seed: int) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    print(json.dumps(main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))))
+    numbers = [int(text) for text in sys.argv[2:5]]
+    print(json.dumps(main(Path(sys.argv[1]), *numbers, sys.argv[5:])))

@@ -120,14 +120,15 @@ def add(
     from robench.inspection.new_card import add_model
 
     request = replace(request, models=(checkpoint,))
-    added = add_model(request, zoo, name=name, defense=defense, provenance=about)
+    added, found = add_model(request, zoo, name=name, defense=defense, provenance=about)
+    card, path = added.card, str(added.path)
     if as_json:
-        content = added.card.model_dump(mode="json")
-        print_json({"id": added.card.id, "card": content, "path": str(added.path)})
+        print_json({"id": card.id, "card": card.model_dump(mode="json"), "path": path})
     else:
-        typer.echo(f"{added.card.id}: clean_acc {number(added.clean_acc)} % (n = {added.n})")
-        examined = f"doctor, on {added.examined} of them"
-        typer.echo(f"{findings_text(examined, added.findings)}\n{added.path}")
+        measured, examination = card.provenance.measured, card.provenance.examination
+        typer.echo(f"{card.id}: clean_acc {number(measured['clean_acc'])} % (n = {measured['n']})")
+        examined = f"doctor, on {examination.n if examination else 0} of them"
+        typer.echo(f"{findings_text(examined, found)}\n{path}")
 
 
 @zoo_app.command()

@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from robench.formatting import format_table, number, p_value
-from robench.inspection.attention_study import Studied
+from robench.inspection.attention_study import AttentionStudy
 from robench.reporting.export import samples_frame
 from robench.reporting.findings import attention_findings, attention_sentences
 from robench.reporting.metric_tables import attention_table, class_table, worst_classes
@@ -37,7 +37,7 @@ class AttentionReport:
         classes: from :func:`robench.reporting.metric_tables.class_table`.
     """
 
-    members: list[Studied]
+    members: list[AttentionStudy]
     results: list[ModelResult]
     findings: pd.DataFrame
     classes: pd.DataFrame
@@ -45,7 +45,7 @@ class AttentionReport:
     @property
     def folder(self) -> str:
         """Where its files go, such as ``digits-Linf-0.2-n500-seed0/pgd-20``."""
-        attack = self.members[0].study.stored.record.attack.name
+        attack = self.members[0].stored.record.attack.name
         return f"{group_slug(self.results[0].group)}/{safe_name(attack)}"
 
     def text(self) -> str:
@@ -61,7 +61,7 @@ class AttentionReport:
         """The same as plain data."""
         models = []
         for item, result in zip(self.members, self.results, strict=True):
-            record = item.study.stored.record
+            record = item.stored.record
             models.append(
                 {
                     "model": record.model.id,
@@ -75,17 +75,17 @@ class AttentionReport:
             )
         return {
             "group": str(self.results[0].group),
-            "attack": self.members[0].study.stored.record.attack.name,
+            "attack": self.members[0].stored.record.attack.name,
             "models": models,
             "findings": self.findings.to_dict("records"),
         }
 
 
-def reports_of(studied: Sequence[Studied]) -> list[AttentionReport]:
+def reports_of(studied: Sequence[AttentionStudy]) -> list[AttentionReport]:
     """The studies, group by group."""
-    groups: dict[GroupKey, tuple[list[Studied], list[ModelResult]]] = {}
+    groups: dict[GroupKey, tuple[list[AttentionStudy], list[ModelResult]]] = {}
     for item in studied:
-        (result,) = collect([item.study.stored])
+        (result,) = collect([item.stored])
         members, results = groups.setdefault(result.group, ([], []))
         members.append(item)
         results.append(result)
@@ -118,22 +118,22 @@ def write_reports(reports: Sequence[AttentionReport], folder: Path) -> list[Path
         )
         used: set[str] = set()
         for item in report.members:
-            stored = item.study.stored
+            stored = item.stored
             name = safe_name(stored.record.model.name)
             if name in used:
                 # Two checkpoints under one name.
                 name = f"{name}-{stored.record.model.fingerprint[:8]}"
             used.add(name)
             files += write_tables(place, **{f"samples_{name}": samples_frame([stored])})
-            panel = item.study.panel
+            panel = item.panel
             figure = None if panel is None else attention_overlays(panel, stored.record)
             if figure is not None:
                 files += save(figure, place / f"overlays_{name}")
     return files
 
 
-def _metrics_text(item: Studied, result: ModelResult) -> str:
-    record = item.study.stored.record
+def _metrics_text(item: AttentionStudy, result: ModelResult) -> str:
+    record = item.stored.record
     source = "kept adversarial inputs" if item.source == "stored" else "attacked anew"
     title = (
         f"{record.model.name} under {record.attack.name}, {record.attention_method or 'no maps'}, "

@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from robench.attention.catalogue import ATTENTION_METHODS
 from robench.attention.maps import AttentionExtractor
@@ -23,11 +22,11 @@ from robench.evaluation.adversarial_inputs import KeptInputs
 from robench.evaluation.record_builder import half_broken, panel_of
 from robench.evaluation.runner import Listener, key_of
 from robench.evaluation.sample_metrics import SampleMetrics, Target, summarise
-from robench.inspection.verification import check_sources
+from robench.inspection.verification import check_sources, positions, predictions
 from robench.metric_catalogue import METRICS
 from robench.models.wrapper import RobenchModel
 from robench.preparation import Planned, Prepared, prepare
-from robench.records import AttentionSpec, Outcome, SampleOutcome, Suite
+from robench.records import AttentionSpec, Outcome
 from robench.registry import unknown_name
 from robench.request import PRECISIONS, Request
 from robench.results import SamplePanel, Store, StoredRecord
@@ -36,7 +35,6 @@ from robench.results.arrays import Array, ArrayRows
 __all__ = [
     "AttentionStudy",
     "Look",
-    "Studied",
     "chosen_attention",
     "chosen_target",
     "study_attention",
@@ -45,21 +43,26 @@ __all__ = [
 
 Display = Callable[[int], AbstractContextManager[Listener | None]]
 
+_BATCH_SIZE = 256
+"""Inputs at a time; fewer where the memory does not suffice."""
+
 _MISSING = ("no_attention", "no_features")
 """Flags that say why a kind of metric is missing."""
 
 
 @dataclass(frozen=True)
 class AttentionStudy:
-    """What the closer look saw.
+    """What the closer look at one model saw.
 
     Attributes:
         stored: the record and its table with these maps' values in place of its own; in memory.
         panel: samples for the overlays, half of them broken; None where inputs are no pictures.
+        source: where the adversarial inputs came from, ``stored`` or ``fresh``.
     """
 
     stored: StoredRecord
     panel: SamplePanel | None
+    source: str
 
 
 def chosen_attention(
@@ -120,7 +123,7 @@ def study_attention(
     target: Target = "true",
     samples: int = 16,
     device: torch.device,
-    batch_size: int = 256,
+    source: str = "stored",
 ) -> AttentionStudy:
     """Measure a record's adversarial inputs with a chosen map.
 
@@ -133,7 +136,7 @@ def study_attention(
         target: the class that maps are for.
         samples: how many go into the panel.
         device: where to run.
-        batch_size: inputs at a time.
+        source: where the adversarial inputs are from.
 
     Raises:
         UsageError: model or data are not those of the record, a class is chosen for maps that
@@ -146,17 +149,22 @@ def study_attention(
     spec = chosen_attention(model) if attention is None else attention
     model = model.to(device)
     _try_map(model, dataset, spec, target, device)
-    record, rows_of_table = stored.record, stored.samples
+    record, frame = stored.record, stored.table
     # Those that the record has values for: classified correctly, by finite logits.
-    kept = [i for i, row in enumerate(rows_of_table) if row.clean_prediction == row.label]
-    position = {name: index for index, name in enumerate(dataset.sample_ids)}
-    rows = torch.tensor([position[rows_of_table[i].sample_id] for i in kept], dtype=torch.int64)
-    metrics = SampleMetrics(model, dataset, rows, device, batch_size, attention=spec, target=target)
-    adv_inputs = KeptInputs(adversarial, kept)
-    shown = torch.tensor([rows_of_table[i].adv_prediction is not None for i in kept])
-    values = metrics.values(adv_inputs, shown.bool())
+    kept = (frame["clean_prediction"] == frame["label"]).to_numpy(bool, na_value=False).nonzero()[0]
+    frame = frame.iloc[kept]
+    rows = positions(dataset.sample_ids, frame["sample_id"])
+    metrics = SampleMetrics(
+        model, dataset, rows, device, _BATCH_SIZE, attention=spec, target=target
+    )
+    adv_inputs = KeptInputs(adversarial, kept.tolist())
+    clean_predictions, adv_predictions = (
+        predictions(frame[f"{side}_prediction"]) for side in ("clean", "adv")
+    )
+    shown = adv_predictions >= 0
+    values = metrics.values(adv_inputs, shown)
     broken, survived = (
-        torch.tensor([rows_of_table[i].outcome is kind for i in kept], dtype=torch.bool)
+        torch.tensor((frame["outcome"] == kind.value).to_numpy(bool))
         for kind in (Outcome.BROKEN, Outcome.SURVIVED)
     )
     changed = record.model_copy(
@@ -171,15 +179,18 @@ def study_attention(
     )
     panel = panel_of(
         metrics,
-        half_broken(broken, survived & shown.bool(), samples),
+        half_broken(broken, survived & shown, samples),
         adv_inputs,
-        _predictions([rows_of_table[i].clean_prediction for i in kept]),
-        _predictions([rows_of_table[i].adv_prediction for i in kept]),
+        clean_predictions,
+        adv_predictions,
     )
-    columns = {name: column.tolist() for name, column in values.items()}
-    place = {i: number for number, i in enumerate(kept)}
-    table = [_with_values(row, columns, place.get(i)) for i, row in enumerate(rows_of_table)]
-    return AttentionStudy(StoredRecord.of(changed, table), panel)
+    table = list(stored.samples)
+    for place in (broken | survived).nonzero().flatten().tolist():
+        row = table[kept[place]]
+        others = {name: value for name, value in row.values.items() if name not in METRICS}
+        own = {name: float(column[place]) for name, column in values.items()}
+        table[kept[place]] = row.model_copy(update={"values": {**own, **others}})
+    return AttentionStudy(StoredRecord.of(changed, table), panel, source)
 
 
 def _try_map(
@@ -209,21 +220,6 @@ def _description(metrics: SampleMetrics, target: Target, dataset: Dataset) -> st
     return f"{metrics.description} for {which}"
 
 
-def _predictions(classes: list[int | None]) -> Tensor:
-    return torch.tensor([-1 if item is None else item for item in classes], dtype=torch.int64)
-
-
-def _with_values(
-    row: SampleOutcome, columns: dict[str, list[float]], place: int | None
-) -> SampleOutcome:
-    others = {name: value for name, value in row.values.items() if name not in METRICS}
-    own = {}
-    # An errored sample has no adversarial input that anything could be said of.
-    if place is not None and row.outcome is not Outcome.ERRORED:
-        own = {name: column[place] for name, column in columns.items()}
-    return row.model_copy(update={"values": {**own, **others}})
-
-
 @dataclass(frozen=True)
 class Look:
     """How to look.
@@ -243,18 +239,9 @@ class Look:
     samples: int
 
 
-@dataclass(frozen=True)
-class Studied:
-    """One model's study, and where its adversarial inputs came from."""
-
-    study: AttentionStudy
-    source: str
-    """``stored`` or ``fresh``."""
-
-
 def study_models(
     request: Request, look: Look, *, display: Display = lambda jobs: nullcontext()
-) -> list[Studied]:
+) -> list[AttentionStudy]:
     """Study every model that is asked for. Writes nothing.
 
     Args:
@@ -267,7 +254,12 @@ def study_models(
             :func:`study_attention`; an attack that the suite has not, near misses listed.
     """
     prepared = prepare(request)
-    prepared = replace(prepared, suite=_only(prepared.suite, look.attack))
+    suite = prepared.suite
+    entries = tuple(spec for spec in suite.attacks if spec.name == look.attack)
+    if not entries:
+        names = list(dict.fromkeys(spec.name for spec in suite.attacks))
+        raise unknown_name(f"attack (suite {suite.name})", look.attack, names)
+    prepared = replace(prepared, suite=suite.model_copy(update={"attacks": entries}))
     specs = [
         chosen_attention(planned.model, method=look.map_name, layer=look.layer)
         for planned in prepared.planned
@@ -289,17 +281,10 @@ def study_models(
                 target=target,
                 samples=look.samples,
                 device=prepared.device,
+                source=source,
             )
-        studied.append(Studied(study, source))
+        studied.append(study)
     return studied
-
-
-def _only(suite: Suite, attack: str) -> Suite:
-    entries = tuple(spec for spec in suite.attacks if spec.name == attack)
-    if not entries:
-        names = list(dict.fromkeys(spec.name for spec in suite.attacks))
-        raise unknown_name(f"attack (suite {suite.name})", attack, names)
-    return suite.model_copy(update={"attacks": entries})
 
 
 def _adversarial(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from robench.datasets import Dataset
-from robench.errors import UsageError
+from robench.inspection.verification import check_samples, positions, predictions
 from robench.records import Outcome
 from robench.reporting.compare import Comparison
 from robench.reporting.model_results import ModelResult
@@ -79,19 +79,17 @@ def draw_comparison(
                 continue
             shown = shown[:_MOST]
             samples = samples or _samples(broken, data_root)
-            pair = resisting.attacks[attack], broken.attacks[attack]
-            rows = [_positions(stored.table["sample_id"], shown) for stored in pair]
-            inputs = [_channels_last(kept.of(pair[i], rows[i])) for i in (0, 1)]
-            predictions = [_predictions(pair[i], rows[i]) for i in (0, 1)]
-            chosen = _positions(samples.sample_ids, shown)
+            fought = resisting.attacks[attack], broken.attacks[attack]
+            pair = [(of, positions(of.table["sample_id"], shown).tolist()) for of in fought]
+            chosen = positions(samples.sample_ids, shown)
             drawn = resisted_by_one(
                 (winner, loser),
-                pair[1].record,
+                fought[1].record,
                 shown,
                 samples.labels[chosen].numpy(),
                 _channels_last(samples.batch(chosen).numpy()),
-                (inputs[0], inputs[1]),
-                (predictions[0], predictions[1]),
+                [_channels_last(kept.of(of, rows)) for of, rows in pair],
+                [predictions(of.table["adv_prediction"].iloc[rows]).numpy() for of, rows in pair],
             )
             if drawn is not None:
                 files += save(drawn, folder / safe_name(f"resisted_by_{winner}_not_by_{loser}"))
@@ -136,21 +134,8 @@ def _samples(result: ModelResult, data_root: str | Path | None) -> Dataset:
     spec = result.dataset
     request = Request(dataset=spec.name, split=spec.split, n=spec.n, data_root=data_root)
     samples = load_samples(request, spec.preprocessing)
-    if samples.fingerprint != spec.fingerprint:
-        raise UsageError(
-            "the samples are not the ones that were used: the fingerprints differ", where=spec.name
-        )
+    check_samples(samples, spec)
     return samples
-
-
-def _positions(names: Iterable[str], wanted: Sequence[str]) -> list[int]:
-    places = {name: place for place, name in enumerate(names)}
-    return [places[name] for name in wanted]
-
-
-def _predictions(stored: StoredRecord, rows: list[int]) -> npt.NDArray[np.int64]:
-    column = stored.table["adv_prediction"].iloc[rows]
-    return column.to_numpy(dtype=np.int64, na_value=-1)
 
 
 def _channels_last(images: Floats) -> Floats:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -16,32 +16,18 @@ from robench.files import ensure_writable
 from robench.inspection.clean_accuracy import clean_accuracy
 from robench.models.cards import CARD_NAME, write_card
 from robench.models.loading import load_model
-from robench.models.wrapper import RobenchModel
 from robench.models.zoo import LocatedCard
-from robench.records import Examination, ModelCard, Provenance, parse
+from robench.records import Examination, Provenance, parse
 from robench.request import Request
 from robench.request_loading import draft_requested, load_samples
 
-__all__ = ["Added", "add_model"]
+__all__ = ["add_model"]
 
 _MEASURED = 500
 """Samples on which the clean accuracy is measured."""
 
 _EXAMINED = 200
 """Samples that the doctor is shown, as by ``robench doctor``."""
-
-
-@dataclass(frozen=True)
-class Added:
-    """A card that was written, the clean accuracy in percent, and what the doctor found."""
-
-    card: ModelCard
-    path: Path
-    clean_acc: float
-    n: int
-    examined: int
-    """Samples that the doctor was shown."""
-    findings: Sequence[Finding]
 
 
 def add_model(
@@ -51,7 +37,7 @@ def add_model(
     name: str | None = None,
     defense: str = "unknown",
     provenance: Mapping[str, Any] | None = None,
-) -> Added:
+) -> tuple[LocatedCard, list[Finding]]:
     """Draft a card, load the model, measure and examine it, and write its folder.
 
     Nothing is written unless the model loads and classifies. What the doctor finds is written
@@ -64,6 +50,9 @@ def add_model(
         name: the card's; None: the file's.
         defense: the recipe that it was trained with.
         provenance: fields of :class:`robench.records.Provenance`.
+
+    Returns:
+        The card, which has the measured accuracy, and what the doctor found.
 
     Raises:
         UsageError: there is a model of this id already.
@@ -83,7 +72,9 @@ def add_model(
     here = LocatedCard(card, checkpoint)
     model = load_model(here, trust_pickle=request.trust_pickle)
     accuracy = clean_accuracy(model, samples, card.threat_model)
-    found, examination = _examine(model, samples)
+    few = samples.subset(min(_EXAMINED, len(samples)))
+    found = examine(model, few.batch(range(len(few))), few.labels, data_classes=samples.num_classes)
+    today = datetime.now(UTC).date().isoformat()
     # The shards of an index stay where they are; a single file moves in with its card.
     single = checkpoint.suffix != ".json"
     target = folder / checkpoint.name
@@ -92,8 +83,14 @@ def add_model(
         "n": len(samples),
         "split": samples.split,
         "data": _which(samples),
-        "date": _today(),
+        "date": today,
     }
+    examination = Examination(
+        n=len(few),
+        data=_which(few),
+        date=today,
+        findings=tuple(finding.flag() for finding in found),
+    )
     finished = card.model_copy(
         update={
             "weights": card.weights.model_copy(update={"path": target.name} if single else {}),
@@ -110,23 +107,8 @@ def add_model(
         target.unlink(missing_ok=True)
         raise StoreError(f"cannot be written: {error.strerror}", where=target) from error
     path = write_card(finished, folder / CARD_NAME)
-    return Added(finished, path, accuracy, len(samples), examination.n, found)
-
-
-def _examine(model: RobenchModel, samples: Dataset) -> tuple[list[Finding], Examination]:
-    few = samples.subset(min(_EXAMINED, len(samples)))
-    found = examine(model, few.batch(range(len(few))), few.labels, data_classes=samples.num_classes)
-    return found, Examination(
-        n=len(few),
-        data=_which(few),
-        date=_today(),
-        findings=tuple(finding.flag() for finding in found),
-    )
+    return LocatedCard(finished, folder, path), found
 
 
 def _which(samples: Dataset) -> str:
     return f"{samples.name}, {samples.split} split, sha256 {samples.fingerprint}"
-
-
-def _today() -> str:
-    return datetime.now(UTC).date().isoformat()

@@ -2,24 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
+import pandas as pd
 import torch
+from torch import Tensor
 
 from robench.datasets import Dataset
 from robench.devices import resolve_device
 from robench.errors import RobenchError, StoreError, UsageError
 from robench.evaluation.adjudicate import Adjudicator
+from robench.evaluation.adversarial_inputs import KeptInputs
 from robench.models.loading import load_model
 from robench.models.wrapper import RobenchModel
-from robench.records import Outcome
+from robench.records import DatasetSpec, Outcome
 from robench.request import Request
 from robench.request_loading import load_samples
 from robench.results import Store, StoredRecord
 from robench.results.arrays import Array, ArrayRows
 
-__all__ = ["Reverification", "Verified", "check_sources", "reverify", "verify_store"]
+__all__ = [
+    "Verified",
+    "check_samples",
+    "check_sources",
+    "positions",
+    "predictions",
+    "reverify",
+    "verify_store",
+]
 
 
 @dataclass(frozen=True)
@@ -50,57 +63,36 @@ def verify_store(store: Store, request: Request) -> list[Verified]:
     device = resolve_device(request.device)
     scan = store.scan()
     found = [Verified(p.key, "", "", False, 0, str(p.error)) for p in scan.problems]
-    for stored in scan.records:
-        sound, judged, finding = _verify(store, stored, request, device)
-        record = stored.record
-        found.append(
-            Verified(record.key, record.model.id, record.attack.name, sound, judged, finding)
-        )
-    return found
+    return found + [_verify(store, stored, request, device) for stored in scan.records]
 
 
-def _verify(
-    store: Store, stored: StoredRecord, request: Request, device: torch.device
-) -> tuple[bool, int, str]:
-    """Whether one record is sound, how many verdicts were looked at, and what was found."""
+def _verify(store: Store, stored: StoredRecord, request: Request, device: torch.device) -> Verified:
     record = stored.record
+    # Called with: is it sound, how many verdicts were looked at, what was found.
+    verified = partial(Verified, record.key, record.model.id, record.attack.name)
     try:
         if not store.has_adversarial(record.key):
             store.verify(record.key)
-            return True, 0, "files intact; no adversarial inputs kept"
+            return verified(True, 0, "files intact; no adversarial inputs kept")
         adversarial = store.adversarial_rows(record.key)
     except StoreError as error:
-        return False, 0, str(error)
+        return verified(False, 0, str(error))
     try:
         model = load_model(record.model.id, trust_pickle=request.trust_pickle)
         data = record.dataset.name if request.dataset is None else request.dataset
         request = replace(request, dataset=data, split=record.dataset.split, n=record.dataset.n)
         samples = load_samples(request, model.preprocessing)
     except RobenchError as error:
-        return True, 0, f"files intact; not judged again: {error}"
+        return verified(True, 0, f"files intact; not judged again: {error}")
     try:
-        with torch.no_grad():
-            again = reverify(stored, adversarial, model, samples, device=device)
+        judged, disagreements = reverify(stored, adversarial, model, samples, device=device)
     except RobenchError as error:
-        return False, 0, str(error)
-    if not again.disagreements:
-        return True, again.judged, f"{again.judged} verdicts hold"
-    first, what = next(iter(again.disagreements.items()))
-    count = f"{len(again.disagreements)} of {again.judged}"
-    return False, again.judged, f"{count} verdicts differ, first {first}: {what}"
-
-
-@dataclass(frozen=True)
-class Reverification:
-    """What judging again found.
-
-    Attributes:
-        judged: samples whose verdict was looked at again.
-        disagreements: sample id → what differs.
-    """
-
-    judged: int
-    disagreements: dict[str, str]
+        return verified(False, 0, str(error))
+    if not disagreements:
+        return verified(True, judged, f"{judged} verdicts hold")
+    first, what = next(iter(disagreements.items()))
+    count = f"{len(disagreements)} of {judged}"
+    return verified(False, judged, f"{count} verdicts differ, first {first}: {what}")
 
 
 def reverify(
@@ -111,7 +103,7 @@ def reverify(
     *,
     device: torch.device,
     batch_size: int = 256,
-) -> Reverification:
+) -> tuple[int, dict[str, str]]:
     """Judge a record's adversarial inputs again, in float32.
 
     A broken sample's input must be inside the threat model and misclassified, a survivor's must
@@ -126,35 +118,32 @@ def reverify(
         device: where to run.
         batch_size: inputs at a time.
 
+    Returns:
+        How many samples' verdicts were looked at, and what differs, by sample id.
+
     Raises:
         UsageError: model or data are not those of the record.
         StoreError: as many adversarial inputs as samples are needed, and are not there.
     """
     check_sources(stored, adversarial, model, dataset)
-    record, samples = stored.record, stored.samples
-    position = {name: index for index, name in enumerate(dataset.sample_ids)}
+    frame = stored.table
+    indices = positions(dataset.sample_ids, frame["sample_id"])
     # Where an attack has nothing to show, the clean input is stored and there is no verdict on it.
-    rows = [row for row, sample in enumerate(samples) if sample.adv_prediction is not None]
-    judge = Adjudicator(model.to(device), record.threat_model, batch_size)
+    rows = torch.from_numpy(frame["adv_prediction"].notna().to_numpy().nonzero()[0])
+    adv_inputs = KeptInputs(adversarial, rows.tolist())
+    judge = Adjudicator(model.to(device), stored.record.threat_model, batch_size)
     disagreements: dict[str, str] = {}
-    for start in range(0, len(rows), batch_size):
-        chosen = rows[start : start + batch_size]
-        indices = [position[samples[row].sample_id] for row in chosen]
+    for part in torch.split(torch.arange(len(rows)), batch_size):
+        picked = indices[rows[part]]
         verdicts = judge.judge(
-            torch.from_numpy(np.ascontiguousarray(adversarial[chosen], np.float32)).to(device),
-            dataset.batch(indices).to(device),
-            dataset.labels[indices].to(device),
+            adv_inputs[part].to(device),
+            dataset.batch(picked).to(device),
+            dataset.labels[picked].to(device),
         )
-        found = zip(
-            chosen,
-            verdicts.broken.tolist(),
-            verdicts.prediction.tolist(),
-            verdicts.allowed.tolist(),
-            strict=True,
-        )
-        for row, broken, prediction, allowed in found:
-            sample = samples[row]
-            if not allowed:
+        for place, row in enumerate(rows[part].tolist()):
+            sample = stored.samples[row]
+            broken, prediction = bool(verdicts.broken[place]), int(verdicts.prediction[place])
+            if not verdicts.allowed[place]:
                 disagreements[sample.sample_id] = "the input is outside the threat model"
             elif broken != (sample.outcome is Outcome.BROKEN):
                 now = "misclassified" if broken else "classified correctly"
@@ -163,7 +152,7 @@ def reverify(
                 disagreements[sample.sample_id] = (
                     f"recorded prediction {sample.adv_prediction}, now {prediction}"
                 )
-    return Reverification(len(rows), disagreements)
+    return len(rows), disagreements
 
 
 def check_sources(
@@ -184,12 +173,30 @@ def check_sources(
             "the model is not the one that was evaluated: weights or card differ",
             where=record.model.id,
         )
-    if dataset.fingerprint != record.dataset.fingerprint:
-        raise UsageError(
-            "the samples are not the ones that were used: the fingerprints differ",
-            where=record.dataset.name,
-        )
+    check_samples(dataset, record.dataset)
     if len(adversarial) != len(samples):
         raise StoreError(
             f"{len(adversarial)} adversarial inputs for {len(samples)} samples", where=stored.path
         )
+
+
+def check_samples(dataset: Dataset, used: DatasetSpec) -> None:
+    """Refuse samples that are not those that a record was made with.
+
+    Raises:
+        UsageError: the fingerprints differ.
+    """
+    if dataset.fingerprint != used.fingerprint:
+        raise UsageError(
+            "the samples are not the ones that were used: the fingerprints differ", where=used.name
+        )
+
+
+def positions(names: Iterable[str], wanted: Iterable[str]) -> Tensor:
+    """Where each of ``wanted`` is among ``names``, int64."""
+    return torch.from_numpy(pd.Index(names).get_indexer(pd.Index(wanted)))
+
+
+def predictions(column: pd.Series) -> Tensor:
+    """A table's column of predictions, int64; −1 where there is none."""
+    return torch.tensor(column.to_numpy(np.int64, na_value=-1))

@@ -38,19 +38,19 @@ def evaluated(tmp_path_factory):
 
 def test_an_honest_record_holds(evaluated):
     stored, adversarial, model, dataset = evaluated
-    again = reverify(stored, adversarial, model, dataset, device=CPU, batch_size=7)
-    assert again.disagreements == {}
-    assert again.judged == stored.record.n - stored.record.count(Outcome.CLEAN_ERROR)
+    judged, differing = reverify(stored, adversarial, model, dataset, device=CPU, batch_size=7)
+    assert differing == {}
+    assert judged == stored.record.n - stored.record.count(Outcome.CLEAN_ERROR)
 
 
 def test_clean_inputs_break_nothing(evaluated):
     stored, _, model, dataset = evaluated
     clean = dataset.batch(range(len(dataset))).numpy()
-    again = reverify(stored, clean, model, dataset, device=CPU)
+    _, differing = reverify(stored, clean, model, dataset, device=CPU)
     broken = {s.sample_id for s in stored.samples if s.outcome is Outcome.BROKEN}
     assert broken
-    assert set(again.disagreements) == broken
-    assert all("now classified correctly" in text for text in again.disagreements.values())
+    assert set(differing) == broken
+    assert all("now classified correctly" in text for text in differing.values())
 
 
 def test_a_broken_input_in_a_survivors_place_is_seen(evaluated):
@@ -58,9 +58,9 @@ def test_a_broken_input_in_a_survivors_place_is_seen(evaluated):
     rows = [i for i, s in enumerate(stored.samples) if s.outcome is Outcome.SURVIVED][:1]
     forged = adversarial.copy()
     forged[rows] += 0.3
-    again = reverify(stored, forged, model, dataset, device=CPU)
-    assert list(again.disagreements) == [stored.samples[rows[0]].sample_id]
-    assert "outside" in again.disagreements[stored.samples[rows[0]].sample_id]
+    _, differing = reverify(stored, forged, model, dataset, device=CPU)
+    assert list(differing) == [stored.samples[rows[0]].sample_id]
+    assert "outside" in differing[stored.samples[rows[0]].sample_id]
 
 
 def test_a_broken_sample_called_survivor_is_seen(evaluated):
@@ -72,10 +72,8 @@ def test_a_broken_sample_called_survivor_is_seen(evaluated):
     counts[Outcome.BROKEN] -= 1
     counts[Outcome.SURVIVED] += 1
     forged = type(stored).of(stored.record.model_copy(update={"counts": counts}), samples)
-    again = reverify(forged, adversarial, model, dataset, device=CPU)
-    assert again.disagreements == {
-        samples[row].sample_id: "recorded as survived, now misclassified"
-    }
+    _, differing = reverify(forged, adversarial, model, dataset, device=CPU)
+    assert differing == {samples[row].sample_id: "recorded as survived, now misclassified"}
 
 
 def test_another_model_other_data_or_too_few_inputs_are_refused(evaluated):

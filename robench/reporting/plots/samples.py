@@ -121,8 +121,8 @@ def resisted_by_one(
     sample_ids: Sequence[str],
     labels: Classes,
     clean: Floats,
-    adversarial: tuple[Floats, Floats],
-    predictions: tuple[Classes, Classes],
+    adversarial: Sequence[Floats],
+    predictions: Sequence[Classes],
 ) -> Figure | None:
     """Samples that only one of two models resists, a row each: the clean image, and what each
     model's attack made of it.

@@ -32,19 +32,10 @@ __all__ = ["TrainingJob", "resolve"]
 class TrainingJob:
     """One network to be trained; the same job gives the same weights on the same machine.
 
+    Its fields are the arguments of :func:`resolve`, settled, and:
+
     Args:
-        recipe: the loss.
-        settings: optimiser, schedule, augmentation.
-        data: training and validation samples.
-        threat_model: what to train against.
-        architecture: the network's specification.
-        network: it, with its initial weights, on the CPU.
-        name: the model's name.
-        folder: where the model, and until then the state of the run, is written.
-        seed: keys every random choice.
-        device: where to compute.
-        devices: how many of them.
-        teacher: a fixed model, for recipes that learn from one.
+        network: of the architecture, with its initial weights, on the CPU.
         recipe_source, teacher_source: how the command line names them; None: it cannot.
         code: what the recipe's class is, if it is from outside (``registry.identity_of``).
     """
@@ -114,7 +105,8 @@ def resolve(
         data: a name, folder or file for :meth:`TrainingSplits.load`, or what that returns.
         architecture: name or specification; default: the data set's.
         threat_model: ``"Linf-8/255"``; default: the data set's.
-        folder: the model's; default ``model_zoo/<dataset>/<threat>/<name>``.
+        folder: where the model, and until then the state of the run, is written; default
+            ``model_zoo/<dataset>/<threat>/<name>``.
         name: the model's name; default: the recipe's.
         seed: keys every random choice.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``.

@@ -22,16 +22,10 @@ __all__ = ["AdversarialRecipe", "Context", "Paper", "Recipe", "features_of"]
 
 @dataclass(frozen=True)
 class Paper:
-    """Where a recipe comes from.
-
-    Args:
-        title: with its authors.
-        link: where to read it.
-        venue: where it was published.
-        year: when.
-    """
+    """Where a recipe comes from."""
 
     title: str
+    """With its authors."""
     link: str
     venue: str
     year: int
@@ -109,15 +103,7 @@ class AdversarialRecipe(Recipe, ABC):
         """The inner attack from ``start``, the network in evaluation mode.
 
         In evaluation mode, because attacking a network must not move its batch statistics.
-
-        Args:
-            context: has the network and the ball.
-            objective: what to raise, sample by sample.
-            inputs: (N, C, H, W) in [0, 1], the centre of the ball.
-            start: first iterate, same shape.
-
-        Returns:
-            adv_inputs, detached, in the ball and the box.
+        Arguments and result are those of :func:`robench.defenses.inner_maximisers.ascend`.
         """
         with eval_mode(context.network):
             return ascend(

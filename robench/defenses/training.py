@@ -87,12 +87,11 @@ def _train(job: TrainingJob, card: ModelCard, progress: bool, processes: Process
     writes = processes.index == 0
     with deterministic(processes.device, job.settings.threads):
         run = _Run(job, processes)
-        state, steps = run.state, run.data.steps
-        title = f"{job.recipe.name} on {job.data.train.name}"
+        state = run.state
         bar = TrainingProgress(
-            title,
-            job.settings.epochs * steps,
-            state.epoch * steps,
+            f"{job.recipe.name} on {job.data.train.name}",
+            steps=job.settings.epochs * run.data.steps,
+            done=state.epoch * run.data.steps,
             shown=progress and processes.count == 1,
         )
         try:
@@ -122,9 +121,9 @@ class TrainingProgress(Progress):
     def __init__(
         self,
         title: str,
+        *,
         steps: int,
         done: int,
-        *,
         shown: bool = True,
         console: Console | None = None,
     ) -> None:

@@ -104,6 +104,7 @@ class TrainingData:
         size = 4 * len(dataset) * math.prod(dataset.input_shape)
         everything = range(len(dataset))
         self._resident = dataset.batch(everything).to(device) if size <= _RESIDENT_BYTES else None
+        self._by_class = dataset.labels.argsort(stable=True)
         self._class_sizes = dataset.labels.bincount(minlength=dataset.num_classes)
 
     @property
@@ -139,9 +140,8 @@ class TrainingData:
                 where=f"{self.dataset.name} ({self.dataset.split})",
             )
         numbers = seeding.uniform(seeding.derive(keys, _DRAW), (1,)).flatten().cpu().double()
-        by_class = self.dataset.labels.argsort(stable=True)
         starts = self._class_sizes.cumsum(0) - self._class_sizes
-        indices = by_class[starts[wanted] + (numbers * sizes).long()]
+        indices = self._by_class[starts[wanted] + (numbers * sizes).long()]
         return self._augmented(indices, seeding.derive(keys, _DRAW, 1).cpu())
 
     def _augmented(self, indices: Tensor, keys: Tensor) -> Tensor:

@@ -31,26 +31,33 @@ class AttentionReport:
     """The studies of models that were attacked alike, on the same samples.
 
     Attributes:
-        members: the studies.
-        results: the same, in the same order, as reports read them.
+        looks: each study, with the result that reports read of it.
         findings: from :func:`robench.reporting.findings.attention_findings`, corrected over them.
         classes: from :func:`robench.reporting.metric_tables.class_table`.
     """
 
-    members: list[AttentionStudy]
-    results: list[ModelResult]
+    looks: list[tuple[AttentionStudy, ModelResult]]
     findings: pd.DataFrame
     classes: pd.DataFrame
 
     @property
+    def group(self) -> GroupKey:
+        """Data, threat model and seed of all of them."""
+        return self.looks[0][1].group
+
+    @property
+    def attack(self) -> str:
+        """Its name."""
+        return self.looks[0][0].stored.record.attack.name
+
+    @property
     def folder(self) -> str:
         """Where its files go, such as ``digits-Linf-0.2-n500-seed0/pgd-20``."""
-        attack = self.members[0].stored.record.attack.name
-        return f"{group_slug(self.results[0].group)}/{safe_name(attack)}"
+        return f"{group_slug(self.group)}/{safe_name(self.attack)}"
 
     def text(self) -> str:
         """For a terminal: metrics of each model, findings, and the classes that come off worst."""
-        blocks = [_metrics_text(*pair) for pair in zip(self.members, self.results, strict=True)]
+        blocks = [_metrics_text(*look) for look in self.looks]
         if len(self.findings):
             table = format_table(_FINDINGS, _cells(self.findings, _FINDINGS))
             blocks.append("\n".join([table, "", *attention_sentences(self.findings)]))
@@ -59,40 +66,25 @@ class AttentionReport:
 
     def content(self) -> dict[str, Any]:
         """The same as plain data."""
-        models = []
-        for item, result in zip(self.members, self.results, strict=True):
-            record = item.stored.record
-            models.append(
-                {
-                    "model": record.model.id,
-                    "weights_sha256": record.model.weights_sha256,
-                    "source": item.source,
-                    "attention_method": record.attention_method,
-                    "notes": [flag.evidence for flag in record.flags],
-                    "metrics": attention_table([result]).to_dict("records"),
-                    "classes": class_table([result]).to_dict("records"),
-                }
-            )
         return {
-            "group": str(self.results[0].group),
-            "attack": self.members[0].stored.record.attack.name,
-            "models": models,
+            "group": str(self.group),
+            "attack": self.attack,
+            "models": [_metrics_content(*look) for look in self.looks],
             "findings": self.findings.to_dict("records"),
         }
 
 
 def reports_of(studied: Sequence[AttentionStudy]) -> list[AttentionReport]:
     """The studies, group by group."""
-    groups: dict[GroupKey, tuple[list[AttentionStudy], list[ModelResult]]] = {}
-    for item in studied:
-        (result,) = collect([item.stored])
-        members, results = groups.setdefault(result.group, ([], []))
-        members.append(item)
-        results.append(result)
-    return [
-        AttentionReport(members, results, attention_findings(results), class_table(results))
-        for members, results in groups.values()
-    ]
+    groups: dict[GroupKey, list[tuple[AttentionStudy, ModelResult]]] = {}
+    for study in studied:
+        (result,) = collect([study.stored])
+        groups.setdefault(result.group, []).append((study, result))
+    reports = []
+    for looks in groups.values():
+        results = [result for _, result in looks]
+        reports.append(AttentionReport(looks, attention_findings(results), class_table(results)))
+    return reports
 
 
 def write_reports(reports: Sequence[AttentionReport], folder: Path) -> list[Path]:
@@ -112,29 +104,42 @@ def write_reports(reports: Sequence[AttentionReport], folder: Path) -> list[Path
         place = folder / report.folder
         files += write_tables(
             place,
-            attention=attention_table(report.results),
+            attention=attention_table([result for _, result in report.looks]),
             findings=report.findings,
             per_class=report.classes,
         )
         used: set[str] = set()
-        for item in report.members:
-            stored = item.stored
+        for study, _ in report.looks:
+            stored = study.stored
             name = safe_name(stored.record.model.name)
             if name in used:
                 # Two checkpoints under one name.
                 name = f"{name}-{stored.record.model.fingerprint[:8]}"
             used.add(name)
             files += write_tables(place, **{f"samples_{name}": samples_frame([stored])})
-            panel = item.panel
+            panel = study.panel
             figure = None if panel is None else attention_overlays(panel, stored.record)
             if figure is not None:
                 files += save(figure, place / f"overlays_{name}")
     return files
 
 
-def _metrics_text(item: AttentionStudy, result: ModelResult) -> str:
-    record = item.stored.record
-    source = "kept adversarial inputs" if item.source == "stored" else "attacked anew"
+def _metrics_content(study: AttentionStudy, result: ModelResult) -> dict[str, Any]:
+    record = study.stored.record
+    return {
+        "model": record.model.id,
+        "weights_sha256": record.model.weights_sha256,
+        "source": study.source,
+        "attention_method": record.attention_method,
+        "notes": [flag.evidence for flag in record.flags],
+        "metrics": attention_table([result]).to_dict("records"),
+        "classes": class_table([result]).to_dict("records"),
+    }
+
+
+def _metrics_text(study: AttentionStudy, result: ModelResult) -> str:
+    record = study.stored.record
+    source = "kept adversarial inputs" if study.source == "stored" else "attacked anew"
     title = (
         f"{record.model.name} under {record.attack.name}, {record.attention_method or 'no maps'}, "
         f"{source} ({result.group})"

@@ -48,11 +48,7 @@ class Aerp(AdversarialRecipe):
     """Inner attack; ``least-likely`` is one step of ε towards the least likely class."""
 
     def check(self, network: nn.Module, inputs: Tensor, num_classes: int) -> None:
-        """The network must offer its feature map.
-
-        Raises:
-            ModelError: it does not, or the map is a single cell.
-        """
+        """The network must offer its feature map, of more than one cell."""
         with eval_mode(network), torch.no_grad():
             maps, _, _ = features_of(network, inputs)
         if maps.shape[2] * maps.shape[3] < 2:

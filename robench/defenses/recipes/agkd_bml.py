@@ -57,11 +57,7 @@ class AgkdBml(AdversarialRecipe):
     """Weight of MART's divergence."""
 
     def check(self, network: nn.Module, inputs: Tensor, num_classes: int) -> None:
-        """The network must offer its features.
-
-        Raises:
-            ModelError: it does not.
-        """
+        """The network must offer its features."""
         with eval_mode(network), torch.no_grad():
             features_of(network, inputs)
 

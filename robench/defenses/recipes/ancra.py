@@ -63,12 +63,7 @@ class Ancra(AdversarialRecipe):
     attack_step_size: float = Field(PAPER_STEP, gt=0)
 
     def check(self, network: nn.Module, inputs: Tensor, num_classes: int) -> None:
-        """The network must have reverse attention, and there must be other classes.
-
-        Raises:
-            ModelError: it has no auxiliary logits.
-            TrainingError: there is one class only.
-        """
+        """The network must have auxiliary logits, and there must be other classes."""
         if num_classes < 2:
             raise TrainingError("a negative needs another class, and there is one only")
         labels = torch.zeros(len(inputs), dtype=torch.int64)

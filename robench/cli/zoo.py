@@ -13,7 +13,7 @@ from robench.cli.options import SAMPLES, WEIGHTS, JsonFlag, request_options
 from robench.request import Request
 
 if TYPE_CHECKING:
-    from robench.inspection.clean_accuracy import Rechecked
+    from robench.inspection.zoo_models import Rechecked
 
 __all__ = ["zoo_app"]
 
@@ -117,7 +117,7 @@ def add(
     # Loads torch, which --help does without.
     from robench.cli.output import findings_text, print_json
     from robench.formatting import number
-    from robench.inspection.new_card import add_model
+    from robench.inspection.zoo_models import add_model
 
     request = replace(request, models=(checkpoint,))
     added, found = add_model(request, zoo, name=name, defense=defense, provenance=about)
@@ -150,7 +150,7 @@ def verify(
     # Loads torch, which --help does without.
     from robench.cli.output import print_json, print_table
     from robench.errors import CardError
-    from robench.inspection.clean_accuracy import Rechecked, recheck  # torch
+    from robench.inspection.zoo_models import Rechecked, recheck  # torch
     from robench.models.zoo import find_card, list_cards
 
     problems: list[CardError] = []

@@ -114,7 +114,7 @@ def add_model(
         target.unlink(missing_ok=True)
         raise StoreError(f"cannot be written: {error.strerror}", where=target) from error
     path = write_card(finished, folder / CARD_NAME)
-    return LocatedCard(finished, folder, path), found
+    return LocatedCard(finished, path), found
 
 
 def _which(samples: Dataset) -> str:

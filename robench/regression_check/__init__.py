@@ -15,8 +15,8 @@ Tango's score interval and the exact McNemar test, on the same samples; the wors
 bootstrap inside classes; attention deviation a bootstrap of its paired mean.
 """
 
+from robench.regression_check.baseline import LeaderboardRow, leaderboard_row, stored_pair
 from robench.regression_check.gate import check
-from robench.regression_check.leaderboard_row import LeaderboardRow, leaderboard_row
 from robench.regression_check.outputs import (
     check_json,
     check_junit,
@@ -24,7 +24,6 @@ from robench.regression_check.outputs import (
     write_check,
 )
 from robench.regression_check.policy import Criterion, Policy
-from robench.regression_check.stored_pair import stored_pair
 from robench.regression_check.verdicts import CheckResult, CriterionResult, Verdict
 
 __all__ = [

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import Literal
 
 from scipy import stats
 
 from robench.errors import UsageError
-from robench.regression_check.leaderboard_row import LeaderboardRow, row_differences
+from robench.regression_check.baseline import LeaderboardRow, row_differences
 from robench.regression_check.policy import Criterion, Policy
 from robench.regression_check.verdicts import CheckResult, CriterionResult, Verdict
 from robench.reporting.differences import (
@@ -46,97 +46,85 @@ def check(
         UsageError: the two were not evaluated under the same conditions, or have no attack in
             common.
     """
-    rules = Policy() if policy is None else policy
+    rules = policy or Policy()
+    level = 1 - 2 * rules.alpha
     if isinstance(baseline, LeaderboardRow):
-        return _check_row(candidate, baseline, rules)
-    if candidate.group != baseline.group:
-        raise UsageError(
-            f"{candidate.model.name} was evaluated on {candidate.group}, "
-            f"{baseline.model.name} on {baseline.group}",
-            hint="Evaluate both with the same --dataset, --norm, --eps, --n and --seed",
-        )
-    one, two, left_out = common_attacks(candidate, baseline)
-    problems = []
-    for name in baseline.attacks:
-        if name not in candidate.attacks:
-            problems.append(
-                f"{candidate.model.name} has no record of {name}, which {baseline.model.name} faced"
+        name, identical = baseline.name, False
+        compared: tuple[ModelResult, ...] = (candidate,)
+        found = row_differences(candidate, baseline, level)
+        problems = []
+        notes = [
+            f"{name} is known by its leaderboard row alone: compared unpaired, "
+            "which takes more samples"
+        ]
+    else:
+        name = baseline.model.name
+        if candidate.group != baseline.group:
+            raise UsageError(
+                f"{candidate.model.name} was evaluated on {candidate.group}, "
+                f"{name} on {baseline.group}",
+                hint="Evaluate both with the same --dataset, --norm, --eps, --n and --seed",
             )
-        elif name not in one.attacks:
-            problems.append(f"{name} had other parameters for {candidate.model.name}")
-    for result in (one, two):
+        one, two, notes = common_attacks(candidate, baseline)
+        compared = (one, two)
+        found = _differences(one, two, level)
+        problems = _unmatched_attacks(candidate, baseline, set(one.attacks))
+        identical = candidate.model.fingerprint == baseline.model.fingerprint
+        if identical:
+            notes.append("both are the same network with the same weights: nothing can be worse")
+    for result in compared:
         if count := int(result.errored.sum()):
             problems.append(f"{count} samples of {result.model.name} errored")
-    identical = candidate.model.fingerprint == baseline.model.fingerprint
-    if identical:
-        left_out.append("both are the same network with the same weights: nothing can be worse")
-    level = 1 - 2 * rules.alpha
-    attack = shared_metric_attack(one, two)
-    found: dict[str, Difference] = {
-        "robust_acc": accuracy_difference("robust_acc", one.robust, two.robust, level),
-        "clean_acc": accuracy_difference("clean_acc", one.clean_correct, two.clean_correct, level),
-        "worst_class_robust_acc": worst_class_difference(one, two, level),
-    }
-    if attack is not None:
-        change = metric_difference("attention_deviation", one, two, attack, level)
-        if change.defined:
-            found["attention_deviation"] = change
-    return _decide(
-        candidate.model.name,
-        baseline.model.name,
-        str(candidate.group),
-        found,
-        rules,
-        left_out,
-        problems,
-        identical=identical,
-    )
-
-
-def _check_row(candidate: ModelResult, baseline: LeaderboardRow, rules: Policy) -> CheckResult:
-    found = row_differences(candidate, baseline, 1 - 2 * rules.alpha)
-    problems = []
-    if count := int(candidate.errored.sum()):
-        problems.append(f"{count} samples of {candidate.model.name} errored")
-    notes = [
-        f"{baseline.name} is known by its leaderboard row alone: compared unpaired, "
-        "which takes more samples"
-    ]
-    group = str(candidate.group)
-    return _decide(candidate.model.name, baseline.name, group, found, rules, notes, problems)
-
-
-def _decide(
-    candidate: str,
-    baseline: str,
-    group: str,
-    found: Mapping[str, Difference],
-    rules: Policy,
-    notes: list[str],
-    problems: list[str],
-    *,
-    identical: bool = False,
-) -> CheckResult:
     criteria = rules.criteria
-    p_values = [found[name].p_worse if name in found else math.nan for name in criteria]
-    adjusted = dict(zip(criteria, holm(p_values), strict=True))
+    adjusted = holm([found[key].p_worse if key in found else math.nan for key in criteria])
     results = tuple(
-        _judge(name, criterion, found.get(name), adjusted[name], rules, identical)
-        for name, criterion in criteria.items()
+        _judge(key, criterion, found.get(key), p_worse, rules, identical)
+        for (key, criterion), p_worse in zip(criteria.items(), adjusted, strict=True)
     )
-    verdicts = {item.verdict for item in results}
-    missing = any(item.verdict is Verdict.NOT_MEASURED and item.required for item in results)
-    if Verdict.WORSE in verdicts:
-        verdict = Verdict.WORSE
-    elif (
-        missing or problems or Verdict.CANNOT_TELL in verdicts or Verdict.NOT_WORSE not in verdicts
-    ):
-        verdict = Verdict.CANNOT_TELL
-    else:
-        verdict = Verdict.NOT_WORSE
     return CheckResult(
-        candidate, baseline, group, verdict, results, rules, tuple(notes), tuple(problems)
+        candidate.model.name,
+        name,
+        str(candidate.group),
+        _overall(results, problems),
+        results,
+        rules,
+        tuple(notes),
+        tuple(problems),
     )
+
+
+def _differences(one: ModelResult, two: ModelResult, level: float) -> dict[str, Difference]:
+    found = [
+        accuracy_difference("robust_acc", one.robust, two.robust, level),
+        accuracy_difference("clean_acc", one.clean_correct, two.clean_correct, level),
+        worst_class_difference(one, two, level),
+    ]
+    if (attack := shared_metric_attack(one, two)) is not None:
+        found.append(metric_difference("attention_deviation", one, two, attack, level))
+    return {item.quantity: item for item in found if item.defined}
+
+
+def _unmatched_attacks(
+    candidate: ModelResult, baseline: ModelResult, shared: set[str]
+) -> list[str]:
+    """A sentence for each of the baseline's attacks that the candidate did not face likewise."""
+    name = candidate.model.name
+    return [
+        f"{attack} had other parameters for {name}"
+        if attack in candidate.attacks
+        else f"{name} has no record of {attack}, which {baseline.model.name} faced"
+        for attack in baseline.attacks
+        if attack not in shared
+    ]
+
+
+def _overall(results: Sequence[CriterionResult], problems: Sequence[str]) -> Verdict:
+    verdicts = {item.verdict for item in results}
+    if Verdict.WORSE in verdicts:
+        return Verdict.WORSE
+    missing = any(item.verdict is Verdict.NOT_MEASURED and item.required for item in results)
+    undecided = Verdict.CANNOT_TELL in verdicts or Verdict.NOT_WORSE not in verdicts
+    return Verdict.CANNOT_TELL if undecided or missing or problems else Verdict.NOT_WORSE
 
 
 def _judge(
@@ -147,26 +135,25 @@ def _judge(
     rules: Policy,
     identical: bool,
 ) -> CriterionResult:
+    margin, required = criterion.margin, criterion.required
     if item is None:
         unit: Literal["points", ""] = "points" if quantity.endswith("_acc") else ""
-        return CriterionResult(
-            quantity, unit, criterion.margin, Verdict.NOT_MEASURED, criterion.required
-        )
+        return CriterionResult(quantity, unit, margin, Verdict.NOT_MEASURED, required)
     loss = item.loss
     # No n is too small to know that a model is not worse than itself.
-    if identical or loss.high < criterion.margin:
+    if identical or loss.high < margin:
         verdict = Verdict.NOT_WORSE
     elif p_worse < rules.alpha:
         verdict = Verdict.WORSE
     else:
         verdict = Verdict.CANNOT_TELL
-    to_pass, to_fail, detectable = _sizes(item, loss, criterion.margin, rules)
+    to_pass, to_fail, detectable = _sizes(item, loss, margin, rules)
     return CriterionResult(
-        quantity=quantity,
-        unit=item.unit,
-        margin=criterion.margin,
-        verdict=verdict,
-        required=criterion.required,
+        quantity,
+        item.unit,
+        margin,
+        verdict,
+        required,
         baseline=item.second,
         candidate=item.first,
         loss=loss.estimate,

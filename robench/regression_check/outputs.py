@@ -45,8 +45,8 @@ def check_junit(result: CheckResult) -> str:
     Worse is a failure, undecided an error, not measured skipped (an error where required); each
     problem is an error of its own.
     """
-    suite = ElementTree.Element("testsuite", name=f"robench check {result.candidate}")
-    counts = {"failure": 0, "error": 0, "skipped": 0}
+    tests = str(len(result.criteria) + len(result.problems))
+    suite = ElementTree.Element("testsuite", name=f"robench check {result.candidate}", tests=tests)
 
     def case(name: str, kind: str | None, text: str) -> None:
         element = ElementTree.SubElement(
@@ -55,7 +55,6 @@ def check_junit(result: CheckResult) -> str:
         if kind is None:
             ElementTree.SubElement(element, "system-out").text = text
         else:
-            counts[kind] += 1
             ElementTree.SubElement(element, kind, message=text)
 
     for item in result.criteria:
@@ -67,10 +66,8 @@ def check_junit(result: CheckResult) -> str:
         case(item.quantity, kind, _sentence(item))
     for place, problem in enumerate(result.problems, 1):
         case(f"problem_{place}", "error", problem)
-    suite.set("tests", str(len(result.criteria) + len(result.problems)))
-    suite.set("failures", str(counts["failure"]))
-    suite.set("errors", str(counts["error"]))
-    suite.set("skipped", str(counts["skipped"]))
+    for attribute, tag in (("failures", "failure"), ("errors", "error"), ("skipped", "skipped")):
+        suite.set(attribute, str(len(suite.findall(f"*/{tag}"))))
     ElementTree.indent(suite)
     body = ElementTree.tostring(suite, encoding="unicode")
     return f'<?xml version="1.0" encoding="utf-8"?>\n{body}\n'
@@ -88,10 +85,10 @@ def check_markdown(result: CheckResult) -> str:
         "|---|---:|---:|---:|---:|---|",
     ]
     for item in result.criteria:
-        digits = 2 if item.unit == "points" else 3
+        digits = _digits(item)
         lines.append(
             f"| {item.quantity} | {number(item.baseline, digits)} "
-            f"| {number(item.candidate, digits)} | {_loss(item, digits)} "
+            f"| {number(item.candidate, digits)} | {_loss(item)} "
             f"| {item.margin:g} | {_MARKS[item.verdict]} {item.verdict.value} |"
         )
     lines.append("")
@@ -128,8 +125,7 @@ def write_check(
 def _sentence(item: CriterionResult) -> str:
     if item.verdict is Verdict.NOT_MEASURED:
         return f"{item.quantity} is not known of both models"
-    digits = 2 if item.unit == "points" else 3
-    text = f"{item.quantity}: loss {_loss(item, digits)}, margin {item.margin:g}"
+    text = f"{item.quantity}: loss {_loss(item)}, margin {item.margin:g}"
     return f"{text}. {_advice(item)}" if item.verdict is Verdict.CANNOT_TELL else text
 
 
@@ -142,9 +138,13 @@ def _advice(item: CriterionResult) -> str:
     return "; ".join(parts)
 
 
-def _loss(item: CriterionResult, digits: int) -> str:
+def _loss(item: CriterionResult) -> str:
     if math.isnan(item.loss):
         return "–"
     values = (item.loss, item.loss_low, item.loss_high)
-    loss, low, high = (f"{value:+.{digits}f}" for value in values)
+    loss, low, high = (f"{value:+.{_digits(item)}f}" for value in values)
     return f"{loss} ({low} … {high})"
+
+
+def _digits(item: CriterionResult) -> int:
+    return 2 if item.unit == "points" else 3

@@ -1,9 +1,8 @@
-"""A baseline of which only a leaderboard's row is known."""
+"""The two models of a check: from stored records, or the baseline from a leaderboard's row."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,10 +13,11 @@ from scipy import stats
 from robench.errors import UsageError
 from robench.reporting.differences import Difference
 from robench.reporting.leaderboard import read_leaderboard
-from robench.reporting.model_results import ModelResult
+from robench.reporting.model_results import ModelResult, collect, find_pair
+from robench.results import RecordFilter, Store
 from robench.statistics import unpaired_difference
 
-__all__ = ["LeaderboardRow", "leaderboard_row", "row_differences"]
+__all__ = ["LeaderboardRow", "leaderboard_row", "row_differences", "stored_pair"]
 
 
 @dataclass(frozen=True)
@@ -26,10 +26,38 @@ class LeaderboardRow:
 
     name: str
     n: int
-    figures: Mapping[str, float]
-    data_sha256: str
-    threat: str
-    """``Linf-8/255``."""
+    robust_acc: float
+    clean_acc: float
+
+
+def stored_pair(
+    candidate: str,
+    baseline: str,
+    folder: str | Path,
+    wanted: RecordFilter | None = None,
+    *,
+    baseline_from: Path | None = None,
+) -> tuple[ModelResult, ModelResult | LeaderboardRow]:
+    """Candidate and baseline on the same samples under the same threat model.
+
+    Args:
+        candidate, baseline: names, ids, or the start of the weights' sha256.
+        folder: the results folder.
+        wanted: which records, where there are several.
+        baseline_from: another results folder, or a leaderboard CSV, that has the baseline.
+
+    Raises:
+        StoreError: there is no such folder.
+        UnknownNameError, UsageError: a model has no records, or too many.
+    """
+    own = collect(Store.existing(folder).records(), wanted)
+    if baseline_from is None:
+        return find_pair(own, candidate, baseline)
+    if baseline_from.suffix == ".csv":
+        found, _ = find_pair(own, candidate, candidate)
+        return found, leaderboard_row(baseline_from, baseline, found)
+    others = collect(Store.existing(baseline_from).records(), wanted)
+    return find_pair(own, candidate, baseline, second_results=others)
 
 
 def leaderboard_row(path: str | Path, model: str, candidate: ModelResult) -> LeaderboardRow:
@@ -57,14 +85,7 @@ def leaderboard_row(path: str | Path, model: str, candidate: ModelResult) -> Lea
             hint="The baseline needs one row with the candidate's data, threat model and seed",
         )
     row = same.iloc[0]
-    quantities = ("robust_acc", "clean_acc")
-    return LeaderboardRow(
-        name=model,
-        n=int(row["n"]),
-        figures={name: float(row[name]) for name in quantities},
-        data_sha256=str(row["data_sha256"]),
-        threat=f"{row['norm']}-{row['eps']}",
-    )
+    return LeaderboardRow(model, int(row["n"]), float(row["robust_acc"]), float(row["clean_acc"]))
 
 
 def row_differences(
@@ -72,12 +93,12 @@ def row_differences(
 ) -> dict[str, Difference]:
     """The accuracies that the row has, candidate minus baseline, as if from separate samples."""
     return {
-        quantity: _unpaired(quantity, verdicts, baseline.figures[quantity], baseline.n, level)
-        for quantity, verdicts in (
-            ("robust_acc", candidate.robust),
-            ("clean_acc", candidate.clean_correct),
+        quantity: _unpaired(quantity, verdicts, figure, baseline.n, level)
+        for quantity, verdicts, figure in (
+            ("robust_acc", candidate.robust, baseline.robust_acc),
+            ("clean_acc", candidate.clean_correct, baseline.clean_acc),
         )
-        if not math.isnan(baseline.figures.get(quantity, math.nan))
+        if not math.isnan(figure)
     }
 
 

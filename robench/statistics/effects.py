@@ -16,7 +16,7 @@ import numpy.typing as npt
 from scipy import optimize, stats
 
 from robench.errors import UsageError
-from robench.statistics.intervals import Interval, check_level
+from robench.statistics.intervals import NUDGE, Interval, two_sided_quantile, undefined
 
 __all__ = [
     "GroupDifference",
@@ -26,7 +26,6 @@ __all__ = [
     "rank_correlation",
 ]
 
-_NUDGE = 1e-9
 _EXACT_PAIRS = 8
 
 
@@ -65,8 +64,7 @@ def mann_whitney(
     a, b = a[~np.isnan(a)], b[~np.isnan(b)]
     m, n = len(a), len(b)
     if not (m and n):
-        undefined = Interval(math.nan, math.nan, math.nan, check_level(level))
-        return GroupDifference(m, n, math.nan, math.nan, undefined)
+        return GroupDifference(m, n, math.nan, math.nan, undefined(level))
     if np.ptp(np.concatenate([a, b])) == 0:
         # All values tie: SciPy's variance is 0 there.
         return GroupDifference(m, n, m * n / 2, 1.0, auc_interval(0.5, m, n, level))
@@ -104,18 +102,18 @@ def rank_correlation(
     a, b = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
     if a.shape != b.shape:
         raise UsageError(f"paired values have shapes {a.shape} and {b.shape}")
-    z = float(stats.norm.isf((1 - check_level(level)) / 2))
+    z = two_sided_quantile(level)
     both = ~np.isnan(a) & ~np.isnan(b)
     a, b = stats.rankdata(a[both]), stats.rankdata(b[both])
     n = len(a)
     if n < 2 or np.ptp(a) == 0 or np.ptp(b) == 0:
-        return RankCorrelation(n, Interval(math.nan, math.nan, math.nan, level), math.nan)
+        return RankCorrelation(n, undefined(level), math.nan)
     test = stats.spearmanr(a, b)
     rho = float(np.clip(test.statistic, -1, 1))
     low = high = math.nan
     if n > 3:
         # An estimate of ±1 has an infinite transform; the interval then ends there.
-        centre = math.atanh(min(max(rho, -1 + _NUDGE), 1 - _NUDGE))
+        centre = math.atanh(min(max(rho, -1 + NUDGE), 1 - NUDGE))
         half = z * math.sqrt((1 + rho**2 / 2) / (n - 3))
         low, high = math.tanh(centre - half), math.tanh(centre + half)
     p = _exact_rank_p(a, b, rho) if n <= _EXACT_PAIRS else float(test.pvalue)
@@ -139,7 +137,7 @@ def auc_interval(auc: float, m: int, n: int, level: float = 0.95) -> Interval:
         m, n: sizes of the two groups, at least 1.
         level: two-sided confidence level.
     """
-    z = float(stats.norm.isf((1 - check_level(level)) / 2))
+    z = two_sided_quantile(level)
     star = (m + n) / 2 - 1
 
     def excess(theta: float) -> float:
@@ -147,6 +145,6 @@ def auc_interval(auc: float, m: int, n: int, level: float = 0.95) -> Interval:
         return (auc - theta) ** 2 - z**2 * theta * (1 - theta) * bracket / (m * n)
 
     # At 0 and 1 the estimate is itself a root but no limit, hence the nudge.
-    low = 0.0 if auc <= 0 else float(optimize.brentq(excess, 0.0, min(auc, 1 - _NUDGE)))
-    high = 1.0 if auc >= 1 else float(optimize.brentq(excess, max(auc, _NUDGE), 1.0))
+    low = 0.0 if auc <= 0 else float(optimize.brentq(excess, 0.0, min(auc, 1 - NUDGE)))
+    high = 1.0 if auc >= 1 else float(optimize.brentq(excess, max(auc, NUDGE), 1.0))
     return Interval(auc, low, high, level)

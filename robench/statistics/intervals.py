@@ -20,13 +20,19 @@ from scipy import stats
 from robench.errors import UsageError
 
 __all__ = [
+    "NUDGE",
     "Interval",
     "check_level",
     "mean_interval",
     "missed_share_upper",
+    "two_sided_quantile",
+    "undefined",
     "unpaired_difference",
     "wilson",
 ]
+
+NUDGE = 1e-9
+"""How far a root is looked for beside an estimate that is itself a root, but no limit."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +71,16 @@ def check_level(level: float) -> float:
     return level
 
 
+def two_sided_quantile(level: float) -> float:
+    """Standard deviations that a normal interval of confidence ``level`` reaches to each side."""
+    return float(stats.norm.isf((1 - check_level(level)) / 2))
+
+
+def undefined(level: float) -> Interval:
+    """The interval of nothing observed."""
+    return Interval(math.nan, math.nan, math.nan, check_level(level))
+
+
 def wilson(hits: int, n: int, level: float = 0.95) -> Interval:
     """Wilson's score interval (1927), without continuity correction.
 
@@ -77,9 +93,9 @@ def wilson(hits: int, n: int, level: float = 0.95) -> Interval:
         UsageError: ``hits`` is not in 0 … n, or the level makes no sense.
     """
     _check_counts(hits, n)
-    check_level(level)
     if n == 0:
-        return Interval(math.nan, math.nan, math.nan, level)
+        return undefined(level)
+    check_level(level)
     limits = stats.binomtest(int(hits), int(n)).proportion_ci(level, method="wilson")
     low, high = np.clip([limits.low, limits.high], 0.0, 1.0)
     return Interval(hits / n, float(low), float(high), level)
@@ -129,8 +145,8 @@ def mean_interval(values: npt.ArrayLike, level: float = 0.95) -> Interval:
     found = np.asarray(values, dtype=np.float64)
     found = found[~np.isnan(found)]
     if len(found) < 2:
-        return Interval(math.nan, math.nan, math.nan, check_level(level))
-    half = float(stats.norm.isf((1 - check_level(level)) / 2) * stats.sem(found))
+        return undefined(level)
+    half = two_sided_quantile(level) * float(stats.sem(found))
     mean = float(found.mean())
     return Interval(mean, mean - half, mean + half, level)
 

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from scipy import optimize, stats
 
 from robench.errors import UsageError
-from robench.statistics.intervals import Interval, check_level
+from robench.statistics.intervals import NUDGE, Interval, check_level, two_sided_quantile, undefined
 
 __all__ = [
     "Alternative",
@@ -29,8 +29,6 @@ __all__ = [
 ]
 
 Alternative = Literal["two-sided", "greater", "less"]
-
-_NUDGE = 1e-9
 
 
 @dataclass(frozen=True)
@@ -56,12 +54,7 @@ class PairedCounts:
         a, b = np.asarray(first, dtype=bool), np.asarray(second, dtype=bool)
         if a.shape != b.shape or a.ndim != 1:
             raise UsageError(f"paired outcomes have shapes {a.shape} and {b.shape}")
-        return cls(
-            both=int(np.sum(a & b)),
-            only_first=int(np.sum(a & ~b)),
-            only_second=int(np.sum(~a & b)),
-            neither=int(np.sum(~a & ~b)),
-        )
+        return cls(*(int(cell.sum()) for cell in (a & b, a & ~b, ~a & b, ~a & ~b)))
 
     @property
     def n(self) -> int:
@@ -100,9 +93,9 @@ def tango_interval(counts: PairedCounts, level: float = 0.95) -> Interval:
     Raises:
         UsageError: the level makes no sense.
     """
-    z = float(stats.norm.isf((1 - check_level(level)) / 2))
+    z = two_sided_quantile(level)
     if counts.n == 0:
-        return Interval(math.nan, math.nan, math.nan, level)
+        return undefined(level)
     estimate = counts.difference
 
     def excess(delta: float) -> float:
@@ -113,7 +106,7 @@ def tango_interval(counts: PairedCounts, level: float = 0.95) -> Interval:
     limits = []
     for end in (-1.0, 1.0):
         # The variance may vanish at the estimate itself, which is then a root but no limit.
-        start = estimate + math.copysign(_NUDGE, end)
+        start = estimate + math.copysign(NUDGE, end)
         inside = abs(start) < 1 and excess(end) > 0
         limits.append(float(optimize.brentq(excess, start, end)) if inside else end)
     return Interval(estimate, limits[0], limits[1], level)
@@ -128,11 +121,11 @@ def bootstrap_mean(
     samples; a point if all differences are equal, as for a model against itself. The same seed
     gives the same interval.
     """
-    check_level(level)
     values = np.asarray(differences, dtype=np.float64)
     values = values[~np.isnan(values)]
     if len(values) < 2:
-        return Interval(math.nan, math.nan, math.nan, level)
+        return undefined(level)
+    check_level(level)
     mean = float(values.mean())
     if np.ptp(values) == 0:
         return Interval(mean, mean, mean, level)
@@ -141,7 +134,8 @@ def bootstrap_mean(
         np.mean,
         confidence_level=level,
         n_resamples=resamples,
-        batch=_batch(len(values)),
+        # A resample matrix of at most 2 million numbers, 16 MB.
+        batch=max(1, 2_000_000 // len(values)),
         vectorized=True,
         method="BCa",
         rng=np.random.default_rng(seed),
@@ -196,7 +190,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
     order = made[np.argsort(values[made], kind="stable")]
     factors = np.arange(len(order), 0, -1)
     adjusted[order] = np.minimum(1.0, np.maximum.accumulate(values[order] * factors))
-    return [float(value) for value in adjusted]
+    return list(map(float, adjusted))
 
 
 def _score_variance(counts: PairedCounts, delta: float) -> float:
@@ -208,8 +202,3 @@ def _score_variance(counts: PairedCounts, delta: float) -> float:
     c = -minus * delta * (1 - delta)
     share_minus = (math.sqrt(max(0.0, b * b - 4 * a * c)) - b) / (2 * a)
     return max(0.0, 2 * share_minus + delta * (1 - delta))
-
-
-def _batch(n: int) -> int:
-    # A resample matrix of at most 2 million numbers, 16 MB.
-    return max(1, 2_000_000 // n)

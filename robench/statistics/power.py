@@ -104,9 +104,7 @@ def n_for_noninferiority(
 
 
 def _quantiles(tail: float, power: float) -> tuple[float, float]:
-    check_level(tail)
-    check_level(power)
-    return float(stats.norm.isf(tail)), float(stats.norm.ppf(power))
+    return float(stats.norm.isf(check_level(tail))), float(stats.norm.ppf(check_level(power)))
 
 
 def _check_shares(difference: float, discordant: float) -> None:

@@ -28,7 +28,9 @@ __all__ = [
     "data_folder",
     "ensure_writable",
     "file_error",
+    "file_errors",
     "file_sha256",
+    "remove",
     "stale_temporaries",
 ]
 
@@ -50,6 +52,25 @@ def file_error(action: str, path: Path, error: OSError) -> StoreError:
     reason = error.strerror or str(error)
     hint = _HINTS.get(error.errno or 0)
     return StoreError(f"cannot be {action}: {reason}", where=path, hint=hint)
+
+
+@contextlib.contextmanager
+def file_errors(action: str, path: Path) -> Iterator[None]:
+    """Turn an ``OSError`` of the block into :func:`file_error`."""
+    try:
+        yield
+    except OSError as error:
+        raise file_error(action, path, error) from error
+
+
+def remove(path: Path) -> None:
+    """Delete a file; one that is not there is as good.
+
+    Raises:
+        StoreError: it cannot be removed.
+    """
+    with file_errors("removed", path):
+        path.unlink(missing_ok=True)
 
 
 def atomic_write(path: Path, content: bytes | Callable[[BinaryIO], object]) -> None:

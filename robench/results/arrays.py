@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from robench.errors import CorruptRecordError
-from robench.files import atomic_write, file_error, file_sha256
+from robench.files import atomic_write, file_error, file_errors, file_sha256
 
 __all__ = [
     "ADVERSARIAL",
@@ -43,6 +43,8 @@ ADVERSARIAL = "adversarial"
 _FAST, _SMALL = 1, 6
 """Levels of deflation. Of adversarial inputs level 6 makes up to a third less, in up to six times
 the time."""
+
+_DAMAGE = (AttributeError, KeyError, ValueError, EOFError, zipfile.BadZipFile, zlib.error)
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,6 @@ def write_arrays(
     # Too large to render in memory: written once, named when its digest is known.
     draft = path.with_suffix(f".{os.getpid()}.draft.npz")
     created.append(draft)
-
     level = _FAST if any(isinstance(array, Rows) for array in arrays.values()) else _SMALL
 
     def save(stream: BinaryIO) -> None:
@@ -86,15 +87,13 @@ def write_arrays(
                 _write_member(archive, name, arrays[name])
 
     atomic_write(draft, save)
-    try:
+    with file_errors("written", draft):
         digest = file_sha256(draft)
         size = draft.stat().st_size
         target = path.with_suffix(f".{digest[:12]}.npz")
         if not target.exists():
             created.append(target)
         os.replace(draft, target)
-    except OSError as error:
-        raise file_error("written", draft, error) from error
     return {"name": target.name, "sha256": digest, "bytes": size}
 
 
@@ -209,12 +208,5 @@ def _reading(path: Path) -> Iterator[None]:
         raise CorruptRecordError("its arrays are missing", where=path) from error
     except OSError as error:
         raise file_error("read", path, error) from error
-    except (
-        AttributeError,
-        KeyError,
-        ValueError,
-        EOFError,
-        zipfile.BadZipFile,
-        zlib.error,
-    ) as error:
+    except _DAMAGE as error:
         raise CorruptRecordError(f"arrays cannot be read: {error}", where=path) from error

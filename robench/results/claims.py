@@ -16,7 +16,6 @@ import os
 import platform
 import time
 from pathlib import Path
-from types import TracebackType
 
 from filelock import FileLock, Timeout
 
@@ -28,9 +27,8 @@ __all__ = ["Claim"]
 _NO_LOCKS = (errno.ENOTSUP, errno.ENOLCK, errno.EINVAL, errno.ENOSYS)
 
 
-class Claim:
-    """A held lock. A context manager: leaving it releases the claim; ``held`` says whether it
-    still is.
+class Claim(contextlib.AbstractContextManager["Claim"]):
+    """A held lock. Leaving its block releases the claim; ``held`` says whether it still is.
 
     Args:
         path: the lock file; missing parent folders are made.
@@ -59,7 +57,8 @@ class Claim:
             if error.errno not in _NO_LOCKS:
                 raise file_error("claimed", path, error) from error
         self.held = True
-        owner = {"pid": os.getpid(), "host": platform.node(), "since": _utc_now()}
+        now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        owner = {"pid": os.getpid(), "host": platform.node(), "since": now}
         with contextlib.suppress(OSError):
             self._note.write_text(json.dumps(owner))
 
@@ -75,15 +74,7 @@ class Claim:
                 path.unlink()
         self._lock.release()
 
-    def __enter__(self) -> Claim:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.release()
 
     @property
@@ -97,7 +88,3 @@ class Claim:
         except (OSError, ValueError, KeyError, TypeError):
             # It may have released the claim since.
             return "holder unknown"
-
-
-def _utc_now() -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from robench.files import atomic_write, file_error
+from robench.files import atomic_write, file_error, file_errors, remove
 
 __all__ = ["Progress", "RowFile"]
 
@@ -82,11 +82,8 @@ class Progress:
         Raises:
             StoreError: the files cannot be removed.
         """
-        for path in (self.path, self._rows):
-            try:
-                path.unlink(missing_ok=True)
-            except OSError as error:
-                raise file_error("removed", path, error) from error
+        remove(self.path)
+        remove(self._rows)
 
     @property
     def _rows(self) -> Path:
@@ -109,15 +106,13 @@ class RowFile:
         self.path = path
         self.shape = (count, *shape)
         self._bytes = 4 * math.prod(shape)
-        try:
+        with file_errors("opened", path):
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
             self.resumed = os.fstat(self._file).st_size == count * self._bytes
             if not self.resumed:
                 os.ftruncate(self._file, 0)
                 os.ftruncate(self._file, count * self._bytes)
-        except OSError as error:
-            raise file_error("opened", path, error) from error
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -130,12 +125,10 @@ class RowFile:
         """
         chosen = list(rows)
         found = np.empty((len(chosen), *self.shape[1:]), np.float32)
-        try:
+        with file_errors("read", self.path):
             for place, row in enumerate(chosen):
                 content = os.pread(self._file, self._bytes, self._start(row))
                 found[place] = np.frombuffer(content, np.float32).reshape(self.shape[1:])
-        except OSError as error:
-            raise file_error("read", self.path, error) from error
         return found
 
     def write(self, rows: Iterable[int], values: NDArray[np.float32]) -> None:
@@ -144,15 +137,13 @@ class RowFile:
         Raises:
             StoreError: they cannot be written, as on a full disk.
         """
-        try:
+        with file_errors("written", self.path):
             for row, value in zip(rows, values, strict=True):
                 content = np.ascontiguousarray(value, np.float32).tobytes()
-                written = os.pwrite(self._file, content, self._start(row))
+                written = 0
                 while written < len(content):  # a nearly full disk takes a part, then refuses
-                    more = os.pwrite(self._file, content[written:], self._start(row) + written)
-                    written += more
-        except OSError as error:
-            raise file_error("written", self.path, error) from error
+                    place = self._start(row) + written
+                    written += os.pwrite(self._file, content[written:], place)
 
     def close(self) -> None:
         """Give the file handle back; the file stays."""

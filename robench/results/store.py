@@ -24,13 +24,13 @@ import logging
 import os
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from robench.errors import CorruptRecordError, StoreError, UsageError
-from robench.files import atomic_write, file_error, stale_temporaries
+from robench.files import atomic_write, file_error, file_errors, remove, stale_temporaries
 from robench.records import EvaluationRecord, SampleOutcome
 from robench.results.arrays import (
     ADVERSARIAL,
@@ -102,9 +102,6 @@ class Store:
             )
         return cls(folder)
 
-    def __repr__(self) -> str:
-        return f"Store({str(self.folder)!r})"
-
     # --- records ---------------------------------------------------------------------------
 
     def path_of(self, key: str) -> Path:
@@ -166,8 +163,8 @@ class Store:
             atomic_write(path, render_document(stored.record, files))
         except BaseException:
             for orphan in created:
-                with contextlib.suppress(OSError):
-                    orphan.unlink(missing_ok=True)
+                with contextlib.suppress(StoreError):
+                    remove(orphan)
             raise
         arrays_path = path.parent / files["arrays"]["name"] if extra else None
         return StoredRecord(stored.record, stored.arrow, path, arrays_path)
@@ -219,22 +216,12 @@ class Store:
 
     def scan(self) -> Scan:
         """Read every record, setting apart those that cannot be read."""
-        good: list[StoredRecord] = []
-        bad: list[Problem] = []
-        for key in self.keys():
-            try:
-                good.append(self.read(key))
-            except StoreError as error:
-                bad.append(Problem(key, self.path_of(key), error))
-        return Scan(tuple(good), tuple(bad))
+        problems: list[Problem] = []
+        return Scan(tuple(self._sound(problems.append)), tuple(problems))
 
     def records(self) -> Iterator[StoredRecord]:
         """Every sound record, in order of keys; the others are logged as warnings."""
-        for key in self.keys():
-            try:
-                yield self.read(key)
-            except StoreError as error:
-                log.warning("left out: %s", error)
+        return self._sound(lambda problem: log.warning("left out: %s", problem.error))
 
     # --- arrays ----------------------------------------------------------------------------
 
@@ -336,10 +323,17 @@ class Store:
             with contextlib.suppress(StoreError), Claim(path):
                 pass
         for path in victims:
-            _unlink(path)
+            remove(path)
         return victims
 
     # --- inside ----------------------------------------------------------------------------
+
+    def _sound(self, on_problem: Callable[[Problem], None]) -> Iterator[StoredRecord]:
+        for key in self.keys():
+            try:
+                yield self.read(key)
+            except StoreError as error:
+                on_problem(Problem(key, self.path_of(key), error))
 
     def _arrays(self, key: str) -> tuple[Path | None, str]:
         """A record's arrays and their checksum; None if it has none."""
@@ -369,30 +363,18 @@ class Store:
             return True
 
     def _quarantine(self, files: Sequence[Path], key: str, reason: str) -> Path | None:
-        present = [path for path in files if path.exists()]
-        if not present:
+        if not any(path.exists() for path in files):
             return None
-        try:
-            # By the moment: a key may be damaged more than once.
-            folder = self.folder / "quarantine" / f"{key[:16]}-{time.time_ns()}"
+        # By the moment: a key may be damaged more than once.
+        folder = self.folder / "quarantine" / f"{key[:16]}-{time.time_ns()}"
+        with file_errors("set aside", files[0]):
             folder.mkdir(parents=True)
-            moved = []
-            for path in present:
+            for path in files:
                 with contextlib.suppress(FileNotFoundError):
                     os.replace(path, folder / path.name)
-                    moved.append(path)
-            if not moved:
+            if not any(folder.iterdir()):
                 folder.rmdir()
                 return None
-        except OSError as error:
-            raise file_error("set aside", files[0], error) from error
         atomic_write(folder / "reason.txt", f"{reason}\n".encode())
         log.warning("set aside in %s: %s", folder, reason)
         return folder
-
-
-def _unlink(path: Path) -> None:
-    try:
-        path.unlink(missing_ok=True)
-    except OSError as error:
-        raise file_error("removed", path, error) from error

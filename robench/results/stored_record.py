@@ -78,10 +78,13 @@ class StoredRecord:
             dataset: likewise.
         """
         record, arrow = self.record, self.arrow
-        changes: dict[str, Any] = {"model": model or record.model}
-        changes["dataset"] = dataset or record.dataset
-        changes["attack"] = record.attack.model_copy(update={"name": attack})
-        changed = record.model_copy(update=changes)
+        changed = record.model_copy(
+            update={
+                "model": model or record.model,
+                "dataset": dataset or record.dataset,
+                "attack": record.attack.model_copy(update={"name": attack}),
+            }
+        )
         if changed == record:
             return self
         if changed.attack != record.attack and not record.attack.stages:
@@ -120,11 +123,8 @@ def _normalised(record: EvaluationRecord) -> EvaluationRecord:
 
 def render_document(record: EvaluationRecord, files: Mapping[str, Any]) -> bytes:
     """The JSON of a record; the same content always gives the same bytes."""
-    document = {
-        "format": _FORMAT,
-        "record": record.model_dump(mode="json"),
-        "files": dict(files),
-    }
+    content = record.model_dump(mode="json")
+    document = {"format": _FORMAT, "record": content, "files": dict(files)}
     document["checksum"] = canonical_hash(document)
     return (json.dumps(document, indent=1, sort_keys=True, allow_nan=False) + "\n").encode()
 

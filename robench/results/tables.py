@@ -20,7 +20,6 @@ from robench.errors import CorruptRecordError, StoreError
 from robench.records import Outcome, SampleOutcome
 
 __all__ = [
-    "FIXED_COLUMNS",
     "parquet_bytes",
     "samples_to_table",
     "table_from_parquet",
@@ -28,6 +27,7 @@ __all__ = [
     "table_to_samples",
 ]
 
+# Columns that every table has; all further ones are metrics.
 _FIXED: dict[str, Any] = {
     "sample_id": pa.string(),
     "label": pa.int64(),
@@ -42,11 +42,6 @@ _FIXED: dict[str, Any] = {
     "backwards": pa.int64(),
     "message": pa.string(),
 }
-
-FIXED_COLUMNS: tuple[str, ...] = tuple(_FIXED)
-"""Columns that every table has; all further ones are metrics."""
-
-_INTEGERS = {pa.int64(): pd.Int64Dtype()}
 
 
 def samples_to_table(samples: Sequence[SampleOutcome]) -> Any:
@@ -63,22 +58,18 @@ def samples_to_table(samples: Sequence[SampleOutcome]) -> Any:
     if len(set(ids)) != len(ids):
         repeated = next(name for name in ids if ids.count(name) > 1)
         raise StoreError(f"sample id {repeated!r} occurs twice", where="table")
-    arrays = []
+    columns: dict[str, Any] = {}
     try:
         for name, kind in _FIXED.items():
             values = [getattr(sample, name) for sample in samples]
-            if name == "outcome":
-                values = [value.value for value in values]
-            arrays.append(pa.array(values, type=kind))
+            columns[name] = pa.array(values, type=kind)
         for name in metrics:
-            arrays.append(pa.array([s.values.get(name) for s in samples], type=pa.float64()))
+            columns[name] = pa.array([s.values.get(name) for s in samples], type=pa.float64())
     except (OverflowError, pa.ArrowException) as error:
         raise StoreError(f"column {name!r} cannot hold its values: {error}", where="table") from (
             error
         )
-    fields = [pa.field(name, kind) for name, kind in _FIXED.items()]
-    fields += [pa.field(name, pa.float64()) for name in metrics]
-    return pa.Table.from_arrays(arrays, schema=pa.schema(fields))
+    return pa.table(columns)
 
 
 def table_to_samples(table: Any) -> list[SampleOutcome]:
@@ -106,7 +97,8 @@ def table_to_frame(table: Any) -> pd.DataFrame:
 
     Metric columns are ``float64``; absent and undefined are both NaN there.
     """
-    frame: pd.DataFrame = table.to_pandas(types_mapper=_INTEGERS.get, use_threads=False)
+    integers = {pa.int64(): pd.Int64Dtype()}
+    frame: pd.DataFrame = table.to_pandas(types_mapper=integers.get, use_threads=False)
     return frame
 
 

@@ -26,7 +26,8 @@ from robench.evaluation.settings import Settings
 from robench.metric_catalogue import foreign_metrics
 from robench.models.wrapper import RobenchModel, buffer_fingerprint
 from robench.records import AttackSpec, DatasetSpec, Flag, Suite, job_key
-from robench.results.store import Store, StoredRecord
+from robench.results.store import Store
+from robench.results.stored_record import StoredRecord
 from robench.threat_models import ThreatModel
 
 __all__ = ["Listener", "Silent", "code_from_outside", "evaluate_model", "key_of"]

@@ -3,8 +3,8 @@
 from robench.results.claims import Claim
 from robench.results.panels import SamplePanel
 from robench.results.progress import Progress
-from robench.results.record_filter import RecordFilter
-from robench.results.store import Problem, Scan, Store, StoredRecord
+from robench.results.store import Problem, Scan, Store
+from robench.results.stored_record import RecordFilter, StoredRecord
 from robench.results.tables import samples_to_table, table_to_frame, table_to_samples
 
 __all__ = [

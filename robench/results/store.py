@@ -53,7 +53,7 @@ from robench.results.stored_record import (
 )
 from robench.results.tables import parquet_bytes, table_from_parquet
 
-__all__ = ["Problem", "Scan", "Store", "StoredRecord"]
+__all__ = ["Problem", "Scan", "Store"]
 
 log = logging.getLogger("robench.results")
 

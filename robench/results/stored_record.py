@@ -1,4 +1,4 @@
-"""A record together with its per-sample table, and its JSON.
+"""A record together with its per-sample table, and its JSON; which records are wanted.
 
 The JSON holds the record, the names and checksums of its files, and its own checksum.
 """
@@ -28,8 +28,9 @@ from robench.records import (
     parse,
 )
 from robench.results.tables import samples_to_table, table_to_frame, table_to_samples
+from robench.threat_models import parse_eps, parse_norm
 
-__all__ = ["StoredRecord", "parse_record", "read_document", "render_document"]
+__all__ = ["RecordFilter", "StoredRecord", "parse_record", "read_document", "render_document"]
 
 _FORMAT = "robench-record"
 
@@ -111,6 +112,39 @@ class StoredRecord:
     def samples(self) -> list[SampleOutcome]:
         """The rows as :class:`SampleOutcome`, exactly as they were written."""
         return table_to_samples(self.arrow)
+
+
+@dataclass(frozen=True)
+class RecordFilter:
+    """Records on a data set, under a norm and ε as they are written ("8/255"), of n samples and a
+    seed; what is None lets all through.
+
+    Raises:
+        UsageError: norm or ε make no sense.
+    """
+
+    dataset: str | None = None
+    norm: str | None = None
+    eps: str | None = None
+    n: int | None = None
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.norm is not None:
+            parse_norm(self.norm)
+        if self.eps is not None:
+            parse_eps(self.eps)
+
+    def matches(self, record: EvaluationRecord) -> bool:
+        """Whether ``record`` is one of them."""
+        threat = record.threat_model
+        return (
+            self.dataset in (None, record.dataset.name)
+            and (self.norm is None or parse_norm(self.norm) == threat.norm)
+            and (self.eps is None or parse_eps(self.eps)[0] == threat.eps)
+            and self.n in (None, record.n)
+            and self.seed in (None, record.seed)
+        )
 
 
 def _normalised(record: EvaluationRecord) -> EvaluationRecord:

@@ -157,7 +157,7 @@ def export(
     """Write all samples of all records as one table, or RobustBench's model_info files."""
     from robench.cli.filters import in_order
     from robench.files import atomic_write
-    from robench.reporting.export import samples_csv, samples_frame, samples_parquet
+    from robench.reporting.export import csv_bytes, samples_frame
     from robench.results import Store
 
     store = Store.existing(results)
@@ -167,7 +167,7 @@ def export(
             typer.echo(path)
         return
     frame = samples_frame(found)
-    atomic_write(out, samples_csv(frame) if form is _Format.CSV else samples_parquet(frame))
+    atomic_write(out, csv_bytes(frame) if form is _Format.CSV else frame.to_parquet(index=False))
     typer.echo(out)
 
 

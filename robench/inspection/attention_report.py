@@ -11,14 +11,13 @@ import pandas as pd
 
 from robench.formatting import format_table, number, p_value
 from robench.inspection.attention_study import AttentionStudy
-from robench.reporting.export import samples_frame
+from robench.reporting.export import samples_frame, write_tables
 from robench.reporting.findings import attention_findings, attention_sentences
 from robench.reporting.metric_tables import attention_table, class_table, worst_classes
 from robench.reporting.model_results import GroupKey, ModelResult, collect
 from robench.reporting.plots.render import group_slug, safe_name
 from robench.reporting.plots.samples import attention_overlays
 from robench.reporting.plots.style import save
-from robench.reporting.publish import write_tables
 
 __all__ = ["AttentionReport", "reports_of", "write_reports"]
 

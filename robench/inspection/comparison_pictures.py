@@ -14,7 +14,7 @@ from robench.inspection.verification import check_samples, positions, prediction
 from robench.records import Outcome
 from robench.reporting.compare import Comparison
 from robench.reporting.model_results import ModelResult
-from robench.reporting.plots.differences import difference_plot
+from robench.reporting.plots.accuracies import difference_plot
 from robench.reporting.plots.render import safe_name
 from robench.reporting.plots.samples import resisted_by_one
 from robench.reporting.plots.style import save

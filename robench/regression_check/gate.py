@@ -8,7 +8,6 @@ from typing import Literal
 
 from scipy import stats
 
-from robench.errors import UsageError
 from robench.regression_check.baseline import LeaderboardRow, row_differences
 from robench.regression_check.policy import Criterion, Policy
 from robench.regression_check.verdicts import CheckResult, CriterionResult, Verdict
@@ -59,12 +58,6 @@ def check(
         ]
     else:
         name = baseline.model.name
-        if candidate.group != baseline.group:
-            raise UsageError(
-                f"{candidate.model.name} was evaluated on {candidate.group}, "
-                f"{name} on {baseline.group}",
-                hint="Evaluate both with the same --dataset, --norm, --eps, --n and --seed",
-            )
         one, two, notes = common_attacks(candidate, baseline)
         compared = (one, two)
         found = _differences(one, two, level)

@@ -78,8 +78,8 @@ for _name, _target in (
 ):
     REPORTS.add(_name, Report("table", f"robench.reporting.{_target}"))
 for _name, _target in (
-    ("accuracy_by_attack", "accuracy_by_attack:accuracy_by_attack"),
-    ("clean_against_robust", "model_scatter:clean_against_robust"),
+    ("accuracy_by_attack", "accuracies:accuracy_by_attack"),
+    ("clean_against_robust", "robust_against:clean_against_robust"),
     ("attention_distributions", "distributions:attention_distributions"),
     ("feature_distances", "distributions:feature_distances"),
 ):
@@ -100,22 +100,16 @@ def reports(kind: Kind) -> dict[str, Report]:
         if item.kind == kind:
             found[name] = item
         if kind == "figure" and name == "clean_against_robust":
-            found |= _against_metrics()
-    return found
-
-
-def _against_metrics() -> dict[str, Report]:
-    found = {}
-    for item in METRICS.metrics.values():
-        if item.figure:
-            *_, column = item.columns()
-            make = partial(_robust_against, column.name)
-            found[f"robust_against_{item.name.removeprefix('attention_')}"] = Report("figure", make)
+            for measured in METRICS.metrics.values():
+                if measured.figure:
+                    *_, column = measured.columns()
+                    stem = f"robust_against_{measured.name.removeprefix('attention_')}"
+                    found[stem] = Report("figure", partial(_robust_against, column.name))
     return found
 
 
 def _robust_against(column: str, results: Sequence[Any]) -> Any:
     # Imported here, as matplotlib takes half a second.
-    from robench.reporting.plots.model_scatter import robust_against_metric
+    from robench.reporting.plots.robust_against import robust_against_metric
 
     return robust_against_metric(results, column)

@@ -24,6 +24,7 @@ from robench.reporting.differences import (
     shared_metric_attack,
     worst_class_difference,
 )
+from robench.reporting.export import csv_bytes
 from robench.reporting.leaderboard import attack_column
 from robench.reporting.model_results import GroupKey, ModelResult, common_attacks
 from robench.statistics import holm, smallest_difference
@@ -75,11 +76,6 @@ def compare_models(
     only_baseline: dict[str, list[str]] = {}
     only_other: dict[str, list[str]] = {}
     for name, other in zip(names[1:], others, strict=True):
-        if other.group != baseline.group:
-            raise UsageError(
-                f"{name} was evaluated on {other.group}, {names[0]} on {baseline.group}",
-                hint="Compare models under the same data, threat model, n and seed",
-            )
         one, two, left_out = common_attacks(other, baseline)
         notes += [note for note in left_out if note not in notes]
         found += [(name, item) for item in _differences(one, two, level)]
@@ -107,7 +103,7 @@ def compare_models(
 def comparison_csv(comparison: Comparison) -> bytes:
     """The table as UTF-8 CSV; numbers as :func:`comparison_markdown` shows them, with a digit
     more."""
-    return comparison.table.to_csv(index=False, lineterminator="\n", float_format="%.6g").encode()
+    return csv_bytes(comparison.table, float_format="%.6g")
 
 
 def comparison_markdown(comparison: Comparison) -> str:
@@ -164,10 +160,8 @@ def _differences(one: ModelResult, two: ModelResult, level: float) -> list[Diffe
     found.append(worst_class_difference(one, two, level))
     measured = shared_metric_attack(one, two)
     if measured is not None:
-        for name in METRICS:
-            change = metric_difference(name, one, two, measured, level)
-            if change.defined:
-                found.append(change)
+        changes = (metric_difference(name, one, two, measured, level) for name in METRICS)
+        found += [change for change in changes if change.defined]
     return found
 
 

@@ -14,7 +14,6 @@ import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
-from robench.errors import UsageError
 from robench.metric_catalogue import METRICS
 from robench.reporting.model_results import ModelResult
 from robench.statistics import (
@@ -68,9 +67,9 @@ class Difference:
     @property
     def loss(self) -> Interval:
         """How much worse the first is: positive where it is worse."""
-        if self.better == "lower":
-            return self.interval
         plain = self.interval
+        if self.better == "lower":
+            return plain
         # Subtracting from 0 keeps an exact 0 from turning into −0.
         return Interval(0 - plain.estimate, 0 - plain.high, 0 - plain.low, plain.level)
 
@@ -149,14 +148,13 @@ def metric_difference(
     known = METRICS.get(name)
     better = "neutral" if known is None else known.direction
     p = less = greater = math.nan
-    if len(change) > 1:
-        if np.ptp(change) == 0:
-            # Equal everywhere: no variance to test against, no evidence either.
-            p = less = greater = 1.0
-        else:
-            p = float(stats.ttest_1samp(change, 0).pvalue)
-            less = float(stats.ttest_1samp(change, 0, alternative="less").pvalue)
-            greater = 1 - less
+    if len(change) > 1 and np.ptp(change) == 0:
+        # Equal everywhere: no variance to test against, no evidence either.
+        p = less = greater = 1.0
+    elif len(change) > 1:
+        p = float(stats.ttest_1samp(change, 0).pvalue)
+        less = float(stats.ttest_1samp(change, 0, alternative="less").pvalue)
+        greater = 1 - less
     return Difference(
         quantity=name,
         unit="",
@@ -172,19 +170,9 @@ def metric_difference(
 
 
 def shared_metric_attack(first: ModelResult, second: ModelResult) -> str | None:
-    """The attack on which both have metrics: the declared one if possible; None if there is none.
-
-    Raises:
-        UsageError: the two are not in the same group.
-    """
-    if first.group != second.group:
-        raise UsageError(f"cannot compare {first.group} with {second.group}")
+    """The attack on which both, of one group, have metrics: the declared one if possible; None if
+    there is none."""
+    with_metrics = second.attacks_with_metrics
+    shared = [name for name in first.attacks_with_metrics if name in with_metrics]
     wanted = first.attention_attack
-    candidates = [wanted] if wanted is not None else []
-    candidates += list(first.attacks)
-    for name in candidates:
-        if name in second.attacks and all(
-            result.attacks[name].record.metrics for result in (first, second)
-        ):
-            return name
-    return None
+    return wanted if wanted in shared else next(iter(shared), None)

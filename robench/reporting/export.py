@@ -1,21 +1,20 @@
-"""Records in the forms that other programs read: one long table, RobustBench's model_info."""
+"""Records in the forms that other programs read: CSV, one long table, RobustBench's model_info."""
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from robench.errors import UsageError
+from robench.files import atomic_write
 from robench.records import AttackSpec, ModelCard
 from robench.reporting.model_results import ModelResult
 from robench.results import StoredRecord
 
-__all__ = ["model_info", "samples_csv", "samples_frame", "samples_parquet"]
+__all__ = ["csv_bytes", "model_info", "samples_frame", "write_tables"]
 
 
 def samples_frame(records: Iterable[StoredRecord]) -> pd.DataFrame:
@@ -40,30 +39,32 @@ def samples_frame(records: Iterable[StoredRecord]) -> pd.DataFrame:
             "attack": record.attack.name,
             "seed": record.seed,
         }
-        part = stored.table.copy()
-        for position, (name, value) in enumerate(about.items()):
-            part.insert(position, name, value)
-        parts.append(part)
+        parts.append(pd.DataFrame(about, index=stored.table.index).join(stored.table))
     if not parts:
         raise UsageError("there are no records to export", hint="Check the folder and the filters")
-    columns: dict[str, None] = {}
-    for part in parts:
-        columns.update(dict.fromkeys(part.columns))
+    columns = dict.fromkeys(name for part in parts for name in part.columns)
     # Columns without a single value would make the result's types depend on the others' order.
     filled = [part.dropna(axis="columns", how="all") for part in parts]
     return pd.concat(filled, ignore_index=True).reindex(columns=list(columns))
 
 
-def samples_csv(frame: pd.DataFrame) -> bytes:
-    """The table as UTF-8 CSV; undefined is empty, numbers keep all their digits."""
-    return frame.to_csv(index=False, lineterminator="\n").encode()
+def csv_bytes(frame: pd.DataFrame, **options: Any) -> bytes:
+    """A table as UTF-8 CSV; undefined is empty, numbers keep all their digits unless ``options``
+    of pandas say otherwise."""
+    text: str = frame.to_csv(index=False, lineterminator="\n", **options)
+    return text.encode()
 
 
-def samples_parquet(frame: pd.DataFrame) -> bytes:
-    """The table as Parquet."""
-    buffer = io.BytesIO()
-    pq.write_table(pa.Table.from_pandas(frame, preserve_index=False), buffer)
-    return buffer.getvalue()
+def write_tables(folder: Path, **frames: pd.DataFrame) -> list[Path]:
+    """Write each frame as ``NAME.csv``.
+
+    Raises:
+        StoreError: a file cannot be written.
+    """
+    files = [folder / f"{name}.csv" for name in frames]
+    for path, frame in zip(files, frames.values(), strict=True):
+        atomic_write(path, csv_bytes(frame))
+    return files
 
 
 def model_info(

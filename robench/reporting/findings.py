@@ -88,11 +88,12 @@ _VERDICTS = ("holds", "reversed", "not shown", "undefined")
 def broken_and_survived(result: ModelResult, attack: str, metric: str) -> tuple[Floats, Floats]:
     """A metric's defined values among broken and among surviving samples."""
     values = result.column(attack, metric)
-    groups = []
-    for outcome in (Outcome.BROKEN, Outcome.SURVIVED):
-        chosen = values[result.outcome_is(attack, outcome)]
-        groups.append(chosen[~np.isnan(chosen)])
-    return groups[0], groups[1]
+    defined = ~np.isnan(values)
+    broken, survived = (
+        values[defined & result.outcome_is(attack, outcome)]
+        for outcome in (Outcome.BROKEN, Outcome.SURVIVED)
+    )
+    return broken, survived
 
 
 def attention_findings(results: Sequence[ModelResult], *, level: float = 0.95) -> pd.DataFrame:
@@ -199,10 +200,8 @@ def _answers(
 
 
 def _mean(result: ModelResult, metric: str) -> float:
-    if result.attention_attack is None:
-        return math.nan
-    summary = result.attention_record.metrics.get(metric)
-    return math.nan if summary is None or summary.mean is None else summary.mean
+    attack = result.attention_attack
+    return math.nan if attack is None else result.metric_mean(attack, metric)
 
 
 def _median(values: Floats) -> float:

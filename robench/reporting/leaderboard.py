@@ -33,7 +33,8 @@ from robench.files import atomic_write
 from robench.formatting import is_undefined
 from robench.metric_catalogue import METRICS, columns_shown
 from robench.records import Suite
-from robench.reporting.model_results import ModelResult, class_name, collect
+from robench.reporting.export import csv_bytes
+from robench.reporting.model_results import ModelResult, by_group, class_name, collect
 from robench.results import RecordFilter, Store, StoredRecord
 
 __all__ = [
@@ -131,10 +132,9 @@ def build_leaderboard(
         UsageError: two attacks share a column.
     """
     records = source.records() if isinstance(source, Store) else source
-    groups: dict[Any, list[ModelResult]] = {}
-    for result in collect(records, wanted, suite=suite):
-        groups.setdefault(None if together else result.group, []).append(result)
-    return _frame([row for members in groups.values() for row in _ranked(members, suite)])
+    results = collect(records, wanted, suite=suite)
+    groups = [results] if together else by_group(results).values()
+    return _frame([row for members in groups for row in _ranked(members, suite)])
 
 
 def leaderboard_csv(frame: pd.DataFrame) -> bytes:
@@ -143,9 +143,7 @@ def leaderboard_csv(frame: pd.DataFrame) -> bytes:
         name: [_cell(value, _DIGITS.get(_kind(name))) for value in frame[name].tolist()]
         for name in frame.columns
     }
-    return (
-        pd.DataFrame(shown, columns=frame.columns).to_csv(index=False, lineterminator="\n").encode()
-    )
+    return csv_bytes(pd.DataFrame(shown, columns=frame.columns))
 
 
 def write_leaderboard(frame: pd.DataFrame, path: str | Path) -> Path:
@@ -176,22 +174,14 @@ def _ranked(members: list[ModelResult], suite: Suite | None) -> list[dict[str, A
         asked = met if suite is None else suite.for_norm(result.threat_model.norm)
         rows.append(_row(result, {spec.name for spec in asked if not spec.is_optional}, newest))
     # The limits as they are shown, so that the ranks follow from the CSV.
-    limits = {
-        id(row): [round(row[f"robust_acc_{end}"], _DIGITS["percent"]) for end in ("low", "high")]
-        for row in rows
-        if row["rank"] is not None
-    }
-    for row in rows:
-        if row["rank"] is not None:
-            row["rank"] = 1 + sum(low > limits[id(row)][1] for low, _ in limits.values())
+    ranked = [row for row in rows if row["rank"] is not None]
+    lows = [round(row["robust_acc_low"], _DIGITS["percent"]) for row in ranked]
+    for row in ranked:
+        high = round(row["robust_acc_high"], _DIGITS["percent"])
+        row["rank"] = 1 + sum(low > high for low in lows)
     return sorted(
         rows,
-        key=lambda row: (
-            -row["robust_acc"],
-            -row["clean_acc"],
-            row["model"],
-            row["weights_sha256"],
-        ),
+        key=lambda r: (-r["robust_acc"], -r["clean_acc"], r["model"], r["weights_sha256"]),
     )
 
 
@@ -199,11 +189,7 @@ def _row(
     result: ModelResult, required: set[str], newest: Mapping[tuple[Any, str], Any]
 ) -> dict[str, Any]:
     missing = sorted(required - set(result.attacks))
-    differs = [
-        name
-        for name, stored in result.attacks.items()
-        if stored.record.attack.identity != newest[result.group, name]
-    ]
+    differs = [n for n in result.attacks if result.parameters_of(n) != newest[result.group, n]]
     errored = int(result.errored.sum())
     measured = result.attention_attack is not None
     columns = (*_HEAD, *_WORST, *(_ATTENTION if measured else ()), *_TAIL)
@@ -233,10 +219,8 @@ def _validity(
     notes += [f"missing:{name}" for name in missing]
     notes += [f"differs:{name}" for name in differs]
     predictions = [result.column(name, "clean_prediction") for name in result.attacks]
-    known = np.stack(predictions)
-    first = np.where(np.isnan(known), np.inf, known).min(axis=0)
-    last = np.where(np.isnan(known), -np.inf, known).max(axis=0)
-    if unstable := int((last > first).sum()):
+    # These pass over NaN, and NaN is not larger than itself.
+    if unstable := int((np.fmax.reduce(predictions) > np.fmin.reduce(predictions)).sum()):
         notes.append(f"unstable_clean:{unstable}")
     flags = {
         f"{flag.name}({flag.severity})"
@@ -258,11 +242,8 @@ def _newest_identities(members: list[ModelResult]) -> dict[tuple[Any, str], Any]
 
 def _frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
     present = {name for row in rows for name in row}
-    metrics = [
-        f"{name}{split}"
-        for name in columns_shown("leaderboard")
-        for split in ("", "_broken", "_survived")
-    ]
+    splits = ("", "_broken", "_survived")
+    metrics = [f"{name}{split}" for name in columns_shown("leaderboard") for split in splits]
     attacks = sorted(name for name in present - {*_KINDS, *metrics} if name.endswith("_acc"))
     columns = [*(c.name for c in _HEAD), *attacks, *(c.name for c in _WORST)]
     if "attention_attack" in present:

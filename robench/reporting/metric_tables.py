@@ -20,8 +20,6 @@ from robench.statistics import wilson
 
 __all__ = ["attention_table", "class_table", "worst_classes"]
 
-_PARTS = ("", "_broken", "_survived")
-
 
 def attention_table(results: Sequence[ModelResult]) -> pd.DataFrame:
     """One row a model and metric, for the attack that the model's metrics are reported for.
@@ -33,33 +31,25 @@ def attention_table(results: Sequence[ModelResult]) -> pd.DataFrame:
         how many those are. A mean over none is NaN. Metrics in the catalogue's order; models
         without metrics have no rows.
     """
-    rows: list[dict[str, Any]] = []
+    rows: list[tuple[Any, ...]] = []
     for result in results:
         attack = result.attention_attack
         if attack is None:
             continue
         record = result.attention_record
-        chosen = (
-            result.judged(attack),
-            result.outcome_is(attack, Outcome.BROKEN),
-            result.outcome_is(attack, Outcome.SURVIVED),
+        about = (str(result.group), result.model.name, attack, record.attention_method)
+        broken, survived = (
+            result.outcome_is(attack, outcome) for outcome in (Outcome.BROKEN, Outcome.SURVIVED)
         )
         for name in METRICS:
-            if name not in record.metrics:
-                continue
-            row: dict[str, Any] = {
-                "group": str(result.group),
-                "model": result.model.name,
-                "attack": attack,
-                "attention_method": record.attention_method,
-                "metric": name,
-            }
-            values = result.column(attack, name)
-            for suffix, members in zip(_PARTS, chosen, strict=True):
-                row[f"mean{suffix}"], row[f"n{suffix}"] = _mean(values[members])
-            rows.append(row)
-    numbers = [f"{kind}{suffix}" for suffix in _PARTS for kind in ("mean", "n")]
-    columns = ["group", "model", "attack", "attention_method", "metric", *numbers]
+            if name in record.metrics:
+                values = result.column(attack, name)
+                parts = (_mean(values[part]) for part in (broken | survived, broken, survived))
+                rows.append((*about, name, *(number for part in parts for number in part)))
+    columns = [
+        *("group", "model", "attack", "attention_method", "metric", "mean", "n"),
+        *("mean_broken", "n_broken", "mean_survived", "n_survived"),
+    ]
     return pd.DataFrame(rows, columns=columns)
 
 

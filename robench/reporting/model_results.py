@@ -7,6 +7,7 @@ the clean input and survived **every** attack. A sample that errored anywhere is
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -37,6 +38,8 @@ Bools = npt.NDArray[np.bool_]
 ATTENTION_ATTACK = "pgd-20"
 """The attack whose adversarial inputs attention and representation are reported for. It is the
 one that every suite has; a model without it is reported for its first attack with metrics."""
+
+_SAME_CONDITIONS = "Evaluate both with the same --dataset, --norm, --eps, --n and --seed"
 
 
 @dataclass(frozen=True, order=True)
@@ -107,45 +110,40 @@ class ModelResult:
     @functools.cached_property
     def clean_correct(self) -> Bools:
         """Correct without an attack, in every record that knows. Shape (n,)."""
-        correct = np.ones(self.n, dtype=bool)
-        known = np.zeros(self.n, dtype=bool)
-        for name in self.attacks:
-            predicted = self.column(name, "clean_prediction")
-            there = ~np.isnan(predicted)
-            known |= there
-            correct &= ~there | (predicted == self.labels)
-        return correct & known
+        predicted = np.stack([self.column(name, "clean_prediction") for name in self.attacks])
+        known = ~np.isnan(predicted)
+        correct: Bools = (~known | (predicted == self.labels)).all(axis=0) & known.any(axis=0)
+        return correct
 
     @functools.cached_property
     def robust(self) -> Bools:
         """Survived every attack. Shape (n,)."""
-        survived = np.ones(self.n, dtype=bool)
-        for name in self.attacks:
-            survived &= self.outcome_is(name, Outcome.SURVIVED)
-        return survived
+        robust: Bools = np.all(
+            [self.outcome_is(name, Outcome.SURVIVED) for name in self.attacks], axis=0
+        )
+        return robust
 
     @functools.cached_property
     def errored(self) -> Bools:
         """Errored under any attack. Shape (n,)."""
-        errored = np.zeros(self.n, dtype=bool)
-        for name in self.attacks:
-            errored |= self.outcome_is(name, Outcome.ERRORED)
+        errored: Bools = np.any(
+            [self.outcome_is(name, Outcome.ERRORED) for name in self.attacks], axis=0
+        )
         return errored
 
     @property
     def robust_acc(self) -> Interval:
         """Worst-case robust accuracy with its 95 % Wilson interval, in percent."""
-        return wilson(int(self.robust.sum()), self.n).scaled(100)
+        return self._share(self.robust)
 
     @property
     def clean_acc(self) -> Interval:
         """Clean accuracy with its 95 % Wilson interval, in percent."""
-        return wilson(int(self.clean_correct.sum()), self.n).scaled(100)
+        return self._share(self.clean_correct)
 
     def attack_acc(self, attack: str) -> Interval:
         """Robust accuracy under one attack with its 95 % Wilson interval, in percent."""
-        hits = int(self.outcome_is(attack, Outcome.SURVIVED).sum())
-        return wilson(hits, self.n).scaled(100)
+        return self._share(self.outcome_is(attack, Outcome.SURVIVED))
 
     @functools.cached_property
     def class_robust_acc(self) -> dict[int, float]:
@@ -163,10 +161,13 @@ class ModelResult:
     @property
     def attention_attack(self) -> str | None:
         """The attack for which metrics are reported; None if no record has any."""
-        with_metrics = [name for name, stored in self.attacks.items() if stored.record.metrics]
-        if ATTENTION_ATTACK in with_metrics:
-            return ATTENTION_ATTACK
-        return with_metrics[0] if with_metrics else None
+        found = self.attacks_with_metrics
+        return ATTENTION_ATTACK if ATTENTION_ATTACK in found else next(iter(found), None)
+
+    @property
+    def attacks_with_metrics(self) -> list[str]:
+        """The attacks whose records have attention or representation metrics."""
+        return [name for name, stored in self.attacks.items() if stored.record.metrics]
 
     @property
     def attention_record(self) -> EvaluationRecord:
@@ -178,9 +179,18 @@ class ModelResult:
         wanted = set(attacks)
         return ModelResult(self.group, {k: v for k, v in self.attacks.items() if k in wanted})
 
+    def parameters_of(self, attack: str) -> dict[str, Any]:
+        """What decides an attack's numbers: its kind and parameters, not its name."""
+        return self.attacks[attack].record.attack.identity
+
+    def metric_mean(self, attack: str, name: str) -> float:
+        """A metric's mean under ``attack``; NaN where it is undefined or was not measured."""
+        summary = self.attacks[attack].record.metrics.get(name)
+        return math.nan if summary is None or summary.mean is None else summary.mean
+
     def outcome_is(self, attack: str, outcome: Outcome) -> Bools:
         """Where the verdict under ``attack`` is ``outcome``. Shape (n,)."""
-        table = self._aligned(attack)
+        table = self._tables[attack]
         return np.asarray(table["outcome"].to_numpy(dtype=object) == outcome.value)
 
     def judged(self, attack: str) -> Bools:
@@ -190,7 +200,7 @@ class ModelResult:
 
     def column(self, attack: str, name: str) -> npt.NDArray[np.float64]:
         """A numeric column of the attack's table, NaN where undefined or absent. Shape (n,)."""
-        table = self._aligned(attack)
+        table = self._tables[attack]
         if name not in table.columns:
             return np.full(self.n, np.nan)
         return np.asarray(table[name].to_numpy(dtype=np.float64, na_value=np.nan))
@@ -199,8 +209,8 @@ class ModelResult:
     def _any(self) -> StoredRecord:
         return next(iter(self.attacks.values()))
 
-    def _aligned(self, attack: str) -> Any:
-        return self._tables[attack]
+    def _share(self, hits: Bools) -> Interval:
+        return wilson(int(hits.sum()), self.n).scaled(100)
 
     @functools.cached_property
     def _tables(self) -> dict[str, Any]:
@@ -234,11 +244,10 @@ def collect(
         In order of group, then model id, then weights.
     """
     found: dict[tuple[GroupKey, str, str], dict[str, StoredRecord]] = {}
-    for stored in records:
-        record = stored.record
-        if wanted is not None and not wanted.matches(record):
-            continue
-        threat = record.threat_model
+    kept = [stored for stored in records if wanted is None or wanted.matches(stored.record)]
+    # ISO 8601 in UTC sorts by time; the key makes the choice the same on every machine.
+    for stored in sorted(kept, key=lambda item: (item.record.created, item.record.key)):
+        record, threat = stored.record, stored.record.threat_model
         named = [stored]
         if suite is not None:
             # A suite may call an attack by another name than the one it was recorded under.
@@ -257,11 +266,7 @@ def collect(
             written=str(threat),
         )
         attacks = found.setdefault((group, record.model.id, record.model.fingerprint), {})
-        for shown in named:
-            name = shown.record.attack.name
-            rival = attacks.get(name)
-            if rival is None or _age(rival) < _age(shown):
-                attacks[name] = shown
+        attacks |= {shown.record.attack.name: shown for shown in named}
     return [
         ModelResult(key[0], dict(sorted(attacks.items())))
         for key, attacks in sorted(found.items(), key=lambda item: item[0])
@@ -305,7 +310,7 @@ def find_pair(
         raise UsageError(
             f"{first!r} and {second!r} were not evaluated on the same samples under the same "
             f"threat model: {one} against {two}",
-            hint="Evaluate both with the same --dataset, --norm, --eps, --n and --seed",
+            hint=_SAME_CONDITIONS,
         )
     if len(shared) > 1:
         raise UsageError(
@@ -325,16 +330,20 @@ def common_attacks(
         The two, and a sentence for each attack left out.
 
     Raises:
-        UsageError: no attack remains.
+        UsageError: they are of different groups, or no attack remains.
     """
+    if first.group != second.group:
+        raise UsageError(
+            f"{first.model.name} was evaluated on {first.group}, "
+            f"{second.model.name} on {second.group}",
+            hint=_SAME_CONDITIONS,
+        )
     shared, notes = [], []
     for name in sorted({*first.attacks, *second.attacks}):
         lacking = [r.model.name for r in (first, second) if name not in r.attacks]
         if lacking:
             notes.append(f"{name} is left out: there is no record of it for {lacking[0]}")
-        elif first.attacks[name].record.attack.identity != (
-            second.attacks[name].record.attack.identity
-        ):
+        elif first.parameters_of(name) != second.parameters_of(name):
             notes.append(f"{name} is left out: its parameters differ between the two")
         else:
             shared.append(name)
@@ -383,8 +392,3 @@ def class_name(dataset: DatasetSpec, label: int) -> str:
     """A class's name, or its number where the data set has no names."""
     names = dataset.class_names
     return names[label] if 0 <= label < len(names) else str(label)
-
-
-def _age(stored: StoredRecord) -> tuple[str, str]:
-    # ISO 8601 in UTC sorts by time; the key makes the choice the same on every machine.
-    return stored.record.created, stored.record.key

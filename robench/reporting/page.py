@@ -13,14 +13,13 @@ from urllib.parse import quote
 import pandas as pd
 
 from robench.errors import StoreError
-from robench.files import atomic_write
 from robench.formatting import is_undefined, p_value
 from robench.metric_catalogue import METRICS
 from robench.reporting.findings import association_sentences, attention_sentences
 from robench.reporting.leaderboard import NO_FLAG, leaderboard_csv
 from robench.reporting.metric_tables import worst_classes
 
-__all__ = ["build_page", "write_page"]
+__all__ = ["build_page"]
 
 _GROUP = ("dataset", "norm", "eps", "n", "seed", "data_sha256")
 _HIDDEN = {
@@ -28,6 +27,14 @@ _HIDDEN = {
     *("robust_acc_low", "robust_acc_high", "attention_method", "weights_sha256"),
     *("forwards", "backwards", "seconds"),
 }
+
+
+_NO_RECORDS = ("There are no records yet. Run `robench run` first.",)
+_INTRODUCTION = (
+    "Robust accuracy is the worst case, sample by sample, over all attacks shown. Models "
+    "whose 95 % intervals overlap share a rank.",
+    f"“{NO_FLAG}” means that no check raised a doubt, not that the number is proven.",
+)
 
 
 @dataclass(frozen=True)
@@ -74,22 +81,17 @@ class _Table:
 
 
 @dataclass(frozen=True)
-class _Image:
-    source: str
-    caption: str
-
-
-@dataclass(frozen=True)
 class _Section:
     heading: str
     tables: list[_Table] = field(default_factory=list)
-    images: list[_Image] = field(default_factory=list)
+    images: list[dict[str, str]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
 
+_MODEL = _Column("model", "name in the zoo", text=True)
 _BOARD = {
     "rank": _Column("rank", "models whose intervals overlap share a rank"),
-    "model": _Column("model", "name in the zoo", text=True),
+    "model": _MODEL,
     "defense": _Column("defense", "training recipe", text=True),
     "architecture": _Column("architecture", "network", text=True),
     "parameters": _Column("parameters", "number of weights", show="{:,}".format),
@@ -104,7 +106,7 @@ _BOARD = {
     "validity": _Validity("validity", "what speaks against the number", text=True),
 }
 _FINDINGS = {
-    "model": _Column("model", "name in the zoo", text=True),
+    "model": _MODEL,
     "finding": _Column("finding", "the observation that is tested", text=True),
     "metric": _Column("metric", "the metric that it is about", text=True),
     "n_broken": _Column("n broken", "broken samples with the metric"),
@@ -124,11 +126,16 @@ _FINDINGS = {
     "verdict": _Column("verdict", "whether the observation holds", text=True),
 }
 _CLASSES = {
-    "model": _Column("model", "name in the zoo", text=True),
+    "model": _MODEL,
     "robust_acc_class": _Column(
         "least robust class", "class with the lowest robust accuracy", text=True
     ),
     "robust_acc": _Column("robust %", "its robust accuracy, worst case over all attacks", digits=1),
+}
+
+_ANSWERS: dict[str, tuple[str, Callable[[pd.DataFrame], list[str]]]] = {
+    "findings": ("Attention of broken samples", attention_sentences),
+    "associations": ("Features and robust accuracy over models", association_sentences),
 }
 
 
@@ -175,32 +182,13 @@ def build_page(
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
+    introduction = _INTRODUCTION if len(leaderboard) else _NO_RECORDS
     return environment.get_template("page.html.j2").render(
         title=title,
-        introduction=_introduction(leaderboard),
+        introduction=introduction,
         sections=sections,
         csv=f"data:text/csv;charset=utf-8,{quote(leaderboard_csv(leaderboard))}",
     )
-
-
-def write_page(path: str | Path, leaderboard: pd.DataFrame, **options: Any) -> Path:
-    """Write :func:`build_page` atomically; options are its keyword arguments.
-
-    Raises:
-        StoreError: the page cannot be written, or a figure not be read.
-    """
-    atomic_write(Path(path), build_page(leaderboard, **options).encode())
-    return Path(path)
-
-
-def _introduction(leaderboard: pd.DataFrame) -> list[str]:
-    if not len(leaderboard):
-        return ["There are no records yet. Run `robench run` first."]
-    return [
-        "Robust accuracy is the worst case, sample by sample, over all attacks shown. Models "
-        "whose 95 % intervals overlap share a rank.",
-        f"“{NO_FLAG}” means that no check raised a doubt, not that the number is proven.",
-    ]
 
 
 def _leaderboard_table(block: pd.DataFrame) -> _Table:
@@ -226,24 +214,17 @@ def _metric_or_attack(name: str) -> _Column:
 
 def _report(name: str, frame: pd.DataFrame) -> _Section:
     """A report's table as a section of the page."""
-    if name == "findings":
-        notes = attention_sentences(frame)
-        return _Section("Attention of broken samples", _findings_tables(frame), [], notes)
-    if name == "associations":
-        notes = association_sentences(frame)
-        return _Section(
-            "Features and robust accuracy over models", _findings_tables(frame), [], notes
-        )
+    if name in _ANSWERS:
+        heading, sentences = _ANSWERS[name]
+        return _Section(heading, _findings_tables(frame), notes=sentences(frame))
     if name == "per_class":
         worst = worst_classes(frame)
         shown = {column: _class_column(column) for column in worst.columns if column != "group"}
-        return _Section(
-            "Classes that come off worst",
-            [
-                _table(f"{group}; per_class.csv has all classes", block, shown)
-                for group, block in worst.groupby("group")
-            ],
-        )
+        tables = [
+            _table(f"{group}; per_class.csv has all classes", block, shown)
+            for group, block in worst.groupby("group")
+        ]
+        return _Section("Classes that come off worst", tables)
     shown = {
         str(column): _Column(
             str(column).replace("_", " "), f"{name}.csv", not pd.api.types.is_numeric_dtype(kind), 4
@@ -279,7 +260,7 @@ def _table(caption: str, frame: pd.DataFrame, columns: Mapping[str, _Column]) ->
     return _Table(caption, list(columns.values()), rows)
 
 
-def _image(path: Path) -> _Image:
+def _image(path: Path) -> dict[str, str]:
     kinds = {".png": "image/png", ".svg": "image/svg+xml"}
     if path.suffix not in kinds:
         raise StoreError(f"cannot embed {path.name!r}", where=path, hint="Give a PNG or SVG file")
@@ -288,4 +269,4 @@ def _image(path: Path) -> _Image:
     except OSError as error:
         raise StoreError(f"cannot read the figure: {error.strerror}", where=path) from error
     caption = f"{path.stem.replace('_', ' ')} ({path.parent.name})"
-    return _Image(f"data:{kinds[path.suffix]};base64,{content}", caption)
+    return {"source": f"data:{kinds[path.suffix]};base64,{content}", "caption": caption}

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from robench.files import atomic_write
 from robench.reporting.catalogue import reports
+from robench.reporting.export import write_tables
 from robench.reporting.leaderboard import build_leaderboard, write_leaderboard
 from robench.reporting.model_results import collect
-from robench.reporting.page import write_page
+from robench.reporting.page import build_page
+from robench.results import Store, StoredRecord
 
-if TYPE_CHECKING:
-    import pandas as pd
-
-    from robench.results import Store, StoredRecord
-
-__all__ = ["CSV_NAME", "PAGE_NAME", "publish", "write_tables"]
+__all__ = ["CSV_NAME", "PAGE_NAME", "publish"]
 
 CSV_NAME = "leaderboard.csv"
 PAGE_NAME = "index.html"
@@ -50,19 +46,6 @@ def publish(store: Store, records: list[StoredRecord], *, plots: bool = True) ->
 
     figures = render_plots(results, store.folder / "plots", store=store)
     shown = [path for path in figures if path.suffix == ".png"]
-    page = write_page(store.folder / PAGE_NAME, frame, figures=shown, tables=tables)
+    page = store.folder / PAGE_NAME
+    atomic_write(page, build_page(frame, figures=shown, tables=tables).encode())
     return [csv, page, *written, *figures]
-
-
-def write_tables(folder: Path, **frames: pd.DataFrame) -> list[Path]:
-    """Write each frame as ``NAME.csv``; what is undefined is empty.
-
-    Raises:
-        StoreError: a file cannot be written.
-    """
-    files = []
-    for name, frame in frames.items():
-        path = folder / f"{name}.csv"
-        atomic_write(path, frame.to_csv(index=False, lineterminator="\n").encode())
-        files.append(path)
-    return files

@@ -14,7 +14,6 @@ from robench.reporting.compare import compare_models, comparison_csv, comparison
 from robench.reporting.differences import (
     accuracy_difference,
     metric_difference,
-    shared_metric_attack,
     worst_class_difference,
 )
 from robench.reporting.model_results import ModelResult, collect, common_attacks, find_pair
@@ -140,8 +139,8 @@ def test_other_conditions_are_refused() -> None:
         compare_models(one(WEAK, threat="Linf-0.031"), [one(WEAK, threat="Linf-8/255")])
     with pytest.raises(UsageError, match="alone"):
         compare_models(one(WEAK), [])
-    with pytest.raises(UsageError, match="cannot compare"):
-        shared_metric_attack(one(WEAK), one(WEAK, seed=1))
+    with pytest.raises(UsageError, match="was evaluated on"):
+        common_attacks(one(WEAK), one(WEAK, seed=1))
 
 
 def test_outputs_say_the_same() -> None:

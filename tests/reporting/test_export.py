@@ -11,7 +11,7 @@ from record_factory import make_record, make_samples, make_stored
 
 from robench.errors import UsageError
 from robench.records import AttackSpec, Flag, ModelCard, Provenance
-from robench.reporting.export import model_info, samples_csv, samples_frame, samples_parquet
+from robench.reporting.export import csv_bytes, model_info, samples_frame
 from robench.reporting.model_results import collect
 from robench.results import StoredRecord
 
@@ -49,8 +49,8 @@ def test_every_sample_of_every_record_has_a_row():
 
 def test_csv_and_parquet_hold_the_same():
     frame = samples_frame([make_stored("SBCE", values={"alignment": [0.1, 1 / 3, 0.0, np.nan]})])
-    csv = pd.read_csv(io.BytesIO(samples_csv(frame)))
-    parquet = pd.read_parquet(io.BytesIO(samples_parquet(frame)))
+    csv = pd.read_csv(io.BytesIO(csv_bytes(frame)))
+    parquet = pd.read_parquet(io.BytesIO(frame.to_parquet(index=False)))
     assert list(csv.columns) == list(parquet.columns) == list(frame.columns)
     # Numbers keep all their digits.
     np.testing.assert_array_equal(csv["alignment"], frame["alignment"].astype(float))

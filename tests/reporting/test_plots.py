@@ -18,14 +18,16 @@ from robench.reporting.compare import compare_models
 from robench.reporting.findings import attention_findings, representation_findings
 from robench.reporting.model_results import ModelResult, collect
 from robench.reporting.plots import render
-from robench.reporting.plots.accuracy_by_attack import accuracy_by_attack
+from robench.reporting.plots.accuracies import accuracy_by_attack, difference_plot
 from robench.reporting.plots.confusion import confusion, confusion_under_attack
-from robench.reporting.plots.differences import difference_plot
 from robench.reporting.plots.distributions import attention_distributions, feature_distances
-from robench.reporting.plots.model_scatter import clean_against_robust, robust_against_metric
 from robench.reporting.plots.render import group_slug, render_plots
+from robench.reporting.plots.robust_against import (
+    clean_against_robust,
+    robust_against_metric,
+    security_curves,
+)
 from robench.reporting.plots.samples import resisted_by_one, sample_panel
-from robench.reporting.plots.security_curves import security_curves
 from robench.reporting.plots.style import look, save
 from robench.results import Store, StoredRecord
 

@@ -19,6 +19,7 @@ from robench.reporting.plots.style import (
     captioned,
     describe,
     new_figure,
+    rows_axis,
     styled,
 )
 
@@ -67,11 +68,8 @@ def attention_distributions(results: Sequence[ModelResult]) -> Figure | None:
             annotation_clip=False,
         )
         item = metric(name)
-        axes.set_yticks(
-            range(len(shown)), [r.model.name for r in shown] if column == 0 else [""] * len(shown)
-        )
-        axes.set(ylim=(len(shown) - 0.5, -0.5), xlabel=f"{item.label.lower()} ({item.unit})")
-        axes.grid(visible=False, axis="y")
+        rows_axis(axes, ["" if column else result.model.name for result in shown])
+        axes.set_xlabel(f"{item.label.lower()} ({item.unit})")
     figure.legend(
         handles=[
             Patch(facecolor=kind.colour, hatch=kind.hatch, edgecolor="black", label=label)
@@ -177,6 +175,4 @@ def _boxes(axes: Axes, row: int, result: ModelResult, name: str) -> bool:
 
 
 def _effect(auc: float, p: float) -> str:
-    if np.isnan(auc):
-        return "-"
-    return f"{auc:.2f}{'*' if p < 0.05 else ''}"
+    return "-" if np.isnan(auc) else f"{auc:.2f}{'*' if p < 0.05 else ''}"

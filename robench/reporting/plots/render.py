@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import logging
 import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 from matplotlib.figure import Figure
@@ -19,16 +19,14 @@ from robench.registry import identity_of, source_hash
 from robench.reporting.catalogue import reports
 from robench.reporting.model_results import GroupKey, ModelResult, by_group
 from robench.reporting.plots.confusion import confusion_under_attack
+from robench.reporting.plots.robust_against import security_curves
 from robench.reporting.plots.samples import sample_panel
-from robench.reporting.plots.security_curves import security_curves
 from robench.reporting.plots.style import save
 from robench.results import SamplePanel, Store
 
 __all__ = ["group_slug", "render_plots", "safe_name"]
 
 log = logging.getLogger("robench.reporting")
-
-Draw = Callable[[], Figure | None]
 
 
 def group_slug(group: GroupKey) -> str:
@@ -65,29 +63,20 @@ def render_plots(
         used.add(slug)
         best_first = sorted(members, key=lambda r: (-r.robust_acc.estimate, r.model.id))
         for name, report in figures.items():
-            draw = functools.partial(report, best_first)
-            gallery.keep(f"{slug}/{name}", best_first, draw, identity_of(report.function))
+            code = identity_of(report.function)
+            gallery.keep(f"{slug}/{name}", best_first, report, best_first, code=code)
         for result in best_first:
             attack = result.attention_attack or next(iter(result.attacks))
-            model = safe_name(result.model.name)
+            model, sources = safe_name(result.model.name), [result]
             gallery.keep(
-                f"{slug}/confusion_{model}",
-                [result],
-                functools.partial(confusion_under_attack, result, attack),
+                f"{slug}/confusion_{model}", sources, confusion_under_attack, result, attack
             )
             if store is not None:
-                gallery.keep(
-                    f"{slug}/samples_{model}",
-                    [result],
-                    functools.partial(_panel, result, attack, store),
-                )
+                gallery.keep(f"{slug}/samples_{model}", sources, _panel, result, attack, store)
     for (dataset, norm), members in _by_norm(groups).items():
         for attack in sorted({name for result in members for name in result.attacks}):
-            gallery.keep(
-                f"security_curves_{safe_name(dataset)}_{norm}_{safe_name(attack)}",
-                members,
-                functools.partial(security_curves, members, attack),
-            )
+            stem = f"security_curves_{safe_name(dataset)}_{norm}_{safe_name(attack)}"
+            gallery.keep(stem, members, security_curves, members, attack)
     gallery.close()
     return gallery.files
 
@@ -114,8 +103,14 @@ class _Gallery:
         self._kept: dict[str, str] = {}
 
     def keep(
-        self, stem: str, sources: Sequence[ModelResult], draw: Draw, code: str | None = None
+        self,
+        stem: str,
+        sources: Sequence[ModelResult],
+        draw: Callable[..., Figure | None],
+        *arguments: Any,
+        code: str | None = None,
     ) -> None:
+        """Have ``draw(*arguments)`` as ``stem``, drawn anew if its sources changed."""
         digest = canonical_hash(
             {
                 "matplotlib": matplotlib.__version__,
@@ -129,7 +124,7 @@ class _Gallery:
         )
         files = self._files(stem)
         if self._drawn.get(stem) != digest or not all(file.is_file() for file in files):
-            figure = draw()
+            figure = draw(*arguments)
             if figure is None:
                 return
             save(figure, self._folder / stem)

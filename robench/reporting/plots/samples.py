@@ -97,20 +97,11 @@ def attention_overlays(panel: SamplePanel, record: EvaluationRecord) -> Figure |
         _overlay(grid[row, 3], adversarial, panel.adv_maps[row])
         _overlap(grid[row, 4], clean, panel.clean_maps[row], panel.adv_maps[row])
         _label_row(grid[row], panel, row, record)
-    figure.legend(
-        handles=[
-            Patch(facecolor=colour, edgecolor="black", label=name)
-            for name, colour in _SHARES.items()
-        ],
-        loc="outside lower center",
-        ncols=len(_SHARES),
-    )
-    captioned(
-        figure,
-        f"Attention of {record.model.name} under {record.attack.name}"
-        f" ({record.attention_method or 'no maps'})",
-        _conditions(record, k),
-    )
+    handles = [Patch(fc=colour, ec="black", label=name) for name, colour in _SHARES.items()]
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(_SHARES))
+    method = record.attention_method or "no maps"
+    title = f"Attention of {record.model.name} under {record.attack.name} ({method})"
+    captioned(figure, title, _conditions(record, k))
     return figure
 
 
@@ -152,11 +143,8 @@ def resisted_by_one(
         for column, (images, classes) in enumerate(zip(adversarial, predictions, strict=True), 1):
             _show_image(grid[row, column], images[row])
             _label_prediction(grid[row, column], int(classes[row]), label, record)
-    captioned(
-        figure,
-        f"Resisted by one of {models[0]} and {models[1]} ({record.attack.name})",
-        _conditions(record, k),
-    )
+    title = f"Resisted by one of {models[0]} and {models[1]} ({record.attack.name})"
+    captioned(figure, title, _conditions(record, k))
     return figure
 
 
@@ -275,8 +263,6 @@ def _outline(axes: Axes, cells: Bools, image_shape: tuple[int, ...], line: dict[
 
 def _bare(axes: Axes) -> None:
     """Take away ticks, grid and frame."""
-    axes.set_xticks([])
-    axes.set_yticks([])
+    axes.set(xticks=[], yticks=[])
     axes.grid(visible=False)
-    for spine in axes.spines.values():
-        spine.set_visible(False)
+    axes.spines[:].set_visible(False)

@@ -33,7 +33,9 @@ __all__ = [
     "describe",
     "look",
     "new_figure",
+    "norm_text",
     "percent_axis",
+    "rows_axis",
     "save",
     "styled",
     "threat_text",
@@ -116,10 +118,14 @@ def new_figure(width: float, height: float) -> Figure:
     return figure
 
 
+def norm_text(threat_model: ThreatModel) -> str:
+    """``L∞``, ``L2`` or ``L1``."""
+    return threat_model.norm.replace("inf", "∞")
+
+
 def threat_text(threat_model: ThreatModel) -> str:
     """``L∞, ε = 8/255``."""
-    norm = {"Linf": "L∞", "L2": "L2", "L1": "L1"}[threat_model.norm]
-    return f"{norm}, ε = {threat_model.written}"
+    return f"{norm_text(threat_model)}, ε = {threat_model.written}"
 
 
 def describe(results: Sequence[ModelResult]) -> str:
@@ -145,6 +151,13 @@ def percent_axis(axes: Axes, which: str, label: str) -> None:
     axes.set(
         **{f"{which}lim": (-2, 102), f"{which}label": label, f"{which}ticks": range(0, 101, 20)}
     )
+
+
+def rows_axis(axes: Axes, names: Sequence[str]) -> None:
+    """An axis of names, the first on top."""
+    axes.set_yticks(range(len(names)), names)
+    axes.set_ylim(len(names) - 0.5, -0.5)
+    axes.grid(visible=False, axis="y")
 
 
 def save(figure: Figure, stem: Path) -> tuple[Path, Path]:

@@ -1,4 +1,4 @@
-"""Accuracy of every model, clean and under every attack."""
+"""Accuracies as bars and points: of every model under every attack, and against a baseline."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 from matplotlib.figure import Figure
 
+from robench.metric_catalogue import METRICS
+from robench.reporting.compare import Comparison
 from robench.reporting.model_results import ModelResult
 from robench.reporting.plots.style import (
     captioned,
@@ -13,11 +15,12 @@ from robench.reporting.plots.style import (
     look,
     new_figure,
     percent_axis,
+    rows_axis,
     styled,
 )
 from robench.statistics import Interval
 
-__all__ = ["accuracy_by_attack"]
+__all__ = ["accuracy_by_attack", "difference_plot"]
 
 
 def _weakest_first(results: Sequence[ModelResult]) -> list[str]:
@@ -75,9 +78,7 @@ def accuracy_by_attack(results: Sequence[ModelResult]) -> Figure | None:
                 va="center",
                 fontsize=6.5,
             )
-    axes.set_yticks(range(len(results)), [result.model.name for result in results])
-    axes.set_ylim(len(results) - 0.5, -0.5)
-    axes.grid(visible=False, axis="y")
+    rows_axis(axes, [result.model.name for result in results])
     percent_axis(axes, "x", "accuracy in % with 95 % interval")
     axes.set_xlim(0, 108)
     figure.legend(loc="outside right upper")
@@ -91,3 +92,49 @@ def _accuracy(result: ModelResult, name: str) -> Interval | None:
     if name == "worst case" and name not in result.attacks:
         return result.robust_acc
     return result.attack_acc(name) if name in result.attacks else None
+
+
+@styled
+def difference_plot(comparison: Comparison) -> Figure | None:
+    """Accuracy differences to the baseline in points, with intervals; one row a quantity.
+
+    Filled markers: shown (Holm); hollow ones: not shown.
+
+    Returns:
+        None if nothing is defined.
+    """
+    table = comparison.table
+    table = table[~table["quantity"].isin(list(METRICS)) & table["difference"].notna()]
+    if table.empty:
+        return None
+    quantities = list(dict.fromkeys(table["quantity"]))
+    models = list(dict.fromkeys(table["model"]))
+    step = 0.7 / len(models)
+    figure = new_figure(7.6, 1.3 + len(quantities) * (0.22 + 0.16 * len(models)))
+    axes = figure.add_subplot()
+    axes.axvline(0, color="black", linewidth=0.8)
+    for number, model in enumerate(models):
+        shape = look(number)
+        for place, (_, row) in enumerate(table[table["model"] == model].iterrows()):
+            shown = row["verdict"] in ("better", "worse")
+            y = quantities.index(row["quantity"]) - 0.35 + (number + 0.5) * step
+            # A bootstrap interval need not hold its estimate, so it is a line of its own.
+            axes.plot([row["low"], row["high"]], [y, y], color=shape.colour, marker="|")
+            axes.plot(
+                [row["difference"]],
+                [y],
+                color=shape.colour,
+                marker=shape.marker,
+                markersize=6,
+                markerfacecolor=shape.colour if shown else "white",
+                linestyle="none",
+                label=None if place else model,
+            )
+    rows_axis(axes, quantities)
+    axes.set_xlabel(
+        f"difference to {comparison.baseline} in points, {comparison.level:.0%} interval\n"
+        "filled: shown, hollow: not shown (Holm over models)"
+    )
+    figure.legend(loc="outside right upper")
+    captioned(figure, f"Against {comparison.baseline}", str(comparison.group))
+    return figure

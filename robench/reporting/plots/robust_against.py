@@ -1,0 +1,191 @@
+"""Robust accuracy against something else: clean accuracy, a metric's mean, the attack's radius."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from robench.metric_catalogue import metric
+from robench.reporting.model_results import ModelResult
+from robench.reporting.plots.style import (
+    Look,
+    attention_attacks,
+    captioned,
+    describe,
+    look,
+    new_figure,
+    norm_text,
+    percent_axis,
+    styled,
+)
+from robench.statistics import Interval, mean_interval
+
+__all__ = ["clean_against_robust", "robust_against_metric", "security_curves"]
+
+
+@styled
+def clean_against_robust(results: Sequence[ModelResult]) -> Figure | None:
+    """Clean against worst-case robust accuracy with both 95 % intervals; None without results."""
+    if not results:
+        return None
+    figure = new_figure(6.8, 4.6)
+    axes = figure.add_subplot()
+    axes.plot(
+        [0, 100], [0, 100], color="#999999", linewidth=0.8, linestyle="--", label="robust = clean"
+    )
+    for number, result in enumerate(results):
+        _point(axes, number, result.model.name, result.clean_acc, result.robust_acc)
+    # Clean accuracies lie close together: the axis shows their range, not 0 to 100.
+    low = min(result.clean_acc.low for result in results)
+    floor = max(0, 10 * math.floor((low - 2) / 10))
+    axes.set(xlim=(floor, 100 + (100 - floor) / 50), xlabel="clean accuracy in %")
+    percent_axis(axes, "y", "worst-case robust accuracy in %")
+    figure.legend(loc="outside right upper")
+    captioned(figure, "Clean against robust accuracy", describe(results))
+    return figure
+
+
+@styled
+def robust_against_metric(results: Sequence[ModelResult], name: str) -> Figure | None:
+    """Robust accuracy against the mean of a metric, with 95 % intervals of both.
+
+    Args:
+        results: models of one group.
+        name: a per-sample metric of the catalogue.
+
+    Returns:
+        None if no model has the metric.
+
+    Raises:
+        UnknownNameError: there is no such metric.
+    """
+    item = metric(name)
+    shown = [
+        (number, result, interval)
+        for number, result in enumerate(results)
+        if (interval := _mean_interval(result, name)).defined
+    ]
+    if not shown:
+        return None
+    figure = new_figure(6.8, 4.6)
+    axes = figure.add_subplot()
+    for number, result, interval in shown:
+        _point(axes, number, result.model.name, interval, result.robust_acc)
+    attacks = attention_attacks([result for _, result, _ in shown])
+    best = {"lower": ", lower is better", "higher": ", higher is better"}.get(item.direction, "")
+    axes.set_xlabel(f"mean {item.label.lower()} under {attacks} ({item.unit}{best})")
+    if item.low == 0 and item.high == 1:
+        axes.set_xlim(-0.02, 1.02)
+    percent_axis(axes, "y", "worst-case robust accuracy in %")
+    figure.legend(loc="outside right upper")
+    captioned(figure, f"Robust accuracy against {item.label.lower()}", describe(results))
+    return figure
+
+
+def _point(axes: Axes, number: int, name: str, x: Interval, y: Interval) -> None:
+    shape = look(number)
+    axes.errorbar(
+        [x.estimate],
+        [y.estimate],
+        # Rounding may put a limit a hair on the wrong side of 0 or 100.
+        xerr=[[max(0.0, x.estimate - x.low)], [max(0.0, x.high - x.estimate)]],
+        yerr=[[max(0.0, y.estimate - y.low)], [max(0.0, y.high - y.estimate)]],
+        color=shape.colour,
+        marker=shape.marker,
+        markersize=8,
+        markeredgecolor="black",
+        markeredgewidth=0.6,
+        elinewidth=1.2,
+        capsize=2,
+        linestyle="none",
+        label=name,
+    )
+
+
+def _mean_interval(result: ModelResult, name: str) -> Interval:
+    attack = result.attention_attack
+    # The values are bounded and many: the normal approximation of their mean is good.
+    return mean_interval([] if attack is None else result.column(attack, name))
+
+
+@styled
+def security_curves(results: Sequence[ModelResult], attack: str) -> Figure | None:
+    """Robust accuracy (left axis, full) and attention deviation (right, dashed) against ε.
+
+    Args:
+        results: of one data set and norm, at several radii; the clean accuracy is ε = 0.
+        attack: its column name; models at radii without it are left out there.
+
+    Returns:
+        None unless some model has two radii.
+    """
+    curves: dict[str, list[ModelResult]] = {}
+    for result in results:
+        if attack in result.attacks:
+            curves.setdefault(result.model.name, []).append(result)
+    curves = {name: points for name, points in curves.items() if len(points) > 1}
+    if not curves:
+        return None
+    order = sorted(curves, key=lambda name: -_mean_accuracy(curves[name], attack))
+    figure = new_figure(7.4, 4.4)
+    axes = figure.add_subplot()
+    right = axes.twinx()
+    deviates = [
+        _curve(axes, right, look(number), name, curves[name], attack)
+        for number, name in enumerate(order)
+    ]
+    first = next(iter(curves.values()))[0]
+    norm = norm_text(first.threat_model)
+    percent_axis(axes, "y", "accuracy in % (full lines, 95 % bands)")
+    axes.set_xlabel(f"ε ({norm}, pixels in [0, 1])")
+    axes.set_xlim(left=0)
+    if any(deviates):
+        right.set(ylim=(-0.02, 1.02), ylabel="attention deviation (dashed lines)")
+        right.spines["right"].set_visible(True)
+        right.grid(visible=False)
+    else:
+        right.set_axis_off()
+    figure.legend(loc="outside right upper")
+    conditions = f"{first.dataset.name} ({first.dataset.split}), {norm}, n = {first.n}"
+    captioned(figure, f"Security curves under {attack}", conditions)
+    return figure
+
+
+def _curve(
+    axes: Axes, right: Axes, shape: Look, name: str, results: Sequence[ModelResult], attack: str
+) -> bool:
+    """One model's accuracies, and on the right its deviations; whether there are any."""
+    points = sorted(results, key=lambda result: result.threat_model.eps)
+    radii = [result.threat_model.radius for result in points]
+    accuracy = [result.attack_acc(attack) for result in points]
+    axes.plot(
+        [0.0, *radii],
+        [points[0].clean_acc.estimate, *(a.estimate for a in accuracy)],
+        color=shape.colour,
+        marker=shape.marker,
+        markeredgecolor="black",
+        markeredgewidth=0.5,
+        label=name,
+    )
+    low, high = [a.low for a in accuracy], [a.high for a in accuracy]
+    axes.fill_between(radii, low, high, color=shape.colour, alpha=0.2, linewidth=0)
+    deviations = [result.metric_mean(attack, "attention_deviation") for result in points]
+    pairs = [pair for pair in zip(radii, deviations, strict=True) if not math.isnan(pair[1])]
+    if pairs:
+        right.plot(
+            *zip(*pairs, strict=True),
+            color=shape.colour,
+            marker=shape.marker,
+            markersize=4,
+            markerfacecolor="white",
+            linestyle="--",
+            linewidth=1,
+        )
+    return bool(pairs)
+
+
+def _mean_accuracy(points: Sequence[ModelResult], attack: str) -> float:
+    return sum(result.attack_acc(attack).estimate for result in points) / len(points)

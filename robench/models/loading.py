@@ -8,8 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
+from robench.devices import resolve_device
 from robench.errors import CardError, UnsafeCheckpointError, UsageError
 from robench.models.architectures.build import (
     architecture_code,
@@ -45,10 +47,11 @@ def load_model(
     *,
     dataset: str | None = None,
     threat_model: ThreatModel | str | None = None,
+    device: str | torch.device = "cpu",
     trust_pickle: bool = False,
     trust_code: bool = False,
 ) -> RobenchModel:
-    """Load a model by id, short name, path of a card, or card, onto the CPU.
+    """Load a model by id, short name, path of a card, or card.
 
     Args:
         model: see :func:`robench.models.find_card`; or an address in another collection,
@@ -56,6 +59,7 @@ def load_model(
             weights are looked for in the current folder.
         dataset: narrows a short name.
         threat_model: narrows a short name.
+        device: where to put it.
         trust_pickle: execute the code that the weights file carries.
         trust_code: import the callable that a card outside the zoo folders names.
 
@@ -65,13 +69,15 @@ def load_model(
         UnsafeCheckpointError: loading would execute code that was not trusted.
         KeyMismatchError: the weights do not fit the architecture.
         CheckpointError: the weights are missing or damaged.
+        DeviceError: there is no such device.
     """
+    place = resolve_device(device)
     if isinstance(model, str):
         source, colon, address = model.partition(":")
         if colon and source in SOURCES:
             found = SOURCES[source](address)
             if isinstance(found, RobenchModel):
-                return found
+                return found.to(place)
             model = found
     located = _locate(model, dataset, threat_model)
     card = located.card
@@ -91,7 +97,7 @@ def load_model(
         state = strip_prefix(state, card.weights.strip_prefix, where=weights)
         network = build_architecture(card.architecture, card.num_classes, card.input.channels)
         load_strictly(network, state, where=weights)
-    return RobenchModel(
+    loaded = RobenchModel(
         network,
         num_classes=card.num_classes,
         summary=_summarise(card, network),
@@ -100,6 +106,7 @@ def load_model(
         attention=card.attention,
         preprocessing=card.preprocessing,
     )
+    return loaded.to(place)
 
 
 def _locate(
@@ -144,6 +151,7 @@ def load_checkpoint(
     architecture: str | ArchitectureSpec,
     *,
     num_classes: int,
+    device: str | torch.device = "cpu",
     trust_pickle: bool = False,
     **card_fields: Any,
 ) -> RobenchModel:
@@ -154,7 +162,7 @@ def load_checkpoint(
     card = draft_card(
         path, architecture, num_classes=num_classes, trust_pickle=trust_pickle, **card_fields
     )
-    return load_model(card, trust_pickle=trust_pickle)
+    return load_model(card, device=device, trust_pickle=trust_pickle)
 
 
 def wrap_module(

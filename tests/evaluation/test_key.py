@@ -111,7 +111,7 @@ def test_the_version_of_a_foreign_library_is_in_the_key(
 ) -> None:
     ours, theirs = _key("cw-l2"), _key(attack)
     assert _key(attack) == theirs
-    monkeypatch.setattr(catalogue, "version", lambda _: "99.0")
+    monkeypatch.setattr(catalogue, "installed_versions", lambda name: {name: "99.0"})
     assert _key(attack) != theirs
     assert _key("cw-l2") == ours
 

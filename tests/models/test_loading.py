@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from robench.errors import (
     CardError,
     CheckpointError,
+    DeviceError,
     HashMismatchError,
     KeyMismatchError,
     RobenchError,
@@ -228,13 +229,16 @@ def test_architecture_errors(network: DigitsResNet, tmp_path: Path) -> None:
         load(path, architecture=clash)
 
 
-def test_missing_weights(network: DigitsResNet, tmp_path: Path) -> None:
+def test_missing_weights_and_devices(network: DigitsResNet, tmp_path: Path) -> None:
     path = tmp_path / "weights.pt"
     torch.save(network.state_dict(), path)
     card = card_for(path)
     with pytest.raises(UsageError, match="is a weights file, not a card"):
         load_model(path)
     write_card(card, tmp_path / "card.toml")
+    with pytest.raises(DeviceError, match="unknown device 'nonsense'"):
+        load_model(tmp_path, device="nonsense")
+    assert load_model(tmp_path, device="auto").num_classes == card.num_classes
     path.unlink()
     with pytest.raises(CheckpointError, match="no such file"):
         load_model(tmp_path)

@@ -28,8 +28,7 @@ import torch
 from peer_workers import Job, job_for, specification
 from torch import nn
 
-from robench.acceleration.search_models import EagerModel, SearchModels
-from robench.acceleration.variants import Variant, build_variant
+from robench.acceleration.search_models import SearchModel, SearchModels, Variant, build_variant
 from robench.attacks.losses import LOSSES, Loss
 from robench.datasets import ArrayDataset
 from robench.devices import resolve_device
@@ -50,7 +49,7 @@ _LONG_CALL = 5.0
 _HOPELESS = 2.0
 """Times that a form's passes may take as long as others' before it is not run as a whole"""
 
-Build = Callable[[RobenchModel], EagerModel | None]
+Build = Callable[[RobenchModel], SearchModel | None]
 
 
 def variant(**fields: object) -> Build:
@@ -67,13 +66,13 @@ class Form:
 
 
 RESNET = (
-    Form("as it is", EagerModel),
+    Form("as it is", SearchModel),
     Form("folded", variant(folded=True)),
     Form("folded, channels last", variant(folded=True, channels_last=True)),
     Form("bf16 folded", variant(dtype=torch.bfloat16, folded=True), against="folded"),
 )
 TRANSFORMER = (
-    Form("as it is", EagerModel),
+    Form("as it is", SearchModel),
     Form("bf16", variant(dtype=torch.bfloat16)),
 )
 
@@ -90,7 +89,7 @@ def transformer_job(n: int, eps: str, seed: int) -> Job:
     return job
 
 
-def rates(model: EagerModel, job: Job) -> tuple[float, float]:
+def rates(model: SearchModel, job: Job) -> tuple[float, float]:
     """Inputs a second of the process's own time, forward and with gradients."""
     points, labels = job.inputs[:_RATED], job.labels[:_RATED]
     loss = Loss(LOSSES["ce"], labels, labels)
@@ -132,7 +131,7 @@ def measure(title: str, job: Job, forms: tuple[Form, ...], repeats: int) -> list
     """The table of one network."""
     settings = Settings(seed=job.seed, precision="fp32", batch_size=len(job.dataset), workers=1)
     clean = prepare_model(job.model, job.dataset, job.threat_model, settings, [])
-    models: dict[str, EagerModel] = {}
+    models: dict[str, SearchModel] = {}
     known: dict[str, tuple[float, float]] = {}
     notes: dict[str, str] = {}
     for form in forms:

@@ -19,7 +19,7 @@ import torch
 from roofline import bare_passes
 from torch import Tensor, nn
 
-from robench.acceleration.search_models import EagerModel
+from robench.acceleration.search_models import SearchModel
 from robench.attacks.adapters.pyautoattack import limit_targets
 from robench.attacks.losses import LOSSES, Loss
 from robench.attacks.suites import load_suite
@@ -348,7 +348,7 @@ def main() -> None:
     adjudicator = Adjudicator(job.model, job.threat_model)
     # The first passes of a process are slower, and make torch import more of itself.
     adjudicator.logits(job.inputs)
-    EagerModel(job.model).gradient(
+    SearchModel(job.model).gradient(
         job.inputs[:2], Loss(LOSSES["ce"], job.labels[:2], job.labels[:2])
     )
     importlib.import_module("torch._dynamo")

@@ -18,20 +18,23 @@ from torch import Tensor
 
 from robench import seeding
 from robench.acceleration.batch_size import best_batch, fitting_batch
-from robench.acceleration.search_models import EagerModel, SearchModels
+from robench.acceleration.search_models import (
+    FOLDED,
+    LOWER,
+    SearchModel,
+    SearchModels,
+    Variant,
+    build_variant,
+)
 from robench.acceleration.timing import rates, threads_of
-from robench.acceleration.variants import FOLDED, LOWER, Variant, build_variant
 from robench.attacks.losses import LOSSES, Loss, margin
 from robench.devices import synchronise
 from robench.errors import UsageError
 from robench.geometry import project, random_point, steepest
 from robench.models.wrapper import RobenchModel
-from robench.registry import unknown_name
 from robench.threat_models import ThreatModel
 
-__all__ = ["PRECISIONS", "SearchChoice", "choose_search_model"]
-
-PRECISIONS = ("auto", "fp32", *LOWER)
+__all__ = ["SearchChoice", "choose_search_model"]
 
 _FEW = 2_000
 """Passes that are to be expected, below which the model is run as it is"""
@@ -90,20 +93,17 @@ def choose_search_model(
         model: the original, on its device.
         inputs: (N, C, H, W), a sample of the data, on the device.
         labels: int64 (N,).
-        precision: ``auto``; ``fp32`` for the original as it is; or another of :data:`PRECISIONS`
-            to have it whatever is faster.
+        precision: one of :data:`robench.request.PRECISIONS`: ``auto``; ``fp32`` for the original
+            as it is; or another, to have it whatever is faster.
         threat_model: the ball in which agreement is checked.
         batch_size: the user's; None: what fits into memory and pays, by measurement.
         workers: searches that are to share the batch, unless the whole is short.
         planned_passes: how many gradients are to come, if every sample survives.
 
     Raises:
-        UnknownNameError: no such precision.
         UsageError: the precision that was asked for does not agree with the original.
     """
-    if precision not in PRECISIONS:
-        raise unknown_name("precision", precision, list(PRECISIONS))
-    plain = EagerModel(model)
+    plain = SearchModel(model)
     outlook = _Outlook(planned_passes, rate=float("inf"))
     if planned_passes >= _FEW:
         outlook = _look_ahead(plain, inputs, labels, threat_model, planned_passes)
@@ -150,7 +150,7 @@ class _Outlook:
 
 
 def _look_ahead(
-    plain: EagerModel,
+    plain: SearchModel,
     inputs: Tensor,
     labels: Tensor,
     threat_model: ThreatModel,
@@ -193,7 +193,7 @@ class _Check:
 
     @classmethod
     def of(
-        cls, plain: EagerModel, inputs: Tensor, labels: Tensor, threat_model: ThreatModel
+        cls, plain: SearchModel, inputs: Tensor, labels: Tensor, threat_model: ThreatModel
     ) -> _Check:
         count = max(_LEAST_CHECKED, _CHECKED_PIXELS // inputs[:1].numel())
         inputs, labels = inputs[:count], labels[:count]
@@ -201,7 +201,7 @@ class _Check:
         points = random_point(inputs, threat_model.norm, threat_model.radius, keys)
         return cls(points, labels, margin(plain.logits(points), labels))
 
-    def agreeing(self, model: RobenchModel, variant: Variant, limit: float) -> EagerModel | None:
+    def agreeing(self, model: RobenchModel, variant: Variant, limit: float) -> SearchModel | None:
         """The model in another form, if its margins agree up to ``limit`` × the median margin.
 
         Its tolerance is twice the largest error seen.
@@ -224,7 +224,7 @@ class _Check:
 
 
 def _asked_for(
-    precision: str, model: RobenchModel, exact: EagerModel, check: _Check
+    precision: str, model: RobenchModel, exact: SearchModel, check: _Check
 ) -> SearchModels:
     """One form for all attacks, and the exact one near the boundary."""
     form = check.agreeing(model, LOWER[precision], _LARGEST_DISAGREEMENT)
@@ -238,7 +238,7 @@ def _asked_for(
 
 
 def _fastest(
-    model: RobenchModel, exact: EagerModel, check: _Check, batch_size: int, outlook: _Outlook
+    model: RobenchModel, exact: SearchModel, check: _Check, batch_size: int, outlook: _Outlook
 ) -> tuple[SearchModels, str]:
     """The fastest form for gradients and the fastest for forward passes, and why.
 
@@ -269,7 +269,7 @@ def _fastest(
     return SearchModels(search, queries, exact, exact), reason
 
 
-def _paying(forms: Sequence[EagerModel], seen: Sequence[float]) -> EagerModel:
+def _paying(forms: Sequence[SearchModel], seen: Sequence[float]) -> SearchModel:
     """The fastest, if it is clearly faster than the first, which need not be searched again."""
     best = max(range(len(forms)), key=lambda index: seen[index])
     return forms[best] if seen[best] >= _PRICE * seen[0] else forms[0]

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from robench.acceleration.search_models import EagerModel, SearchModel, SearchModels
+from robench.acceleration.search_models import SearchModel, SearchModels
 from robench.attacks import build_attack
 from robench.attacks.base import BatchAttack
 from robench.errors import AttackError
@@ -322,4 +322,4 @@ class Cascade:
             return search_model, samples
         other = self.model.with_output(stage.output)
         logits = Adjudicator(other, self.threat_model, self.batch_size).logits(samples.inputs)
-        return EagerModel(other), replace(samples, clean_logits=logits)
+        return SearchModel(other), replace(samples, clean_logits=logits)

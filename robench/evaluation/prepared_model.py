@@ -12,7 +12,7 @@ from torch import Tensor
 
 from robench import seeding
 from robench.acceleration.model_choice import SearchChoice, choose_search_model
-from robench.acceleration.search_models import EagerModel, SearchModels
+from robench.acceleration.search_models import SearchModel, SearchModels
 from robench.attacks import build_attack
 from robench.attacks.base import BatchAttack
 from robench.attacks.losses import LOSSES, Loss, margin
@@ -190,7 +190,7 @@ def _classify(
     model: RobenchModel, dataset: Dataset, device: torch.device, batch_size: int
 ) -> tuple[Tensor, dict[int, str], _Probe]:
     """Clean logits float32 (n, K) on the CPU, and the samples that the model fails on."""
-    guarded = Queries(EagerModel(model), model.num_classes, batch_size)
+    guarded = Queries(SearchModel(model), model.num_classes, batch_size)
     parts: list[Tensor] = []
     errors: dict[int, str] = {}
     probe_rows, probe_inputs, wanted = list[Tensor](), list[Tensor](), _PROBE

@@ -14,10 +14,10 @@ import robench
 import robench.records
 from robench import request
 from robench.acceleration import model_choice, timing
-from robench.acceleration.model_choice import PRECISIONS, SearchChoice, choose_search_model
-from robench.acceleration.search_models import EagerModel
+from robench.acceleration.model_choice import SearchChoice, choose_search_model
+from robench.acceleration.search_models import LOWER, SearchModel
 from robench.datasets import load_dataset
-from robench.errors import UnknownNameError, UsageError
+from robench.errors import UsageError
 from robench.models import load_model, wrap_module
 from robench.models.wrapper import RobenchModel, buffer_fingerprint
 from robench.threat_models import ThreatModel
@@ -93,7 +93,7 @@ def test_what_is_asked_for_is_taken_untimed(digits, untimed, precision, passes) 
 def test_fp32_is_the_model_itself(digits, untimed, passes) -> None:
     model, inputs, labels = digits
     choice = choose(model, inputs, labels, "fp32", passes)
-    assert isinstance(choice.models.search, EagerModel)
+    assert isinstance(choice.models.search, SearchModel)
     assert choice.models.search.module is model
     assert choice.models.different() == [choice.models.search]
     assert (choice.models.search.tolerance, choice.batch_size) == (0.0, 64)
@@ -293,10 +293,8 @@ def test_a_form_with_other_logits_is_not_taken(capable) -> None:
         choose(model, inputs, labels, "bf16")
 
 
-def test_unknown_precisions_list_near_misses(digits) -> None:
-    with pytest.raises(UnknownNameError, match="bf16"):
-        choose(*digits, "bf-16")
-    assert request.PRECISIONS == PRECISIONS
+def test_every_precision_of_a_request_has_a_form() -> None:
+    assert ("auto", "fp32", *LOWER) == request.PRECISIONS
 
 
 # --- numbers ----------------------------------------------------------------------------------

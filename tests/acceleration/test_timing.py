@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from robench.acceleration.search_models import EagerModel
+from robench.acceleration.search_models import SearchModel
 from robench.acceleration.timing import measured, rates, seconds_a_call, threads_of, tiled
 
 
@@ -40,7 +40,7 @@ class Resting(nn.Module):
 
 def test_rates_are_inputs_a_second_and_none_where_memory_is_short() -> None:
     points, labels = torch.rand(4, 1, 2, 2), torch.zeros(4, dtype=torch.int64)
-    slow, fast = EagerModel(Resting(0.05)), EagerModel(Resting(0.005))
+    slow, fast = SearchModel(Resting(0.05)), SearchModel(Resting(0.005))
     found = rates([slow, fast], "gradient", points, labels, 10)
     assert found[0] <= 10 / 0.05
     assert 2 * found[0] < found[1] <= 10 / 0.005

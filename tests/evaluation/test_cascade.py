@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import robench
-from robench.acceleration.search_models import EagerModel, SearchModels
+from robench.acceleration.search_models import SearchModel, SearchModels
 from robench.attacks.base import Gradient
 from robench.attacks.losses import Loss
 from robench.attacks.suites import load_suite
@@ -236,7 +236,7 @@ def test_samples_that_fail_are_errored_and_the_others_are_attacked() -> None:
     assert "non-finite" in stored.table["message"][9]
 
 
-class Hazy(EagerModel):
+class Hazy(SearchModel):
     """A search model that sees every margin larger by ``haze``, as low precision may."""
 
     def __init__(self, model: nn.Module, haze: float) -> None:

@@ -16,7 +16,7 @@ from attack_models import ExactNetwork, images, predictions
 from torch import Tensor, nn
 
 from robench import seeding
-from robench.acceleration.search_models import EagerModel, SearchModels
+from robench.acceleration.search_models import SearchModel, SearchModels
 from robench.evaluation.adjudicate import Adjudicator
 from robench.evaluation.cascade import Cascade
 from robench.evaluation.samples import Samples
@@ -125,7 +125,7 @@ def run(
         spec,
         model,
         threat,
-        SearchModels.all_on(EagerModel(model)),
+        SearchModels.all_on(SearchModel(model)),
         Adjudicator(model, threat, SLOTS),
         batch_size=SLOTS,
         shard_size=SHARD,

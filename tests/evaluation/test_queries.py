@@ -5,14 +5,14 @@ import torch
 from attack_models import ExactNetwork, Watching, images, predictions
 from torch import Tensor, nn
 
-from robench.acceleration.search_models import EagerModel
+from robench.acceleration.search_models import SearchModel
 from robench.attacks.losses import LOSSES, Loss
 from robench.devices import is_out_of_memory
 from robench.evaluation.queries import Queries
 
 
 def _queries(module: nn.Module, batch_size: int = 64, slots: int = 10) -> Queries:
-    queries = Queries(EagerModel(module), 6, batch_size)
+    queries = Queries(SearchModel(module), 6, batch_size)
     queries.reset(slots, torch.device("cpu"))
     return queries
 

@@ -21,7 +21,7 @@ from attack_models import (
 from torch import Tensor, nn
 
 from robench import seeding
-from robench.acceleration.search_models import EagerModel
+from robench.acceleration.search_models import SearchModel
 from robench.attacks.apgd import APGD
 from robench.attacks.base import Attack, slot_keys
 from robench.attacks.carlini_wagner import CarliniWagnerL2
@@ -80,7 +80,7 @@ def test_passes_of_a_surviving_sample(
     def watch(batch: Tensor) -> None:
         seen["inputs"] += len(batch)
 
-    search = EagerModel(Watching(model, watch))
+    search = SearchModel(Watching(model, watch))
     few = slice(0, 3)
     run = run_search(attack, model, inputs[few], labels[few], search=search)
     assert not bool(run.found.broken.any())
@@ -200,7 +200,7 @@ def _failing_run(attack: Attack[Any], failure: Any, batch_size: int = 64) -> tup
     model = ExactNetwork()
     labels = predictions(model, inputs)
     sound = run_search(attack, model, inputs, labels, batch_size=batch_size).found
-    failing = EagerModel(_Marked(model, failure, limit=0.9))
+    failing = SearchModel(_Marked(model, failure, limit=0.9))
     found = run_search(attack, model, inputs, labels, batch_size=batch_size, search=failing).found
     return found, sound
 
@@ -290,7 +290,7 @@ def test_an_error_ends_a_sample_whose_earlier_searches_found_nothing() -> None:
     inputs[2, 0, 0, 0] = 0.99
     labels[2] = predictions(model, inputs[2:3])
     for batch_size in (1, 64):
-        search = EagerModel(_FailsFromRank(model, after=3))
+        search = SearchModel(_FailsFromRank(model, after=3))
         found = run_search(
             attack, model, inputs, labels, search=search, batch_size=batch_size
         ).found
@@ -312,7 +312,7 @@ def test_out_of_memory_halves_the_batch_and_goes_on() -> None:
 
     attack = PGD(ThreatModel.of("Linf", 0.02), steps=8)
     plain = run_search(attack, model, inputs, labels, batch_size=50).found
-    search = EagerModel(Watching(model, small_memory))
+    search = SearchModel(Watching(model, small_memory))
     run = run_search(attack, model, inputs, labels, batch_size=50, search=search)
     for name in ("broken", "search", "adv_inputs", "closest_margin", "forwards", "backwards"):
         assert torch.equal(getattr(run.found, name), getattr(plain, name)), name
@@ -343,7 +343,7 @@ def test_a_find_that_fails_with_the_original_is_none_and_the_search_goes_on() ->
     model = LinearModel(torch.tensor([[-1.0], [0.0]]), torch.tensor([0.55, 0.0]))
     inputs, labels = torch.tensor([[[[0.5]]], [[[0.3]]]]), torch.tensor([0, 0])
     attack = PGD(ThreatModel.of("Linf", 0.1), steps=10, relative_step_size=0.1, random_start=False)
-    search = EagerModel(_Shifted(model, 0.03))
+    search = SearchModel(_Shifted(model, 0.03))
     run = run_search(attack, model, inputs, labels, search=search)
     # The search sees 0.52 as misclassified, the model only what lies beyond 0.55.
     assert run.found.broken.tolist() == [True, False]
@@ -356,9 +356,9 @@ def test_near_misses_of_an_inexact_search_are_judged_too(shift: float) -> None:
     model = LinearModel(torch.tensor([[-1.0], [0.0]]), torch.tensor([0.5995, 0.0]))
     inputs, labels = torch.tensor([[[[0.5]]]]), torch.tensor([0])
     attack = PGD(ThreatModel.of("Linf", 0.1), steps=10, relative_step_size=0.1, random_start=False)
-    search = EagerModel(_Shifted(model, shift), tolerance=0.005)
+    search = SearchModel(_Shifted(model, shift), tolerance=0.005)
     assert run_search(attack, model, inputs, labels, search=search).found.broken.tolist() == [True]
-    blind = EagerModel(_Shifted(model, -0.002), tolerance=0.0)
+    blind = SearchModel(_Shifted(model, -0.002), tolerance=0.0)
     # Without a tolerance the last word on the closest point still belongs to the original.
     assert run_search(attack, model, inputs, labels, search=blind).found.broken.tolist() == [True]
 
@@ -383,7 +383,7 @@ def test_a_bfloat16_search_breaks_nothing_that_is_not_broken(name: str) -> None:
 
     exact = run_search(attack, model, inputs, labels).found
     found = run_search(
-        attack, model, inputs, labels, search=EagerModel(Coarse(), tolerance=0.05)
+        attack, model, inputs, labels, search=SearchModel(Coarse(), tolerance=0.05)
     ).found
     assert torch.equal(predictions(model, found.adv_inputs) != labels, found.broken)
     assert 5 < int(exact.broken.sum()) < 75
@@ -499,7 +499,7 @@ def test_a_candidate_that_the_original_cannot_judge_is_no_survivor(failure: Any)
                 return logits
             return torch.where(lost[:, None], failure, logits)
 
-    found = run_search(attack, Judge(), inputs, labels, search=EagerModel(sound)).found
+    found = run_search(attack, Judge(), inputs, labels, search=SearchModel(sound)).found
     assert list(found.errors) == [4]
     assert "original model" in found.errors[4]
     assert not bool(found.broken[4])

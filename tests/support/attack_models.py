@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from robench import seeding
-from robench.acceleration.search_models import EagerModel, SearchModel
+from robench.acceleration.search_models import SearchModel
 from robench.attacks.base import Attack, Gradient, Slots, slot_keys
 from robench.attacks.losses import Loss
 from robench.evaluation.adjudicate import Adjudicator
@@ -133,7 +133,7 @@ class PlainQuery:
     """A query with no engine behind it; keeps every batch of points it was asked about."""
 
     def __init__(self, module: nn.Module) -> None:
-        self.model = EagerModel(module)
+        self.model = SearchModel(module)
         self.seen: list[Tensor] = []
 
     def logits(self, points: Tensor, rows: Tensor | None = None) -> Tensor:
@@ -293,7 +293,7 @@ def run_search(
     keys = seeding.sample_keys(seed, [ids[index] for index in order.tolist()])
     run: Search[Any] = Search(
         attack,
-        Queries(search or EagerModel(model), clean.shape[1], batch_size),
+        Queries(search or SearchModel(model), clean.shape[1], batch_size),
         adjudicator,
         Samples(chosen, labels[order], clean, keys),
         batch_size=batch_size,

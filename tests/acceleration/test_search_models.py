@@ -8,8 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from robench.acceleration.search_models import EagerModel
-from robench.acceleration.variants import FOLDED, LOWER, Variant, build_variant
+from robench.acceleration.search_models import FOLDED, LOWER, SearchModel, Variant, build_variant
 from robench.attacks.losses import LOSSES, Loss
 from robench.datasets import load_dataset
 from robench.models import load_model, wrap_module
@@ -22,14 +21,14 @@ def digits() -> tuple[RobenchModel, Tensor, Tensor]:
     return load_model("digits/Linf-0.2/pgd-at"), data.batch(range(64)), data.labels
 
 
-def batch_norms(form: EagerModel) -> list[nn.Module]:
+def batch_norms(form: SearchModel) -> list[nn.Module]:
     return [part for part in form.module.modules() if isinstance(part, nn.BatchNorm2d)]
 
 
 def test_folding_batch_norm_changes_rounding_only(digits) -> None:
     model, inputs, labels = digits
     before = buffer_fingerprint(model)
-    folded, plain = build_variant(model, FOLDED), EagerModel(model)
+    folded, plain = build_variant(model, FOLDED), SearchModel(model)
     assert folded is not None
     assert folded.description == "fp32 folded"
     assert batch_norms(plain)
@@ -44,7 +43,7 @@ def test_folding_batch_norm_changes_rounding_only(digits) -> None:
 @pytest.mark.parametrize("name", ["tf32", "bf16", "fp16"])
 def test_lower_precision_takes_and_gives_float32_and_keeps_the_direction(digits, name) -> None:
     model, inputs, labels = (digits[0], digits[1][:16], digits[2][:16])
-    form, plain = build_variant(model, LOWER[name]), EagerModel(model)
+    form, plain = build_variant(model, LOWER[name]), SearchModel(model)
     assert form is not None
     assert form.description == f"{name} folded channels-last"
     loss = Loss(LOSSES["ce"], labels, labels)
@@ -81,7 +80,7 @@ def test_tf32_is_switched_on_for_its_own_passes_only(digits) -> None:
     form = build_variant(model, LOWER["tf32"])
     assert form is not None
     loss = Loss(LOSSES["ce"], labels, labels)
-    for asked in (EagerModel(Watching()), EagerModel(Watching(), setting=form.setting)):
+    for asked in (SearchModel(Watching()), SearchModel(Watching(), setting=form.setting)):
         asked.logits(inputs)
         asked.gradient(inputs, loss)
         asked.jacobian(inputs[:1])
@@ -163,5 +162,5 @@ class Detached(nn.Module):
 @pytest.mark.parametrize("network", [Constant(), Detached()])
 def test_what_does_not_depend_on_its_input_has_no_slope(network: nn.Module) -> None:
     labels = torch.tensor([0, 2])
-    seen = EagerModel(network).gradient(torch.rand(2, 1, 4, 4), Loss(LOSSES["ce"], labels, labels))
+    seen = SearchModel(network).gradient(torch.rand(2, 1, 4, 4), Loss(LOSSES["ce"], labels, labels))
     assert torch.equal(seen.gradient, torch.zeros(2, 1, 4, 4))

@@ -104,61 +104,38 @@ def choose_search_model(
         UsageError: the precision that was asked for does not agree with the original.
     """
     plain = SearchModel(model)
-    outlook = _Outlook(planned_passes, rate=float("inf"))
-    if planned_passes >= _FEW:
-        outlook = _look_ahead(plain, inputs, labels, threat_model, planned_passes)
+    passes, rate = planned_passes, float("inf")
+    if passes >= _FEW:
+        alive, rate = _look_ahead(plain, inputs, labels, threat_model)
+        passes *= alive
+    seconds = passes / rate
     size = batch_size or fitting_batch(model, inputs)
     share = max(1, size // workers)
     models, reason = SearchModels.all_on(plain), "asked for"
     with threads_of(workers):
-        if precision == "auto" and outlook.passes < _FEW:
+        if precision == "auto" and passes < _FEW:
             reason = f"fewer than {_FEW} passes are to be expected"
         elif precision != "fp32":
             check = _Check.of(plain, inputs, labels, threat_model)
             exact = check.agreeing(model, FOLDED, _ROUNDING) or plain
             if precision == "auto":
-                models, reason = _fastest(model, exact, check, share, outlook)
+                models, reason = _fastest(model, exact, check, share, seconds, rate)
             else:
                 models = _asked_for(precision, model, exact, check)
-        if batch_size is None and outlook.seconds >= _LONG:
+        if batch_size is None and seconds >= _LONG:
             share = best_batch(
-                models.search,
-                model,
-                inputs,
-                labels,
-                start=share,
-                workers=workers,
-                rate=outlook.rate,
+                models.search, model, inputs, labels, start=share, workers=workers, rate=rate
             )
             size = share * workers
-    return SearchChoice(models, size, outlook.seconds, reason)
-
-
-@dataclass(frozen=True)
-class _Outlook:
-    """What is to be expected of a search."""
-
-    passes: float
-    """Gradients that are to come"""
-    rate: float
-    """A first guess of how many a second"""
-
-    @property
-    def seconds(self) -> float:
-        """How long it is going to take, roughly."""
-        return self.passes / self.rate
+    return SearchChoice(models, size, seconds, reason)
 
 
 def _look_ahead(
-    plain: SearchModel,
-    inputs: Tensor,
-    labels: Tensor,
-    threat_model: ThreatModel,
-    planned_passes: float,
-) -> _Outlook:
-    """Three steps on a few inputs: how fast they are, and whether anything survives them.
+    plain: SearchModel, inputs: Tensor, labels: Tensor, threat_model: ThreatModel
+) -> tuple[float, float]:
+    """The share of a few inputs that survives three steps, and how many gradients a second.
 
-    Where hardly any sample does, further steps are sure to bring it down as well.
+    Where hardly any sample does, further steps are sure to bring it down as well: a share of 0.
     """
     clean, classes = inputs[:_PILOT], labels[:_PILOT]
     loss = Loss(LOSSES["ce"], classes, classes)
@@ -171,8 +148,7 @@ def _look_ahead(
         ahead = points + threat_model.radius * steepest(slope, threat_model.norm)
         points = project(ahead, clean, threat_model.norm, threat_model.radius)
     alive = int((margin(plain.logits(points), classes) > 0).sum())
-    share = alive / len(clean) if alive > _HARDLY_ANY else 0.0
-    return _Outlook(planned_passes * share, rate)
+    return (alive / len(clean) if alive > _HARDLY_ANY else 0.0), rate
 
 
 def _worth_trying(device: torch.device) -> tuple[str, ...]:
@@ -238,14 +214,19 @@ def _asked_for(
 
 
 def _fastest(
-    model: RobenchModel, exact: SearchModel, check: _Check, batch_size: int, outlook: _Outlook
+    model: RobenchModel,
+    exact: SearchModel,
+    check: _Check,
+    batch_size: int,
+    seconds: float,
+    rate: float,
 ) -> tuple[SearchModels, str]:
     """The fastest form for gradients and the fastest for forward passes, and why.
 
     Attacks along the boundary stay in float32: in lower precision they break other samples
     (benchmarks/results/low_precision.md).
     """
-    if outlook.seconds < _LONG:
+    if seconds < _LONG:
         return SearchModels.all_on(exact), f"not timed, as the search takes less than {_LONG:g} s"
     tried = [
         check.agreeing(model, LOWER[name], _LARGEST_DISAGREEMENT)
@@ -256,7 +237,7 @@ def _fastest(
         return SearchModels.all_on(exact), "no lower precision is of use here"
     forms = [exact, *lower]
     # A slow network is timed on few inputs.
-    count = min(batch_size, max(_PILOT, int(outlook.rate / 2)))
+    count = min(batch_size, max(_PILOT, int(rate / 2)))
     gradients, forwards = (
         rates(forms, kind, check.points, check.labels, count) for kind in ("gradient", "logits")
     )

@@ -27,8 +27,7 @@ _TURNS = 2
 
 def tiled(tensor: Tensor, count: int) -> Tensor:
     """The first ``count`` rows of as many copies as it takes: (N, …) → (count, …)."""
-    repeats = -(-count // len(tensor))
-    return tensor.repeat(repeats, *([1] * (tensor.dim() - 1)))[:count]
+    return tensor[torch.arange(count, device=tensor.device) % len(tensor)]
 
 
 @contextmanager

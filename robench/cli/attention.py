@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from robench.cli.options import JsonFlag, request_options
+from robench.cli.options import JsonFlag, option, request_options
 from robench.request import Request
 
 __all__ = ["attention"]
@@ -17,45 +17,28 @@ __all__ = ["attention"]
 @request_options(without=("precision", "workers", "save_adversarial"))
 def attention(
     models: Annotated[
-        list[str],
-        typer.Argument(metavar="MODEL", help="As for `robench run`; one or more."),
+        list[str], typer.Argument(metavar="MODEL", help="As for `robench run`; one or more.")
     ],
-    attack: Annotated[
-        str, typer.Option("--attack", metavar="NAME", help="An entry of the suite.")
-    ] = "pgd-20",
-    samples: Annotated[
-        int,
-        typer.Option("--samples", metavar="N", min=0, help="Samples in the picture; 0: none."),
-    ] = 16,
+    attack: Annotated[str, option("NAME", "An entry of the suite.")] = "pgd-20",
+    samples: Annotated[int, option("N", "Samples in the picture; 0: none.", min=0)] = 16,
     map_name: Annotated[
         str | None,
-        typer.Option(
-            "--map",
-            metavar="NAME",
-            help="grad_cam, feature_sum or rollout; default: the card's.",
-        ),
+        option("NAME", "grad_cam, feature_sum or rollout; default: the card's.", "--map"),
     ] = None,
     layer: Annotated[
         str | None,
-        typer.Option(
-            "--layer",
-            metavar="NAME",
-            help="Module whose output is the map; default: the card's, or the last spatial one.",
+        option(
+            "NAME", "Module whose output is the map; default: the card's, or the last spatial one."
         ),
     ] = None,
     target: Annotated[
         str,
-        typer.Option(
-            "--target",
-            metavar="CLASS",
-            help="The class that maps are for: true, predicted, or a class's name or number.",
+        option(
+            "CLASS", "The class that maps are for: true, predicted, or a class's name or number."
         ),
     ] = "true",
     out: Annotated[
-        Path | None,
-        typer.Option(
-            "--out", metavar="FOLDER", help="Where to; default: attention in the results folder."
-        ),
+        Path | None, option("FOLDER", "Where to; default: attention in the results folder.")
     ] = None,
     *,
     request: Request,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from robench.cli.options import SAMPLES, JsonFlag, request_options
+from robench.cli.options import SAMPLES, JsonFlag, flag, option, request_options
 from robench.request import Request
 
 if TYPE_CHECKING:
@@ -27,44 +27,23 @@ def check(
     candidate: Annotated[
         str, typer.Argument(metavar="CANDIDATE", help="Name, id, or start of a sha256.")
     ],
-    against: Annotated[
-        str, typer.Option("--against", metavar="BASELINE", help="The model to be held against.")
-    ],
+    against: Annotated[str, option("BASELINE", "The model to be held against.")],
     margin: Annotated[
-        float | None,
-        typer.Option(
-            "--margin", metavar="POINTS", help="Tolerable loss of robust accuracy; default: 1.0."
-        ),
+        float | None, option("POINTS", "Tolerable loss of robust accuracy; default: 1.0.")
     ] = None,
-    policy: Annotated[
-        Path | None,
-        typer.Option("--policy", metavar="FILE", help="TOML file with all margins and levels."),
-    ] = None,
+    policy: Annotated[Path | None, option("FILE", "TOML file with all margins and levels.")] = None,
     baseline_from: Annotated[
         Path | None,
-        typer.Option(
-            "--baseline-from",
-            metavar="PATH",
-            help="Another results folder, or a leaderboard CSV, that has the baseline.",
-        ),
+        option("PATH", "Another results folder, or a leaderboard CSV, that has the baseline."),
     ] = None,
     fill: Annotated[
-        bool,
-        typer.Option(
-            "--fill", help="First run the attacks of --suite that are missing.", show_default=False
-        ),
+        bool, flag("First run the attacks of --suite that are missing.", "--fill")
     ] = False,
     *,
     request: Request,
-    json_file: Annotated[
-        Path | None, typer.Option("--json-file", metavar="FILE", help="Also write JSON.")
-    ] = None,
-    junit: Annotated[
-        Path | None, typer.Option("--junit", metavar="FILE", help="Also write JUnit XML.")
-    ] = None,
-    markdown: Annotated[
-        Path | None, typer.Option("--markdown", metavar="FILE", help="Also write the summary.")
-    ] = None,
+    json_file: Annotated[Path | None, option("FILE", "Also write JSON.")] = None,
+    junit: Annotated[Path | None, option("FILE", "Also write JUnit XML.")] = None,
+    markdown: Annotated[Path | None, option("FILE", "Also write the summary.")] = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Say whether a candidate is worse than a baseline.

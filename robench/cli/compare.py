@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from robench.cli.options import CsvFile, JsonFlag, filter_options, request_options
+from robench.cli.options import CsvFile, JsonFlag, filter_options, option, request_options
 from robench.request import Request
 
 if TYPE_CHECKING:
@@ -29,20 +29,12 @@ def compare(
     *,
     request: Request,
     wanted: RecordFilter,
-    level: Annotated[
-        float, typer.Option("--level", metavar="LEVEL", help="Of intervals, between 0 and 1.")
-    ] = 0.95,
+    level: Annotated[float, option("LEVEL", "Of intervals, between 0 and 1.")] = 0.95,
     csv: CsvFile = None,
-    markdown: Annotated[
-        Path | None, typer.Option("--markdown", metavar="FILE", help="Also write the text.")
-    ] = None,
+    markdown: Annotated[Path | None, option("FILE", "Also write the text.")] = None,
     pictures: Annotated[
         Path | None,
-        typer.Option(
-            "--pictures",
-            metavar="FOLDER",
-            help="Draw the differences, and samples that only one of two models resists.",
-        ),
+        option("FOLDER", "Draw the differences, and samples that only one of two models resists."),
     ] = None,
     as_json: JsonFlag = False,
 ) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from robench.cli.options import SAMPLES, WEIGHTS, JsonFlag, request_options
+from robench.cli.options import SAMPLES, WEIGHTS, JsonFlag, option, request_options
 from robench.request import Request
 
 __all__ = ["doctor"]
@@ -29,10 +29,7 @@ def doctor(
         ),
     ],
     *,
-    n: Annotated[
-        int | None,
-        typer.Option("--n", metavar="N", min=1, help="Samples; default: 200, or all of fewer."),
-    ] = None,
+    n: Annotated[int | None, option("N", "Samples; default: 200, or all of fewer.", min=1)] = None,
     request: Request,
     as_json: JsonFlag = False,
 ) -> None:

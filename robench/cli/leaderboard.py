@@ -5,9 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
-from robench.cli.options import CsvFile, JsonFlag, PlotsFlag, ResultsFolder, filter_options
+from robench.cli.options import (
+    CsvFile,
+    JsonFlag,
+    PlotsFlag,
+    ResultsFolder,
+    filter_options,
+    flag,
+    option,
+)
 
 if TYPE_CHECKING:
     from robench.results import RecordFilter
@@ -20,15 +26,11 @@ def leaderboard(
     results: ResultsFolder = Path("results"),
     *,
     wanted: RecordFilter,
-    suite: Annotated[
-        str | None, typer.Option("--suite", metavar="SUITE", help="Only this suite's attacks.")
-    ] = None,
+    suite: Annotated[str | None, option("SUITE", "Only this suite's attacks.")] = None,
     together: Annotated[
         bool,
-        typer.Option(
-            "--together",
-            help="Rank different data, eps or n as one, although they are not comparable.",
-            show_default=False,
+        flag(
+            "Rank different data, eps or n as one, although they are not comparable.", "--together"
         ),
     ] = False,
     csv: CsvFile = None,

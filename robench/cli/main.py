@@ -18,6 +18,7 @@ from robench.cli.check import check
 from robench.cli.compare import compare
 from robench.cli.doctor import doctor
 from robench.cli.leaderboard import leaderboard
+from robench.cli.options import flag
 from robench.cli.results import results_app
 from robench.cli.run import run
 from robench.cli.train import train
@@ -102,9 +103,7 @@ def _root(
             "--version", callback=_print_version, is_eager=True, help="Print the version."
         ),
     ] = False,
-    debug: Annotated[
-        bool, typer.Option("--debug", help="Show the traceback of an error.", show_default=False)
-    ] = False,
+    debug: Annotated[bool, flag("Show the traceback of an error.", "--debug")] = False,
 ) -> None:
     logger = logging.getLogger("robench")
     logger.handlers = [_StderrHandler()]

@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Collection, Mapping
+import json
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
-from robench.cli.name_values import parse_name_values
+from robench.errors import UsageError
 from robench.request import PRECISIONS, Request
 
 if TYPE_CHECKING:
@@ -30,22 +31,30 @@ __all__ = [
     "PlotsFlag",
     "RequestOptions",
     "filter_options",
+    "flag",
+    "option",
+    "parse_name_values",
     "request_options",
 ]
 
-JsonFlag = Annotated[
-    bool, typer.Option("--json", help="Print JSON on stdout instead of text.", show_default=False)
-]
-CsvFile = Annotated[
-    Path | None, typer.Option("--csv", metavar="FILE", help="Also write the table to this file.")
-]
+
+def option(metavar: str, text: str, *names: str, min: int | None = None) -> Any:
+    """An option with a value; where no names are given, Typer makes one of the parameter's."""
+    return typer.Option(*names, metavar=metavar, help=text, min=min)
+
+
+def flag(text: str, *names: str) -> Any:
+    """An option without a value, off unless it is given."""
+    return typer.Option(*names, help=text, show_default=False)
+
+
+JsonFlag = Annotated[bool, flag("Print JSON on stdout instead of text.", "--json")]
+CsvFile = Annotated[Path | None, option("FILE", "Also write the table to this file.", "--csv")]
 PlotsFlag = Annotated[
     bool,
     typer.Option("--plots/--no-plots", help="Draw the figures and the page, or the CSV alone."),
 ]
-ResultsFolder = Annotated[
-    Path, typer.Option("--results", metavar="FOLDER", help="Folder with the stored records.")
-]
+ResultsFolder = Annotated[Path, option("FOLDER", "Folder with the stored records.", "--results")]
 
 
 class RequestOptions:
@@ -53,111 +62,71 @@ class RequestOptions:
 
     dataset: Annotated[
         str | None,
-        typer.Option(
-            metavar="NAME",
-            help="Data set by name, a folder of images, or a file of arrays; default: the one "
+        option(
+            "NAME",
+            "Data set by name, a folder of images, or a file of arrays; default: the one "
             "that the models' cards name, or digits.",
         ),
     ]
-    split: Annotated[str, typer.Option(metavar="SPLIT", help="Which part of the data set.")]
+    split: Annotated[str, option("SPLIT", "Which part of the data set.")]
     data_root: Annotated[
         Path | None,
-        typer.Option(
-            "--data-root", "--data", metavar="FOLDER", help="Where downloaded data sets are kept."
-        ),
+        option("FOLDER", "Where downloaded data sets are kept.", "--data-root", "--data"),
     ]
     dataset_options: Annotated[
         list[str] | None,
-        typer.Option(
+        option(
+            "NAME=VALUE",
+            "Option of a folder or file, as size=32.",
             "--dataset-option",
             "--data-option",
-            metavar="NAME=VALUE",
-            help="Option of a folder or file, as size=32.",
         ),
     ]
-    download: Annotated[
-        bool, typer.Option("--download", help="Fetch a missing data set.", show_default=False)
-    ]
-    suite: Annotated[
-        str, typer.Option(metavar="SUITE", help="Name or TOML file; `robench attacks` lists them.")
-    ]
+    download: Annotated[bool, flag("Fetch a missing data set.", "--download")]
+    suite: Annotated[str, option("SUITE", "Name or TOML file; `robench attacks` lists them.")]
     n: Annotated[
-        int | None,
-        typer.Option(
-            metavar="N", help="Samples, always the same ones; default: 500, or all of fewer."
-        ),
+        int | None, option("N", "Samples, always the same ones; default: 500, or all of fewer.")
     ]
-    norm: Annotated[
-        str | None,
-        typer.Option(metavar="NORM", help="Linf, L2 or L1; default: each model's own."),
-    ]
+    norm: Annotated[str | None, option("NORM", "Linf, L2 or L1; default: each model's own.")]
     eps: Annotated[
-        str | None,
-        typer.Option(
-            metavar="EPS", help="Radius in [0, 1] units, as 8/255; default: each model's own."
-        ),
+        str | None, option("EPS", "Radius in [0, 1] units, as 8/255; default: each model's own.")
     ]
-    seed: Annotated[int, typer.Option(metavar="SEED", help="Keys every draw.")]
+    seed: Annotated[int, option("SEED", "Keys every draw.")]
     architecture: Annotated[
         str | None,
-        typer.Option(
-            "--arch",
-            metavar="NAME",
-            help="Architecture of weights without a card: robench's, torchvision:NAME, timm:NAME, "
+        option(
+            "NAME",
+            "Architecture of weights without a card: robench's, torchvision:NAME, timm:NAME, "
             "package.module:callable, or program.",
+            "--arch",
         ),
     ]
     architecture_arguments: Annotated[
-        list[str] | None,
-        typer.Option("--arch-arg", metavar="NAME=VALUE", help="Argument of the architecture."),
+        list[str] | None, option("NAME=VALUE", "Argument of the architecture.", "--arch-arg")
     ]
     input: Annotated[
         list[str] | None,
-        typer.Option(
-            metavar="NAME=VALUE",
-            help="What weights without a card expect, as mean=0.5 std=0.25, or high=255.",
+        option(
+            "NAME=VALUE", "What weights without a card expect, as mean=0.5 std=0.25, or high=255."
         ),
     ]
-    trust_pickle: Annotated[
-        bool,
-        typer.Option(
-            "--trust-pickle", help="Execute the code in the weights file.", show_default=False
-        ),
-    ]
+    trust_pickle: Annotated[bool, flag("Execute the code in the weights file.", "--trust-pickle")]
     trust_code: Annotated[
-        bool,
-        typer.Option(
-            "--trust-code",
-            help="Import and call the code that cards, suites or --dataset name.",
-            show_default=False,
-        ),
+        bool, flag("Import and call the code that cards, suites or --dataset name.", "--trust-code")
     ]
-    device: Annotated[str, typer.Option(metavar="DEVICE", help="auto, cpu, cuda, cuda:1 or mps.")]
+    device: Annotated[str, option("DEVICE", "auto, cpu, cuda, cuda:1 or mps.")]
     precision: Annotated[
-        str,
-        typer.Option(
-            metavar=f"[{'|'.join(PRECISIONS)}]",
-            help="Of the search; verdicts are always in float32.",
-        ),
+        str, option(f"[{'|'.join(PRECISIONS)}]", "Of the search; verdicts are always in float32.")
     ]
-    batch_size: Annotated[
-        int | None,
-        typer.Option(metavar="N", help="Default: measured. Changes no result."),
-    ]
+    batch_size: Annotated[int | None, option("N", "Default: measured. Changes no result.")]
     workers: Annotated[
         int | None,
-        typer.Option(
-            metavar="N",
-            help="Searches side by side; default: on a CPU one for each thread. Changes no result.",
+        option(
+            "N", "Searches side by side; default: on a CPU one for each thread. Changes no result."
         ),
     ]
     results: ResultsFolder = Path("results")
-    save_adversarial: Annotated[
-        bool,
-        typer.Option(
-            "--save-adversarial", help="Keep every adversarial input.", show_default=False
-        ),
-    ]
+    save_adversarial: Annotated[bool, flag("Keep every adversarial input.", "--save-adversarial")]
 
 
 SAMPLES = ("dataset", "split", "data_root", "dataset_options", "download")
@@ -170,15 +139,11 @@ WEIGHTS = ("architecture", "architecture_arguments", "input", "trust_pickle")
 class _FilterOptions:
     """Field of the filter of stored records → its option."""
 
-    dataset: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Only results on this data set.")
-    ]
-    norm: Annotated[
-        str | None, typer.Option(metavar="NORM", help="Only this norm: Linf, L2 or L1.")
-    ]
-    eps: Annotated[str | None, typer.Option(metavar="EPS", help="Only this eps, such as 8/255.")]
-    n: Annotated[int | None, typer.Option(metavar="N", help="Only results on so many samples.")]
-    seed: Annotated[int | None, typer.Option(metavar="SEED", help="Only results of this seed.")]
+    dataset: Annotated[str | None, option("NAME", "Only results on this data set.")]
+    norm: Annotated[str | None, option("NORM", "Only this norm: Linf, L2 or L1.")]
+    eps: Annotated[str | None, option("EPS", "Only this eps, such as 8/255.")]
+    n: Annotated[int | None, option("N", "Only results on so many samples.")]
+    seed: Annotated[int | None, option("SEED", "Only results of this seed.")]
 
 
 Command = Callable[..., None]
@@ -189,6 +154,8 @@ _NAME_VALUES = {
     "input": "--input",
 }
 """Fields that are given as NAME=VALUE, and their options."""
+
+_PYTHON = {"True": True, "False": False, "None": None}
 
 
 def request_options(
@@ -262,3 +229,34 @@ def _options(
         return flat
 
     return decorate
+
+
+def parse_name_values(texts: Sequence[str], option: str) -> dict[str, Any]:
+    """``["lr=0.1", "milestones=0.5,0.75"]`` → ``{"lr": 0.1, "milestones": [0.5, 0.75]}``.
+
+    A value is a literal of JSON (or Python's True, False, None), several of them with commas
+    between, or else text.
+
+    Raises:
+        UsageError: no ``=``, no name, or a name twice.
+    """
+    found: dict[str, Any] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        name = name.strip()
+        if not (equals and name):
+            raise UsageError(f"{text!r} is not a setting", where=option, hint="Write NAME=VALUE")
+        if name in found:
+            raise UsageError(f"{name!r} is given twice", where=option)
+        found[name] = _value(value)
+    return found
+
+
+def _value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        pass
+    if "," in text:
+        return [_value(part) for part in text.split(",")]
+    return _PYTHON.get(text, text)

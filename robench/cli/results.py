@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from robench.cli.options import JsonFlag, ResultsFolder, filter_options, request_options
+from robench.cli.options import JsonFlag, ResultsFolder, filter_options, option, request_options
 from robench.request import Request
 
 if TYPE_CHECKING:
@@ -123,10 +123,7 @@ def verify(request: Request, as_json: JsonFlag = False) -> None:
 @results_app.command()
 def prune(
     results: ResultsFolder = Path("results"),
-    older_than: Annotated[
-        float,
-        typer.Option("--older-than", metavar="SECONDS", min=0, help="Leave younger files alone."),
-    ] = 3600.0,
+    older_than: Annotated[float, option("SECONDS", "Leave younger files alone.", min=0)] = 3600.0,
     as_json: JsonFlag = False,
 ) -> None:
     """Delete what interrupted runs left behind. Records are never touched."""
@@ -145,10 +142,7 @@ def prune(
 @results_app.command()
 @filter_options
 def export(
-    out: Annotated[
-        Path,
-        typer.Option("--out", metavar="PATH", help="A file; for robustbench a folder."),
-    ],
+    out: Annotated[Path, option("PATH", "A file; for robustbench a folder.")],
     form: Annotated[_Format, typer.Option("--format", help="What to write.")] = _Format.CSV,
     results: ResultsFolder = Path("results"),
     *,

@@ -7,8 +7,7 @@ from typing import Annotated
 
 import typer
 
-from robench.cli.name_values import parse_name_values
-from robench.cli.options import request_options
+from robench.cli.options import flag, option, parse_name_values, request_options
 from robench.errors import UsageError
 from robench.request import DEFAULT_DATASET, Request
 
@@ -33,34 +32,18 @@ def train(
     *,
     request: Request,
     threat_model: Annotated[
-        str | None,
-        typer.Option(
-            "--threat-model", metavar="NORM-EPS", help="Linf-8/255; default: the data set's."
-        ),
+        str | None, option("NORM-EPS", "Linf-8/255; default: the data set's.")
     ] = None,
     epochs: Annotated[int | None, typer.Option("--epochs", metavar="N", min=1)] = None,
-    name: Annotated[
-        str | None, typer.Option("--name", metavar="NAME", help="Default: the recipe's.")
-    ] = None,
-    teacher: Annotated[
-        str | None,
-        typer.Option("--teacher", metavar="MODEL", help="For recipes that learn from a model."),
-    ] = None,
+    name: Annotated[str | None, option("NAME", "Default: the recipe's.")] = None,
+    teacher: Annotated[str | None, option("MODEL", "For recipes that learn from a model.")] = None,
     settings: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="NAME=VALUE", help="Any setting of training or recipe."),
+        list[str] | None, option("NAME=VALUE", "Any setting of training or recipe.", "--set")
     ] = None,
-    out: Annotated[
-        Path | None,
-        typer.Option("--out", metavar="FOLDER", help="Default: model_zoo/DATASET/THREAT/NAME."),
-    ] = None,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace what the folder holds.", show_default=False)
-    ] = False,
+    out: Annotated[Path | None, option("FOLDER", "Default: model_zoo/DATASET/THREAT/NAME.")] = None,
+    overwrite: Annotated[bool, flag("Replace what the folder holds.", "--overwrite")] = False,
     devices: Annotated[int, typer.Option("--devices", metavar="N", min=1)] = 1,
-    quiet: Annotated[
-        bool, typer.Option("--quiet", "-q", help="No progress bar.", show_default=False)
-    ] = False,
+    quiet: Annotated[bool, flag("No progress bar.", "--quiet", "-q")] = False,
 ) -> None:
     """Train a network; write its card and weights.
 

@@ -8,8 +8,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from robench.cli.name_values import parse_name_values
-from robench.cli.options import SAMPLES, WEIGHTS, JsonFlag, request_options
+from robench.cli.options import (
+    SAMPLES,
+    WEIGHTS,
+    JsonFlag,
+    flag,
+    option,
+    parse_name_values,
+    request_options,
+)
 from robench.request import Request
 
 if TYPE_CHECKING:
@@ -24,7 +31,7 @@ zoo_app = typer.Typer(
 )
 
 _DatasetFilter = Annotated[
-    str | None, typer.Option("--dataset", metavar="NAME", help="Only models for this data set.")
+    str | None, option("NAME", "Only models for this data set.", "--dataset")
 ]
 
 
@@ -92,18 +99,11 @@ def show(
 def add(
     checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="The weights file.")],
     *,
-    name: Annotated[
-        str | None, typer.Option("--name", metavar="NAME", help="Default: the file's.")
-    ] = None,
-    defense: Annotated[
-        str, typer.Option("--defense", metavar="NAME", help="Recipe; standard for none.")
-    ] = "unknown",
-    zoo: Annotated[
-        Path, typer.Option("--zoo", metavar="FOLDER", help="Where the model is put.")
-    ] = Path("model_zoo"),
+    name: Annotated[str | None, option("NAME", "Default: the file's.")] = None,
+    defense: Annotated[str, option("NAME", "Recipe; standard for none.")] = "unknown",
+    zoo: Annotated[Path, option("FOLDER", "Where the model is put.")] = Path("model_zoo"),
     provenance: Annotated[
-        list[str] | None,
-        typer.Option("--about", metavar="NAME=VALUE", help="Provenance, as paper=… or year=2026."),
+        list[str] | None, option("NAME=VALUE", "Provenance, as paper=… or year=2026.", "--about")
     ] = None,
     request: Request,
     as_json: JsonFlag = False,
@@ -135,12 +135,11 @@ def add(
 @request_options(only=("data_root", "dataset_options"))
 def verify(
     models: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="MODEL", help="Which models; none: all of them."),
+        list[str] | None, typer.Argument(metavar="MODEL", help="Which models; none: all of them.")
     ] = None,
     dataset: _DatasetFilter = None,
     accuracy: Annotated[
-        bool, typer.Option("--accuracy", help="Measure the recorded clean accuracy again.")
+        bool, flag("Measure the recorded clean accuracy again.", "--accuracy")
     ] = False,
     *,
     request: Request,

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from robench.cli.name_values import parse_name_values
+from robench.cli.options import parse_name_values
 from robench.errors import UsageError
 from robench.formatting import format_table, number, plain
 

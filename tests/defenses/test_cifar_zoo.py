@@ -7,7 +7,7 @@ import shlex
 import pytest
 import torch
 
-from robench.cli.name_values import parse_name_values
+from robench.cli.options import parse_name_values
 from robench.datasets import load_dataset
 from robench.defenses import RECIPES, TrainingSettings, validate
 from robench.errors import DataError

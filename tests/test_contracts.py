@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[1]
 TORCH_FREE = (
     "robench",
     "robench.cli.main",
-    "robench.cli.filters",
+    "robench.cli.output",
     "robench.reporting.publish",
     "robench.errors",
     "robench.formatting",

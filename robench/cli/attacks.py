@@ -51,23 +51,20 @@ def attacks(
 
 
 def _suite_text(suite: Any) -> str:
-    rows = []
+    from robench.formatting import format_table
+
+    rows: list[tuple[str, str, str, str]] = []
     for spec in suite.attacks:
-        rows.append((spec.name, spec.attack, " ".join(spec.norms), _settings(spec.params)))
-        rows += [
-            (f"  {s.name}", s.attack, " ".join(s.norms), _settings(s.params)) for s in spec.stages
-        ]
+        rows += [_row(spec), *(_row(stage, "  ") for stage in spec.stages)]
         if spec.audit is not None:
             audit = spec.audit
             first = spec.stages[audit.first_stage].name
-            rows.append(
-                ("", "audit", "", f"from {first} on {audit.fraction:.0%}, at least {audit.minimum}")
-            )
-    from robench.formatting import format_table
-
+            what = f"from {first} on {audit.fraction:.0%}, at least {audit.minimum}"
+            rows.append(("", "audit", "", what))
     table = format_table(("entry", "attack", "norms", "parameters"), rows)
     return f"{suite.name} (version {suite.version}): {suite.description}\n\n{table}"
 
 
-def _settings(params: dict[str, Any]) -> str:
-    return " ".join(f"{name}={value}" for name, value in params.items())
+def _row(spec: Any, indent: str = "") -> tuple[str, str, str, str]:
+    params = " ".join(f"{name}={value}" for name, value in spec.params.items())
+    return f"{indent}{spec.name}", spec.attack, " ".join(spec.norms), params

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from robench.cli.options import SAMPLES, JsonFlag, flag, option, request_options
+from robench.cli.options import SAMPLES, JsonFlag, flag, option, record_name, request_options
 from robench.request import Request
 
 if TYPE_CHECKING:
@@ -51,7 +51,6 @@ def check(
     Exit code 0: not worse; 1: worse; 2: could not tell, or an error. Stored records are used;
     a model that has none is evaluated first, as `robench run` would.
     """
-    from robench.cli.filters import record_name
     from robench.regression_check import (
         Policy,
         check_json,
@@ -78,7 +77,6 @@ def check(
 
 def _evaluate_missing(request: Request, wanted: RecordFilter, *, fill: bool) -> None:
     """Evaluate the models that have no record, or, to ``fill``, whatever attacks are missing."""
-    from robench.cli.filters import record_name
     from robench.errors import UnknownNameError
     from robench.reporting.model_results import collect, results_of
     from robench.results import Store

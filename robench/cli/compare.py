@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from robench.cli.options import CsvFile, JsonFlag, filter_options, option, request_options
+from robench.cli.options import (
+    CsvFile,
+    JsonFlag,
+    filter_options,
+    option,
+    record_name,
+    request_options,
+)
 from robench.request import Request
 
 if TYPE_CHECKING:
@@ -43,7 +50,6 @@ def compare(
     Prints each difference with its interval, the p-value corrected over the models, and what n
     allows to say.
     """
-    from robench.cli.filters import record_name
     from robench.cli.output import print_json
     from robench.errors import UsageError
     from robench.files import atomic_write

@@ -34,6 +34,7 @@ __all__ = [
     "flag",
     "option",
     "parse_name_values",
+    "record_name",
     "request_options",
 ]
 
@@ -260,3 +261,17 @@ def _value(text: str) -> Any:
     if "," in text:
         return [_value(part) for part in text.split(",")]
     return _PYTHON.get(text, text)
+
+
+def record_name(model: str) -> str:
+    """What records call a model: a card's path → its id; anything else as it is.
+
+    Raises:
+        CardError: the card breaks the schema.
+    """
+    from robench.models.cards import CARD_NAME, read_card  # pydantic
+
+    path = Path(model).expanduser()
+    if path.is_dir():
+        path = path / CARD_NAME
+    return read_card(path).id if path.name == CARD_NAME and path.is_file() else model

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -9,10 +10,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from robench.cli.options import JsonFlag, ResultsFolder, filter_options, option, request_options
+from robench.errors import UsageError
 from robench.request import Request
 
 if TYPE_CHECKING:
-    from robench.results import RecordFilter, StoredRecord
+    from robench.results import RecordFilter, Store, StoredRecord
 
 __all__ = ["results_app"]
 
@@ -21,6 +23,9 @@ results_app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
 )
+
+
+_SHORTEST_PREFIX = 4
 
 
 class _Format(StrEnum):
@@ -38,13 +43,12 @@ def list_records(
     as_json: JsonFlag = False,
 ) -> None:
     """List the records, one line each. Exit code 2 if one is damaged."""
-    from robench.cli.filters import in_order
     from robench.cli.output import print_json, print_table, record_line, robust_acc
     from robench.formatting import number
     from robench.results import Store
 
     scan = Store.existing(results).scan()
-    found = in_order(scan.records, wanted)
+    found = _in_order(scan.records, wanted)
     if as_json:
         print_json(
             {
@@ -82,11 +86,10 @@ def show(
     as_json: JsonFlag = False,
 ) -> None:
     """Print one record."""
-    from robench.cli.filters import read_by_prefix
     from robench.cli.output import print_json, record_text
     from robench.results import Store
 
-    record = read_by_prefix(Store.existing(results), key).record
+    record = _read_by_prefix(Store.existing(results), key).record
     if as_json:
         print_json(record.model_dump(mode="json"))
     else:
@@ -149,13 +152,12 @@ def export(
     wanted: RecordFilter,
 ) -> None:
     """Write all samples of all records as one table, or RobustBench's model_info files."""
-    from robench.cli.filters import in_order
     from robench.files import atomic_write
     from robench.reporting.export import csv_bytes, samples_frame
     from robench.results import Store
 
     store = Store.existing(results)
-    found = in_order(store.records(), wanted)
+    found = _in_order(store.records(), wanted)
     if form is _Format.ROBUSTBENCH:
         for path in _write_model_info(found, out):
             typer.echo(path)
@@ -188,3 +190,29 @@ def _write_model_info(found: list[StoredRecord], folder: Path) -> list[Path]:
         atomic_write(path, (json.dumps(info, indent=2, ensure_ascii=False) + "\n").encode())
         written.append(path)
     return written
+
+
+def _read_by_prefix(store: Store, prefix: str) -> StoredRecord:
+    """The record whose key starts with ``prefix``, of 4 digits or more."""
+    if len(prefix) < _SHORTEST_PREFIX:
+        raise UsageError(f"{prefix!r} is too short for a key", hint="Give 4 digits or more")
+    known = store.keys()
+    keys = [key for key in known if key.startswith(prefix.lower())]
+    if len(keys) != 1:
+        what = "no record has" if not keys else f"{len(keys)} records have"
+        raise UsageError(
+            f"{what} a key that starts with {prefix!r}",
+            where=store.folder,
+            hint="`robench results list` prints the keys",
+        )
+    return store.read(keys[0])
+
+
+def _in_order(records: Iterable[StoredRecord], wanted: RecordFilter) -> list[StoredRecord]:
+    """The records that are wanted, in order of model, threat model, attack and age."""
+
+    def order(stored: StoredRecord) -> tuple[str, str, str, str]:
+        record = stored.record
+        return record.model.id, str(record.threat_model), record.attack.name, record.created
+
+    return sorted((stored for stored in records if wanted.matches(stored.record)), key=order)

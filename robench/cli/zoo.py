@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -21,6 +21,7 @@ from robench.request import Request
 
 if TYPE_CHECKING:
     from robench.inspection.zoo_models import Rechecked
+    from robench.models.zoo import LocatedCard
 
 __all__ = ["zoo_app"]
 
@@ -45,29 +46,13 @@ def list_models(dataset: _DatasetFilter = None, as_json: JsonFlag = False) -> No
     problems: list[CardError] = []
     cards = list_cards(dataset, problems=problems)
     if as_json:
-        print_json(
-            [
-                {
-                    "id": located.id,
-                    "card": located.card.model_dump(mode="json"),
-                    "path": str(located.path),
-                }
-                for located in cards
-            ]
-        )
+        print_json([_content(located) for located in cards])
     elif cards:
-        print_table(
-            ("id", "defense", "architecture", "weights"),
-            [
-                (
-                    located.id,
-                    located.card.defense,
-                    located.card.architecture.name,
-                    located.card.weights.sha256[:8],
-                )
-                for located in cards
-            ],
-        )
+        rows = [
+            (card.id, card.defense, card.architecture.name, card.weights.sha256[:8])
+            for card in (located.card for located in cards)
+        ]
+        print_table(("id", "defense", "architecture", "weights"), rows)
     else:
         folders = ", ".join(map(str, zoo_folders())) or "no folder"
         typer.echo(f"No models{f' for {dataset}' if dataset else ''} in {folders}.", err=True)
@@ -88,8 +73,7 @@ def show(
 
     located = find_card(model, dataset)
     if as_json:
-        content = located.card.model_dump(mode="json")
-        print_json({"id": located.id, "card": content, "path": str(located.path)})
+        print_json(_content(located))
     else:
         typer.echo(f"# {located.id}\n# {located.path}\n\n{format_card(located.card)}".rstrip())
 
@@ -121,14 +105,14 @@ def add(
 
     request = replace(request, models=(checkpoint,))
     added, found = add_model(request, zoo, name=name, defense=defense, provenance=about)
-    card, path = added.card, str(added.path)
+    card = added.card
     if as_json:
-        print_json({"id": card.id, "card": card.model_dump(mode="json"), "path": path})
+        print_json(_content(added))
     else:
         measured, examination = card.provenance.measured, card.provenance.examination
         typer.echo(f"{card.id}: clean_acc {number(measured['clean_acc'])} % (n = {measured['n']})")
         examined = f"doctor, on {examination.n if examination else 0} of them"
-        typer.echo(f"{findings_text(examined, found)}\n{path}")
+        typer.echo(f"{findings_text(examined, found)}\n{added.path}")
 
 
 @zoo_app.command()
@@ -165,6 +149,11 @@ def verify(
         print_table(("model", "verdict"), [(item.id, _verdict(item)) for item in found])
     if not all(item.ok for item in found):
         raise typer.Exit(2)
+
+
+def _content(located: LocatedCard) -> dict[str, Any]:
+    card = located.card.model_dump(mode="json")
+    return {"id": located.id, "card": card, "path": str(located.path)}
 
 
 def _verdict(item: Rechecked) -> str:

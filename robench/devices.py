@@ -5,14 +5,17 @@ from __future__ import annotations
 import gc
 import os
 from collections.abc import Callable
+from itertools import chain
 from typing import Generic, TypeVar
 
 import torch
+from torch import nn
 
 from robench.errors import DeviceError
 
 __all__ = [
     "Parts",
+    "device_of",
     "free_memory",
     "is_out_of_memory",
     "resolve_device",
@@ -53,6 +56,12 @@ def resolve_device(name: str | torch.device) -> torch.device:
     elif device.type not in ("cpu", "cuda", "mps"):
         raise DeviceError(f"robench does not run on {device.type!r}", hint="Use cpu, cuda or mps")
     return device
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where a model's parameters, or else its buffers, are; the CPU where it has neither."""
+    tensor = next(chain(model.parameters(), model.buffers()), None)
+    return torch.device("cpu") if tensor is None else tensor.device
 
 
 def synchronise() -> None:

@@ -13,13 +13,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from torch import nn
 
 from robench.attacks import build_attack
 from robench.attacks.suites import load_suite
 from robench.attention.maps import AttentionExtractor
 from robench.datasets import Dataset
-from robench.devices import resolve_device
+from robench.devices import device_of, resolve_device
 from robench.errors import CardError, ModelError, UsageError, first_line
 from robench.evaluation.runner import Listener, evaluate_model
 from robench.evaluation.settings import Settings
@@ -84,7 +83,7 @@ class Prepared:
                 tempfile.TemporaryDirectory(prefix="robench-")
             )
             for model, threat, dataset in self.planned:
-                home = _device_of(model)
+                home = device_of(model)
                 records += evaluate_model(
                     model.to(self.device),
                     dataset,
@@ -145,7 +144,7 @@ def _check_fit(model: RobenchModel, dataset: Dataset) -> None:
             hint="Choose the data set with --dataset, or correct the card's num_classes",
         )
     _check_layers(model)
-    inputs = dataset.batch(range(min(PROBE, len(dataset)))).to(_device_of(model))
+    inputs = dataset.batch(range(min(PROBE, len(dataset)))).to(device_of(model))
     try:
         with torch.no_grad():
             logits = model(inputs)
@@ -175,9 +174,3 @@ def _check_layers(model: RobenchModel) -> None:
             resolve_layer(model, spec.feature_layer)
     except UsageError as error:
         raise CardError(str(error), where=f"{model.summary.id}: attention") from error
-
-
-def _device_of(model: nn.Module) -> torch.device:
-    for tensor in (*model.parameters(), *model.buffers()):
-        return tensor.device
-    return torch.device("cpu")

@@ -4,6 +4,6 @@ from __future__ import annotations
 
 from robench.doctor.catalogue import CHECKS, Check
 from robench.doctor.examination import brief_flags, examine
-from robench.doctor.finding import Finding, Severity
+from robench.doctor.subject import Finding, Severity
 
 __all__ = ["CHECKS", "Check", "Finding", "Severity", "brief_flags", "examine"]

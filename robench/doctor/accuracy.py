@@ -12,9 +12,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from robench.doctor.finding import Finding, listed
 from robench.doctor.readings import better_reading, gain, most_frequent, percent
-from robench.doctor.subject import Subject
+from robench.doctor.subject import Finding, Subject, listed
 
 __all__ = ["accuracy", "labels_in_range"]
 

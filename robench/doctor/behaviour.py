@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from robench.doctor.finding import Finding, first_line, listed
-from robench.doctor.subject import Subject
+from robench.doctor.subject import Finding, Subject, listed
+from robench.errors import first_line
 
 __all__ = ["batch_mates", "changed_state", "dynamic", "modes", "randomised"]
 
@@ -161,13 +161,10 @@ def batch_mates(subject: Subject) -> Iterator[Finding]:
 @torch.no_grad()
 def changed_state(subject: Subject) -> Iterator[Finding]:
     """What a forward pass leaves behind: in buffers, parameters, or the inputs themselves."""
-    network = subject.model.network
-    entries = {**dict(network.named_buffers()), **dict(network.named_parameters())}
-    before = {name: tensor.clone() for name, tensor in entries.items()}
     given = subject.inputs.clone()
+    before = {name: tensor.clone() for name, tensor in subject.stored()}
     subject.model(given)
-    after = {**dict(network.named_buffers()), **dict(network.named_parameters())}
-    moved = [name for name, tensor in after.items() if not _same(before.get(name), tensor)]
+    moved = [name for name, tensor in subject.stored() if not _same(before.get(name), tensor)]
     if moved:
         yield Finding(
             name="changing_state",

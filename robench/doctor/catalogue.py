@@ -12,11 +12,10 @@ from typing import Final
 
 from robench.doctor.accuracy import accuracy
 from robench.doctor.behaviour import batch_mates, changed_state, dynamic, modes, randomised
-from robench.doctor.finding import Finding
 from robench.doctor.gradients import gradients
 from robench.doctor.half_precision import half_precision
 from robench.doctor.outputs import constant_outputs, kind_of_outputs
-from robench.doctor.subject import Subject
+from robench.doctor.subject import Finding, Subject
 from robench.registry import Registry
 
 __all__ = ["BRIEF", "CHECKS", "Check"]
@@ -43,7 +42,7 @@ class Check:
         """What it finds on as many samples as it is given."""
         n = self.brief if brief else self.samples
         whole = n is None or n >= len(subject.labels)
-        return self.function(subject if whole else subject.first(n or 0))
+        return self.function(subject if whole else subject.at(slice(n)))
 
 
 CHECKS: Final[Registry[Check]] = Registry("check", "robench.checks")

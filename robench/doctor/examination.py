@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
 from torch import Tensor
 
 from robench.doctor.accuracy import labels_in_range
 from robench.doctor.behaviour import modes
 from robench.doctor.catalogue import BRIEF, CHECKS
-from robench.doctor.finding import Finding, first_line
 from robench.doctor.outputs import find_logits, finite_rows
-from robench.doctor.subject import Subject
+from robench.doctor.subject import Finding, Subject
+from robench.errors import first_line
 from robench.models.wrapper import RobenchModel
 from robench.probes import undisturbed
 from robench.records import Flag
@@ -50,14 +47,24 @@ def examine(
     if brief:
         inputs, labels = inputs[:BRIEF], labels[:BRIEF]
         logits = None if logits is None else logits[:BRIEF]
-    with _untouched(model, inputs.device):
+    devices = [inputs.device] if inputs.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices), undisturbed(model):
         readable, found = find_logits(model, inputs[:2])
         if readable is None:
             return found
         inside, problems = labels_in_range(labels, model.num_classes)
         found += problems
         if data_classes not in (None, model.num_classes):
-            found.append(_class_count(model.num_classes, data_classes))
+            found.append(
+                Finding(
+                    name="num_classes",
+                    severity="severe",
+                    evidence=f"the model has {model.num_classes} classes, the data set "
+                    f"{data_classes}",
+                    mend="Choose the data set that the model was trained for with --dataset, or "
+                    "correct the card's num_classes",
+                )
+            )
         known = logits if readable is model else None
         subject = Subject(readable, inputs, labels, known).at(inside)
         try:
@@ -85,16 +92,6 @@ def brief_flags(
     return [finding.flag() for finding in found]
 
 
-def _class_count(own: int, given: int | None) -> Finding:
-    return Finding(
-        name="num_classes",
-        severity="severe",
-        evidence=f"the model has {own} classes, the data set {given}",
-        mend="Choose the data set that the model was trained for with --dataset, or correct the "
-        "card's num_classes",
-    )
-
-
 def _stopped(name: str, error: Exception) -> Finding:
     return Finding(
         name="check_failed",
@@ -103,11 +100,3 @@ def _stopped(name: str, error: Exception) -> Finding:
         mend="The model raised it on clean inputs or in their backward pass; attacks will meet it "
         "too",
     )
-
-
-@contextmanager
-def _untouched(model: RobenchModel, device: torch.device) -> Iterator[None]:
-    """Keep buffers, training flags and random states as they are."""
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices), undisturbed(model):
-        yield

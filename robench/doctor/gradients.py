@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 
 from robench.attacks.losses import LabelLoss, cross_entropy, margin, margin_loss
-from robench.doctor.finding import Finding
-from robench.doctor.subject import Subject
+from robench.doctor.subject import Finding, Subject
 
 __all__ = ["gradients"]
 
@@ -60,7 +59,7 @@ def gradients(subject: Subject) -> Iterator[Finding]:
         )
         return
     yield from _zero(slopes, losses)
-    yield from _mismatch(inner.first(_SLOPES), slopes[:_SLOPES])
+    yield from _mismatch(inner.at(slice(_SLOPES)), slopes[:_SLOPES])
 
 
 def _gradient(subject: Subject, loss: LabelLoss) -> Tensor | None:
@@ -79,8 +78,7 @@ def _zero(slopes: Tensor, losses: Tensor) -> Iterator[Finding]:
     n = len(slopes)
     zero = slopes.flatten(1).abs().amax(dim=1) == 0
     largest = losses.flatten(1).abs().amax(dim=1)
-    lost = (largest < _LOST) & ~zero
-    zeros, count = int(zero.sum()), int(lost.sum())
+    zeros, count = int(zero.sum()), int(((largest < _LOST) & ~zero).sum())
     if zeros > _FEW * n:
         yield Finding(
             name="flat_margin",

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from robench.doctor.finding import Finding
-from robench.doctor.subject import Subject
+from robench.doctor.subject import Finding, Subject
 
 __all__ = ["half_precision"]
 

@@ -9,9 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from robench.doctor.finding import Finding, first_line, listed
-from robench.doctor.subject import Subject, rewrapped
-from robench.errors import ModelError
+from robench.doctor.subject import Finding, Subject, listed, rewrapped
+from robench.errors import ModelError, first_line
 from robench.models.wrapper import RobenchModel
 from robench.records import OutputPath
 
@@ -122,16 +121,7 @@ def finite_rows(subject: Subject) -> tuple[Tensor, list[Finding]]:
     bad = int((~finite).sum())
     if not bad:
         return finite, []
-    sick = [
-        name
-        for name, tensor in subject.model.network.named_parameters()
-        if not bool(tensor.isfinite().all())
-    ]
-    sick += [
-        name
-        for name, tensor in subject.model.network.named_buffers()
-        if tensor.is_floating_point() and not bool(tensor.isfinite().all())
-    ]
+    sick = [name for name, tensor in subject.stored() if not bool(tensor.isfinite().all())]
     weights = f"; not finite among its weights: {listed(sick)}" if sick else ""
     return finite, [
         Finding(

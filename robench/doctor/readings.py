@@ -15,8 +15,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
-from robench.doctor.finding import Finding
-from robench.doctor.subject import Subject
+from robench.doctor.subject import Finding, Subject
 from robench.probes import forward_hooks
 from robench.records import InputSpec
 from robench.statistics.paired import PairedCounts, mcnemar
@@ -101,17 +100,14 @@ def _by_accuracy(subject: Subject, others: Sequence[_Other]) -> Iterator[Finding
     wrong = ~subject.correct
     if gain(wrong, none) is None:
         return
-    best: tuple[str, Subject] | None = None
-    for name, other, _ in others:
-        correct = none.clone()
-        correct[wrong] = other.at(wrong).correct
-        if gain(correct, none) is None:
-            continue
-        if best is None or other.clean_acc > best[1].clean_acc:
-            best = name, other
-    if best is None:
+    better = [
+        (name, other)
+        for name, other, _ in others
+        if gain(none.masked_scatter(wrong, other.at(wrong).correct), none) is not None
+    ]
+    if not better:
         return
-    name, other = best
+    name, other = max(better, key=lambda entry: entry[1].clean_acc)
     more = gain(other.correct, subject.correct)
     if more is None or other.clean_acc <= most_frequent(subject.labels):
         return

@@ -1,20 +1,25 @@
-"""The model under examination, together with the samples it is examined on."""
+"""What a check is given, a model with samples, and what it finds: a fault, what shows it, the mend."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+from robench.devices import device_of
 from robench.models.wrapper import RobenchModel
-from robench.records import ForwardSpec, InputSpec
+from robench.records import Flag, ForwardSpec, InputSpec
 
-__all__ = ["Subject", "rewrapped"]
+__all__ = ["Finding", "Severity", "Subject", "listed", "rewrapped"]
 
 _BATCH = 64
+
+Severity = Literal["note", "warning", "severe"]
 
 
 @dataclass(frozen=True)
@@ -63,15 +68,15 @@ class Subject:
         """float32 logits (M, K) of inputs (M, C, H, W), a few at a time."""
         return torch.cat([self.call(part) for part in torch.split(inputs, _BATCH)])
 
-    def at(self, rows: Tensor) -> Subject:
-        """The same model with some of the samples; ``rows`` is a mask or indices."""
+    def stored(self) -> Iterator[tuple[str, Tensor]]:
+        """The network's parameters and buffers, with their names."""
+        network = self.model.network
+        return chain(network.named_parameters(), network.named_buffers())
+
+    def at(self, rows: Tensor | slice) -> Subject:
+        """The same model with some of the samples; ``rows`` is a mask, indices or a slice."""
         known = None if self.known is None else self.known[rows]
         return replace(self, inputs=self.inputs[rows], labels=self.labels[rows], known=known)
-
-    def first(self, n: int) -> Subject:
-        """The same model with at most ``n`` samples."""
-        known = None if self.known is None else self.known[:n]
-        return replace(self, inputs=self.inputs[:n], labels=self.labels[:n], known=known)
 
     def reading(self, input_spec: InputSpec) -> Subject:
         """The same samples, read as another card would have the network read them."""
@@ -94,5 +99,39 @@ def rewrapped(
         attention=model.attention,
     )
     # The mean and deviation were made on the CPU; the network may be elsewhere.
-    tensor = next(chain(model.parameters(), model.buffers()), None)
-    return other if tensor is None else other.to(tensor.device)
+    return other.to(device_of(model))
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that is wrong or odd.
+
+    Attributes:
+        name: what it is, as it reads among a record's flags.
+        severity: ``severe`` makes the numbers meaningless, ``warning`` doubtful; a ``note`` only
+            wants to be known.
+        evidence: what was seen, with figures.
+        mend: what to do about it, such as what to write in the card.
+        count: samples concerned, where that makes sense.
+    """
+
+    name: str
+    severity: Severity
+    evidence: str
+    mend: str
+    count: int | None = None
+
+    def flag(self) -> Flag:
+        """The finding as a record keeps it."""
+        return Flag(
+            name=self.name,
+            severity=self.severity,
+            evidence=f"{self.evidence}. {self.mend}",
+            count=self.count,
+        )
+
+
+def listed(names: Sequence[str], most: int = 4) -> str:
+    """Names for a sentence; beyond ``most`` of them, how many more there are."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

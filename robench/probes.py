@@ -10,12 +10,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from robench.errors import ModelError, UsageError
 from robench.registry import unknown_name
 
 __all__ = [
+    "at_least_float32",
     "checked_inputs",
     "checked_logits",
     "eval_mode",
@@ -157,6 +159,11 @@ def checked_inputs(inputs: Tensor) -> Tensor:
             hint="Give a floating-point batch (N, C, H, W) in [0, 1]",
         )
     return inputs.clone() if inputs.is_inference() else inputs
+
+
+def at_least_float32(values: Tensor) -> Tensor:
+    """``values``, in float32 where they are in half precision: sums of many would be lost there."""
+    return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
 
 
 def checked_logits(logits: object, n: int) -> Tensor:

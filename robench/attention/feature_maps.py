@@ -149,26 +149,28 @@ def checked_targets(targets: Tensor, logits: Tensor) -> Tensor:
 
 def _feature_map(output: Any) -> Tensor | None:
     """The first 4-D tensor in what a layer returned."""
-    if isinstance(output, Tensor):
-        return output if output.ndim == 4 and output.is_floating_point() else None
-    parts = output.values() if isinstance(output, dict) else output
-    if not isinstance(output, (tuple, list, dict)):
-        return None
-    return next((part for part in parts if _is_map(part)), None)
+    return next((part for part in _parts(output).values() if _is_map(part)), None)
+
+
+def _parts(output: Any) -> dict[Any, Any]:
+    """What a layer returned, by key or place; a tensor is its own only part."""
+    if isinstance(output, dict):
+        return output
+    return dict(enumerate(output if isinstance(output, (tuple, list)) else (output,)))
 
 
 def _is_map(part: Any) -> bool:
-    return isinstance(part, Tensor) and _feature_map(part) is not None
+    return isinstance(part, Tensor) and part.ndim == 4 and part.is_floating_point()
 
 
 def _replace_feature_map(output: Any, new: Tensor) -> Any:
     """What the layer returned, with ``new`` in the place of its first 4-D tensor."""
     if isinstance(output, Tensor):
         return new
+    parts = _parts(output)
+    replaced = {**parts, next(key for key, part in parts.items() if _is_map(part)): new}
     if isinstance(output, dict):
-        key = next(k for k, part in output.items() if _is_map(part))
-        return type(output)({**output, key: new})
-    place = next(i for i, part in enumerate(output) if _is_map(part))
-    parts = [*output[:place], new, *output[place + 1 :]]
+        return type(output)(replaced)
     # Named tuples take their fields one by one.
-    return type(output)(*parts) if hasattr(output, "_fields") else type(output)(parts)
+    values = replaced.values()
+    return type(output)(*values) if hasattr(output, "_fields") else type(output)(values)

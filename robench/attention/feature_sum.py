@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from robench.attention.feature_maps import channels_first, find_spatial_layer, tapped
 from robench.errors import UsageError
-from robench.probes import checked_inputs
+from robench.probes import at_least_float32, checked_inputs
 
 __all__ = ["feature_sum", "feature_sum_map"]
 
@@ -73,5 +73,4 @@ def feature_sum(
         with tapped(model, chosen) as tap, torch.set_grad_enabled(create_graph):
             model(inputs)
             features = channels_first(tap.feature_map, inputs)
-            half = features.dtype in (torch.float16, torch.bfloat16)
-            return feature_sum_map(features.float() if half else features)
+            return feature_sum_map(at_least_float32(features))

@@ -16,7 +16,7 @@ from robench.attention.feature_maps import (
     tapped,
 )
 from robench.errors import ModelError
-from robench.probes import checked_inputs, checked_logits
+from robench.probes import at_least_float32, checked_inputs, checked_logits
 
 __all__ = ["grad_cam", "grad_cam_and_logits"]
 
@@ -108,7 +108,5 @@ def _gradient(scores: Tensor, features: Tensor, layer: str, create_graph: bool) 
 
 
 def _weighted(features: Tensor, gradient: Tensor) -> Tensor:
-    if features.dtype in (torch.float16, torch.bfloat16):
-        features, gradient = features.float(), gradient.float()
-    weights = gradient.mean(dim=(2, 3))
-    return torch.einsum("nc,nchw->nhw", weights, features).relu()
+    weights = at_least_float32(gradient).mean(dim=(2, 3))
+    return torch.einsum("nc,nchw->nhw", weights, at_least_float32(features)).relu()

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from robench import top_cells
 from robench.errors import DataError, UsageError
+from robench.probes import at_least_float32
 
 __all__ = ["checked_maps", "downsample_masks", "is_empty", "largest_cells", "top_mask"]
 
@@ -26,7 +27,7 @@ def checked_maps(maps: Tensor) -> Tensor:
         )
     if bool(((maps < 0) & maps.isfinite()).any()):
         raise UsageError("attention maps have negative cells", hint="Maps are 0 or larger")
-    return maps.float() if maps.dtype in (torch.float16, torch.bfloat16) else maps
+    return at_least_float32(maps)
 
 
 def is_empty(maps: Tensor) -> Tensor:

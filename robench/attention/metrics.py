@@ -1,8 +1,9 @@
 """How far attention moved and how it is spread: pure functions on maps.
 
-All take maps (N, h, w), floating point, 0 or larger, at the layer's own resolution, on any
-device, and return one value a sample, (N,). A map that is all zero or not finite has no centre,
-no top cells and no distribution: its value is NaN, never 0 (see :func:`robench.attention.is_empty`).
+All take maps (N, h, w), clean and adversarial ones where there are two, floating point, 0 or
+larger, at the layer's own resolution, on any device, and return one value a sample, (N,). A map
+that is all zero or not finite has no centre, no top cells and no distribution: its value is NaN,
+never 0 (see :func:`robench.attention.is_empty`). Malformed maps, or two shapes, are a UsageError.
 No function depends on the maps' scale. Definitions after Wu et al., arXiv 1811.09831, whose two
 observations are that attacks make attention deviate and scatter.
 """
@@ -35,15 +36,8 @@ __all__ = [
 def attention_deviation(maps: Tensor, adv_maps: Tensor) -> Tensor:
     """1 - IoU(M(A), M(A')): how little the top eighths of two maps overlap.
 
-    Args:
-        maps: (N, h, w), clean.
-        adv_maps: (N, h, w), adversarial.
-
     Returns:
         (N,) in [0, 1]: 0 the same top cells, 1 disjoint; lower is better. NaN where a map is empty.
-
-    Raises:
-        UsageError: malformed maps, or two shapes.
 
     >>> maps = torch.arange(16.0).view(1, 4, 4)
     >>> attention_deviation(maps, maps), attention_deviation(maps, maps.flip(1))
@@ -59,16 +53,9 @@ def attention_deviation(maps: Tensor, adv_maps: Tensor) -> Tensor:
 def attention_shift(maps: Tensor, adv_maps: Tensor) -> Tensor:
     """Distance of the two centroids of mass ÷ the diagonal between opposite corner cells.
 
-    Args:
-        maps: (N, h, w), clean.
-        adv_maps: (N, h, w), adversarial.
-
     Returns:
         (N,) in [0, 1]: 0 unmoved, 1 from corner to corner; lower is better. NaN where a map is
         empty or has a single cell.
-
-    Raises:
-        UsageError: malformed maps, or two shapes.
 
     >>> maps = torch.zeros(1, 4, 5)
     >>> maps[0, 0, 0] = 1
@@ -88,16 +75,9 @@ def attention_divergence(maps: Tensor, adv_maps: Tensor) -> Tensor:
 
     JSD = (KL(p, m) + KL(q, m)) / 2 with m = (p + q) / 2 (Lin 1991).
 
-    Args:
-        maps: (N, h, w), clean.
-        adv_maps: (N, h, w), adversarial.
-
     Returns:
         (N,) in [0, 1] bits: 0 the same, 1 no cell in common; lower is better. NaN where a map is
         empty.
-
-    Raises:
-        UsageError: malformed maps, or two shapes.
 
     >>> attention_divergence(torch.tensor([[[1.0, 0.0]]]), torch.tensor([[[0.0, 3.0]]]))
     tensor([1.])
@@ -115,15 +95,9 @@ def attention_divergence(maps: Tensor, adv_maps: Tensor) -> Tensor:
 def attention_scatter(maps: Tensor) -> Tensor:
     """RMS distance of the mass to its centroid ÷ that of a uniform map, sqrt((h² + w² - 2) / 12).
 
-    Args:
-        maps: (N, h, w).
-
     Returns:
         (N,), 0 or larger: 0 one cell, 1 uniform, above 1 where the mass sits at the border; an
         increase under attack is worse. NaN where a map is empty or has a single cell.
-
-    Raises:
-        UsageError: malformed maps.
 
     >>> one_cell = torch.zeros(4, 4)
     >>> one_cell[1, 2] = 5
@@ -143,15 +117,9 @@ def attention_scatter(maps: Tensor) -> Tensor:
 def attention_entropy(maps: Tensor) -> Tensor:
     """Shannon entropy of the map's distribution ÷ log(h·w).
 
-    Args:
-        maps: (N, h, w).
-
     Returns:
         (N,) in [0, 1]: 0 one cell, 1 uniform; an increase under attack is worse. NaN where a map
         is empty or has a single cell.
-
-    Raises:
-        UsageError: malformed maps.
 
     >>> attention_entropy(torch.tensor([[[1.0, 0.0], [0.0, 1.0]], [[2.0, 2.0], [2.0, 2.0]]]))
     tensor([0.5000, 1.0000])
@@ -166,15 +134,9 @@ def attention_entropy(maps: Tensor) -> Tensor:
 def attention_fragments(maps: Tensor) -> Tensor:
     """Number of 8-connected parts of M(A), the top eighth of the map.
 
-    Args:
-        maps: (N, h, w).
-
     Returns:
         (N,) whole numbers as floats, 1 or larger: 1 one region; an increase under attack is
         worse. NaN where a map is empty.
-
-    Raises:
-        UsageError: malformed maps.
 
     >>> maps = torch.zeros(1, 4, 4)
     >>> maps[0, 0, 0], maps[0, 3, 3] = 1, 1
@@ -219,9 +181,6 @@ def attention_coverage(maps: Tensor, masks: Tensor) -> Tensor:
 
 def attention_empty(maps: Tensor, adv_maps: Tensor) -> Tensor:
     """1 where the clean or the adversarial map is empty, else 0: (N, h, w) twice → (N,).
-
-    Raises:
-        UsageError: malformed maps, or two shapes.
 
     >>> attention_empty(torch.ones(1, 2, 2), torch.zeros(1, 2, 2))
     tensor([1.])

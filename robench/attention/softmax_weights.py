@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from robench.errors import ModelError
-from robench.probes import forward_hooks
+from robench.probes import at_least_float32, forward_hooks
 
 __all__ = ["recorded_weights", "softmax_weights"]
 
@@ -78,8 +78,7 @@ def softmax_weights(
     Returns:
         (..., heads, L, S), at least float32; rows sum to 1.
     """
-    if query.dtype in (torch.float16, torch.bfloat16):
-        query, key = query.float(), key.float()
+    query, key = at_least_float32(query), at_least_float32(key)
     if enable_gqa:
         key = key.repeat_interleave(query.shape[-3] // key.shape[-3], dim=-3)
     factor = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
@@ -146,6 +145,5 @@ class _Recorder(TorchFunctionMode):
                 f"attention weights have shape {tuple(weights.shape)}",
                 hint="attention_weights(x) returns (N, heads, T, T)",
             )
-        weights = weights.float() if weights.dtype in (torch.float16, torch.bfloat16) else weights
         # Heads are averaged at once: a layer's (N, heads, T, T) need not outlive it.
-        self.weights.append(weights.mean(dim=-3))
+        self.weights.append(at_least_float32(weights).mean(dim=-3))

@@ -121,7 +121,14 @@ def choose_search_model(
             if precision == "auto":
                 models, reason = _fastest(model, exact, check, share, seconds, rate)
             else:
-                models = _asked_for(precision, model, exact, check)
+                form = check.agreeing(model, LOWER[precision], _LARGEST_DISAGREEMENT)
+                if form is None:
+                    raise UsageError(
+                        f"in {precision} the logits do not agree with the original model's",
+                        where=model.summary.id,
+                        hint="Use --precision auto or fp32",
+                    )
+                models = SearchModels(form, form, form, exact)
         if batch_size is None and seconds >= _LONG:
             share = best_batch(
                 models.search, model, inputs, labels, start=share, workers=workers, rate=rate
@@ -197,20 +204,6 @@ class _Check:
         form.tolerance = 2 * error
         agrees = error <= limit * float(self.expected.abs().median())
         return form if finite and agrees else None
-
-
-def _asked_for(
-    precision: str, model: RobenchModel, exact: SearchModel, check: _Check
-) -> SearchModels:
-    """One form for all attacks, and the exact one near the boundary."""
-    form = check.agreeing(model, LOWER[precision], _LARGEST_DISAGREEMENT)
-    if form is None:
-        raise UsageError(
-            f"in {precision} the logits do not agree with the original model's",
-            where=model.summary.id,
-            hint="Use --precision auto or fp32",
-        )
-    return SearchModels(form, form, form, exact)
 
 
 def _fastest(

@@ -119,8 +119,7 @@ class SearchModels:
 
     def for_attack(self, kind: AttackKind) -> SearchModel:
         """What an attack of that kind runs on, far from the boundary."""
-        models = {"gradient": self.search, "boundary": self.boundary, "query": self.queries}
-        return models[kind]
+        return {"gradient": self.search, "boundary": self.boundary, "query": self.queries}[kind]
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -43,6 +44,9 @@ PROBE = 8
 
 Spec = TypeVar("Spec", bound=Frozen)
 
+Samples = Callable[[PreprocessingSpec | None], Dataset]
+"""The samples, prepared for a model whose card says this."""
+
 Chosen = LocatedCard | str | nn.Module
 """A model to be loaded: its card; a weights file or an address; or the module itself."""
 
@@ -59,7 +63,8 @@ def load_requested(request: Request) -> list[tuple[RobenchModel, Dataset]]:
     for model in chosen:
         if isinstance(model, LocatedCard):
             threat_model_for(request, model.card.threat_model)
-    samples = _Samples(replace(request, dataset=data))
+    # Prepared once for each preprocessing that models want.
+    samples = cache(partial(load_samples, replace(request, dataset=data)))
     return [_load(request, model, samples) for model in chosen]
 
 
@@ -138,20 +143,6 @@ def _refuse_unknown(dataset: str) -> None:
         DATASETS.summary(dataset)
 
 
-class _Samples:
-    """The samples of a request, prepared once for each preprocessing that models want."""
-
-    def __init__(self, request: Request) -> None:
-        self._request = request
-        self._prepared: dict[PreprocessingSpec | None, Dataset] = {}
-
-    def prepared(self, preprocessing: PreprocessingSpec | None = None) -> Dataset:
-        """The samples for a model whose card says this."""
-        if preprocessing not in self._prepared:
-            self._prepared[preprocessing] = load_samples(self._request, preprocessing)
-        return self._prepared[preprocessing]
-
-
 def load_samples(request: Request, preprocessing: PreprocessingSpec | None = None) -> Dataset:
     """The samples of a request whose data set is known.
 
@@ -193,11 +184,11 @@ def _given_dataset(data: Any, num_classes: int | None) -> Dataset:
     return from_torch(data, num_classes=num_classes)
 
 
-def _load(request: Request, model: Chosen, samples: _Samples) -> tuple[RobenchModel, Dataset]:
+def _load(request: Request, model: Chosen, samples: Samples) -> tuple[RobenchModel, Dataset]:
     if isinstance(model, RobenchModel):
-        return model, samples.prepared(model.preprocessing)
+        return model, samples(model.preprocessing)
     if isinstance(model, nn.Module):
-        dataset = samples.prepared()
+        dataset = samples(None)
         wrapped = wrap_module(
             model,
             num_classes=request.num_classes or dataset.num_classes,
@@ -210,8 +201,8 @@ def _load(request: Request, model: Chosen, samples: _Samples) -> tuple[RobenchMo
         return wrapped, dataset
     if isinstance(model, LocatedCard) or request.architecture is None:
         loaded = load_model(model, trust_pickle=request.trust_pickle, trust_code=request.trust_code)
-        return loaded, samples.prepared(loaded.preprocessing)
-    dataset = samples.prepared()
+        return loaded, samples(loaded.preprocessing)
+    dataset = samples(None)
     card = draft_requested(request, model, dataset)
     return load_model(card, trust_pickle=request.trust_pickle), dataset
 

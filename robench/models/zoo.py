@@ -6,7 +6,6 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-import robench
 from robench.errors import CardError, UsageError
 from robench.models.cards import CARD_NAME, read_card
 from robench.records import ModelCard
@@ -46,7 +45,7 @@ class LocatedCard:
 
 
 def _packaged_zoo() -> Path:
-    package = Path(robench.__file__).parent
+    package = Path(__file__).parents[1]
     # A wheel carries the zoo inside the package; a checkout has it beside the package.
     inside = package / "_model_zoo"
     return inside if inside.is_dir() else package.parent / "model_zoo"

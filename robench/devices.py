@@ -13,16 +13,6 @@ from torch import nn
 
 from robench.errors import DeviceError
 
-__all__ = [
-    "Parts",
-    "device_of",
-    "free_memory",
-    "is_out_of_memory",
-    "resolve_device",
-    "synchronise",
-    "total_memory",
-]
-
 ResultT = TypeVar("ResultT")
 
 

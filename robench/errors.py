@@ -25,27 +25,6 @@ exactly that line and exits with ``exit_code``; from Python the same object is r
 
 from __future__ import annotations
 
-__all__ = [
-    "AttackError",
-    "CardError",
-    "CheckpointError",
-    "CorruptRecordError",
-    "DataError",
-    "DeviceError",
-    "HashMismatchError",
-    "KeyMismatchError",
-    "MissingDependencyError",
-    "ModelError",
-    "RobenchError",
-    "StoreError",
-    "TrainingError",
-    "UnknownNameError",
-    "UnsafeCheckpointError",
-    "UsageError",
-    "first_line",
-    "one_line",
-]
-
 
 def one_line(error: BaseException, limit: int = 200) -> str:
     """Another library's message in one line of at most ``limit`` characters, or its kind's name."""

@@ -22,18 +22,6 @@ import platformdirs
 
 from robench.errors import StoreError
 
-__all__ = [
-    "atomic_write",
-    "cache_folder",
-    "data_folder",
-    "ensure_writable",
-    "file_error",
-    "file_errors",
-    "file_sha256",
-    "remove",
-    "stale_temporaries",
-]
-
 _TEMPORARY_SUFFIX = ".tmp"
 
 _HINTS = {

@@ -10,8 +10,6 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-__all__ = ["format_table", "is_undefined", "number", "p_value", "plain"]
-
 _WIDEST = 100_000
 """Of a table: wide enough that Rich never wraps a cell."""
 

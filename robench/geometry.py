@@ -14,17 +14,6 @@ from torch import Tensor
 from robench import seeding
 from robench.threat_models import Norm
 
-__all__ = [
-    "expand",
-    "norm_of",
-    "norm_tolerance",
-    "project",
-    "random_noise",
-    "random_point",
-    "steepest",
-    "unit",
-]
-
 _TINY = 1e-12
 
 

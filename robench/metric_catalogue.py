@@ -17,18 +17,6 @@ from typing import Any, Literal
 from robench.errors import RobenchError, UsageError
 from robench.registry import Registry, identity_of, import_target, unknown_name
 
-__all__ = [
-    "METRICS",
-    "METRIC_REGISTRY",
-    "Column",
-    "Direction",
-    "Metric",
-    "columns_shown",
-    "foreign_metrics",
-    "measure",
-    "metric",
-]
-
 Direction = Literal["lower", "higher", "neutral"]
 
 _OF_MAPS = {"map", "maps", "adv_maps", "masks"}

@@ -31,8 +31,6 @@ from robench.request_loading import PROBE, load_requested, threat_model_for
 from robench.results import Store, StoredRecord
 from robench.threat_models import ThreatModel, parse_norm
 
-__all__ = ["Planned", "Prepared", "prepare"]
-
 
 class Planned(NamedTuple):
     """A model, what it is evaluated under, and the samples, prepared as it wants them."""

@@ -16,17 +16,6 @@ from torch import Tensor, nn
 from robench.errors import ModelError, UsageError
 from robench.registry import unknown_name
 
-__all__ = [
-    "at_least_float32",
-    "checked_inputs",
-    "checked_logits",
-    "eval_mode",
-    "forward_hooks",
-    "layer_names",
-    "resolve_layer",
-    "undisturbed",
-]
-
 _WRAPPED = "network"
 """Attribute under which a wrapper keeps the network whose layer names people know."""
 

@@ -19,8 +19,6 @@ import pytest
 if TYPE_CHECKING:
     from robench.regression_check import CheckResult
 
-__all__ = ["RobenchCheck", "pytest_addoption", "robench_check"]
-
 
 class RobenchCheck:
     """What the fixture gives: call it to gate one checkpoint."""

@@ -33,19 +33,6 @@ from robench.errors import UnknownNameError, UsageError
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
 
-__all__ = [
-    "Registry",
-    "identity_of",
-    "import_target",
-    "installed_versions",
-    "is_target",
-    "lazily",
-    "near_misses",
-    "source_hash",
-    "unknown_name",
-    "untrusted_target",
-]
-
 T = TypeVar("T")
 
 _TARGET = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")

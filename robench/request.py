@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from robench.models.zoo import LocatedCard
     from robench.records import ForwardSpec, InputSpec, Suite
 
-__all__ = ["DEFAULT_DATASET", "DEFAULT_N", "PRECISIONS", "Request"]
-
 DEFAULT_DATASET = "digits"
 """Where neither the user nor a model's card names one."""
 

@@ -30,15 +30,6 @@ from robench.records.base import Frozen
 from robench.request import DEFAULT_DATASET, Request
 from robench.threat_models import ThreatModel, parse_norm
 
-__all__ = [
-    "PROBE",
-    "choose_models",
-    "draft_requested",
-    "load_requested",
-    "load_samples",
-    "threat_model_for",
-]
-
 PROBE = 8
 """Samples that are tried out before hours are spent."""
 

@@ -16,8 +16,6 @@ from pydantic_core import CoreSchema, core_schema
 
 from robench.errors import UsageError
 
-__all__ = ["NORMS", "Norm", "ThreatModel", "parse_eps", "parse_norm"]
-
 Norm = Literal["Linf", "L2", "L1"]
 NORMS: tuple[Norm, ...] = get_args(Norm)
 

@@ -7,8 +7,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["TOP_SHARE", "largest_cells", "top_cells"]
-
 TOP_SHARE = 8
 """The top eighth of the cells is binarised, as AERP does (8 of 64; Wu et al. 2022)."""
 

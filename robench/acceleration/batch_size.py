@@ -10,8 +10,6 @@ from robench.acceleration.search_models import SearchModel
 from robench.acceleration.timing import LONG_CALL, measured
 from robench.devices import total_memory
 
-__all__ = ["best_batch", "bytes_per_input", "fitting_batch"]
-
 _BATCHES = {"cpu": (256, 512, 1024), "cuda": (512, 1024, 2048), "mps": (256, 512)}
 """Sizes that are tried, by device; the first is the default, larger ones for small networks"""
 _COMFORTABLE = 64 * 2**20

@@ -34,8 +34,6 @@ from robench.geometry import project, random_point, steepest
 from robench.models.wrapper import RobenchModel
 from robench.threat_models import ThreatModel
 
-__all__ = ["SearchChoice", "choose_search_model"]
-
 _FEW = 2_000
 """Passes that are to be expected, below which the model is run as it is"""
 _LONG = 3.0

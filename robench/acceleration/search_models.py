@@ -22,8 +22,6 @@ from robench.attacks.base import AttackKind, Gradient
 from robench.attacks.losses import Loss
 from robench.models.wrapper import RobenchModel
 
-__all__ = ["FOLDED", "LOWER", "SearchModel", "SearchModels", "Variant", "build_variant"]
-
 _DTYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
 

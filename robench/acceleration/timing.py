@@ -14,8 +14,6 @@ from robench.acceleration.search_models import SearchModel
 from robench.attacks.losses import LOSSES, Loss
 from robench.devices import is_out_of_memory, synchronise
 
-__all__ = ["LONG_CALL", "Kind", "measured", "rates", "seconds_a_call", "threads_of", "tiled"]
-
 Kind = Literal["logits", "gradient"]
 """Forward passes, or forward and backward passes"""
 

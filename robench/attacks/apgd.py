@@ -30,8 +30,6 @@ from robench.errors import AttackError
 from robench.geometry import expand, norm_of, project, random_noise, unit
 from robench.threat_models import Norm, ThreatModel
 
-__all__ = ["APGD", "APGDState"]
-
 _RHO = 0.75  # share of steps that must raise the loss for the step size to stay
 _MOMENTUM = 0.75  # weight of the new step against the last one
 

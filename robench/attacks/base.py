@@ -23,22 +23,6 @@ from robench.threat_models import ThreatModel
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
-__all__ = [
-    "Attack",
-    "AttackKind",
-    "BatchAttack",
-    "Gradient",
-    "Query",
-    "Slots",
-    "State",
-    "evaluate",
-    "fresh",
-    "join",
-    "nth_best_class",
-    "slot_keys",
-    "take",
-]
-
 
 class Gradient(NamedTuple):
     """What one forward and one backward pass tell of each point."""

@@ -22,8 +22,6 @@ from robench.errors import AttackError
 from robench.geometry import expand, norm_of, project
 from robench.threat_models import ThreatModel
 
-__all__ = ["CarliniWagnerL2", "CarliniWagnerState"]
-
 _BETA_1, _BETA_2, _ADAM_EPS = 0.9, 0.999, 1e-8
 _INSIDE = 1 - 1e-6  # keeps atanh finite at the borders of the box
 

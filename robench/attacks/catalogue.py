@@ -20,8 +20,6 @@ from robench.threat_models import ThreatModel
 if TYPE_CHECKING:
     from robench.attacks.base import Attack, BatchAttack
 
-__all__ = ["ADAPTERS", "ATTACKS", "build_attack", "foreign_code", "imports_code"]
-
 ATTACKS: Registry[Any] = Registry("attack", "robench.attacks")
 ATTACKS.add("pgd", "robench.attacks.pgd:PGD", "fixed-step gradient ascent; FGSM and CW-Linf too")
 ATTACKS.add("apgd", "robench.attacks.apgd:APGD", "Auto-PGD on CE, DLR or targeted DLR")

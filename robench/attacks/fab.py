@@ -19,8 +19,6 @@ from robench.errors import AttackError
 from robench.geometry import expand, norm_of, random_noise, unit
 from robench.threat_models import Norm, ThreatModel
 
-__all__ = ["FAB", "FABState"]
-
 _DUAL: dict[Norm, Norm] = {"Linf": "L1", "L2": "L2", "L1": "Linf"}
 _ALPHA_MAX = 0.1  # largest pull towards the clean input
 _OVERSHOOT = 1.05  # the paper's η: how far past the hyperplane a step goes

@@ -18,8 +18,6 @@ from torch import Tensor
 
 from robench.threat_models import Norm
 
-__all__ = ["project_onto_hyperplane"]
-
 _FLAT = 1e-8  # weights below this are treated as zero, as in the reference
 _HIGH = 1e30  # a level above every cap
 

@@ -16,20 +16,6 @@ from torch import Tensor
 from robench.errors import AttackError
 from robench.registry import Registry, unknown_name
 
-__all__ = [
-    "LOSSES",
-    "LabelLoss",
-    "Loss",
-    "choose_loss",
-    "cross_entropy",
-    "difference_of_logits_ratio",
-    "logit_difference",
-    "margin",
-    "margin_loss",
-    "require_classes",
-    "targeted_difference_of_logits_ratio",
-]
-
 LabelLoss = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 """(logits (N, K), labels (N,), targets (N,)) → loss (N,) and its gradient (N, K)."""
 

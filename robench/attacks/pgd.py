@@ -20,8 +20,6 @@ from robench.errors import AttackError
 from robench.geometry import project, random_point, steepest
 from robench.threat_models import ThreatModel
 
-__all__ = ["PGD", "PGDState"]
-
 
 @dataclass
 class PGDState(State):

@@ -30,8 +30,6 @@ from robench.errors import AttackError
 from robench.geometry import expand
 from robench.threat_models import Norm, ThreatModel
 
-__all__ = ["Square", "SquareState", "window_share"]
-
 _PROPOSALS: dict[Norm, type[Proposals]] = {"Linf": Patches, "L2": Moves, "L1": Moves}
 _LARGEST_MEMORY = 1 << 14  # proposals a slot may remember; beyond, repetitions are too rare
 _LOOKAHEAD = 64

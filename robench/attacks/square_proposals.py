@@ -21,8 +21,6 @@ from robench.attacks.base import take
 from robench.geometry import expand, norm_of, project, unit
 from robench.threat_models import ThreatModel
 
-__all__ = ["Moves", "Patches", "Proposals"]
-
 _TINY = 1e-12
 _INSIDE = 1 - 1e-6  # L1 projections aim a little inside the ball
 

@@ -14,8 +14,6 @@ from robench.attention.grad_cam import grad_cam
 from robench.attention.rollout import rollout
 from robench.registry import Registry
 
-__all__ = ["ATTENTION_METHODS", "AttentionMethod", "MapFunction"]
-
 
 class MapFunction(Protocol):
     """Computes maps (N, h, w) for ``targets`` (N,) of ``inputs`` (N, C, H, W)."""

@@ -12,8 +12,6 @@ from torch import Tensor, nn
 from robench.errors import ModelError, UsageError
 from robench.probes import forward_hooks, layer_names, resolve_layer, undisturbed
 
-__all__ = ["FeatureTap", "channels_first", "checked_targets", "find_spatial_layer", "tapped"]
-
 
 def find_spatial_layer(model: nn.Module, inputs: Tensor) -> str:
     """The last module to finish whose output is a feature map with more than one cell.

@@ -13,8 +13,6 @@ from robench.attention.feature_maps import channels_first, find_spatial_layer, t
 from robench.errors import UsageError
 from robench.probes import at_least_float32, checked_inputs
 
-__all__ = ["feature_sum", "feature_sum_map"]
-
 
 def feature_sum_map(features: Tensor) -> Tensor:
     """Sum over channels, then min-max to [0, 1] for each sample; differentiable.

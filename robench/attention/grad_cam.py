@@ -18,8 +18,6 @@ from robench.attention.feature_maps import (
 from robench.errors import ModelError
 from robench.probes import at_least_float32, checked_inputs, checked_logits
 
-__all__ = ["grad_cam", "grad_cam_and_logits"]
-
 
 def grad_cam(
     model: nn.Module,

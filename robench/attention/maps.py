@@ -8,8 +8,6 @@ from robench.attention.catalogue import ATTENTION_METHODS
 from robench.errors import UsageError
 from robench.probes import resolve_layer
 
-__all__ = ["AttentionExtractor"]
-
 
 class AttentionExtractor:
     """Maps of one model by one method at one layer, which is chosen once.

@@ -9,8 +9,6 @@ from robench import top_cells
 from robench.errors import DataError, UsageError
 from robench.probes import at_least_float32
 
-__all__ = ["checked_maps", "downsample_masks", "is_empty", "largest_cells", "top_mask"]
-
 
 def checked_maps(maps: Tensor) -> Tensor:
     """``maps`` in at least single precision.

@@ -20,18 +20,6 @@ from torch import Tensor
 from robench.attention.masks import checked_maps, is_empty, largest_cells, top_mask
 from robench.errors import UsageError
 
-__all__ = [
-    "attention_coverage",
-    "attention_deviation",
-    "attention_divergence",
-    "attention_empty",
-    "attention_entropy",
-    "attention_fragments",
-    "attention_scatter",
-    "attention_shift",
-    "connected_parts",
-]
-
 
 def attention_deviation(maps: Tensor, adv_maps: Tensor) -> Tensor:
     """1 - IoU(M(A), M(A')): how little the top eighths of two maps overlap.

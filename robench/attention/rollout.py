@@ -17,8 +17,6 @@ from robench.attention.softmax_weights import recorded_weights
 from robench.errors import ModelError, UsageError
 from robench.probes import checked_inputs, undisturbed
 
-__all__ = ["Readout", "rollout", "rollout_tokens", "token_grid"]
-
 T = TypeVar("T")
 
 Readout = Literal["auto", "class", "mean"]

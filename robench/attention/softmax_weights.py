@@ -20,8 +20,6 @@ from torch.overrides import TorchFunctionMode
 from robench.errors import ModelError
 from robench.probes import at_least_float32, forward_hooks
 
-__all__ = ["recorded_weights", "softmax_weights"]
-
 
 @contextmanager
 def recorded_weights(model: nn.Module) -> Iterator[list[Tensor]]:

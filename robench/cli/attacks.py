@@ -8,8 +8,6 @@ import typer
 
 from robench.cli.options import JsonFlag
 
-__all__ = ["attacks"]
-
 
 def attacks(
     suite: Annotated[

@@ -11,8 +11,6 @@ import typer
 from robench.cli.options import JsonFlag, option, request_options
 from robench.request import Request
 
-__all__ = ["attention"]
-
 
 @request_options(without=("precision", "workers", "save_adversarial"))
 def attention(

@@ -14,8 +14,6 @@ from robench.request import Request
 if TYPE_CHECKING:
     from robench.results import RecordFilter
 
-__all__ = ["check"]
-
 _FILTERS = ("dataset", "norm", "eps", "n", "seed")
 """Fields of the request that also choose among stored records."""
 

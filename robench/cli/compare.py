@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from robench.reporting.compare import Comparison
     from robench.results import RecordFilter
 
-__all__ = ["compare"]
-
 
 @filter_options
 @request_options(only=("results", "data_root"))

@@ -10,8 +10,6 @@ import typer
 from robench.cli.options import SAMPLES, WEIGHTS, JsonFlag, option, request_options
 from robench.request import Request
 
-__all__ = ["doctor"]
-
 _DEFAULT_N = 200
 
 _FOUND = 1

@@ -18,8 +18,6 @@ from robench.cli.options import (
 if TYPE_CHECKING:
     from robench.results import RecordFilter
 
-__all__ = ["leaderboard"]
-
 
 @filter_options
 def leaderboard(

@@ -25,8 +25,6 @@ from robench.cli.train import train
 from robench.cli.zoo import zoo_app
 from robench.errors import RobenchError
 
-__all__ = ["app", "main"]
-
 _INTERRUPTED = 130
 """128 + SIGINT, as shells report it."""
 

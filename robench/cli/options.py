@@ -23,21 +23,6 @@ from robench.request import PRECISIONS, Request
 if TYPE_CHECKING:
     from robench.results import RecordFilter
 
-__all__ = [
-    "SAMPLES",
-    "WEIGHTS",
-    "CsvFile",
-    "JsonFlag",
-    "PlotsFlag",
-    "RequestOptions",
-    "filter_options",
-    "flag",
-    "option",
-    "parse_name_values",
-    "record_name",
-    "request_options",
-]
-
 
 def option(metavar: str, text: str, *names: str, min: int | None = None) -> Any:
     """An option with a value; where no names are given, Typer makes one of the parameter's."""

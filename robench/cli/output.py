@@ -36,18 +36,6 @@ if TYPE_CHECKING:
     from robench.doctor import Finding
     from robench.results import StoredRecord
 
-__all__ = [
-    "RunDisplay",
-    "board_text",
-    "findings_text",
-    "print_json",
-    "print_table",
-    "record_line",
-    "record_text",
-    "robust_acc",
-    "show_board",
-]
-
 _HIDDEN = ("worst_class_robust_acc", "robust_acc", "clean_acc")
 """Accuracies that are no attack's, or are shown elsewhere."""
 

@@ -16,8 +16,6 @@ from robench.request import Request
 if TYPE_CHECKING:
     from robench.results import RecordFilter, Store, StoredRecord
 
-__all__ = ["results_app"]
-
 results_app = typer.Typer(
     help="The stored records: list, show, verify, prune, export.",
     no_args_is_help=True,

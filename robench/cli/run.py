@@ -10,8 +10,6 @@ import typer
 from robench.cli.options import JsonFlag, PlotsFlag, request_options
 from robench.request import Request
 
-__all__ = ["run"]
-
 
 @request_options()
 def run(

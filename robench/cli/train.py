@@ -11,8 +11,6 @@ from robench.cli.options import flag, option, parse_name_values, request_options
 from robench.errors import UsageError
 from robench.request import DEFAULT_DATASET, Request
 
-__all__ = ["train"]
-
 
 @request_options(
     only=(

@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from robench.inspection.zoo_models import Rechecked
     from robench.models.zoo import LocatedCard
 
-__all__ = ["zoo_app"]
-
 zoo_app = typer.Typer(
     help="The models that have a card: list, show, add, verify.",
     no_args_is_help=True,

@@ -14,8 +14,6 @@ from torch.utils.data import DataLoader, IterableDataset
 from robench.datasets.base import Dataset, ImageByImage
 from robench.errors import DataError, UsageError, first_line
 
-__all__ = ["ARRAY_SUFFIXES", "ArrayDataset", "TorchDataset", "from_torch", "load_arrays"]
-
 ARRAY_SUFFIXES = (".npz", ".npy", ".pt", ".pth")
 
 _INPUT_KEYS = ("inputs", "images", "x_test", "x", "data", "X")

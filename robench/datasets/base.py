@@ -14,16 +14,6 @@ from torch import Tensor
 from robench.errors import DataError, UsageError
 from robench.records import DatasetSpec, PreprocessingSpec
 
-__all__ = [
-    "Dataset",
-    "ImageByImage",
-    "Indices",
-    "Subset",
-    "hold_out",
-    "sample_order",
-    "stratified_choice",
-]
-
 Indices = Sequence[int] | Tensor
 
 _FINGERPRINT_BATCH = 256

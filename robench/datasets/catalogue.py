@@ -16,8 +16,6 @@ from robench.errors import DataError, UnknownNameError, UsageError
 from robench.records import PreprocessingSpec
 from robench.registry import Registry, is_target, unknown_name
 
-__all__ = ["DATASETS", "load_dataset", "load_training_splits"]
-
 DATASETS: Registry[Callable[..., Dataset]] = Registry("data set", "robench.datasets")
 """Name → ``loader(split, *, root, download, **options)``."""
 

@@ -18,8 +18,6 @@ from robench.datasets.arrays import ArrayDataset
 from robench.datasets.base import Dataset, hold_out
 from robench.registry import unknown_name
 
-__all__ = ["TEST_SIZE", "VALIDATION_SIZE", "load_digits"]
-
 TEST_SIZE = 500
 VALIDATION_SIZE = 150
 SPLITS = ("train", "validation", "test")

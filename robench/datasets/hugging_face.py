@@ -27,8 +27,6 @@ from robench.errors import (
     one_line,
 )
 
-__all__ = ["HuggingFaceDataset", "load_hugging_face"]
-
 _ADDRESS = re.compile(r"(?P<repo>[\w-][\w.-]*(?:/[\w-][\w.-]*)?)(?:@(?P<revision>[\w./-]+))?")
 _LABELS = ("label", "labels", "fine_label", "target", "class", "y")
 _IMAGES = ("image", "img", "pixel_values", "x")

@@ -19,8 +19,6 @@ from robench.errors import DataError, UnknownNameError
 from robench.files import data_folder
 from robench.registry import unknown_name
 
-__all__ = ["FolderDataset", "ImageFiles", "load_cifar10_jpeg"]
-
 IMAGE_SUFFIXES = frozenset(
     {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 )

@@ -19,8 +19,6 @@ from robench.errors import DataError, UsageError, one_line
 from robench.files import data_folder
 from robench.registry import unknown_name
 
-__all__ = ["imagenet_classes", "imagenet_subset", "load_imagenet"]
-
 _SPLITS = {"train": "train", "test": "val", "val": "val"}
 """Split → folder."""
 

@@ -15,8 +15,6 @@ from PIL import Image, ImageDraw
 
 from robench.errors import DataError
 
-__all__ = ["BoxMasks", "MaskSource", "PngMasks", "open_masks", "read_coco", "read_voc"]
-
 Box = tuple[float, float, float, float]
 """left, top, right, bottom in pixels; right and bottom are outside."""
 

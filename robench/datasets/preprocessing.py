@@ -13,8 +13,6 @@ from torch import Tensor
 from robench.errors import UsageError
 from robench.records import PreprocessingSpec, parse
 
-__all__ = ["PREPROCESSING_OPTIONS", "Preprocessing"]
-
 PREPROCESSING_OPTIONS = frozenset({"size", "resize", "crop", "interpolation"})
 """A loader that takes these prepares images; whichever is given replaces a card's."""
 

@@ -14,8 +14,6 @@ from robench.errors import DataError
 from robench.files import data_folder
 from robench.registry import unknown_name
 
-__all__ = ["load_tiny_imagenet"]
-
 _FOLDERS = ("tiny-imagenet-200", "tiny-imagenet")
 
 

@@ -16,8 +16,6 @@ from robench.errors import DataError
 from robench.files import data_folder
 from robench.registry import unknown_name
 
-__all__ = ["TORCHVISION_SETS", "load_torchvision"]
-
 # Krizhevsky, 2009 (both CIFARs); Netzer et al., 2011; LeCun et al., 1998; Xiao et al., 2017.
 TORCHVISION_SETS: Final = {
     "cifar10": ("CIFAR10", "60,000 images, 32x32, 10 classes"),

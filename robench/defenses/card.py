@@ -24,8 +24,6 @@ from robench.records import (
 )
 from robench.registry import installed_versions
 
-__all__ = ["draft_card", "write_model"]
-
 _WEIGHTS_NAME = "weights.safetensors"
 
 _PACKAGES = ("robench", "torch", "numpy", "scikit-learn")

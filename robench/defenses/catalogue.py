@@ -9,8 +9,6 @@ from robench.registry import Registry
 if TYPE_CHECKING:
     from robench.defenses.recipe import Recipe
 
-__all__ = ["RECIPES"]
-
 RECIPES: Registry[type[Recipe]] = Registry("recipe", "robench.recipes")
 
 for _name, _target, _summary in (

@@ -21,15 +21,6 @@ from torch import Tensor, nn
 
 from robench.errors import DeviceError, MissingDependencyError
 
-__all__ = [
-    "BFloat16Network",
-    "Processes",
-    "as_computed",
-    "chosen_precision",
-    "deterministic",
-    "launch",
-]
-
 Precision = Literal["auto", "fp32", "bf16"]
 
 

@@ -15,15 +15,6 @@ from torch.nn import functional as F
 from robench import geometry, seeding
 from robench.threat_models import ThreatModel
 
-__all__ = [
-    "Objective",
-    "ascend",
-    "cross_entropy_of",
-    "gaussian_start",
-    "kl_divergence",
-    "uniform_start",
-]
-
 Objective = Callable[[Tensor], Tensor]
 """adv_inputs (N, C, H, W) → loss of each sample (N,), to be raised."""
 

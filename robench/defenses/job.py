@@ -25,8 +25,6 @@ from robench.records import ArchitectureSpec, parse
 from robench.registry import identity_of, unknown_name
 from robench.threat_models import ThreatModel
 
-__all__ = ["TrainingJob", "resolve"]
-
 
 @dataclass(frozen=True)
 class TrainingJob:

@@ -17,8 +17,6 @@ from robench.records import ForwardSpec
 from robench.records.base import Frozen
 from robench.threat_models import ThreatModel
 
-__all__ = ["AdversarialRecipe", "Context", "Paper", "Recipe", "features_of"]
-
 
 @dataclass(frozen=True)
 class Paper:

@@ -12,8 +12,6 @@ from pydantic import Field
 
 from robench.records.base import Frozen
 
-__all__ = ["Defaults", "TrainingSettings", "defaults_for"]
-
 
 class TrainingSettings(Frozen):
     """Optimiser, schedule, augmentation and validation of one training run."""

@@ -37,8 +37,6 @@ from robench.probes import eval_mode
 from robench.records import ModelCard
 from robench.threat_models import ThreatModel
 
-__all__ = ["TrainingProgress", "train", "validate"]
-
 _VALIDATION_BATCH = 500
 
 

@@ -15,8 +15,6 @@ from robench.datasets import Dataset, load_training_splits
 from robench.defenses.settings import TrainingSettings
 from robench.errors import TrainingError, UsageError
 
-__all__ = ["Batch", "TrainingData", "TrainingSplits", "shift_and_flip"]
-
 _RESIDENT_BYTES = 4 << 30
 """A set up to this size is kept on the device, as float32; a larger one is read as it goes."""
 

@@ -13,8 +13,6 @@ from torch import Tensor
 from robench.errors import CheckpointError, UsageError
 from robench.files import atomic_write
 
-__all__ = ["STATE_FILE", "Best", "TrainingState"]
-
 STATE_FILE = ".training-state.pt"
 _VERSION = 2
 

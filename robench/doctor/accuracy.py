@@ -15,8 +15,6 @@ from torch import Tensor
 from robench.doctor.readings import better_reading, gain, most_frequent, percent
 from robench.doctor.subject import Finding, Subject, listed
 
-__all__ = ["accuracy", "labels_in_range"]
-
 _POWER = 0.99
 
 

@@ -18,8 +18,6 @@ from torch import Tensor, nn
 from robench.doctor.subject import Finding, Subject, listed
 from robench.errors import first_line
 
-__all__ = ["batch_mates", "changed_state", "dynamic", "modes", "randomised"]
-
 _REPEATS = 5
 _RANDOM_ALPHA = 1e-4
 _MATES_ALPHA = 1e-3

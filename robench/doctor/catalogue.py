@@ -18,8 +18,6 @@ from robench.doctor.outputs import constant_outputs, kind_of_outputs
 from robench.doctor.subject import Finding, Subject
 from robench.registry import Registry
 
-__all__ = ["BRIEF", "CHECKS", "Check"]
-
 BRIEF = 128
 """The samples that a short examination looks at."""
 

@@ -15,8 +15,6 @@ from robench.models.wrapper import RobenchModel
 from robench.probes import undisturbed
 from robench.records import Flag
 
-__all__ = ["brief_flags", "examine"]
-
 
 def examine(
     model: RobenchModel,

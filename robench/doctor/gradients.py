@@ -14,8 +14,6 @@ from torch import Tensor
 from robench.attacks.losses import LabelLoss, cross_entropy, margin, margin_loss
 from robench.doctor.subject import Finding, Subject
 
-__all__ = ["gradients"]
-
 _DIRECTIONS = 2
 """Random directions besides the gradient's own."""
 _STEPS = (3e-3, 3e-2, 3e-4)

@@ -11,8 +11,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from robench.doctor.subject import Finding, Subject
 
-__all__ = ["half_precision"]
-
 _LIMIT = torch.finfo(torch.float16).max
 _SENTINEL = 1e37
 """Beyond this lie masks such as ``finfo.min``, which follow the type they are used in."""

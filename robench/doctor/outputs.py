@@ -14,8 +14,6 @@ from robench.errors import ModelError, first_line
 from robench.models.wrapper import RobenchModel
 from robench.records import OutputPath
 
-__all__ = ["constant_outputs", "find_logits", "finite_rows", "kind_of_outputs"]
-
 _SOFTMAX_ALPHA = 1e-5
 """AutoAttack's threshold (fra31/auto-attack, ``checks.py``)."""
 

@@ -20,16 +20,6 @@ from robench.probes import forward_hooks
 from robench.records import InputSpec
 from robench.statistics.paired import PairedCounts, mcnemar
 
-__all__ = [
-    "READINGS",
-    "better_reading",
-    "first_divergence",
-    "gain",
-    "most_frequent",
-    "percent",
-    "readings",
-]
-
 _IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 _CIFAR = {"mean": (0.4914, 0.4822, 0.4465), "std": (0.2470, 0.2435, 0.2616)}
 _MNIST = {"mean": (0.1307,), "std": (0.3081,)}

@@ -15,8 +15,6 @@ from robench.devices import device_of
 from robench.models.wrapper import RobenchModel
 from robench.records import Flag, ForwardSpec, InputSpec
 
-__all__ = ["Finding", "Severity", "Subject", "listed", "rewrapped"]
-
 _BATCH = 64
 
 Severity = Literal["note", "warning", "severe"]

@@ -19,8 +19,6 @@ from robench.errors import ModelError
 from robench.geometry import norm_of, norm_tolerance
 from robench.threat_models import ThreatModel
 
-__all__ = ["Adjudicator", "Verdicts"]
-
 
 @dataclass
 class Verdicts:

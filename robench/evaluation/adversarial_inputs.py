@@ -13,8 +13,6 @@ from torch import Tensor
 from robench.results.arrays import Array, ArrayRows
 from robench.results.progress import RowFile
 
-__all__ = ["FileInputs", "Inputs", "KeptInputs", "ReadInputs", "room_for"]
-
 _IN_MEMORY = 256 * 2**20
 """Bytes up to which everything stays in memory, and in the snapshots"""
 

@@ -16,8 +16,6 @@ from robench.evaluation.samples import SampleSource
 from robench.records import AuditResult, AuditSpec
 from robench.statistics.intervals import missed_share_upper
 
-__all__ = ["audit_result", "draw_audit", "escalates"]
-
 
 def draw_audit(audit: AuditSpec, state: CascadeState, source: SampleSource) -> CascadeState:
     """Draw the sample of the survivors, once.

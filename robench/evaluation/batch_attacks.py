@@ -10,8 +10,6 @@ from robench.errors import RobenchError
 from robench.evaluation.adjudicate import Adjudicator
 from robench.evaluation.samples import Samples, SearchResult
 
-__all__ = ["run_batch_attack"]
-
 _UNJUDGED = "the model fails, or is not finite, at the attack's proposal"
 
 

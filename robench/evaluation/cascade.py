@@ -37,8 +37,6 @@ from robench.models.wrapper import RobenchModel
 from robench.records import AttackSpec, Flag
 from robench.threat_models import ThreatModel
 
-__all__ = ["Cascade", "plan_runs"]
-
 _NEAR = 2.0
 """Searches whose margin came within so many times the model's tolerance are run again."""
 

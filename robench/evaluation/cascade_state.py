@@ -17,9 +17,6 @@ from robench.evaluation.adversarial_inputs import Inputs
 from robench.evaluation.samples import SearchResult
 from robench.records import AuditResult, StageResult
 
-__all__ = ["CascadeState", "PhaseCounts", "StageRun", "Subset"]
-
-
 Subset = Literal["all", "audited", "not_audited"]
 
 

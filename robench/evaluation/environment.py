@@ -12,8 +12,6 @@ import torch
 from robench.records import Environment
 from robench.registry import installed_versions
 
-__all__ = ["PeakMemory", "describe_environment"]
-
 _PACKAGES = ("robench", "torch", "torchvision", "numpy", "scikit-learn", "pyautoattack")
 
 

@@ -15,8 +15,6 @@ from collections.abc import Sequence
 from robench.evaluation.cascade_state import CascadeState, StageRun
 from robench.records import AttackSpec, Flag
 
-__all__ = ["attack_flags"]
-
 _SQUARE_PER_MILLE = 2
 """Thousandths of all samples that Square may break after the other attacks: 0.2 points"""
 

@@ -29,8 +29,6 @@ from robench.models.wrapper import RobenchModel
 from robench.records import AttackSpec, Flag
 from robench.threat_models import ThreatModel
 
-__all__ = ["PreparedModel", "prepare_model"]
-
 _SHARD_BYTES = 512 * 2**20
 _STATE_COPIES = 16  # tensors of the inputs' size that the largest attack state holds
 _BATCH = 256  # for passes outside the search

@@ -17,8 +17,6 @@ from robench.attacks.base import Gradient
 from robench.attacks.losses import Loss, cross_entropy
 from robench.devices import Parts
 
-__all__ = ["Queries"]
-
 _Pass = Callable[[Tensor, slice], tuple[Tensor, ...]]
 
 

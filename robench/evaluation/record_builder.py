@@ -32,8 +32,6 @@ from robench.results import SamplePanel
 from robench.results.arrays import Rows
 from robench.threat_models import ThreatModel
 
-__all__ = ["RecordBuilder", "half_broken", "panel_of"]
-
 _PANEL_SAMPLES = 8
 _PICTURE_CHANNELS = (1, 3)
 _ROWS_AT_A_TIME = 32

@@ -30,8 +30,6 @@ from robench.results.store import Store
 from robench.results.stored_record import StoredRecord
 from robench.threat_models import ThreatModel
 
-__all__ = ["Listener", "Silent", "code_from_outside", "evaluate_model", "key_of"]
-
 _DEFAULTS = Settings()
 _SNAPSHOT_FORMAT = 2
 

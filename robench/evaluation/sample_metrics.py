@@ -19,8 +19,6 @@ from robench.models.wrapper import RobenchModel
 from robench.records import AttentionSpec, Flag, MetricSummary
 from robench.representations.features import penultimate_features
 
-__all__ = ["Methods", "SampleMetrics", "Target", "choose_methods", "summarise"]
-
 Target = Literal["true", "predicted"] | int
 """The class that maps are for: each sample's own, the one predicted for each input, or one class."""
 

@@ -11,8 +11,6 @@ from torch import Tensor
 from robench.evaluation.adjudicate import Verdicts
 from robench.geometry import expand
 
-__all__ = ["SampleSource", "Samples", "SearchResult"]
-
 
 @dataclass
 class Samples:

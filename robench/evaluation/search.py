@@ -27,8 +27,6 @@ from robench.evaluation.queries import Queries
 from robench.evaluation.samples import Samples, SearchResult
 from robench.geometry import expand
 
-__all__ = ["Progress", "Save", "Search"]
-
 Progress = Callable[[int], None]
 """Called with the number of search steps that were completed or became unnecessary."""
 

@@ -6,8 +6,6 @@ from dataclasses import dataclass, field
 
 import torch
 
-__all__ = ["Settings"]
-
 
 @dataclass(frozen=True)
 class Settings:

@@ -34,8 +34,6 @@ from torch import Tensor
 from robench.evaluation.samples import SearchResult
 from robench.evaluation.search import Progress, Save
 
-__all__ = ["SearchCall", "Shard", "WorkerPool", "survives_fork", "worker_count"]
-
 _PATIENCE = 60.0
 """Seconds that a worker has to end its step when it is asked for a snapshot or to stop"""
 _REHEARSAL, _SLOWER = 20.0, 50.0

@@ -19,8 +19,6 @@ from robench.reporting.plots.render import group_slug, safe_name
 from robench.reporting.plots.samples import attention_overlays
 from robench.reporting.plots.style import save
 
-__all__ = ["AttentionReport", "reports_of", "write_reports"]
-
 _METRICS = ("metric", "mean", "n", "mean_broken", "n_broken", "mean_survived", "n_survived")
 _FINDINGS = ("model", "finding", "auc", "auc_low", "auc_high", "rank_biserial", "p_holm", "verdict")
 

@@ -32,15 +32,6 @@ from robench.request import PRECISIONS, Request
 from robench.results import SamplePanel, Store, StoredRecord
 from robench.results.arrays import Array, ArrayRows
 
-__all__ = [
-    "AttentionStudy",
-    "Look",
-    "chosen_attention",
-    "chosen_target",
-    "study_attention",
-    "study_models",
-]
-
 Display = Callable[[int], AbstractContextManager[Listener | None]]
 
 _BATCH_SIZE = 256

@@ -23,8 +23,6 @@ from robench.request_loading import load_samples
 from robench.results import Store, StoredRecord
 from robench.results.arrays import Array, ArrayRows
 
-__all__ = ["draw_comparison"]
-
 Floats = npt.NDArray[np.floating[Any]]
 
 _MOST = 8

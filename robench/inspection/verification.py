@@ -24,16 +24,6 @@ from robench.request_loading import load_samples
 from robench.results import Store, StoredRecord
 from robench.results.arrays import Array, ArrayRows
 
-__all__ = [
-    "Verified",
-    "check_samples",
-    "check_sources",
-    "positions",
-    "predictions",
-    "reverify",
-    "verify_store",
-]
-
 
 @dataclass(frozen=True)
 class Verified:

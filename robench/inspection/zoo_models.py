@@ -25,8 +25,6 @@ from robench.request import Request
 from robench.request_loading import draft_requested, load_samples
 from robench.threat_models import ThreatModel
 
-__all__ = ["Rechecked", "add_model", "recheck"]
-
 _MEASURED = 500
 """Samples on which the clean accuracy is measured."""
 

@@ -14,8 +14,6 @@ from robench.errors import CardError
 from robench.files import atomic_write
 from robench.records import ModelCard, parse
 
-__all__ = ["CARD_NAME", "format_card", "parse_card", "read_card", "write_card"]
-
 CARD_NAME = "card.toml"
 
 

@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     from robench.models.wrapper import RobenchModel
     from robench.records import ModelCard
 
-__all__ = ["ARCHITECTURES", "SOURCES"]
-
 ARCHITECTURES: Registry[Callable[..., nn.Module]] = Registry(
     "architecture", "robench.architectures"
 )

@@ -30,17 +30,6 @@ from robench.errors import (
 )
 from robench.models.pickle_scan import imported_names
 
-__all__ = [
-    "PROGRAM",
-    "CheckpointFormat",
-    "checkpoint_sha256",
-    "detect_format",
-    "load_program",
-    "read_checkpoint",
-    "shard_names",
-    "verify_sha256",
-]
-
 _CHUNK: Final = 2**20
 _MAX_EXPANSION: Final = 20
 """A zip that unpacks to more than this many times its size is a bomb; torch does not compress."""

@@ -26,8 +26,6 @@ from torch import Tensor, nn
 
 from robench.registry import identity_of
 
-__all__ = ["code_identity"]
-
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, range, slice, Enum, PurePath)
 _TORCH = (torch.dtype, torch.device, torch.layout, torch.memory_format)
 _INTERNAL = set(vars(nn.Module())) - {"_forward_hooks", "_forward_pre_hooks"}

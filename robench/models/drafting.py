@@ -29,8 +29,6 @@ from robench.records import (
 )
 from robench.threat_models import ThreatModel
 
-__all__ = ["draft_card", "find_state_dicts", "matching_prefix"]
-
 # In order of preference. Averaged weights come last: which of the two a paper evaluates is the
 # user's to say.
 _USUAL_KEYS: Final = (

@@ -39,8 +39,6 @@ from robench.records import (
 )
 from robench.threat_models import ThreatModel
 
-__all__ = ["load_checkpoint", "load_model", "wrap_module"]
-
 
 def load_model(
     model: str | os.PathLike[str] | LocatedCard | ModelCard,

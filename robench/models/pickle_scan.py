@@ -16,8 +16,6 @@ from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from collections.abc import Iterator
 from typing import Any, BinaryIO, Final
 
-__all__ = ["imported_names"]
-
 _MAX_OPCODES: Final = 5_000_000
 _MAX_PICKLE: Final = 256 * 2**20
 _LEGACY_PICKLES: Final = 5

@@ -19,8 +19,6 @@ from robench.models.wrapper import RobenchModel
 from robench.records import ArchitectureSpec, InputSpec, ModelCard, PreprocessingSpec
 from robench.registry import near_misses
 
-__all__ = ["fetch_hub_weights", "hub_card", "load_from_robustbench"]
-
 _WEIGHTS: Final = (
     "model.safetensors",
     "model.safetensors.index.json",

@@ -11,8 +11,6 @@ from torch import Tensor, nn
 from robench.errors import CheckpointError, KeyMismatchError
 from robench.registry import near_misses
 
-__all__ = ["WRAPPER_PREFIXES", "extract_state_dict", "load_strictly", "strip_prefix"]
-
 WRAPPER_PREFIXES: Final = ("module.", "_orig_mod.", "model.", "network.", "net.", "encoder.")
 """Prefixes that data parallelism, compilation and training frameworks leave on names."""
 

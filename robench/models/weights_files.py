@@ -21,8 +21,6 @@ from robench.errors import CheckpointError, HashMismatchError, MissingDependency
 from robench.files import atomic_write, cache_folder
 from robench.records import WeightsSpec
 
-__all__ = ["fetch_weights", "locate_weights"]
-
 _CHUNK: Final = 2**20
 MAX_BYTES: Final = 8 * 2**30
 """Larger files are refused, whatever the server announces."""

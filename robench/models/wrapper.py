@@ -21,8 +21,6 @@ from robench.records import (
 )
 from robench.registry import near_misses
 
-__all__ = ["RobenchModel", "buffer_fingerprint"]
-
 
 class RobenchModel(nn.Module):
     """A network together with everything that its card says about calling it.

@@ -12,8 +12,6 @@ from robench.records import ModelCard
 from robench.registry import unknown_name
 from robench.threat_models import ThreatModel
 
-__all__ = ["ZOO_VARIABLE", "LocatedCard", "find_card", "list_cards", "zoo_folders"]
-
 ZOO_VARIABLE = "ROBENCH_ZOO"
 """Environment variable with further zoo folders, separated as in PATH."""
 

@@ -10,15 +10,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from robench.errors import RobenchError
 
-__all__ = [
-    "Flag",
-    "Frozen",
-    "Name",
-    "Sha256",
-    "canonical_hash",
-    "parse",
-]
-
 M = TypeVar("M", bound=BaseModel)
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$", max_length=100)]

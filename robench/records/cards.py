@@ -9,19 +9,6 @@ from pydantic import Field, field_validator, model_validator
 from robench.records.base import Flag, Frozen, Name, Sha256, canonical_hash
 from robench.threat_models import ThreatModel
 
-__all__ = [
-    "ArchitectureSpec",
-    "AttentionSpec",
-    "Examination",
-    "ForwardSpec",
-    "InputSpec",
-    "ModelCard",
-    "OutputPath",
-    "PreprocessingSpec",
-    "Provenance",
-    "WeightsSpec",
-]
-
 OutputPath = tuple[int | str, ...]
 """How to reach a tensor in what ``forward`` returns: indices and keys, outermost first."""
 

@@ -12,22 +12,6 @@ from robench.records.cards import PreprocessingSpec
 from robench.records.suites import AttackSpec
 from robench.threat_models import ThreatModel
 
-__all__ = [
-    "RECORD_SCHEMA_VERSION",
-    "RESULTS_REVISION",
-    "AuditResult",
-    "Cost",
-    "DatasetSpec",
-    "Environment",
-    "EvaluationRecord",
-    "MetricSummary",
-    "ModelSummary",
-    "Outcome",
-    "SampleOutcome",
-    "StageResult",
-    "job_key",
-]
-
 RECORD_SCHEMA_VERSION = 1
 """Version of the JSON layout. A change of fields raises it, and reading then has to bring older records
 along; a new field with a default does not."""

@@ -11,12 +11,6 @@ from pydantic import Field, model_validator
 from robench.records.base import Frozen, Name
 from robench.threat_models import Norm
 
-__all__ = [
-    "AttackSpec",
-    "AuditSpec",
-    "Suite",
-]
-
 
 class AuditSpec(Frozen):
     """The audit of the ``core`` protocol: later stages on a random sample of survivors first."""

@@ -17,8 +17,6 @@ from robench.reporting.model_results import ModelResult, collect, find_pair
 from robench.results import RecordFilter, Store
 from robench.statistics import unpaired_difference
 
-__all__ = ["LeaderboardRow", "leaderboard_row", "row_differences", "stored_pair"]
-
 
 @dataclass(frozen=True)
 class LeaderboardRow:

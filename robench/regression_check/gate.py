@@ -27,8 +27,6 @@ from robench.statistics import (
     smallest_difference,
 )
 
-__all__ = ["check"]
-
 
 def check(
     candidate: ModelResult, baseline: ModelResult | LeaderboardRow, policy: Policy | None = None

@@ -12,8 +12,6 @@ from robench.files import atomic_write
 from robench.formatting import number, plain
 from robench.regression_check.verdicts import CheckResult, CriterionResult, Verdict
 
-__all__ = ["check_json", "check_junit", "check_markdown", "write_check"]
-
 _MARKS = {
     Verdict.NOT_WORSE: "✅",
     Verdict.WORSE: "❌",

@@ -11,8 +11,6 @@ from robench.errors import UsageError
 from robench.records import parse
 from robench.records.base import Frozen
 
-__all__ = ["Criterion", "Policy"]
-
 
 class Criterion(Frozen):
     """What is tolerated of one quantity."""

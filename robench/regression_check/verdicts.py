@@ -9,8 +9,6 @@ from typing import Literal
 
 from robench.regression_check.policy import Policy
 
-__all__ = ["CheckResult", "CriterionResult", "Verdict"]
-
 
 class Verdict(StrEnum):
     """The answer of one criterion, and of the gate."""

@@ -15,8 +15,6 @@ from robench.errors import RobenchError, UsageError
 from robench.metric_catalogue import METRICS
 from robench.registry import Registry, identity_of, import_target
 
-__all__ = ["REPORTS", "Report", "reports"]
-
 Kind = Literal["table", "figure"]
 
 

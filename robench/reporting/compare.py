@@ -29,8 +29,6 @@ from robench.reporting.leaderboard import attack_column
 from robench.reporting.model_results import GroupKey, ModelResult, common_attacks
 from robench.statistics import holm, smallest_difference
 
-__all__ = ["Comparison", "compare_models", "comparison_csv", "comparison_markdown"]
-
 
 @dataclass(frozen=True)
 class Comparison:

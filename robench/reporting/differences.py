@@ -25,14 +25,6 @@ from robench.statistics import (
     tango_interval,
 )
 
-__all__ = [
-    "Difference",
-    "accuracy_difference",
-    "metric_difference",
-    "shared_metric_attack",
-    "worst_class_difference",
-]
-
 Bools = npt.NDArray[np.bool_]
 
 RESAMPLES = 1999

@@ -14,8 +14,6 @@ from robench.records import AttackSpec, ModelCard
 from robench.reporting.model_results import ModelResult
 from robench.results import StoredRecord
 
-__all__ = ["csv_bytes", "model_info", "samples_frame", "write_tables"]
-
 
 def samples_frame(records: Iterable[StoredRecord]) -> pd.DataFrame:
     """One row for every sample of every record, with what the record is about in front.

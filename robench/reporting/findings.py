@@ -26,16 +26,6 @@ from robench.records import Outcome
 from robench.reporting.model_results import ModelResult, by_group
 from robench.statistics import holm, mann_whitney, rank_correlation
 
-__all__ = [
-    "QUESTIONS",
-    "Question",
-    "association_sentences",
-    "attention_findings",
-    "attention_sentences",
-    "broken_and_survived",
-    "representation_findings",
-]
-
 Floats = npt.NDArray[np.float64]
 
 

@@ -37,15 +37,6 @@ from robench.reporting.export import csv_bytes
 from robench.reporting.model_results import ModelResult, by_group, class_name, collect
 from robench.results import RecordFilter, Store, StoredRecord
 
-__all__ = [
-    "NO_FLAG",
-    "attack_column",
-    "build_leaderboard",
-    "leaderboard_csv",
-    "read_leaderboard",
-    "write_leaderboard",
-]
-
 NO_FLAG = "no_flag_raised"
 
 _Kind = Literal["text", "whole", "percent", "metric", "seconds"]

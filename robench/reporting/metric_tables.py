@@ -18,8 +18,6 @@ from robench.records import Outcome
 from robench.reporting.model_results import ModelResult, class_name
 from robench.statistics import wilson
 
-__all__ = ["attention_table", "class_table", "worst_classes"]
-
 
 def attention_table(results: Sequence[ModelResult]) -> pd.DataFrame:
     """One row a model and metric, for the attack that the model's metrics are reported for.

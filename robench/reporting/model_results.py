@@ -22,17 +22,6 @@ from robench.results import RecordFilter, StoredRecord
 from robench.statistics import Interval, wilson
 from robench.threat_models import ThreatModel
 
-__all__ = [
-    "GroupKey",
-    "ModelResult",
-    "by_group",
-    "class_name",
-    "collect",
-    "common_attacks",
-    "find_pair",
-    "results_of",
-]
-
 Bools = npt.NDArray[np.bool_]
 
 ATTENTION_ATTACK = "pgd-20"

@@ -19,8 +19,6 @@ from robench.reporting.findings import association_sentences, attention_sentence
 from robench.reporting.leaderboard import NO_FLAG, leaderboard_csv
 from robench.reporting.metric_tables import worst_classes
 
-__all__ = ["build_page"]
-
 _GROUP = ("dataset", "norm", "eps", "n", "seed", "data_sha256")
 _HIDDEN = {
     *_GROUP,

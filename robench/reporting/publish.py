@@ -12,8 +12,6 @@ from robench.reporting.model_results import collect
 from robench.reporting.page import build_page
 from robench.results import Store, StoredRecord
 
-__all__ = ["CSV_NAME", "PAGE_NAME", "publish"]
-
 CSV_NAME = "leaderboard.csv"
 PAGE_NAME = "index.html"
 

@@ -17,8 +17,6 @@ from robench.probes import (
     undisturbed,
 )
 
-__all__ = ["penultimate_features"]
-
 
 def penultimate_features(
     model: nn.Module, inputs: Tensor, *, layer: str | None = None

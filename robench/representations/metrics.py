@@ -14,8 +14,6 @@ from torch import Tensor
 
 from robench.errors import UsageError
 
-__all__ = ["alignment", "exclusion", "separation"]
-
 _CHUNK_ELEMENTS = 2**22
 """Distances held at once: with masks and places some 100 MiB."""
 

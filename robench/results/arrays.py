@@ -23,18 +23,6 @@ import numpy.typing as npt
 from robench.errors import CorruptRecordError
 from robench.files import atomic_write, file_error, file_errors, file_sha256
 
-__all__ = [
-    "ADVERSARIAL",
-    "Array",
-    "ArrayRows",
-    "Rows",
-    "array_names",
-    "check_digest",
-    "check_size",
-    "load_arrays",
-    "write_arrays",
-]
-
 Array = npt.NDArray[Any]
 
 ADVERSARIAL = "adversarial"

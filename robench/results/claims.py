@@ -22,8 +22,6 @@ from filelock import FileLock, Timeout
 from robench.errors import StoreError
 from robench.files import file_error
 
-__all__ = ["Claim"]
-
 _NO_LOCKS = (errno.ENOTSUP, errno.ENOLCK, errno.EINVAL, errno.ENOSYS)
 
 

@@ -11,8 +11,6 @@ import numpy.typing as npt
 
 from robench.errors import StoreError
 
-__all__ = ["SamplePanel"]
-
 _PREFIX = "panel_"
 
 Floats = npt.NDArray[np.floating[Any]]

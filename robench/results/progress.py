@@ -18,8 +18,6 @@ from numpy.typing import NDArray
 
 from robench.files import atomic_write, file_error, file_errors, remove
 
-__all__ = ["Progress", "RowFile"]
-
 _MAGIC = b"robench-progress-1\n"
 _DIGEST_BYTES = hashlib.sha256().digest_size
 

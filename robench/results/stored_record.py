@@ -30,8 +30,6 @@ from robench.records import (
 from robench.results.tables import samples_to_table, table_to_frame, table_to_samples
 from robench.threat_models import parse_eps, parse_norm
 
-__all__ = ["RecordFilter", "StoredRecord", "parse_record", "read_document", "render_document"]
-
 _FORMAT = "robench-record"
 
 

@@ -19,14 +19,6 @@ from pydantic import ValidationError
 from robench.errors import CorruptRecordError, StoreError
 from robench.records import Outcome, SampleOutcome
 
-__all__ = [
-    "parquet_bytes",
-    "samples_to_table",
-    "table_from_parquet",
-    "table_to_frame",
-    "table_to_samples",
-]
-
 # Columns that every table has; all further ones are metrics.
 _FIXED: dict[str, Any] = {
     "sample_id": pa.string(),

@@ -18,14 +18,6 @@ from scipy import optimize, stats
 from robench.errors import UsageError
 from robench.statistics.intervals import NUDGE, Interval, two_sided_quantile, undefined
 
-__all__ = [
-    "GroupDifference",
-    "RankCorrelation",
-    "auc_interval",
-    "mann_whitney",
-    "rank_correlation",
-]
-
 _EXACT_PAIRS = 8
 
 

@@ -19,18 +19,6 @@ from scipy import stats
 
 from robench.errors import UsageError
 
-__all__ = [
-    "NUDGE",
-    "Interval",
-    "check_level",
-    "mean_interval",
-    "missed_share_upper",
-    "two_sided_quantile",
-    "undefined",
-    "unpaired_difference",
-    "wilson",
-]
-
 NUDGE = 1e-9
 """How far a root is looked for beside an estimate that is itself a root, but no limit."""
 

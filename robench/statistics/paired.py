@@ -18,16 +18,6 @@ from scipy import optimize, stats
 from robench.errors import UsageError
 from robench.statistics.intervals import NUDGE, Interval, check_level, two_sided_quantile, undefined
 
-__all__ = [
-    "Alternative",
-    "PairedCounts",
-    "bootstrap_mean",
-    "bootstrap_worst_class",
-    "holm",
-    "mcnemar",
-    "tango_interval",
-]
-
 Alternative = Literal["two-sided", "greater", "less"]
 
 

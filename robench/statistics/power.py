@@ -14,12 +14,6 @@ from scipy import optimize, stats
 from robench.errors import UsageError
 from robench.statistics.intervals import check_level
 
-__all__ = [
-    "n_for_difference",
-    "n_for_noninferiority",
-    "smallest_difference",
-]
-
 
 def n_for_difference(
     difference: float, discordant: float, *, alpha: float = 0.05, power: float = 0.8

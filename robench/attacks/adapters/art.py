@@ -13,8 +13,6 @@ from robench.errors import AttackError, MissingDependencyError
 from robench.registry import unknown_name
 from robench.threat_models import ThreatModel
 
-__all__ = ["ARTAttack", "art_attacks"]
-
 _ART_NORMS: dict[str, Any] = {"Linf": np.inf, "L2": 2, "L1": 1}
 
 

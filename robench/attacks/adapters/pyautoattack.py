@@ -11,8 +11,6 @@ from torch import Tensor, nn
 from robench.errors import AttackError, MissingDependencyError
 from robench.threat_models import ThreatModel
 
-__all__ = ["PyAutoAttack", "limit_targets"]
-
 _VERSIONS = ("standard", "plus", "rand")
 
 

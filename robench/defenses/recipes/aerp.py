@@ -19,8 +19,6 @@ from robench.defenses.training_data import Batch
 from robench.errors import ModelError
 from robench.probes import eval_mode
 
-__all__ = ["Aerp", "attended", "class_attention", "probability_gap", "upsampled"]
-
 _TINY = 1e-8
 
 

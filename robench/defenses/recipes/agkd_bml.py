@@ -16,14 +16,6 @@ from robench.defenses.training_data import Batch
 from robench.errors import TrainingError
 from robench.probes import eval_mode
 
-__all__ = [
-    "AgkdBml",
-    "angular_distance",
-    "attention_map",
-    "confusing_classes",
-    "smoothed_cross_entropy",
-]
-
 _TINY = 1e-12
 
 

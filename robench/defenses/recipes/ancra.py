@@ -24,8 +24,6 @@ from robench.errors import ModelError, TrainingError
 from robench.probes import eval_mode
 from robench.records import ForwardSpec
 
-__all__ = ["Ancra", "negative_contrast", "other_classes"]
-
 _NEGATIVE = seeding.tag("negative class")
 
 

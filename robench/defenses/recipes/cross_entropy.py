@@ -11,8 +11,6 @@ from torch.nn import functional as F
 from robench.defenses.recipe import AdversarialRecipe, Context, Paper, Recipe
 from robench.defenses.training_data import Batch
 
-__all__ = ["PgdAt", "Standard"]
-
 
 class Standard(Recipe):
     """CE(x, y): no defense."""

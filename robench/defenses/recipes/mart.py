@@ -12,8 +12,6 @@ from robench.defenses.recipe import AdversarialRecipe, Context, Paper
 from robench.defenses.recipes.trades import PAPER_STEP
 from robench.defenses.training_data import Batch
 
-__all__ = ["Mart", "boosted_margin", "mart_terms", "weighted_kl"]
-
 _FLOOR = 1e-4
 """Added inside the margin's logarithm, as the reference does: a certain error stays finite."""
 

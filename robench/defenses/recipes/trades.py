@@ -12,8 +12,6 @@ from robench.defenses.recipe import AdversarialRecipe, Context, Paper
 from robench.defenses.training_data import Batch
 from robench.probes import eval_mode
 
-__all__ = ["PAPER_STEP", "Trades", "trades_terms"]
-
 PAPER_STEP = 0.007 * 255 / 8
 """Their 0.007 at ε 8/255, as a share of ε."""
 

@@ -20,8 +20,6 @@ from robench.models.catalogue import ARCHITECTURES
 from robench.records import ArchitectureSpec
 from robench.registry import identity_of, import_target, near_misses, unknown_name
 
-__all__ = ["architecture_code", "build_architecture", "runs_foreign_code"]
-
 # These make a library fetch or unpickle files by itself, past the hash check of the card.
 _FORBIDDEN: Final = {
     "torchvision": {"weights", "weights_backbone"},

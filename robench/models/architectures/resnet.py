@@ -16,8 +16,6 @@ from torch import Tensor, nn
 from robench.errors import UsageError
 from robench.models.architectures import Classifier
 
-__all__ = ["BasicBlock", "DigitsResNet", "PreActBlock", "PreActResNet", "ResNet"]
-
 
 class BasicBlock(nn.Module):
     """Two 3×3 convolutions, projection skip where the shape changes, ReLU after the sum."""

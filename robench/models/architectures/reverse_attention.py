@@ -24,8 +24,6 @@ from robench.models.architectures import Classifier
 from robench.models.architectures.resnet import DigitsResNet, ResNet
 from robench.models.architectures.wide_resnet import WideResNet
 
-__all__ = ["DigitsResNetRA", "ResNetRA", "WideResNetRA", "reverse_attention"]
-
 
 def reverse_attention(maps: Tensor, fc: nn.Linear, labels: Tensor | None) -> tuple[Tensor, Tensor]:
     """Mask a feature map by the classifier's weights of one class.

@@ -17,8 +17,6 @@ from torch.nn import functional as F
 from robench.errors import ModelError, UsageError
 from robench.models.architectures import Classifier
 
-__all__ = ["VisionTransformer"]
-
 
 class _Attention(nn.Module):
     """Multi-head self-attention that can also say what it attended to."""

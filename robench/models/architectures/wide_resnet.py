@@ -13,8 +13,6 @@ from torch import Tensor, nn
 from robench.errors import UsageError
 from robench.models.architectures import Classifier
 
-__all__ = ["WideBlock", "WideResNet"]
-
 
 class WideBlock(nn.Module):
     """Pre-activation block; where the width changes, the skip takes the first activation."""

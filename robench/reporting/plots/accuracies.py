@@ -20,8 +20,6 @@ from robench.reporting.plots.style import (
 )
 from robench.statistics import Interval
 
-__all__ = ["accuracy_by_attack", "difference_plot"]
-
 
 def _weakest_first(results: Sequence[ModelResult]) -> list[str]:
     """Attacks by the mean accuracy that they leave; those that few models met go last."""

@@ -10,8 +10,6 @@ from robench.records import Outcome
 from robench.reporting.model_results import ModelResult, class_name
 from robench.reporting.plots.style import captioned, describe, new_figure, styled
 
-__all__ = ["confusion", "confusion_under_attack"]
-
 
 def confusion(result: ModelResult, attack: str) -> npt.NDArray[np.int64]:
     """Counts (true class, prediction under attack) of the correctly classified samples.

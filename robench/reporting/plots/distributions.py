@@ -23,8 +23,6 @@ from robench.reporting.plots.style import (
     styled,
 )
 
-__all__ = ["attention_distributions", "feature_distances"]
-
 _METRICS = ("attention_deviation", "attention_scatter_increase")
 
 

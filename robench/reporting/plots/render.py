@@ -24,8 +24,6 @@ from robench.reporting.plots.samples import sample_panel
 from robench.reporting.plots.style import save
 from robench.results import SamplePanel, Store
 
-__all__ = ["group_slug", "render_plots", "safe_name"]
-
 log = logging.getLogger("robench.reporting")
 
 

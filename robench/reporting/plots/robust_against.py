@@ -23,8 +23,6 @@ from robench.reporting.plots.style import (
 )
 from robench.statistics import Interval, mean_interval
 
-__all__ = ["clean_against_robust", "robust_against_metric", "security_curves"]
-
 
 @styled
 def clean_against_robust(results: Sequence[ModelResult]) -> Figure | None:

@@ -18,8 +18,6 @@ from robench.reporting.plots.style import captioned, new_figure, styled, threat_
 from robench.results import SamplePanel
 from robench.top_cells import top_cells
 
-__all__ = ["attention_overlays", "resisted_by_one", "sample_panel"]
-
 Floats = npt.NDArray[np.floating[Any]]
 Bools = npt.NDArray[np.bool_]
 Classes = npt.NDArray[np.integer[Any]]

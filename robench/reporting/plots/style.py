@@ -24,23 +24,6 @@ from robench.files import atomic_write
 from robench.reporting.model_results import ModelResult
 from robench.threat_models import ThreatModel
 
-__all__ = [
-    "BROKEN",
-    "SURVIVED",
-    "Look",
-    "attention_attacks",
-    "captioned",
-    "describe",
-    "look",
-    "new_figure",
-    "norm_text",
-    "percent_axis",
-    "rows_axis",
-    "save",
-    "styled",
-    "threat_text",
-]
-
 P = ParamSpec("P")
 R = TypeVar("R")
 

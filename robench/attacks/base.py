@@ -10,7 +10,7 @@ decides anything.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import torch
@@ -166,26 +166,30 @@ class BatchAttack(Protocol):
 
 
 def take(state: RowsT, rows: Tensor) -> RowsT:
-    """The given rows of a state, or of any dataclass of tensors: int64 (B′,) or bool (B,)."""
+    """The given rows of a state, or of any dataclass of tensors and such: int64 (B′,), bool (B,)."""
     if rows.dtype == torch.bool:
         rows = rows.nonzero().squeeze(1)
-    kept = {f.name: getattr(state, f.name).index_select(0, rows) for f in _tensors(state)}
+    kept = {
+        name: part.index_select(0, rows) if isinstance(part, Tensor) else take(part, rows)
+        for name, part in _parts(state).items()
+    }
     return replace(state, **kept)
 
 
-def join(states: Sequence[StateT]) -> StateT:
+def join(states: Sequence[RowsT]) -> RowsT:
     """Put states one after the other along the slot axis."""
     if len(states) == 1:
         return states[0]
-    first = states[0]
-    joined = {
-        f.name: torch.cat([getattr(state, f.name) for state in states]) for f in _tensors(first)
-    }
-    return replace(first, **joined)
+    joined = {}
+    for name, part in _parts(states[0]).items():
+        parts = [getattr(state, name) for state in states]
+        joined[name] = torch.cat(parts) if isinstance(part, Tensor) else join(parts)
+    return replace(states[0], **joined)
 
 
-def _tensors(state: Any) -> list[Any]:
-    return [f for f in fields(state) if isinstance(getattr(state, f.name), Tensor)]
+def _parts(state: Any) -> dict[str, Any]:
+    values = {f.name: getattr(state, f.name) for f in fields(state)}
+    return {n: v for n, v in values.items() if isinstance(v, Tensor) or is_dataclass(v)}
 
 
 def nth_best_class(logits: Tensor, n: Tensor) -> Tensor:

@@ -25,7 +25,7 @@ def draw_audit(audit: AuditSpec, state: CascadeState, source: SampleSource) -> C
         state: after the stages that all samples go through.
         source: the samples; which are drawn depends on their keys alone.
     """
-    if state.audited is not None:
+    if state.audit_survivors >= 0:
         return state
     survivors = state.survivors()
     order = seeding.derive(source.keys_of(survivors), seeding.tag("audit")).argsort()
@@ -41,8 +41,7 @@ def escalates(state: CascadeState, phases: Iterable[PhaseCounts]) -> bool:
 
 def audit_result(state: CascadeState, escalated: bool) -> AuditResult:
     """For the record."""
-    survivors, hits = state.audit_survivors, state.hits
-    audited = 0 if state.audited is None else len(state.audited)
+    survivors, audited, hits = state.audit_survivors, len(state.audited), state.hits
     everyone = escalated or audited == survivors
     bound = 0.0 if everyone else missed_share_upper(hits, audited, population=survivors)
     return AuditResult(

@@ -153,8 +153,9 @@ class Cascade:
             begun = [Shard(*shard) for shard in snapshot["shards"]]
         for number, run in enumerate(self.plan):
             if number == len(self.state.phases):
-                self._choose_audited(run, source)
-                self.state = self.state.with_phase(PhaseCounts(self._due(run)), new=True)
+                self._started = time.perf_counter()
+                counts = PhaseCounts(self._due(run, source))
+                self.state = self.state.with_phase(counts, new=True)
             if not self.state.phases[number].finished:
                 self._run(number, source, begun)
                 begun = []
@@ -177,14 +178,11 @@ class Cascade:
 
     # --- who is due --------------------------------------------------------------------------
 
-    def _choose_audited(self, run: StageRun, source: SampleSource) -> None:
-        if self.spec.audit is not None and run.subset != "all":
-            self.state = draw_audit(self.spec.audit, self.state, source)
-
-    def _due(self, run: StageRun) -> Tensor:
+    def _due(self, run: StageRun, source: SampleSource) -> Tensor:
         """Rows that a stage run is due for, int64."""
         due = self.state.survivors()
-        if self.state.audited is not None and run.subset != "all":
+        if self.spec.audit is not None and run.subset != "all":
+            self.state = draw_audit(self.spec.audit, self.state, source)
             audited = torch.isin(due, self.state.audited)
             if run.subset == "audited":
                 due = due[audited]
@@ -211,7 +209,7 @@ class Cascade:
         run, counts = self.plan[number], self.state.phases[number]
         # A foreign attack may draw one number for a whole batch, and share what it likes.
         workers = 1 if isinstance(self.attacks[run.stage], BatchAttack) else self.workers
-        shards = [*begun, *self._shards(number, counts, begun, workers)]
+        shards = [*begun, *self._shards(counts, begun, workers)]
         self._started = time.perf_counter() - counts.seconds
         pool = WorkerPool(
             workers,
@@ -243,33 +241,29 @@ class Cascade:
 
     def _snapshot(self, shards: Sequence[Shard]) -> dict[str, Any]:
         """All that is needed to go on, whenever it is made."""
-        state, number = self.state, len(self.state.phases) - 1
-        counts = state.phases[number]
+        state, counts = self.state, self.state.phases[-1]
+        left: list[list[Any]] = []
         if not counts.finished:
             seconds = time.perf_counter() - self._started
             state = state.with_phase(replace(counts, seconds=seconds))
-        left = [
-            [shard.rows, shard.phase, shard.search]
-            for shard in shards
             # What is merged must not be merged again, whatever the pool still has of it.
-            if shard.phase == number
-            and not counts.finished
-            and not bool(torch.isin(shard.rows, counts.done).any())
-        ]
+            left = [
+                [shard.rows, shard.search]
+                for shard in shards
+                if not bool(torch.isin(shard.rows, counts.done).any())
+            ]
         return {"plan": self._plan_content(), "state": state.content(), "shards": left}
 
     def _plan_content(self) -> list[list[Any]]:
         return [[self.stages[run.stage].name, run.subset, run.recheck] for run in self.plan]
 
-    def _shards(
-        self, number: int, counts: PhaseCounts, begun: Sequence[Shard], workers: int
-    ) -> list[Shard]:
+    def _shards(self, counts: PhaseCounts, begun: Sequence[Shard], workers: int) -> list[Shard]:
         """What is left to be searched, in equal parts that fit onto the device."""
         rows = counts.todo(torch.cat([counts.due[:0], *(shard.rows for shard in begun)]))
         if len(rows) == 0:
             return []
         share = min(self.shard_size // workers or 1, -(-len(rows) // workers))
-        return [Shard(part, number) for part in torch.split(rows, share)]
+        return [Shard(part) for part in torch.split(rows, share)]
 
     def _prepare(self, run: StageRun, source: SampleSource, shard: Shard) -> SearchCall:
         only = self._near(run, shard.rows) if run.recheck else None

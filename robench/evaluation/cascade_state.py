@@ -116,10 +116,10 @@ class CascadeState:
     errors: dict[int, str] = field(default_factory=dict)
     phases: tuple[PhaseCounts, ...] = ()
     """Of the plan's stage runs, those that have begun"""
-    audited: Tensor | None = None
-    """int64: rows that the audit drew; None: it has not begun"""
-    audit_survivors: int = 0
-    """Samples that it drew from"""
+    audited: Tensor = field(default_factory=_no_rows)
+    """int64: rows that the audit drew"""
+    audit_survivors: int = -1
+    """Samples that it drew from, −1: it has not begun"""
     stage_names: tuple[str, ...] = ()
     stages: tuple[StageResult, ...] = ()
     """For the record, once the cascade has ended; so is ``audit``"""
@@ -169,7 +169,7 @@ class CascadeState:
     @property
     def hits(self) -> int:
         """Audited samples that were broken."""
-        return 0 if self.audited is None else int((self.stage[self.audited] >= 0).sum())
+        return int((self.stage[self.audited] >= 0).sum())
 
     def with_phase(self, counts: PhaseCounts, new: bool = False) -> CascadeState:
         """With a further stage run, or with other counts of the last one."""

@@ -16,8 +16,7 @@ from robench.acceleration.search_models import SearchModel
 from robench.attacks.base import Gradient
 from robench.attacks.losses import Loss, cross_entropy
 from robench.devices import Parts
-
-_Pass = Callable[[Tensor, slice], tuple[Tensor, ...]]
+from robench.errors import first_line
 
 
 class Queries:
@@ -69,13 +68,7 @@ class Queries:
     def logits(self, points: Tensor, rows: Tensor | None = None) -> Tensor:
         """One forward pass: (B, C, H, W) → float32 (B, K); NaN where the model failed."""
         self._count(self.forwards, rows, 1)
-        (logits,) = self._guarded(
-            points,
-            rows,
-            lambda part, _: (self.model.logits(part),),
-            lambda part: (self._no_logits(part),),
-        )
-        self._note_nonfinite(logits, rows)
+        (logits,) = self._guarded(points, rows, lambda part, _: (self.model.logits(part),))
         return logits
 
     def gradient(self, points: Tensor, loss: Loss, rows: Tensor | None = None) -> Gradient:
@@ -88,12 +81,7 @@ class Queries:
             at = torch.arange(here.start, here.stop, device=points.device)
             return self.model.gradient(part, loss if whole else loss.at(at))
 
-        def blank(part: Tensor) -> tuple[Tensor, ...]:
-            none = self._no_logits(part)
-            return none, none[:, 0], torch.zeros_like(part)
-
-        logits, losses, gradient = self._guarded(points, rows, call, blank)
-        self._note_nonfinite(logits, rows)
+        logits, losses, gradient = self._guarded(points, rows, call, (), points.shape[1:])
         if loss.function is cross_entropy:
             self._first = None
         return Gradient(logits, losses, self._finite(gradient, logits, rows))
@@ -102,15 +90,12 @@ class Queries:
         """One forward and K backward passes."""
         self._count(self.forwards, rows, 1)
         self._count(self.backwards, rows, self.num_classes)
-
-        def blank(part: Tensor) -> tuple[Tensor, ...]:
-            none = self._no_logits(part)
-            return none, part.new_zeros(len(part), self.num_classes, *part.shape[1:])
-
         logits, slopes = self._guarded(
-            points, rows, lambda part, _: self.model.jacobian(part), blank
+            points,
+            rows,
+            lambda part, _: self.model.jacobian(part),
+            (self.num_classes, *points.shape[1:]),
         )
-        self._note_nonfinite(logits, rows)
         return logits, self._finite(slopes, logits, rows)
 
     def _finite(self, gradient: Tensor, logits: Tensor, rows: Tensor | None) -> Tensor:
@@ -126,43 +111,43 @@ class Queries:
         self.nonfinite[_slots((~finite).flatten(1).any(dim=1), rows)] = True
         return torch.where(finite, gradient, 0.0)
 
-    def _no_logits(self, part: Tensor) -> Tensor:
-        return part.new_full((len(part), self.num_classes), torch.nan)
-
     def _count(self, counter: Tensor, rows: Tensor | None, passes: int) -> None:
         if rows is None:
             counter += passes
         else:
             counter.index_add_(0, rows, torch.full_like(rows, passes))
 
-    def _note_nonfinite(self, logits: Tensor, rows: Tensor | None) -> None:
-        finite = logits.isfinite()
-        if bool(finite.all()):
-            return
-        for slot in _slots(~finite.all(dim=1), rows).tolist():
-            self.failures.setdefault(slot, "the model returned non-finite logits")
-
     def _guarded(
         self,
         points: Tensor,
         rows: Tensor | None,
-        call: _Pass,
-        blank: Callable[[Tensor], tuple[Tensor, ...]],
+        call: Callable[[Tensor, slice], tuple[Tensor, ...]],
+        *shapes: tuple[int, ...],
     ) -> tuple[Tensor, ...]:
-        """``call`` for all points, in parts; ``blank`` for those on which the model fails."""
-        if len(points) == 0:  # many models refuse an empty batch
-            return blank(points)
+        """``call`` for all points, in parts: logits, and tensors of these shapes for each point.
+
+        Where the model fails, or is not finite, the slot is noted; logits that it did not give are
+        NaN, all else is zero.
+        """
+
+        def blank(count: int) -> tuple[Tensor, ...]:
+            logits = points.new_full((count, self.num_classes), torch.nan)
+            return logits, *(points.new_zeros((count, *shape)) for shape in shapes)
 
         def alone(position: int, error: Exception) -> tuple[Tensor, ...]:
             slot = position if rows is None else int(rows[position])
-            first_line = (str(error).strip().splitlines() or [""])[0]
-            self.failures[slot] = f"{type(error).__name__}: {first_line}"
-            return blank(points[position : position + 1])
+            self.failures[slot] = f"{type(error).__name__}: {first_line(error)}"
+            return blank(1)
 
+        if len(points) == 0:  # many models refuse an empty batch
+            return blank(0)
         done = self.parts.map(len(points), lambda here: call(points[here], here), alone)
-        if len(done) == 1:
-            return done[0]
-        return tuple(torch.cat(parts) for parts in zip(*done, strict=True))
+        columns = done[0] if len(done) == 1 else tuple(map(torch.cat, zip(*done, strict=True)))
+        finite = columns[0].isfinite()
+        if not bool(finite.all()):
+            for slot in _slots(~finite.all(dim=1), rows).tolist():
+                self.failures.setdefault(slot, "the model returned non-finite logits")
+        return columns
 
 
 def _slots(chosen: Tensor, rows: Tensor | None) -> Tensor:

@@ -14,7 +14,7 @@ taken after every step, and an interruption in the midst of one leaves it whole.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Generic
 
@@ -54,16 +54,6 @@ class Active(Generic[StateT]):
     def __len__(self) -> int:
         return len(self.sample)
 
-    def take(self, rows: Tensor) -> Active[StateT]:
-        """The slots in ``rows``, int64 (B′,)."""
-        return Active(take(self.state, rows), *(t.index_select(0, rows) for t in self._tensors()))
-
-    def join(self, others: Sequence[Active[StateT]]) -> Active[StateT]:
-        """These slots, and behind them those of others."""
-        every = (self, *others)
-        columns = zip(*(active._tensors() for active in every), strict=True)
-        return Active(join([a.state for a in every]), *(torch.cat(column) for column in columns))
-
     def with_best(self) -> Active[StateT]:
         """The last points remembered where they are the best so far."""
         better = self.state.margin < self.best_margin
@@ -72,21 +62,6 @@ class Active(Generic[StateT]):
         best = torch.where(expand(better, self.best), self.state.candidate, self.best)
         margin = torch.where(better, self.state.margin, self.best_margin)
         return replace(self, best=best, best_margin=margin)
-
-    def _tensors(self) -> tuple[Tensor, ...]:
-        return self.sample, self.search, self.best, self.best_margin, self.checked_margin
-
-    def content(self) -> dict[str, Any]:
-        """Plain data and tensors, for a snapshot."""
-        return {**vars(self), "state": dict(vars(self.state))}
-
-    @classmethod
-    def from_content(
-        cls, attack: Attack[StateT], content: dict[str, Any], device: torch.device
-    ) -> Active[StateT]:
-        """What :meth:`content` gave, for searches of ``attack``."""
-        state = attack.state_type(**_on_device(content["state"], device))
-        return cls(**{**_on_device(content, device), "state": state})
 
 
 class Search(Generic[StateT]):
@@ -205,7 +180,7 @@ class Search(Generic[StateT]):
         if before is None or len(before) == 0:
             self.active = self._settle(active)
         else:
-            self.active = self._settle(before.join([active]), settled=len(before))
+            self.active = self._settle(join([before, active]), settled=len(before))
 
     # --- one step --------------------------------------------------------------------------
 
@@ -279,14 +254,13 @@ class Search(Generic[StateT]):
         if state.found_size is not None:
             result.found_size = result.found_size.index_put((sample[done],), state.found_size[done])
         self._report(int((self.attack.steps() - state.step[done]).clamp_min(0).sum()))
-        return active.take((~done).nonzero().squeeze(1))
+        return take(active, ~done)
 
     def _park(self, active: Active[StateT], crossed: Tensor, finished: Tensor) -> Active[StateT]:
         """Set searches with a find aside, to be judged together: a few inputs are a poor batch."""
         if bool(crossed.any()):
-            found, going = (rows.nonzero().squeeze(1) for rows in (crossed, ~crossed))
-            self.parked = (*self.parked, active.take(found))
-            active, finished = active.take(going), finished[going]
+            self.parked = (*self.parked, take(active, crossed))
+            active, finished = take(active, ~crossed), finished[~crossed]
         active = self._close(active, finished)
         waiting = self._waiting()
         if waiting and waiting >= min(len(active), self.batch_size // 16):
@@ -299,7 +273,7 @@ class Search(Generic[StateT]):
     def _unpark(self, active: Active[StateT], waiting: int) -> Active[StateT]:
         """Judge the finds that were set aside; those that fail go on searching."""
         rows = torch.arange(len(active), len(active) + waiting, device=self.device)
-        active, self.parked = active.join(self.parked), ()
+        active, self.parked = join([active, *self.parked]), ()
         state = active.state
         active, over = self._judge(active, rows, state.candidate[rows], state.margin[rows])
         return self._close(active, over | self.attack.finished(state))
@@ -366,33 +340,28 @@ class Search(Generic[StateT]):
     def snapshot(self) -> dict[str, Any]:
         """Everything needed to go on from the last step: plain data and tensors, not copied."""
         next_item, active, parked, result = self._boundary
-        return {
-            "next_item": next_item,
-            "active": None if active is None else active.content(),
-            "parked": [part.content() for part in parked],
-            "result": result,
-        }
+        under_way = () if active is None else (active, *parked)
+        contents = [{**vars(part), "state": dict(vars(part.state))} for part in under_way]
+        return {"next_item": next_item, "under_way": contents, "result": result}
 
     def _restore(self, snapshot: dict[str, Any]) -> None:
         """Go on from a snapshot of the same attack on the same samples; it is not changed."""
-        active, parked = (
-            [Active.from_content(self.attack, part, self.device) for part in parts]
-            for parts in ([snapshot["active"]] if snapshot["active"] else [], snapshot["parked"])
-        )
+        under_way = [self._active(content) for content in snapshot["under_way"]]
         self.next_item = snapshot["next_item"]
-        self.active, self.parked = next(iter(active), None), tuple(parked)
-        self.result = SearchResult(**_on_device(snapshot["result"], self.device))
+        self.active, self.parked = next(iter(under_way), None), tuple(under_way[1:])
+        self.result = SearchResult(**self._on_device(snapshot["result"]))
         self._mark_boundary()
         steps = self.attack.steps()
-        left = sum(int((steps - part.state.step).sum()) for part in (*active, *parked))
+        left = sum(int((steps - part.state.step).sum()) for part in under_way)
         self._report(self.next_item * steps - left)
 
+    def _active(self, content: dict[str, Any]) -> Active[StateT]:
+        state = self.attack.state_type(**self._on_device(content["state"]))
+        return Active(**{**self._on_device(content), "state": state})
 
-def _on_device(content: dict[str, Any], device: torch.device) -> dict[str, Any]:
-    return {
-        name: value.to(device) if isinstance(value, Tensor) else value
-        for name, value in content.items()
-    }
+    def _on_device(self, content: dict[str, Any]) -> dict[str, Any]:
+        tensors = {n: v.to(self.device) for n, v in content.items() if isinstance(v, Tensor)}
+        return {**content, **tensors}
 
 
 def _marked(table: Tensor, active: Active[Any], slots: Tensor) -> Tensor:

@@ -23,6 +23,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable, Generator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing.context import ForkProcess
@@ -46,8 +47,6 @@ class Shard:
 
     rows: Tensor
     """int64 (n′,)"""
-    phase: int = 0
-    """Which of the plan's stage runs searches them"""
     search: dict[str, Any] | None = None
     """A snapshot of the search, where there is one"""
 
@@ -80,7 +79,7 @@ class WorkerPool:
         self._progress: Progress = progress or (lambda _: None)
         self._save = save
         self._shards: list[Shard] = []
-        self._workers: dict[int, _Worker] = {}
+        self._workers: list[_Worker] = []
 
     def run(self, shards: Sequence[Shard]) -> Results:
         """Search all shards; each is given with what was found in it, in no particular order.
@@ -94,7 +93,7 @@ class WorkerPool:
         """
         self._shards = list(shards)
         if min(self.size, len(shards)) > 1:
-            yield from self._run_workers(shards)
+            yield from self._run_workers()
         for shard in list(self._shards):
             result = self._prepare(shard)(self._progress, partial(self._stepped, shard))
             yield shard, result
@@ -116,57 +115,42 @@ class WorkerPool:
 
     def unfinished(self) -> list[Shard]:
         """The shards that were begun, each as it is between two steps."""
-        asked = [worker for worker in self._workers.values() if worker.ask()]
-        for worker in asked:
+        for worker in self._workers:
+            worker.ask()
+        for worker in self._workers:
             while worker.asked and not worker.over and worker.pipe.poll(_PATIENCE):
-                self._hear(worker)
+                self._progress(worker.hear())
         return [shard for shard in self._shards if shard.search is not None]
 
-    def _run_workers(self, shards: Sequence[Shard]) -> Results:
-        waiting = list(enumerate(shards))
+    def _run_workers(self) -> Results:
+        waiting = list(self._shards)
         try:
             while waiting or self._workers:
                 while waiting and len(self._workers) < self.size:
-                    number, shard = waiting.pop(0)
-                    self._workers[number] = _Worker(shard, self._prepare(shard))
-                yield from self._listen()
+                    shard = waiting.pop(0)
+                    self._workers.append(_Worker(shard, self._prepare(shard)))
+                ready = multiprocessing.connection.wait([w.pipe for w in self._workers])
+                for worker in [worker for worker in self._workers if worker.pipe in ready]:
+                    self._progress(worker.hear())
+                    if worker.result is not None:
+                        yield worker.shard, worker.result
+                        self._forget(worker.shard)
+                    if worker.over:
+                        worker.end()
+                        self._workers.remove(worker)
+                    if worker.failure is not None:
+                        raise worker.failure
+                self._save(self.unfinished)
         except BaseException:
-            self._ask_for_the_last_time()
+            # What the others have reached is kept for a last snapshot. Should that fail too, the
+            # failure that came first is what matters, and their shards go on from before.
+            with suppress(Exception):
+                self.unfinished()
             raise
         finally:
-            for worker in self._workers.values():
+            for worker in self._workers:
                 worker.end()
-            self._workers = {}
-
-    def _listen(self) -> Results:
-        """Take what the workers have to say, and wait for it if nobody says anything."""
-        ready = multiprocessing.connection.wait([w.pipe for w in self._workers.values()])
-        for number, worker in list(self._workers.items()):
-            if worker.pipe not in ready:
-                continue
-            self._hear(worker)
-            if worker.result is not None:
-                yield worker.shard, worker.result
-                self._forget(worker.shard)
-            if worker.over:
-                worker.end()
-                del self._workers[number]
-            if worker.failure is not None:
-                raise worker.failure
-        self._save(self.unfinished)
-
-    def _hear(self, worker: _Worker) -> None:
-        steps = worker.hear()
-        if steps:
-            self._progress(steps)
-
-    def _ask_for_the_last_time(self) -> None:
-        """Before the workers are ended: what they have reached is kept for a last snapshot."""
-        try:
-            self.unfinished()
-        except Exception:
-            # The failure that ended the stage is what matters; the shards go on from before.
-            return
+            self._workers = []
 
 
 class _Worker:
@@ -183,17 +167,13 @@ class _Worker:
         self.process = _forked(_work, self.pipe, theirs, search, os.getpid())
         theirs.close()
 
-    def ask(self) -> bool:
-        """Ask for the state between two steps; False if there is no sense in asking."""
+    def ask(self) -> None:
+        """Ask for the state between two steps, if there is any sense in asking."""
         # An interruption while a message was read may have left the rest of it in the pipe.
-        if self.over or self._hearing:
-            return False
-        try:
-            self.pipe.send("state")
-        except OSError:
-            return False
-        self.asked = True
-        return True
+        if not self.over and not self._hearing:
+            with suppress(OSError):
+                self.pipe.send("state")
+                self.asked = True
 
     def hear(self) -> int:
         """Take one message; returns the steps that it reports."""

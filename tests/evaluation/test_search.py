@@ -216,7 +216,7 @@ FAILURES = [
     (RuntimeError("shape mismatch\nsecond line"), "RuntimeError: shape mismatch"),
     (AssertionError("Input height does not match"), "AssertionError: Input height does not match"),
     (KeyError("token"), "KeyError: 'token'"),
-    (ValueError(), "ValueError: "),
+    (ValueError(), "ValueError: ValueError"),
     (torch.tensor(float("nan")), "the model returned non-finite logits"),
     (torch.tensor(float("inf")), "the model returned non-finite logits"),
 ]

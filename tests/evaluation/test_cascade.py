@@ -105,6 +105,29 @@ def test_audit_without_a_hit_states_its_bound() -> None:
     assert [s.attempted for s in record.stages] == [60, 20]
 
 
+class Counted(ArrayDataset):
+    """Counts the samples whose inputs are read."""
+
+    reads: list[int]
+
+    def _read(self, indices: list[int]) -> Tensor:
+        self.reads.append(len(indices))
+        return super()._read(indices)
+
+
+def test_the_audit_is_drawn_without_loading_an_input() -> None:
+    plain = stripes([0.2 + 0.001 * i for i in range(30)])
+    data = Counted(plain.batch(range(30)), plain.labels, num_classes=2)
+    data.reads = []
+    clean, run = cascade(data, audited(pgd("pgd", steps=1), SQUARE, minimum=10), haze=0.0)
+    data.reads.clear()
+    attacked = run.run(clean, torch.zeros(30, 1, 4, 4))
+    # What is attacked is loaded, a shard at a time, and nothing else.
+    assert [stage.attempted for stage in attacked.stages] == [30, 10]
+    assert sum(data.reads) == 40
+    assert max(data.reads) == run.shard_size == 3
+
+
 def test_a_hit_escalates_to_all_survivors() -> None:
     # The masked model gives PGD nothing to climb, but Square breaks what is within reach.
     data = stripes([0.05] * 60)

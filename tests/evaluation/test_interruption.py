@@ -6,7 +6,7 @@ import io
 import random
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
@@ -72,11 +72,10 @@ class Interrupted(ExactNetwork):
 
 @dataclass
 class Source:
-    """The samples of this file; counts what is loaded."""
+    """The samples of this file."""
 
     logits: Tensor
     keys: Tensor
-    loaded: list[Tensor] = field(default_factory=list)
 
     def __len__(self) -> int:
         return SAMPLES
@@ -85,7 +84,6 @@ class Source:
         return self.keys[rows]
 
     def load(self, rows: Tensor) -> Samples:
-        self.loaded.append(rows)
         return Samples(INPUTS[rows], LABELS[rows], self.logits[rows], self.keys[rows])
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from robench.attacks import build_attack
 from robench.attacks.suites import load_suite
@@ -147,19 +148,30 @@ def _check_fit(model: RobenchModel, dataset: Dataset) -> None:
         with torch.no_grad():
             logits = model(inputs)
     except (RuntimeError, ValueError, TypeError) as error:
+        # One that fails on some samples can be evaluated: those count as errored.
+        if any(_takes(model, one) for one in inputs.split(1)):
+            return
         raise ModelError(
             f"the model does not take {dataset.name}'s inputs {tuple(inputs.shape)}: "
             f"{first_line(error)}",
             where=model.summary.id,
             hint="Check the data set, its size and channels, and the card's forward arguments",
         ) from error
-    # A model that fails on some samples can be evaluated: they count as errored.
     if not bool(logits.isfinite().any()):
         raise ModelError(
             "no logit of a clean sample is finite",
             where=model.summary.id,
             hint="The weights hold or produce NaN or infinity: check the checkpoint",
         )
+
+
+def _takes(model: RobenchModel, inputs: Tensor) -> bool:
+    try:
+        with torch.no_grad():
+            model(inputs)
+    except (RuntimeError, ValueError, TypeError):
+        return False
+    return True
 
 
 def _check_layers(model: RobenchModel) -> None:

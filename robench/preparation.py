@@ -149,7 +149,7 @@ def _check_fit(model: RobenchModel, dataset: Dataset) -> None:
             logits = model(inputs)
     except (RuntimeError, ValueError, TypeError) as error:
         # One that fails on some samples can be evaluated: those count as errored.
-        if any(_takes(model, one) for one in inputs.split(1)):
+        if any(_takes(model, one) for one in torch.split(inputs, 1)):
             return
         raise ModelError(
             f"the model does not take {dataset.name}'s inputs {tuple(inputs.shape)}: "

@@ -71,7 +71,7 @@ def test_where_the_system_does_not_count_memory_is_undefined() -> None:
         """
         import json, sys
         sys.modules["resource"] = None  # importing it fails
-        import torch, robench.api, robench.cli.main, robench.inspection.reverify
+        import torch, robench.api, robench.cli.main, robench.inspection.verification
         from robench.evaluation.environment import PeakMemory
         print(json.dumps([PeakMemory(torch.device("cpu")).mib()]))
         """

@@ -43,6 +43,7 @@ class Claim(contextlib.AbstractContextManager["Claim"]):
         self._lock = FileLock(path, thread_local=False)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
+            # filelock's word for a file system without locks, as are the errors below.
             with contextlib.suppress(NotImplementedError):
                 self._lock.acquire(timeout=wait if wait < float("inf") else -1, poll_interval=0.02)
         except Timeout as error:

@@ -50,12 +50,8 @@ def feature_sum(
 ) -> Tensor:
     """Feature-sum maps at a layer; one forward pass, no backward one.
 
-    Args:
-        model: any network that takes ``inputs``.
-        inputs: (N, C, H, W) in [0, 1].
-        targets: not used, for these maps are the same for every class.
-        layer: dotted name of a submodule; None takes the last spatial one.
-        create_graph: keep the maps differentiable in parameters and inputs.
+    Arguments are those of :func:`robench.attention.grad_cam`, of any network; ``targets`` are not
+    used, for these maps are the same for every class.
 
     Returns:
         (N, h, w) in [0, 1], see :func:`feature_sum_map`. At least float32.

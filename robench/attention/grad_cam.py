@@ -42,7 +42,7 @@ def grad_cam(
         inputs: (N, C, H, W) in [0, 1].
         targets: (N,) class numbers: true, predicted or any other.
         layer: dotted name of a submodule; None takes the last spatial one, which costs a forward
-            pass of one input (see :func:`robench.attention.find_spatial_layer`).
+            pass of one input (see :func:`robench.attention.feature_maps.find_spatial_layer`).
         create_graph: keep the maps differentiable in the parameters, and in ``inputs`` if they
             require gradients, for losses on maps.
 
@@ -54,21 +54,6 @@ def grad_cam(
         UnknownNameError: no such layer; near misses are listed.
         ModelError: no spatial layer, one that does not reach the logits, or no logits.
         UsageError: malformed inputs or targets.
-    """
-    return grad_cam_and_logits(model, inputs, targets, layer=layer, create_graph=create_graph)[0]
-
-
-def grad_cam_and_logits(
-    model: nn.Module,
-    inputs: Tensor,
-    targets: Tensor,
-    *,
-    layer: str | None = None,
-    create_graph: bool = False,
-) -> tuple[Tensor, Tensor]:
-    """:func:`grad_cam` together with the logits (N, classes) of the same forward pass.
-
-    The logits carry a graph only with ``create_graph``.
     """
     with torch.inference_mode(False):
         inputs = checked_inputs(inputs)
@@ -87,7 +72,7 @@ def grad_cam_and_logits(
             scores = logits.gather(1, targets[:, None]).sum()
             gradient = _gradient(scores, features, chosen, create_graph)
             maps = _weighted(channels_first(features, inputs), channels_first(gradient, inputs))
-    return (maps, logits) if create_graph else (maps.detach(), logits.detach())
+    return maps if create_graph else maps.detach()
 
 
 def _gradient(scores: Tensor, features: Tensor, layer: str, create_graph: bool) -> Tensor:

@@ -3,7 +3,7 @@
 All take maps (N, h, w), clean and adversarial ones where there are two, floating point, 0 or
 larger, at the layer's own resolution, on any device, and return one value a sample, (N,). A map
 that is all zero or not finite has no centre, no top cells and no distribution: its value is NaN,
-never 0 (see :func:`robench.attention.is_empty`). Malformed maps, or two shapes, are a UsageError.
+never 0 (see :func:`robench.attention.masks.is_empty`). Malformed maps, or two shapes, are a UsageError.
 No function depends on the maps' scale. Definitions after Wu et al., arXiv 1811.09831, whose two
 observations are that attacks make attention deviate and scatter.
 """
@@ -140,7 +140,7 @@ def attention_coverage(maps: Tensor, masks: Tensor) -> Tensor:
 
     Args:
         maps: (N, h, w).
-        masks: (N, h, w) bool, the object's cells G (see :func:`robench.attention.downsample_masks`).
+        masks: (N, h, w) bool, the object's cells G (see :func:`downsample_masks` of ``masks``).
 
     Returns:
         (N,) in [0, 1]: 1 complete; higher is better. NaN where a map or the object is empty.

@@ -8,7 +8,7 @@ multiplied through the layers.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -18,8 +18,6 @@ from robench.errors import ModelError, UsageError
 from robench.probes import checked_inputs, undisturbed
 
 T = TypeVar("T")
-
-Readout = Literal["auto", "class", "mean"]
 
 _MOST_PREFIX_TOKENS = 5
 """A class token and four registers; a larger remainder means that the grid was guessed wrong."""
@@ -32,10 +30,12 @@ def rollout(
     *,
     layer: str | None = None,
     create_graph: bool = False,
-    readout: Readout = "auto",
-    prefix_tokens: int | None = None,
 ) -> Tensor:
     """Rollout maps on the patch grid; one forward pass, no backward one.
+
+    They show what the class token drew from each patch, or, in a network without one, the mean
+    of the patch tokens. How many tokens stand before the patches is asked of the network
+    (``num_prefix_tokens``), else inferred from their number and the inputs' aspect.
 
     Weights come from every global self-attention of the pass (see
     :func:`robench.attention.softmax_weights.recorded_weights`): ``nn.MultiheadAttention``,
@@ -48,17 +48,13 @@ def rollout(
         targets: not used, for rollout is the same for every class.
         layer: must be None, for rollout runs through all layers.
         create_graph: keep the maps differentiable in parameters and inputs.
-        readout: row of the class token (the first one), or mean over patch tokens; ``auto`` takes
-            the class token where there is one.
-        prefix_tokens: tokens before the patches; None asks the network (``num_prefix_tokens``)
-            and else infers them from the number of tokens and the inputs' aspect.
 
     Returns:
         (N, h, w), 0 or larger, one cell a patch; sums to at most 1. At least float32.
 
     Raises:
         ModelError: no attention weights, not global ones, or tokens that form no grid.
-        UsageError: a layer, malformed inputs, or a class readout without a class token.
+        UsageError: a layer, or malformed inputs.
     """
     if layer is not None:
         raise UsageError("rollout runs through all layers", where=layer, hint="Leave out the layer")
@@ -67,15 +63,16 @@ def rollout(
         with undisturbed(model), torch.set_grad_enabled(create_graph):
             with recorded_weights(model) as recorded:
                 model(inputs)
-            weights, pooling = _global(recorded, inputs.shape[0])
+            weights, start = _global(recorded, inputs.shape[0])
             tokens = int(weights[0].shape[-1])
             size = (int(inputs.shape[2]), int(inputs.shape[3]))
-            if prefix_tokens is None:
-                prefix_tokens = _declared(model, "num_prefix_tokens", int)
-            prefix, grid = token_grid(tokens, size, prefix_tokens)
-            start = pooling
+            prefix, grid = token_grid(tokens, size, _declared(model, "num_prefix_tokens", int))
             if start is None:
-                start = _start(model, weights[0], prefix, readout)
+                start = weights[0].new_zeros(inputs.shape[0], tokens)
+                if prefix > 0 and _declared(model, "has_class_token", bool) is not False:
+                    start[:, 0] = 1
+                else:
+                    start[:, prefix:] = 1 / (tokens - prefix)
             reached = rollout_tokens(weights, start)
     return reached[:, prefix:].reshape(-1, *grid)
 
@@ -160,20 +157,6 @@ def _global(recorded: list[Tensor], n: int) -> tuple[list[Tensor], Tensor | None
             "use Grad-CAM for windowed or hierarchical transformers",
         )
     return recorded, pooling
-
-
-def _start(model: nn.Module, weights: Tensor, prefix: int, readout: Readout) -> Tensor:
-    """(N, T): the output tokens that are read."""
-    n, tokens = int(weights.shape[0]), int(weights.shape[-1])
-    has_class_token = prefix > 0 and _declared(model, "has_class_token", bool) is not False
-    if readout == "class" and not has_class_token:
-        raise UsageError("the network has no class token", hint="Use readout = 'mean'")
-    start = weights.new_zeros(n, tokens)
-    if has_class_token and readout != "mean":
-        start[:, 0] = 1
-    else:
-        start[:, prefix:] = 1 / (tokens - prefix)
-    return start
 
 
 def _declared(model: nn.Module, attribute: str, kind: type[T]) -> T | None:

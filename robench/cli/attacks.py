@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-import typer
-
-from robench.cli.options import JsonFlag
+from robench.cli.options import JsonFlag, argument
 
 
 def attacks(
     suite: Annotated[
-        str | None,
-        typer.Argument(metavar="SUITE", help="Show the entries of this suite (name or file)."),
+        str | None, argument("SUITE", "Show the entries of this suite (name or file).")
     ] = None,
     as_json: JsonFlag = False,
 ) -> None:
@@ -20,32 +17,26 @@ def attacks(
     # Also pydantic takes its time: none of this is for --help.
     from robench.attacks import ADAPTERS, ATTACKS
     from robench.attacks.suites import list_suites, load_suite
-    from robench.cli.output import print_json
+    from robench.cli.output import print_result
     from robench.formatting import format_table
 
     if suite is not None:
         chosen = load_suite(suite, trust_code=True)  # nothing is built of it
-        if as_json:
-            print_json(chosen.model_dump(mode="json"))
-        else:
-            typer.echo(_suite_text(chosen))
+        print_result(chosen.model_dump(mode="json"), _suite_text(chosen), as_json=as_json)
         return
     suites = [load_suite(name) for name in list_suites()]
     registered = {
         "attacks": {name: ATTACKS.summary(name) for name in ATTACKS},
         "adapters": {name: ADAPTERS.summary(name) for name in ADAPTERS},
     }
-    if as_json:
-        entries = {item.name: item.model_dump(mode="json") for item in suites}
-        print_json({**registered, "suites": entries})
-        return
-    for title, known in registered.items():
-        typer.echo(f"{format_table((title, ''), known.items())}\n")
+    tables = [format_table((title, ""), known.items()) for title, known in registered.items()]
     rows = [
         (item.name, " ".join(dict.fromkeys(spec.name for spec in item.attacks)), item.description)
         for item in suites
     ]
-    typer.echo(format_table(("suites", "columns", ""), rows))
+    tables.append(format_table(("suites", "columns", ""), rows))
+    entries = {item.name: item.model_dump(mode="json") for item in suites}
+    print_result({**registered, "suites": entries}, "\n\n".join(tables), as_json=as_json)
 
 
 def _suite_text(suite: Any) -> str:

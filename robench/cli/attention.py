@@ -8,15 +8,13 @@ from typing import Annotated
 
 import typer
 
-from robench.cli.options import JsonFlag, option, request_options
+from robench.cli.options import JsonFlag, argument, option, request_options
 from robench.request import Request
 
 
 @request_options(without=("precision", "workers", "save_adversarial"))
 def attention(
-    models: Annotated[
-        list[str], typer.Argument(metavar="MODEL", help="As for `robench run`; one or more.")
-    ],
+    models: Annotated[list[str], argument("MODEL", "As for `robench run`; one or more.")],
     attack: Annotated[str, option("NAME", "An entry of the suite.")] = "pgd-20",
     samples: Annotated[int, option("N", "Samples in the picture; 0: none.", min=0)] = 16,
     map_name: Annotated[
@@ -51,7 +49,7 @@ def attention(
     a CSV with a row for each sample, and overlays of some samples.
     """
     # Everything below loads torch, which --help does without.
-    from robench.cli.output import RunDisplay, print_json
+    from robench.cli.output import RunDisplay, print_result
     from robench.files import ensure_writable
     from robench.inspection.attention_report import reports_of, write_reports
     from robench.inspection.attention_study import Look, study_models
@@ -62,9 +60,8 @@ def attention(
     studied = study_models(replace(request, models=tuple(models)), look, display=RunDisplay)
     reports = reports_of(studied)
     files = write_reports(reports, folder)
-    if as_json:
-        groups = [report.content() for report in reports]
-        print_json({"groups": groups, "files": [str(path) for path in files]})
-    else:
-        typer.echo("\n\n".join(report.text() for report in reports))
+    groups = [report.content() for report in reports]
+    content = {"groups": groups, "files": [str(path) for path in files]}
+    print_result(content, "\n\n".join(report.text() for report in reports), as_json=as_json)
+    if not as_json:
         typer.echo(f"\nWritten: {files[0]} and {len(files) - 1} more", err=True)

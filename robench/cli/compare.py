@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from robench.cli.options import (
     CsvFile,
     JsonFlag,
+    argument,
     filter_options,
     option,
     record_name,
@@ -18,7 +19,6 @@ from robench.cli.options import (
 from robench.request import Request
 
 if TYPE_CHECKING:
-    from robench.reporting.compare import Comparison
     from robench.results import RecordFilter
 
 
@@ -26,10 +26,7 @@ if TYPE_CHECKING:
 @request_options(only=("results", "data_root"))
 def compare(
     models: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="MODEL", help="The baseline first. Names, ids, or starts of a sha256."
-        ),
+        list[str], argument("MODEL", "The baseline first. Names, ids, or starts of a sha256.")
     ],
     *,
     request: Request,
@@ -48,7 +45,7 @@ def compare(
     Prints each difference with its interval, the p-value corrected over the models, and what n
     allows to say.
     """
-    from robench.cli.output import print_json
+    from robench.cli.output import print_result
     from robench.errors import UsageError
     from robench.files import atomic_write
     from robench.reporting.compare import compare_models, comparison_csv, comparison_markdown
@@ -80,19 +77,6 @@ def compare(
         for gap in gaps:
             typer.echo(f"robench: warning: {gap}", err=True)
         typer.echo(f"Written: {', '.join(str(file) for file in files)}", err=True)
-    if as_json:
-        print_json(_content(comparison))
-    else:
-        typer.echo(text.rstrip())
-
-
-def _content(comparison: Comparison) -> dict[str, Any]:
-    return {
-        "baseline": comparison.baseline,
-        "group": str(comparison.group),
-        "level": comparison.level,
-        "differences": comparison.table.to_dict("records"),
-        "only_baseline": comparison.only_baseline,
-        "only_other": comparison.only_other,
-        "notes": comparison.notes,
-    }
+    content = vars(comparison) | {"group": str(comparison.group)}
+    content["differences"] = content.pop("table").to_dict("records")
+    print_result(content, text.rstrip(), as_json=as_json)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from robench.cli.options import SAMPLES, WEIGHTS, JsonFlag, option, request_options
+from robench.cli.options import SAMPLES, WEIGHTS, JsonFlag, argument, option, request_options
 from robench.request import Request
 
 _DEFAULT_N = 200
@@ -20,9 +20,9 @@ _FOUND = 1
 def doctor(
     model: Annotated[
         str,
-        typer.Argument(
-            metavar="MODEL",
-            help="Id or short name in the zoo, card, weights file (with --arch), hf:… or "
+        argument(
+            "MODEL",
+            "Id or short name in the zoo, card, weights file (with --arch), hf:… or "
             "robustbench:… address.",
         ),
     ],
@@ -36,7 +36,7 @@ def doctor(
     Exit code 0: nothing but notes, 1: something to mend, 2: an error.
     """
     # Everything below loads torch, which --help does without.
-    from robench.cli.output import findings_text, print_json
+    from robench.cli.output import findings_text, print_result
     from robench.devices import resolve_device
     from robench.doctor import examine
     from robench.request_loading import load_requested
@@ -53,18 +53,14 @@ def doctor(
         data_classes=samples.num_classes,
     )
     name = loaded.summary.id
-    if as_json:
-        print_json(
-            {
-                "model": name,
-                "dataset": samples.name,
-                "split": samples.split,
-                "n": len(samples),
-                "findings": [asdict(finding) for finding in found],
-            }
-        )
-    else:
-        examined = f"{name} on {len(samples)} samples of {samples.name} ({samples.split})"
-        typer.echo(findings_text(examined, found))
+    content = {
+        "model": name,
+        "dataset": samples.name,
+        "split": samples.split,
+        "n": len(samples),
+        "findings": [asdict(finding) for finding in found],
+    }
+    examined = f"{name} on {len(samples)} samples of {samples.name} ({samples.split})"
+    print_result(content, findings_text(examined, found), as_json=as_json)
     if any(finding.severity != "note" for finding in found):
         raise typer.Exit(_FOUND)

@@ -29,6 +29,11 @@ def option(metavar: str, text: str, *names: str, min: int | None = None) -> Any:
     return typer.Option(*names, metavar=metavar, help=text, min=min)
 
 
+def argument(metavar: str, text: str) -> Any:
+    """An argument by its place."""
+    return typer.Argument(metavar=metavar, help=text)
+
+
 def flag(text: str, *names: str) -> Any:
     """An option without a value, off unless it is given."""
     return typer.Option(*names, help=text, show_default=False)

@@ -6,8 +6,7 @@ Loads Rich and pydantic, so the commands import it when they run.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
-from types import TracebackType
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -45,9 +44,12 @@ def print_json(content: Any) -> None:
     typer.echo(json.dumps(plain(content), indent=1, allow_nan=False, ensure_ascii=False))
 
 
-def print_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Print :func:`format_table` on stdout."""
-    typer.echo(format_table(header, rows))
+def print_result(content: Any, text: str, *, as_json: bool) -> None:
+    """Print what a command has to say on stdout: ``content`` as JSON, or else ``text``."""
+    if as_json:
+        print_json(content)
+    else:
+        typer.echo(text)
 
 
 def findings_text(examined: str, findings: Sequence[Finding]) -> str:
@@ -107,28 +109,17 @@ def record_text(record: EvaluationRecord) -> str:
         ("created", record.created),
     ]
     if record.audit is not None:
-        audit = record.audit
-        facts.append(
-            (
-                "audit",
-                f"{audit.audited} of {audit.survivors} survivors, {audit.hits} broken"
-                + (", so all were attacked" if audit.escalated else ""),
-            )
-        )
+        audit, then = record.audit, ", so all were attacked" if record.audit.escalated else ""
+        found = f"{audit.audited} of {audit.survivors} survivors, {audit.hits} broken{then}"
+        facts.append(("audit", found))
     facts += [(f"flag ({flag.severity})", f"{flag.name}: {flag.evidence}") for flag in record.flags]
     width = max(len(name) for name, _ in facts)
     parts = ["\n".join(f"{name:<{width}}  {value}" for name, value in facts)]
     if record.stages:
-        rows = [
-            (
-                s.name,
-                str(s.attempted),
-                str(s.broken),
-                str(s.errored),
-                s.skipped or (f"in {s.search}" if s.search else ""),
-            )
-            for s in record.stages
-        ]
+        rows = []
+        for s in record.stages:
+            remark = s.skipped or (f"in {s.search}" if s.search else "")
+            rows.append((s.name, str(s.attempted), str(s.broken), str(s.errored), remark))
         parts.append(format_table(("stage", "attempted", "broken", "errored", ""), rows))
     if record.metrics:
         metrics = [
@@ -141,11 +132,9 @@ def record_text(record: EvaluationRecord) -> str:
 
 def show_board(frame: pd.DataFrame, files: list[Path], *, as_json: bool) -> None:
     """Print a leaderboard, and which files were written; as JSON with all of its columns."""
-    if as_json:
-        print_json({"leaderboard": _rows(frame), "files": [str(path) for path in files]})
-        return
-    typer.echo(board_text(frame))
-    if files:
+    content = {"leaderboard": _rows(frame), "files": [str(path) for path in files]}
+    print_result(content, board_text(frame), as_json=as_json)
+    if files and not as_json:
         more = f" and {len(files) - 1} more" if len(files) > 1 else ""
         typer.echo(f"\nWritten: {files[0]}{more}", err=True)
 
@@ -231,12 +220,7 @@ class RunDisplay:
         self._whole = self._bars.add_task(f"{self._jobs} attacks", total=self._jobs, unit=None)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._bars.stop()
 
     def job_started(self, model: str, attack: str, steps: int, cached: bool) -> None:

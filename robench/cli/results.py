@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from robench.cli.options import JsonFlag, ResultsFolder, filter_options, option, request_options
+from robench.cli.options import (
+    JsonFlag,
+    ResultsFolder,
+    argument,
+    filter_options,
+    option,
+    request_options,
+)
 from robench.errors import UsageError
 from robench.request import Request
 
@@ -41,57 +48,50 @@ def list_records(
     as_json: JsonFlag = False,
 ) -> None:
     """List the records, one line each. Exit code 2 if one is damaged."""
-    from robench.cli.output import print_json, print_table, record_line, robust_acc
-    from robench.formatting import number
+    from robench.cli.output import print_result, record_line, robust_acc
+    from robench.formatting import format_table, number
     from robench.results import Store
 
     scan = Store.existing(results).scan()
     found = _in_order(scan.records, wanted)
-    if as_json:
-        print_json(
-            {
-                "records": [record_line(stored.record) for stored in found],
-                "problems": [{"key": p.key, "problem": str(p.error)} for p in scan.problems],
-            }
+    header = ("key", "model", "under", "data", "attack", "n", "seed", "robust_acc", "created")
+    rows = [
+        (
+            record.key[:12],
+            record.model.id,
+            str(record.threat_model),
+            record.dataset.name,
+            record.attack.name,
+            str(record.n),
+            str(record.seed),
+            number(robust_acc(record)),
+            record.created,
         )
-    else:
-        rows = [
-            (
-                record.key[:12],
-                record.model.id,
-                str(record.threat_model),
-                record.dataset.name,
-                record.attack.name,
-                str(record.n),
-                str(record.seed),
-                number(robust_acc(record)),
-                record.created,
-            )
-            for record in (stored.record for stored in found)
-        ]
-        header = ("key", "model", "under", "data", "attack", "n", "seed", "robust_acc", "created")
-        print_table(header, rows)
-        for problem in scan.problems:
-            typer.echo(f"robench: warning: {problem.error}", err=True)
+        for record in (stored.record for stored in found)
+    ]
+    content = {
+        "records": [record_line(stored.record) for stored in found],
+        "problems": [{"key": p.key, "problem": str(p.error)} for p in scan.problems],
+    }
+    print_result(content, format_table(header, rows), as_json=as_json)
+    for problem in () if as_json else scan.problems:
+        typer.echo(f"robench: warning: {problem.error}", err=True)
     if scan.problems:
         raise typer.Exit(2)
 
 
 @results_app.command()
 def show(
-    key: Annotated[str, typer.Argument(metavar="KEY", help="The first digits of a record's key.")],
+    key: Annotated[str, argument("KEY", "The first digits of a record's key.")],
     results: ResultsFolder = Path("results"),
     as_json: JsonFlag = False,
 ) -> None:
     """Print one record."""
-    from robench.cli.output import print_json, record_text
+    from robench.cli.output import print_result, record_text
     from robench.results import Store
 
     record = _read_by_prefix(Store.existing(results), key).record
-    if as_json:
-        print_json(record.model_dump(mode="json"))
-    else:
-        typer.echo(record_text(record))
+    print_result(record.model_dump(mode="json"), record_text(record), as_json=as_json)
 
 
 @results_app.command()
@@ -105,18 +105,15 @@ def verify(request: Request, as_json: JsonFlag = False) -> None:
     """
     from dataclasses import asdict
 
-    from robench.cli.output import print_json, print_table
+    from robench.cli.output import print_result
+    from robench.formatting import format_table
     from robench.inspection.verification import verify_store  # torch
     from robench.results import Store
 
     found = verify_store(Store.existing(request.folder), request)
-    if as_json:
-        print_json([asdict(item) for item in found])
-    else:
-        rows = [
-            (f.key[:12], f.model, f.attack, "ok" if f.sound else "BAD", f.finding) for f in found
-        ]
-        print_table(("key", "model", "attack", "", "finding"), rows)
+    rows = [(f.key[:12], f.model, f.attack, "ok" if f.sound else "BAD", f.finding) for f in found]
+    table = format_table(("key", "model", "attack", "", "finding"), rows)
+    print_result([asdict(item) for item in found], table, as_json=as_json)
     if not all(item.sound for item in found):
         raise typer.Exit(2)
 

@@ -5,9 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Annotated
 
-import typer
-
-from robench.cli.options import JsonFlag, PlotsFlag, request_options
+from robench.cli.options import JsonFlag, PlotsFlag, argument, request_options
 from robench.request import Request
 
 
@@ -15,9 +13,9 @@ from robench.request import Request
 def run(
     models: Annotated[
         list[str] | None,
-        typer.Argument(
-            metavar="MODEL",
-            help="Ids or short names of the zoo, cards, weights files (with --arch), hf:… or "
+        argument(
+            "MODEL",
+            "Ids or short names of the zoo, cards, weights files (with --arch), hf:… or "
             "robustbench:… addresses; none: all of the zoo for the data set.",
         ),
     ] = None,

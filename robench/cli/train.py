@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from robench.cli.options import flag, option, parse_name_values, request_options
+from robench.cli.options import argument, flag, option, parse_name_values, request_options
 from robench.errors import UsageError
 from robench.request import DEFAULT_DATASET, Request
 
@@ -24,9 +24,7 @@ from robench.request import DEFAULT_DATASET, Request
     )
 )
 def train(
-    recipe: Annotated[
-        str | None, typer.Argument(metavar="RECIPE", help="None: list the recipes.")
-    ] = None,
+    recipe: Annotated[str | None, argument("RECIPE", "None: list the recipes.")] = None,
     *,
     request: Request,
     threat_model: Annotated[
@@ -49,7 +47,12 @@ def train(
     goes on when the same command is given again.
     """
     if recipe is None:
-        _list_recipes()
+        from robench.defenses.catalogue import RECIPES
+        from robench.formatting import format_table
+
+        typer.echo(
+            format_table(("recipe", ""), [(name, RECIPES.summary(name)) for name in RECIPES])
+        )
         return
     overrides = parse_name_values(settings or [], "--set")
     if epochs is not None:
@@ -82,10 +85,3 @@ def train(
         settings=overrides,
     )
     typer.echo(defenses.train(job, overwrite=overwrite, progress=not quiet))
-
-
-def _list_recipes() -> None:
-    from robench.cli.output import print_table
-    from robench.defenses.catalogue import RECIPES
-
-    print_table(("recipe", ""), [(name, RECIPES.summary(name)) for name in RECIPES])

@@ -12,6 +12,7 @@ from robench.cli.options import (
     SAMPLES,
     WEIGHTS,
     JsonFlag,
+    argument,
     flag,
     option,
     parse_name_values,
@@ -37,20 +38,20 @@ _DatasetFilter = Annotated[
 @zoo_app.command("list")
 def list_models(dataset: _DatasetFilter = None, as_json: JsonFlag = False) -> None:
     """List the models of all zoo folders."""
-    from robench.cli.output import print_json, print_table
+    from robench.cli.output import print_result
     from robench.errors import CardError
+    from robench.formatting import format_table
     from robench.models.zoo import list_cards, zoo_folders
 
     problems: list[CardError] = []
     cards = list_cards(dataset, problems=problems)
-    if as_json:
-        print_json([_content(located) for located in cards])
-    elif cards:
+    if cards or as_json:
         rows = [
             (card.id, card.defense, card.architecture.name, card.weights.sha256[:8])
             for card in (located.card for located in cards)
         ]
-        print_table(("id", "defense", "architecture", "weights"), rows)
+        table = format_table(("id", "defense", "architecture", "weights"), rows)
+        print_result([_content(located) for located in cards], table, as_json=as_json)
     else:
         folders = ", ".join(map(str, zoo_folders())) or "no folder"
         typer.echo(f"No models{f' for {dataset}' if dataset else ''} in {folders}.", err=True)
@@ -60,26 +61,24 @@ def list_models(dataset: _DatasetFilter = None, as_json: JsonFlag = False) -> No
 
 @zoo_app.command()
 def show(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="Id, short name, or card.")],
+    model: Annotated[str, argument("MODEL", "Id, short name, or card.")],
     dataset: _DatasetFilter = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Print a model's card."""
-    from robench.cli.output import print_json
+    from robench.cli.output import print_result
     from robench.models.cards import format_card
     from robench.models.zoo import find_card
 
     located = find_card(model, dataset)
-    if as_json:
-        print_json(_content(located))
-    else:
-        typer.echo(f"# {located.id}\n# {located.path}\n\n{format_card(located.card)}".rstrip())
+    text = f"# {located.id}\n# {located.path}\n\n{format_card(located.card)}".rstrip()
+    print_result(_content(located), text, as_json=as_json)
 
 
 @zoo_app.command()
 @request_options(only=(*SAMPLES, *WEIGHTS, "norm", "eps"))
 def add(
-    checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="The weights file.")],
+    checkpoint: Annotated[Path, argument("CHECKPOINT", "The weights file.")],
     *,
     name: Annotated[str | None, option("NAME", "Default: the file's.")] = None,
     defense: Annotated[str, option("NAME", "Recipe; standard for none.")] = "unknown",
@@ -97,27 +96,25 @@ def add(
     """
     about = parse_name_values(provenance or [], "--about")
     # Loads torch, which --help does without.
-    from robench.cli.output import findings_text, print_json
+    from robench.cli.output import findings_text, print_result
     from robench.formatting import number
     from robench.inspection.zoo_models import add_model
 
     request = replace(request, models=(checkpoint,))
     added, found = add_model(request, zoo, name=name, defense=defense, provenance=about)
     card = added.card
-    if as_json:
-        print_json(_content(added))
-    else:
-        measured, examination = card.provenance.measured, card.provenance.examination
-        typer.echo(f"{card.id}: clean_acc {number(measured['clean_acc'])} % (n = {measured['n']})")
-        examined = f"doctor, on {examination.n if examination else 0} of them"
-        typer.echo(f"{findings_text(examined, found)}\n{added.path}")
+    measured, examination = card.provenance.measured, card.provenance.examination
+    accuracy = f"clean_acc {number(measured['clean_acc'])} % (n = {measured['n']})"
+    examined = f"doctor, on {examination.n if examination else 0} of them"
+    text = f"{card.id}: {accuracy}\n{findings_text(examined, found)}\n{added.path}"
+    print_result(_content(added), text, as_json=as_json)
 
 
 @zoo_app.command()
 @request_options(only=("data_root", "dataset_options"))
 def verify(
     models: Annotated[
-        list[str] | None, typer.Argument(metavar="MODEL", help="Which models; none: all of them.")
+        list[str] | None, argument("MODEL", "Which models; none: all of them.")
     ] = None,
     dataset: _DatasetFilter = None,
     accuracy: Annotated[
@@ -129,8 +126,9 @@ def verify(
 ) -> None:
     """Load every model: card, hash and weights must agree. Exit code 2 if one does not."""
     # Loads torch, which --help does without.
-    from robench.cli.output import print_json, print_table
+    from robench.cli.output import print_result
     from robench.errors import CardError
+    from robench.formatting import format_table
     from robench.inspection.zoo_models import Rechecked, recheck  # torch
     from robench.models.zoo import find_card, list_cards
 
@@ -141,10 +139,8 @@ def verify(
         cards = list_cards(dataset, problems=problems)
     found = [Rechecked(str(problem.where), False, str(problem)) for problem in problems]
     found += [recheck(located, request, accuracy=accuracy) for located in cards]
-    if as_json:
-        print_json([asdict(item) for item in found])
-    else:
-        print_table(("model", "verdict"), [(item.id, _verdict(item)) for item in found])
+    table = format_table(("model", "verdict"), [(item.id, _verdict(item)) for item in found])
+    print_result([asdict(item) for item in found], table, as_json=as_json)
     if not all(item.ok for item in found):
         raise typer.Exit(2)
 

@@ -90,15 +90,6 @@ def test_map_is_the_mean_over_tokens_without_a_class_token() -> None:
     assert torch.equal(maps, torch.tensor([[[0.6875, 0.3125]]]).expand(2, 1, 2))
 
 
-def test_readout_can_be_chosen() -> None:
-    model = Layers([Exposing(FIRST), Exposing(SECOND)], class_token=True)
-    maps = rollout(model, torch.rand(1, 3, 1, 2), readout="mean")
-    assert torch.equal(maps, ROLLED[1:, 1:].mean(dim=0)[None, None])
-    plain = Layers([Exposing(torch.eye(2)[None])], class_token=False)
-    with pytest.raises(UsageError, match="no class token"):
-        rollout(plain, torch.rand(1, 3, 1, 2), readout="class")
-
-
 def test_residual_alone_reads_the_token_itself() -> None:
     weights = torch.rand(5, 4, 9, 9).softmax(-1)
     start = torch.rand(5, 9)

@@ -11,7 +11,7 @@ import torch
 from panel_factory import make_panel
 from record_factory import make_record, make_samples, make_stored
 
-from robench.attention import attention_deviation
+from robench.attention.metrics import attention_deviation
 from robench.metric_catalogue import columns_shown
 from robench.records import MetricSummary
 from robench.reporting.findings import (

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Literal
 
 from robench.errors import RobenchError, UsageError
@@ -105,19 +105,19 @@ class Metric:
         if "map" not in self.on:
             yield base
             return
-        names, words = (f"{self.name}{ending}" for ending in _SPLITS), self.meaning
-        one = replace(base, direction=self.of_one_map)
-        yield replace(one, name=next(names), label=f"{label} (clean)")
-        adversarial = f"{words}; adversarial map"
-        yield replace(one, name=next(names), label=f"{label} (adversarial)", meaning=adversarial)
         span = None if high is None or low is None else high - low
+        clean, adv, increase = (f"{self.name}{ending}" for ending in _SPLITS)
+        one = replace(base, direction=self.of_one_map)
+        yield replace(one, name=clean, label=f"{label} (clean)")
+        words = f"{self.meaning}; adversarial map"
+        yield replace(one, name=adv, label=f"{label} (adversarial)", meaning=words)
         yield replace(
             base,
-            name=next(names),
+            name=increase,
             label=f"{label} (increase)",
             low=None if span is None else -span,
             high=span,
-            meaning=f"{words}; adversarial minus clean",
+            meaning=f"{self.meaning}; adversarial minus clean",
         )
 
     @property
@@ -163,115 +163,85 @@ class Metric:
 METRIC_REGISTRY: Registry[Metric] = Registry("metric", "robench.metrics")
 """Metrics by name, in the order in which they are shown; each becomes one or three columns."""
 
+
+def _own(room: str, name: str, unit: str, meaning: str, **others: Any) -> Metric:
+    """A metric of robench's own, which the function of its name computes; mostly lower is better,
+    and from 0 to 1."""
+    usual: dict[str, Any] = {"direction": "lower", "bounds": (0.0, 1.0)}
+    compute = f"robench.{room}.metrics:{name}"
+    return Metric(name=name, unit=unit, meaning=meaning, compute=compute, **(usual | others))
+
+
+_of_maps = partial(_own, "attention", on=("maps", "adv_maps"))
+_of_map = partial(_own, "attention", on=("map",))
+_of_features = partial(_own, "representations", on=("features", "adv_features", "labels"))
+
 for _metric in (
-    Metric(
-        name="attention_deviation",
-        unit="1 - IoU",
-        meaning="how little the most attended eighth of the clean and adversarial maps overlap",
-        direction="lower",
-        bounds=(0.0, 1.0),
-        compute="robench.attention.metrics:attention_deviation",
-        on=("maps", "adv_maps"),
+    _of_maps(
+        "attention_deviation",
+        "1 - IoU",
+        "how little the most attended eighth of the clean and adversarial maps overlap",
         by_class=("",),
         figure=True,
     ),
-    Metric(
-        name="attention_shift",
-        unit="map diagonals",
-        meaning="how far the map's centre of mass moved",
-        direction="lower",
-        bounds=(0.0, 1.0),
-        compute="robench.attention.metrics:attention_shift",
-        on=("maps", "adv_maps"),
+    _of_maps("attention_shift", "map diagonals", "how far the map's centre of mass moved"),
+    _of_maps(
+        "attention_divergence",
+        "bits",
+        "Jensen-Shannon divergence of the clean and adversarial maps",
     ),
-    Metric(
-        name="attention_divergence",
-        unit="bits",
-        meaning="Jensen-Shannon divergence of the clean and adversarial maps",
-        direction="lower",
-        bounds=(0.0, 1.0),
-        compute="robench.attention.metrics:attention_divergence",
-        on=("maps", "adv_maps"),
-    ),
-    Metric(
-        name="attention_scatter",
-        unit="of a uniform map",
-        meaning="spread of the map around its centre of mass: 0 one cell, 1 uniform",
-        direction="lower",
+    _of_map(
+        "attention_scatter",
+        "of a uniform map",
+        "spread of the map around its centre of mass: 0 one cell, 1 uniform",
         bounds=(0.0, None),
-        compute="robench.attention.metrics:attention_scatter",
-        on=("map",),
         by_class=("_increase",),
     ),
-    Metric(
-        name="attention_entropy",
-        unit="of a uniform map",
-        meaning="evenness of the map: 0 one cell, 1 uniform",
-        direction="lower",
-        bounds=(0.0, 1.0),
-        compute="robench.attention.metrics:attention_entropy",
-        on=("map",),
-    ),
-    Metric(
-        name="attention_fragments",
-        unit="parts",
-        meaning="connected parts of the most attended eighth of the map",
-        direction="lower",
+    _of_map("attention_entropy", "of a uniform map", "evenness of the map: 0 one cell, 1 uniform"),
+    _of_map(
+        "attention_fragments",
+        "parts",
+        "connected parts of the most attended eighth of the map",
         bounds=(1.0, None),
-        compute="robench.attention.metrics:attention_fragments",
-        on=("map",),
     ),
-    Metric(
-        name="attention_coverage",
-        unit="of the object",
-        meaning="share of the object among as many most attended cells",
+    _of_map(
+        "attention_coverage",
+        "of the object",
+        "share of the object among as many most attended cells",
         direction="higher",
-        bounds=(0.0, 1.0),
-        compute="robench.attention.metrics:attention_coverage",
         on=("map", "masks"),
         of_one_map="higher",
         leaderboard=("_clean", "_increase"),
         by_class=("_clean",),
     ),
-    Metric(
-        name="attention_empty",
+    _of_maps(
+        "attention_empty",
+        "samples",
+        "the clean or adversarial map is all zero or not finite, its metrics undefined",
         label="Empty attention maps",
-        unit="samples",
-        meaning="the clean or adversarial map is all zero or not finite, its metrics undefined",
-        direction="lower",
-        bounds=(0.0, 1.0),
-        compute="robench.attention.metrics:attention_empty",
-        on=("maps", "adv_maps"),
     ),
-    Metric(
-        name="alignment",
-        unit="cosine distance",
-        meaning="distance between the features of a sample and of its adversarial example",
-        direction="lower",
+    _of_features(
+        "alignment",
+        "cosine distance",
+        "distance between the features of a sample and of its adversarial example",
         bounds=(0.0, 2.0),
-        compute="robench.representations.metrics:alignment",
         on=("features", "adv_features"),
         by_class=("",),
         figure=True,
     ),
-    Metric(
-        name="exclusion",
-        unit="cosine distance",
-        meaning="distance between the features of a sample and of other classes' adversarial examples",
+    _of_features(
+        "exclusion",
+        "cosine distance",
+        "distance between the features of a sample and of other classes' adversarial examples",
         direction="higher",
         bounds=(0.0, 2.0),
-        compute="robench.representations.metrics:exclusion",
-        on=("features", "adv_features", "labels"),
         figure=True,
     ),
-    Metric(
-        name="separation",
-        unit="probability",
-        meaning="chance that a sample's own adversarial example is closer than one of another class",
+    _of_features(
+        "separation",
+        "probability",
+        "chance that a sample's own adversarial example is closer than one of another class",
         direction="higher",
-        bounds=(0.0, 1.0),
-        compute="robench.representations.metrics:separation",
-        on=("features", "adv_features", "labels"),
     ),
 ):
     METRIC_REGISTRY.add(_metric.name, _metric, _metric.meaning)

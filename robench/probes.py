@@ -45,18 +45,12 @@ def resolve_layer(model: nn.Module, name: str) -> tuple[str, nn.Module]:
     Raises:
         UnknownNameError: no such layer; near misses are listed.
     """
-    wrapped = getattr(model, _WRAPPED, None)
-    if name:
-        for root in (model, wrapped):
-            if not isinstance(root, nn.Module):
-                continue
-            try:
-                module = root.get_submodule(name)
-            except AttributeError:
-                continue
-            reported = next((n for n, m in layer_names(model).items() if m is module), name)
-            return reported, module
-    raise unknown_name("layer", name, list(layer_names(model)))
+    known, modules = layer_names(model), dict(model.named_modules(remove_duplicate=False))
+    for full in (name, f"{_WRAPPED}.{name}") if name else ():
+        if full in modules:
+            module = modules[full]
+            return next((n for n, m in known.items() if m is module), name), module
+    raise unknown_name("layer", name, list(known))
 
 
 @contextmanager

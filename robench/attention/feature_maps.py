@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -68,59 +68,48 @@ def channels_first(feature_map: Tensor, inputs: Tensor) -> Tensor:
     return feature_map
 
 
-class FeatureTap:
-    """Catches the output of a layer's last call.
+@contextmanager
+def tapped(model: nn.Module, layer: str, *, leaf: bool = False) -> Iterator[Callable[[], Tensor]]:
+    """Catch the feature map of ``layer`` in the passes inside; ``model`` stays as it was.
 
     Args:
-        layer: the layer's name, for errors.
+        model: any network.
+        layer: dotted name of a submodule.
         leaf: cut the graph at the feature map, which becomes a leaf: nothing before the layer
             is then recorded, and whoever runs the pass starts it with gradients off.
-    """
 
-    def __init__(self, layer: str, *, leaf: bool) -> None:
-        self._layer = layer
-        self._leaf = leaf
-        self._caught: Tensor | None = None
-
-    @property
-    def feature_map(self) -> Tensor:
-        """The 4-D tensor as the layer put it out (see :func:`channels_first`).
-
-        Raises:
-            ModelError: the layer did not run, or put out no 4-D tensor.
-        """
-        if self._caught is None:
-            raise ModelError(
-                "the layer did not put out a feature map (N, C, h, w) in this pass",
-                where=self._layer,
-                hint="Choose a layer whose output is spatial, or none to find one automatically",
-            )
-        return self._caught
-
-    def __call__(self, _module: nn.Module, _args: Any, output: Any) -> Any:
-        """The forward hook: remembers the map and hands on a copy of it."""
-        feature_map = _feature_map(output)
-        if feature_map is None:
-            return None
-        if self._leaf:
-            torch.set_grad_enabled(True)
-            feature_map = feature_map.detach().requires_grad_()
-        self._caught = feature_map
-        # A copy, because what follows (a ReLU in place, say) may overwrite its input.
-        return _replace_feature_map(output, feature_map.clone())
-
-
-@contextmanager
-def tapped(model: nn.Module, layer: str, *, leaf: bool = False) -> Iterator[FeatureTap]:
-    """Catch the feature map of ``layer`` in the passes inside; ``model`` stays as it was.
+    Yields:
+        A function that gives the 4-D tensor as the layer put it out in its last call (see
+        :func:`channels_first`); a ModelError if it did not run, or put out none.
 
     Raises:
         UnknownNameError: no such layer; near misses are listed.
     """
     name, module = resolve_layer(model, layer)
-    tap = FeatureTap(name, leaf=leaf)
-    with undisturbed(model), forward_hooks([module], after=tap):
-        yield tap
+    caught: list[Tensor] = []
+
+    def remember(_module: nn.Module, _args: Any, output: Any) -> Any:
+        feature_map = _feature_map(output)
+        if feature_map is None:
+            return None
+        if leaf:
+            torch.set_grad_enabled(True)
+            feature_map = feature_map.detach().requires_grad_()
+        caught[:] = [feature_map]
+        # A copy, because what follows (a ReLU in place, say) may overwrite its input.
+        return _replace_feature_map(output, feature_map.clone())
+
+    def feature_map_of_pass() -> Tensor:
+        if not caught:
+            raise ModelError(
+                "the layer did not put out a feature map (N, C, h, w) in this pass",
+                where=name,
+                hint="Choose a layer whose output is spatial, or none to find one automatically",
+            )
+        return caught[0]
+
+    with undisturbed(model), forward_hooks([module], after=remember):
+        yield feature_map_of_pass
 
 
 def checked_targets(targets: Tensor, logits: Tensor) -> Tensor:

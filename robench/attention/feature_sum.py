@@ -64,7 +64,7 @@ def feature_sum(
     with torch.inference_mode(False):
         inputs = checked_inputs(inputs)
         chosen = find_spatial_layer(model, inputs) if layer is None else layer
-        with tapped(model, chosen) as tap, torch.set_grad_enabled(create_graph):
+        with tapped(model, chosen) as feature_map, torch.set_grad_enabled(create_graph):
             model(inputs)
-            features = channels_first(tap.feature_map, inputs)
+            features = channels_first(feature_map(), inputs)
             return feature_sum_map(at_least_float32(features))

@@ -62,12 +62,12 @@ def grad_cam(
             # With frozen parameters nothing else would connect the feature map to a graph.
             inputs = inputs.detach().requires_grad_()
         with (
-            tapped(model, chosen, leaf=not create_graph) as tap,
+            tapped(model, chosen, leaf=not create_graph) as feature_map,
             torch.set_grad_enabled(create_graph),
         ):
             logits = checked_logits(model(inputs), inputs.shape[0])
             torch.set_grad_enabled(True)
-            features = tap.feature_map
+            features = feature_map()
             targets = checked_targets(targets, logits)
             scores = logits.gather(1, targets[:, None]).sum()
             gradient = _gradient(scores, features, chosen, create_graph)

@@ -314,12 +314,8 @@ def validate(
                 ]
             ).cpu()
     clean_acc, robust_acc, clean_loss, adv_loss = (sums / len(dataset)).tolist()
-    return {
-        "clean_acc": 100 * clean_acc,
-        "robust_acc": 100 * robust_acc,
-        "clean_loss": clean_loss,
-        "adv_loss": adv_loss,
-    }
+    accs = {"clean_acc": 100 * clean_acc, "robust_acc": 100 * robust_acc}
+    return accs | {"clean_loss": clean_loss, "adv_loss": adv_loss}
 
 
 def _optimiser(network: nn.Module, settings: TrainingSettings) -> torch.optim.Optimizer:

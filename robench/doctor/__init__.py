@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from robench.doctor.catalogue import CHECKS, Check
-from robench.doctor.examination import brief_flags, examine
+from robench.doctor.examination import examine
 from robench.doctor.subject import Finding, Severity
 
-__all__ = ["CHECKS", "Check", "Finding", "Severity", "brief_flags", "examine"]
+__all__ = ["CHECKS", "Check", "Finding", "Severity", "examine"]

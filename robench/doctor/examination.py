@@ -13,7 +13,6 @@ from robench.doctor.subject import Finding, Subject
 from robench.errors import first_line
 from robench.models.wrapper import RobenchModel
 from robench.probes import undisturbed
-from robench.records import Flag
 
 
 def examine(
@@ -80,14 +79,6 @@ def examine(
             except Exception as error:  # Foreign code may raise anything.
                 found.append(_stopped(name, error))
     return found
-
-
-def brief_flags(
-    model: RobenchModel, inputs: Tensor, labels: Tensor, logits: Tensor | None = None
-) -> list[Flag]:
-    """What a short examination finds, as flags of a record; arguments as for :func:`examine`."""
-    found = examine(model, inputs, labels, brief=True, logits=logits)
-    return [finding.flag() for finding in found]
 
 
 def _stopped(name: str, error: Exception) -> Finding:

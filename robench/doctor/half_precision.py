@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from robench.doctor.subject import Finding, Subject
+from robench.doctor.subject import Finding, Subject, listed
 
 _LIMIT = torch.finfo(torch.float16).max
 _SENTINEL = 1e37
@@ -61,7 +61,7 @@ def half_precision(subject: Subject) -> Iterator[Finding]:
     if largest.size <= _LIMIT and not heavy:
         return
     place = f"{largest.size:.3g} (in {largest.operator})"
-    weights = f"; weights beyond it: {', '.join(heavy[:4])}" if heavy else ""
+    weights = f"; weights beyond it: {listed(heavy)}" if heavy else ""
     yield Finding(
         name="fp16_overflow",
         severity="warning",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -62,7 +63,7 @@ def find_logits(model: RobenchModel, inputs: Tensor) -> tuple[RobenchModel | Non
                     name="output_path",
                     severity="severe",
                     evidence=mismatch,
-                    mend=f"Write in the card: [forward] output = {_toml(path)}",
+                    mend=f"Write in the card: [forward] output = {json.dumps(path, ensure_ascii=False)}",
                 )
             ]
     return None, [_no_logits(model, mismatch, tensors, len(inputs))]
@@ -107,10 +108,6 @@ def _parts(value: Any) -> Iterable[tuple[int | str, Any]]:
     if dataclasses.is_dataclass(value):
         return [(field.name, getattr(value, field.name)) for field in dataclasses.fields(value)]
     return ()
-
-
-def _toml(path: OutputPath) -> str:
-    return f"[{', '.join(str(s) if isinstance(s, int) else chr(34) + s + chr(34) for s in path)}]"
 
 
 def finite_rows(subject: Subject) -> tuple[Tensor, list[Finding]]:

@@ -17,7 +17,7 @@ from robench.attacks import build_attack
 from robench.attacks.base import BatchAttack
 from robench.attacks.losses import LOSSES, Loss, margin
 from robench.datasets import Dataset
-from robench.doctor import brief_flags
+from robench.doctor import examine
 from robench.errors import AttackError, ModelError
 from robench.evaluation.adjudicate import Adjudicator
 from robench.evaluation.queries import Queries
@@ -136,7 +136,9 @@ def prepare_model(
     batch_size = min(settings.batch_size or _BATCH, _BATCH)
     logits, errors, probe = _classify(model, dataset, device, batch_size)
     labels = dataset.labels[probe.rows].to(device)
-    flags = brief_flags(model, probe.inputs, labels, logits[probe.rows].to(device))
+    known = logits[probe.rows].to(device)
+    found = examine(model, probe.inputs, labels, brief=True, logits=known)
+    flags = [finding.flag() for finding in found]
     correct = logits.argmax(dim=1) == dataset.labels
     correct[list(errors)] = False
     rows = correct.nonzero().squeeze(1)

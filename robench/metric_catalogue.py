@@ -15,7 +15,7 @@ from functools import cached_property, partial
 from typing import Any, Literal
 
 from robench.errors import RobenchError, UsageError
-from robench.registry import Registry, identity_of, import_target, unknown_name
+from robench.registry import Registry, identity_of, import_target
 
 Direction = Literal["lower", "higher", "neutral"]
 
@@ -295,17 +295,6 @@ class _Columns(Mapping[str, Column]):
 
 METRICS = _Columns()
 """Columns of all metrics by name, in the order in which they are shown."""
-
-
-def metric(name: str) -> Column:
-    """The metric's column called ``name``.
-
-    Raises:
-        UnknownNameError: there is none; near misses are listed.
-    """
-    if name not in METRICS:
-        raise unknown_name("metric", name, list(METRICS))
-    return METRICS[name]
 
 
 def columns_shown(where: Literal["leaderboard", "by_class"]) -> tuple[str, ...]:

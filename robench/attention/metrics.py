@@ -35,7 +35,7 @@ def attention_deviation(maps: Tensor, adv_maps: Tensor) -> Tensor:
     top, adv_top = top_mask(maps).flatten(1), top_mask(adv_maps).flatten(1)
     shared = (top & adv_top).sum(dim=1).to(maps.dtype)
     united = (top | adv_top).sum(dim=1)
-    return _undefined(1 - shared / united, is_empty(maps) | is_empty(adv_maps))
+    return (1 - shared / united).masked_fill(is_empty(maps) | is_empty(adv_maps), torch.nan)
 
 
 def attention_shift(maps: Tensor, adv_maps: Tensor) -> Tensor:
@@ -132,7 +132,8 @@ def attention_fragments(maps: Tensor) -> Tensor:
     tensor([2.])
     """
     maps = checked_maps(maps)
-    return _undefined(connected_parts(top_mask(maps)).to(maps.dtype), is_empty(maps))
+    parts = connected_parts(top_mask(maps)).to(maps.dtype)
+    return parts.masked_fill(is_empty(maps), torch.nan)
 
 
 def attention_coverage(maps: Tensor, masks: Tensor) -> Tensor:
@@ -164,7 +165,7 @@ def attention_coverage(maps: Tensor, masks: Tensor) -> Tensor:
     masks = masks.to(maps.device)
     area = masks.flatten(1).sum(dim=1)
     found = (largest_cells(maps, area) & masks).flatten(1).sum(dim=1)
-    return _undefined(found.to(maps.dtype) / area, is_empty(maps) | (area == 0))
+    return (found.to(maps.dtype) / area).masked_fill(is_empty(maps) | (area == 0), torch.nan)
 
 
 def attention_empty(maps: Tensor, adv_maps: Tensor) -> Tensor:
@@ -201,10 +202,6 @@ def _pair(maps: Tensor, adv_maps: Tensor) -> tuple[Tensor, Tensor]:
             hint="Compare maps of the same samples at the same layer",
         )
     return checked_maps(maps), checked_maps(adv_maps)
-
-
-def _undefined(values: Tensor, where: Tensor) -> Tensor:
-    return values.masked_fill(where, torch.nan)
 
 
 def _distribution(maps: Tensor) -> Tensor:

@@ -135,8 +135,7 @@ def resolve(
     if where.type == "cpu" and not common.threads:
         # Spelled out, so that the recorded command gives the same bits elsewhere.
         common = common.model_copy(update={"threads": torch.get_num_threads()})
-    threat = threat_model or defaults.threat_model
-    threat = threat if isinstance(threat, ThreatModel) else ThreatModel.parse(threat)
+    threat = ThreatModel.parse(threat_model or defaults.threat_model)
     spec = _architecture(architecture, defaults, dataset)
     guide = _teacher(loss, teacher, dataset, spec, threat)
     return TrainingJob(

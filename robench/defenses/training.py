@@ -6,6 +6,7 @@ import copy
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -90,7 +91,8 @@ def _train(job: TrainingJob, card: ModelCard, progress: bool, processes: Process
             f"{job.recipe.name} on {job.data.train.name}",
             steps=job.settings.epochs * run.data.steps,
             done=state.epoch * run.data.steps,
-            shown=progress and processes.count == 1,
+            console=Console(stderr=True),
+            disable=not progress or processes.count > 1,
         )
         try:
             with bar:
@@ -110,21 +112,11 @@ class TrainingProgress(Progress):
 
     Args:
         title: what is being trained.
-        steps: of the whole run.
-        done: how many of them are behind it.
-        shown: False: draws nothing.
-        console: where to draw; None: stderr.
+        steps, done: of the whole run, and how many of them are behind it.
+        options: where and whether to draw, as Rich's ``Progress`` takes them.
     """
 
-    def __init__(
-        self,
-        title: str,
-        *,
-        steps: int,
-        done: int,
-        shown: bool = True,
-        console: Console | None = None,
-    ) -> None:
+    def __init__(self, title: str, *, steps: int, done: int, **options: Any) -> None:
         super().__init__(
             TextColumn("[bold]{task.description}"),
             BarColumn(),
@@ -132,8 +124,7 @@ class TrainingProgress(Progress):
             TextColumn("{task.fields[figures]}"),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
-            console=console or Console(stderr=True),
-            disable=not shown,
+            **options,
         )
         self._run = self.add_task(title, total=steps, completed=done, figures="")
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from itertools import combinations
 from types import FrameType
 from typing import Any
 
@@ -83,8 +84,7 @@ def randomised(subject: Subject) -> Iterator[Finding]:
     """Whether passes over one batch differ."""
     outputs = [subject.call(subject.inputs) for _ in range(_REPEATS)]
     units = [z / (z.norm(dim=1, keepdim=True) + 1e-10) for z in outputs]
-    pairs = [(a, b) for i, a in enumerate(units) for b in units[i + 1 :]]
-    gap = max(float((a - b).norm(dim=1).max()) for a, b in pairs)
+    gap = max(float((a - b).norm(dim=1).max()) for a, b in combinations(units, 2))
     correct = {int((z.argmax(dim=1) == subject.labels).sum()) for z in outputs}
     if len(correct) == 1 and gap <= _RANDOM_ALPHA:
         return

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from robench.errors import ModelError
 from robench.probes import (
+    at_least_float32,
     checked_inputs,
     checked_logits,
     forward_hooks,
@@ -78,4 +78,4 @@ def _flat(features: Tensor, n: int, layer: str) -> Tensor:
             where=layer,
             hint="Name another layer in the card (attention.feature_layer)",
         )
-    return features.float() if features.dtype in (torch.float16, torch.bfloat16) else features
+    return at_least_float32(features)

@@ -1,8 +1,10 @@
 """Where adversarial examples lie among the features: alignment, exclusion, separation.
 
 All use the cosine distance d(a, b) = 1 - a·b / (|a| |b|) of penultimate features, floating point
-(N, D) on any device, and return one value a sample, (N,). Features that are zero or not finite
-have no direction: a value that needs them is NaN, and they take no part in other samples' values.
+(N, D) on any device, those of the clean inputs x and those of the adversarial inputs x', and
+return one value a sample, (N,). ``labels`` are the true classes, (N,). Malformed features or
+labels are a UsageError. Features that are zero or not finite have no direction: a value that needs
+them is NaN, and they take no part in other samples' values.
 
 The criteria are those of Zhou et al., arXiv 2310.03358 (ANCRA).
 """
@@ -13,6 +15,7 @@ import torch
 from torch import Tensor
 
 from robench.errors import UsageError
+from robench.probes import at_least_float32
 
 _CHUNK_ELEMENTS = 2**22
 """Distances held at once: with masks and places some 100 MiB."""
@@ -25,15 +28,8 @@ precision knows no order."""
 def alignment(features: Tensor, adv_features: Tensor) -> Tensor:
     """d(x, x'): cosine distance between a sample's features and its adversarial example's.
 
-    Args:
-        features: (N, D), of the clean inputs.
-        adv_features: (N, D), of the adversarial inputs.
-
     Returns:
         (N,) in [0, 2]: 0 aligned, 1 orthogonal; lower is better.
-
-    Raises:
-        UsageError: malformed features.
 
     >>> alignment(torch.tensor([[3.0, 0.0], [0.0, 1.0]]), torch.tensor([[1.0, 0.0], [1.0, 0.0]]))
     tensor([0., 1.])
@@ -48,17 +44,9 @@ def exclusion(features: Tensor, adv_features: Tensor, labels: Tensor) -> Tensor:
     The mean over pairs is a product with the mean direction of the other classes, so that no
     pair is ever formed.
 
-    Args:
-        features: (N, D), of the clean inputs.
-        adv_features: (N, D), of the adversarial inputs.
-        labels: (N,) true classes.
-
     Returns:
         (N,) in [0, 2]; larger is better. NaN where there is no example of another class. A value
         depends on the whole set: give all samples at once, not batch by batch.
-
-    Raises:
-        UsageError: malformed features or labels.
 
     >>> features = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
     >>> exclusion(features, features, torch.tensor([0, 1]))
@@ -89,17 +77,9 @@ def separation(features: Tensor, adv_features: Tensor, labels: Tensor) -> Tensor
     Distances are formed in blocks of some 2²² and counted by their size, to about 1e-6, so that
     memory grows with N only.
 
-    Args:
-        features: (N, D), of the clean inputs.
-        adv_features: (N, D), of the adversarial inputs.
-        labels: (N,) true classes.
-
     Returns:
         (N,) in [0, 1]: mean 0.5 no better than chance, 1 separated; larger is better. NaN where
         there are not two classes. A value depends on the whole set: give all samples at once.
-
-    Raises:
-        UsageError: malformed features or labels.
 
     >>> features = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
     >>> separation(features, features, torch.tensor([0, 1]))
@@ -147,8 +127,7 @@ def _directions(features: Tensor, adv_features: Tensor) -> tuple[Tensor, Tensor]
 
 
 def _unit(features: Tensor) -> Tensor:
-    if features.dtype in (torch.float16, torch.bfloat16):
-        features = features.float()
+    features = at_least_float32(features)
     # The largest entry first, so that no square overflows or vanishes.
     largest = (
         features.abs().amax(dim=1, keepdim=True) if features.shape[1] else features.sum(1, True)

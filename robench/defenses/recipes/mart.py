@@ -37,12 +37,9 @@ class Mart(AdversarialRecipe):
     def terms(self, context: Context, batch: Batch) -> dict[str, Tensor]:
         """``adversarial`` and ``margin``: the two halves of BCE; ``kl``: β times the divergence."""
         network, labels = context.network, batch.labels
-        adv_inputs = self.maximise(
-            context,
-            cross_entropy_of(network, labels),
-            batch.inputs,
-            gaussian_start(batch.inputs, batch.keys),
-        )
+        start = gaussian_start(batch.inputs, batch.keys)
+        objective = cross_entropy_of(network, labels)
+        adv_inputs = self.maximise(context, objective, batch.inputs, start)
         return mart_terms(network(batch.inputs), network(adv_inputs), labels, self.beta)
 
 

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from robench.metric_catalogue import metric
+from robench.metric_catalogue import METRICS
 from robench.reporting.findings import attention_findings, broken_and_survived
 from robench.reporting.model_results import ModelResult
 from robench.reporting.plots.style import (
@@ -65,7 +65,7 @@ def attention_distributions(results: Sequence[ModelResult]) -> Figure | None:
             color="#555555",
             annotation_clip=False,
         )
-        item = metric(name)
+        item = METRICS[name]
         rows_axis(axes, ["" if column else result.model.name for result in shown])
         axes.set_xlabel(f"{item.label.lower()} ({item.unit})")
     figure.legend(

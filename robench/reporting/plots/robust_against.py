@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from robench.metric_catalogue import metric
+from robench.metric_catalogue import METRICS
 from robench.reporting.model_results import ModelResult
 from robench.reporting.plots.style import (
     Look,
@@ -60,7 +60,7 @@ def robust_against_metric(results: Sequence[ModelResult], name: str) -> Figure |
     Raises:
         UnknownNameError: there is no such metric.
     """
-    item = metric(name)
+    item = METRICS[name]
     shown = [
         (number, result, interval)
         for number, result in enumerate(results)

@@ -1,7 +1,5 @@
 """robench: how robust is this image classifier, and can that number be trusted?"""
 
-from __future__ import annotations
-
 from typing import TYPE_CHECKING
 
 from robench.registry import lazily

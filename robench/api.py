@@ -5,8 +5,6 @@ and loads what it names, without writing anything or making an attack; :meth:`Pr
 the records; :func:`evaluate` is both.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Which device to run on, waiting for it, and going on when its memory runs out."""
 
-from __future__ import annotations
-
 import gc
 import os
 from collections.abc import Callable

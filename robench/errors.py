@@ -23,8 +23,6 @@ exactly that line and exits with ``exit_code``; from Python the same object is r
     └── MissingDependencyError     an optional package that is not installed
 """
 
-from __future__ import annotations
-
 
 def one_line(error: BaseException, limit: int = 200) -> str:
     """Another library's message in one line of at most ``limit`` characters, or its kind's name."""

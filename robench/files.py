@@ -6,8 +6,6 @@ not survive a power cut. The price is two flushes a file, some milliseconds on a
 writes a file once a job, so safety is worth more than speed here.
 """
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import hashlib

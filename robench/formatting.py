@@ -1,7 +1,5 @@
 """How numbers that may be undefined are shown: in tables, pages and JSON. Imports no torch."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Sequence
 from typing import Any

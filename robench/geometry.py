@@ -4,8 +4,6 @@ The norm is data here, and nowhere else does code branch on it without need. Ima
 (N, C, H, W) in [0, 1]; perturbations have the same shape; per-sample scalars are (N,).
 """
 
-from __future__ import annotations
-
 import math
 
 import torch

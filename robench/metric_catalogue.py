@@ -7,8 +7,6 @@ so that reports and the command line speak of metrics as the functions do. A pac
 adds its own by an entry point of the group ``robench.metrics``.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, partial

@@ -3,8 +3,6 @@
 :func:`prepare` writes nothing and makes no attack; :meth:`Prepared.run` makes the records.
 """
 
-from __future__ import annotations
-
 import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack

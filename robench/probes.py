@@ -4,8 +4,6 @@ What attention maps and features have in common: finding a layer by name, hookin
 length of one pass, and leaving parameters, buffers and training flags as they were.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any

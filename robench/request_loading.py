@@ -1,7 +1,5 @@
 """The models and samples that a request names: found, checked against each other, and loaded."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache, partial

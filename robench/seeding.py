@@ -8,8 +8,6 @@ generators", OOPSLA 2014): keys are chained through its 64-bit finaliser, and po
 draw hashes ``key + (j + 1)·γ``. Integers wrap around in int64 exactly alike on every device.
 """
 
-from __future__ import annotations
-
 import hashlib
 import math
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """The cells of a map that count: its largest ones. Without torch, for metrics and for figures."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -1,7 +1,5 @@
 """What a network looks at: maps, and how an attack changes them (``metrics``)."""
 
-from __future__ import annotations
-
 from robench.attention.catalogue import ATTENTION_METHODS, AttentionMethod
 from robench.attention.feature_sum import feature_sum, feature_sum_map
 from robench.attention.grad_cam import grad_cam

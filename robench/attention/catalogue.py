@@ -1,7 +1,5 @@
 """Kinds of attention maps by the name that cards and records use."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol

@@ -1,7 +1,5 @@
 """The feature map of one layer: which layer, and how to catch it during a forward pass."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any

@@ -4,8 +4,6 @@ Wang et al., "Agkd-bml: Defense against adversarial attack by attention guided k
 distillation and bi-directional metric learning", ICCV 2021.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 

@@ -4,8 +4,6 @@ Selvaraju et al., "Grad-CAM: Visual Explanations from Deep Networks via Gradient
 Localization", ICCV 2017 (arXiv 1610.02391), equations 1 and 2, without upsampling.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 

@@ -1,7 +1,5 @@
 """One way to ask for attention maps, whatever the method."""
 
-from __future__ import annotations
-
 from torch import Tensor, nn
 
 from robench.attention.catalogue import ATTENTION_METHODS

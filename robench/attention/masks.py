@@ -1,7 +1,5 @@
 """The cells of a map that count: its largest ones, and those that the object covers."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -8,8 +8,6 @@ No function depends on the maps' scale. Definitions after Wu et al., arXiv 1811.
 observations are that attacks make attention deviate and scatter.
 """
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

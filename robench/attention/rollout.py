@@ -5,8 +5,6 @@ softmax weights of every layer, averaged over heads and mixed with the residual 
 multiplied through the layers.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import TypeVar
 

@@ -5,8 +5,6 @@ modules, the pass runs under a torch-function mode that sees the calls by which 
 computed, whatever library they come from.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """``robench attacks``: what models can be attacked with."""
 
-from __future__ import annotations
-
 from typing import Annotated, Any
 
 from robench.cli.options import JsonFlag, argument

@@ -1,7 +1,5 @@
 """``robench attention``: a closer look at what an attack does to what a model sees."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated

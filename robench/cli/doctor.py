@@ -1,7 +1,5 @@
 """``robench doctor``: what is wrong or odd with a model, before hours are spent."""
 
-from __future__ import annotations
-
 from dataclasses import asdict, replace
 from typing import Annotated
 

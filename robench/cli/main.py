@@ -1,7 +1,5 @@
 """The ``robench`` command: its subcommands, and what becomes of their errors."""
 
-from __future__ import annotations
-
 import logging
 import sys
 import traceback

@@ -1,7 +1,5 @@
 """``robench run``: evaluate models, keep records, show the leaderboard."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from typing import Annotated
 

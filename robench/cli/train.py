@@ -1,7 +1,5 @@
 """``robench train``: make a checkpoint with a recipe."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 

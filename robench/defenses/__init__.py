@@ -4,8 +4,6 @@
 ``weights.safetensors``, with everything needed to train it again.
 """
 
-from __future__ import annotations
-
 from typing import TYPE_CHECKING
 
 from robench.defenses.catalogue import RECIPES as RECIPES

@@ -1,7 +1,5 @@
 """The card of a trained model: how its weights came to be, what they reached on validation."""
 
-from __future__ import annotations
-
 import hashlib
 import platform
 import shlex

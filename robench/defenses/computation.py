@@ -7,8 +7,6 @@ expect one forward pass a step and do not support second-order gradients, and re
 passes and some need those.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

@@ -4,8 +4,6 @@ These maximisers are not the attacks that judge a model. They run a fixed number
 batch, take any objective, and report nothing.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch

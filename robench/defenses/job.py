@@ -1,7 +1,5 @@
 """A training job: all that decides the weights, settled before anything is trained."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """What a recipe is: a loss, its parameters, and what it needs."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar, Literal

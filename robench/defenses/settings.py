@@ -1,7 +1,5 @@
 """How a network is trained, whatever the loss, and what each data set starts from."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """``train``: from a job to a model's folder. Every recipe runs through this one loop."""
 
-from __future__ import annotations
-
 import copy
 from dataclasses import replace
 from functools import partial

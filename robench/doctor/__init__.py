@@ -1,7 +1,5 @@
 """The doctor: what is wrong or odd with a model, in seconds, before hours are spent."""
 
-from __future__ import annotations
-
 from robench.doctor.catalogue import CHECKS, Check
 from robench.doctor.examination import examine
 from robench.doctor.subject import Finding, Severity

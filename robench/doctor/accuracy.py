@@ -5,8 +5,6 @@ than in training, and classes in another order. Each is tried, and compared with
 reading on the same samples.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import torch

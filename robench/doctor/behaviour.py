@@ -5,8 +5,6 @@ AutoAttack's own flags (fra31/auto-attack, ``checks.py`` and ``flags_doc.md``), 
 thresholds.
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Iterator
 from itertools import combinations

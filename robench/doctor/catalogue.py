@@ -4,8 +4,6 @@ A check is one function and one entry here, or an entry point of the group ``rob
 package from outside.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Final

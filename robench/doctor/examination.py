@@ -1,7 +1,5 @@
 """The examination: every check, in order, on one model and a few samples."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

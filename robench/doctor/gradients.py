@@ -4,8 +4,6 @@ A gradient that is zero, or that is not the slope of the function, makes a model
 every attack that trusts it (Athalye, Carlini & Wagner, "Obfuscated gradients", ICML 2018).
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import torch

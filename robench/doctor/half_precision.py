@@ -1,7 +1,5 @@
 """Whether float16 could hold what the network computes."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Any
 

@@ -1,7 +1,5 @@
 """What the network returns: where the logits are, and whether they are logits."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence

@@ -5,8 +5,6 @@ in training, which no longer fit when its inputs are read in another way. The la
 labels, and see what a network that shrugs off a change of contrast does not show in its accuracy.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import suppress

@@ -1,7 +1,5 @@
 """What a network's features make of adversarial examples."""
 
-from __future__ import annotations
-
 from robench.representations.features import penultimate_features
 from robench.representations.metrics import alignment, exclusion, separation
 

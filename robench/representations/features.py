@@ -1,7 +1,5 @@
 """Penultimate features: what the last linear layer sees."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from torch import Tensor, nn

@@ -9,8 +9,6 @@ them is NaN, and they take no part in other samples' values.
 The criteria are those of Zhou et al., arXiv 2310.03358 (ANCRA).
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

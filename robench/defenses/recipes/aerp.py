@@ -4,8 +4,6 @@ The authors train on one-step least-likely FGSM (ε 0.15 on inputs in [−1, 1])
 is PGD, which is stronger, and ``attack = "least-likely"`` is theirs.
 """
 
-from __future__ import annotations
-
 from typing import Literal
 
 import torch

@@ -3,8 +3,6 @@
 Wang et al., ICCV 2021, arXiv 2108.06017; reference: hongw579/AGKD-BML.
 """
 
-from __future__ import annotations
-
 import torch
 from pydantic import Field
 from torch import Tensor, nn

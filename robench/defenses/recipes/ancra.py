@@ -5,8 +5,6 @@ hard argmax, through which no gradient flows, so gradient attacks on the final l
 guide to where the prediction changes.
 """
 
-from __future__ import annotations
-
 from typing import Literal
 
 import torch

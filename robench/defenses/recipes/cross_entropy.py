@@ -3,8 +3,6 @@
 PGD adversarial training: Madry et al., ICLR 2018, arXiv 1706.06083.
 """
 
-from __future__ import annotations
-
 from torch import Tensor
 from torch.nn import functional as F
 

@@ -1,7 +1,5 @@
 """MART (Wang et al., ICLR 2020, openreview rklOg6EFwS; reference: YisenWang/MART)."""
 
-from __future__ import annotations
-
 import torch
 from pydantic import Field
 from torch import Tensor

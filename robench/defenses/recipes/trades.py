@@ -1,7 +1,5 @@
 """TRADES (Zhang et al., ICML 2019, arXiv 1901.08573; reference: yaodongyu/TRADES)."""
 
-from __future__ import annotations
-
 import torch
 from pydantic import Field
 from torch import Tensor

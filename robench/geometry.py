@@ -67,9 +67,7 @@ def project(points: Tensor, inputs: Tensor, norm: Norm, eps: float | Tensor) -> 
     onto the ball and then clips, which stays inside the ball, as the field's attacks do.
 
     Args:
-        points: (N, C, H, W).
-        inputs: (N, C, H, W) in [0, 1].
-        norm: the ball's norm.
+        points, inputs: (N, C, H, W), the latter in [0, 1].
         eps: radius in [0, 1] pixel units, one or (N,).
 
     Returns:
@@ -113,16 +111,10 @@ def _l1_box_projection(delta: Tensor, inputs: Tensor, radius: Tensor) -> Tensor:
 
 
 def random_point(inputs: Tensor, norm: Norm, eps: float, keys: Tensor) -> Tensor:
-    """A random start in the ball, clipped to the box.
+    """A random start in the ball of radius ``eps`` around (N, C, H, W), clipped to the box.
 
     Linf: uniform in the cube, as PGD starts (Madry et al. 2018). L2: uniform in the ball. L1: a
-    Gaussian point projected onto the ball, as AutoAttack starts.
-
-    Args:
-        inputs: (N, C, H, W) in [0, 1].
-        norm: the ball's norm.
-        eps: radius in [0, 1] pixel units.
-        keys: int64 (N,), see :mod:`robench.seeding`.
+    Gaussian point projected onto the ball, as AutoAttack starts. Drawn by ``keys``, int64 (N,).
     """
     direction = random_noise(keys, tuple(inputs.shape[1:]), norm)
     if norm == "Linf":

@@ -38,28 +38,15 @@ def tag(text: str) -> int:
 
 
 def sample_keys(seed: int, sample_ids: Sequence[str]) -> Tensor:
-    """One key for each sample.
-
-    Args:
-        seed: the run's seed.
-        sample_ids: stable ids, N of them.
-
-    Returns:
-        int64 (N,) on the CPU.
-    """
+    """A key for each sample, int64 (N,) on the CPU, from the run's seed and N stable ids."""
     base = torch.tensor([tag(sample_id) for sample_id in sample_ids], dtype=torch.int64)
     return derive(base, seed)
 
 
 def derive(keys: Tensor, *tags: int | Tensor) -> Tensor:
-    """Keys for a narrower purpose: one step down for each tag.
+    """Keys for a narrower purpose, int64 (N,) → (N,): one step down for each tag.
 
-    Args:
-        keys: int64 (N,).
-        tags: integers, or int64 tensors (N,) where the purpose differs by row.
-
-    Returns:
-        int64 (N,).
+    A tag is an integer, or int64 (N,) where the purpose differs by row.
     """
     for item in tags:
         keys = mix((keys + _GAMMA) ^ mix(torch.as_tensor(item, device=keys.device) + _GAMMA))

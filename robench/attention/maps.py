@@ -35,10 +35,8 @@ class AttentionExtractor:
     def __call__(self, inputs: Tensor, targets: Tensor, *, create_graph: bool = False) -> Tensor:
         """Maps (N, h, w), 0 or larger, at the layer's or patches' own resolution.
 
-        Args:
-            inputs: (N, C, H, W) in [0, 1].
-            targets: (N,) class numbers: the true, the predicted or any other class.
-            create_graph: keep the maps differentiable, for losses on maps.
+        Of inputs (N, C, H, W) in [0, 1] for the classes ``targets`` (N,), whichever they are;
+        differentiable with ``create_graph``, for losses on maps.
 
         Raises:
             ModelError: the method is not defined for this network.

@@ -27,13 +27,9 @@ def checked_maps(maps: Tensor) -> Tensor:
 
 
 def is_empty(maps: Tensor) -> Tensor:
-    """Which maps have nothing to measure: all zero, or not finite somewhere.
+    """Which maps (N, h, w), 0 or larger, have nothing to measure: bool (N,).
 
-    Args:
-        maps: (N, h, w), 0 or larger.
-
-    Returns:
-        (N,) bool.
+    Those are all zero, or not finite somewhere.
 
     >>> is_empty(torch.stack([torch.zeros(2, 2), torch.eye(2), torch.full((2, 2), torch.nan)]))
     tensor([ True, False,  True])
@@ -45,12 +41,8 @@ def is_empty(maps: Tensor) -> Tensor:
 def largest_cells(maps: Tensor, count: Tensor | int) -> Tensor:
     """Mask of the ``count`` largest cells of each map; equal cells by lowest flat index.
 
-    Args:
-        maps: (N, h, w), 0 or larger.
-        count: cells to keep, one number or (N,).
-
-    Returns:
-        (N, h, w) bool, nowhere true for an empty map.
+    Of maps (N, h, w), 0 or larger, and a count for all or each, (N,); bool (N, h, w), nowhere true
+    for an empty map.
 
     >>> largest_cells(torch.tensor([[[1.0, 3.0], [2.0, 3.0]]]), 3).int()
     tensor([[[0, 1],
@@ -65,13 +57,8 @@ def largest_cells(maps: Tensor, count: Tensor | int) -> Tensor:
 def top_mask(maps: Tensor) -> Tensor:
     """M(A): the ceil(h·w / 8) largest cells of each map, equal cells by lowest flat index.
 
-    A map with fewer positive cells than that is filled up with zero cells, in the same order.
-
-    Args:
-        maps: (N, h, w), 0 or larger.
-
-    Returns:
-        (N, h, w) bool, nowhere true for an empty map.
+    Of maps (N, h, w), 0 or larger; bool (N, h, w), nowhere true for an empty map. One with fewer
+    positive cells than that is filled up with zero cells, in the same order.
 
     Source: Wu et al., arXiv 1811.09831 (the 8 largest of 64 cells).
 

@@ -138,7 +138,6 @@ def attention_coverage(maps: Tensor, masks: Tensor) -> Tensor:
     """|M_g(A) ∩ G| ÷ |G|: how much of the object is among the |G| largest cells.
 
     Args:
-        maps: (N, h, w).
         masks: (N, h, w) bool, the object's cells G (see :func:`downsample_masks` of ``masks``).
 
     Returns:
@@ -177,13 +176,7 @@ def attention_empty(maps: Tensor, adv_maps: Tensor) -> Tensor:
 
 
 def connected_parts(masks: Tensor) -> Tensor:
-    """Number of 8-connected parts of each mask.
-
-    Args:
-        masks: (N, h, w) bool.
-
-    Returns:
-        (N,) int64; 0 for a mask that is nowhere true.
+    """Number of 8-connected parts of each mask: bool (N, h, w) → int64 (N,).
 
     >>> connected_parts(torch.tensor([[[True, False, False], [False, True, False]]]))
     tensor([1])

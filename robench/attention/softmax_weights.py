@@ -61,15 +61,8 @@ def softmax_weights(
 ) -> Tensor:
     """The weights that ``F.scaled_dot_product_attention`` applies, before dropout.
 
-    Args:
-        query: (..., heads, L, E).
-        key: (..., heads, S, E).
-        value: not used; here so that the signature is that of the call.
-        attn_mask: bool (false: ignore) or additive, broadcast to (..., L, S).
-        dropout_p: not used.
-        is_causal: mask out later positions.
-        scale: factor on the scores; None: 1/sqrt(E).
-        enable_gqa: fewer key heads than query heads, each serving a group.
+    Arguments are those of the call, ``query`` (..., heads, L, E) and ``key`` (..., heads, S, E);
+    ``value`` and ``dropout_p`` are not used.
 
     Returns:
         (..., heads, L, S), at least float32; rows sum to 1.

@@ -53,12 +53,7 @@ def print_result(content: Any, text: str, *, as_json: bool) -> None:
 
 
 def findings_text(examined: str, findings: Sequence[Finding]) -> str:
-    """A line that says how many, then each with its evidence and mend.
-
-    Args:
-        examined: which model, on which samples.
-        findings: none says so.
-    """
+    """A line that says how many, then each with its evidence and mend."""
     count = f"{len(findings)} found" if findings else "nothing found"
     parts = [
         f"{finding.severity}: {finding.name}\n  {finding.evidence}\n  mend: {finding.mend}"

@@ -80,11 +80,7 @@ def draft_card(job: TrainingJob) -> ModelCard:
 def write_model(card: ModelCard, best: Best, folder: Path, *, note: str | None = None) -> None:
     """Write ``weights.safetensors`` and ``card.toml``; the card last, as it makes the model.
 
-    Args:
-        card: the draft.
-        best: the weights and their figures.
-        folder: where to write.
-        note: to be added to the card's notes.
+    The ``card`` is the draft, to whose notes ``note`` is added.
 
     Raises:
         StoreError: the folder cannot be written.

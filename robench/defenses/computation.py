@@ -96,9 +96,7 @@ def _started(work: Callable[[Processes], None], fabric: Any) -> None:
 def deterministic(device: torch.device, threads: int = 0) -> Iterator[None]:
     """The same bits for the same work; the caller's settings come back afterwards.
 
-    Args:
-        device: where the work is done.
-        threads: CPU threads to use; 0: as many as torch uses already.
+    It is done with so many CPU ``threads``; 0: as many as torch uses already.
     """
     had_threads = torch.get_num_threads()
     before = torch.are_deterministic_algorithms_enabled()
@@ -149,11 +147,8 @@ class BFloat16Network(nn.Module):
     attacks never run on eight bits.
 
     It offers ``forward``, and ``forward_features`` and ``forward_head`` where the network it wraps
-    does, and shares that network's parameters, which stay float32.
-
-    Args:
-        inner: the network.
-        device_type: ``cpu``, ``cuda``, …
+    does, and shares that network's parameters, which stay float32. ``device_type`` is ``cpu``,
+    ``cuda``, …
     """
 
     def __init__(self, inner: nn.Module, device_type: str) -> None:

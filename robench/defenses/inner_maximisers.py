@@ -42,15 +42,12 @@ def ascend(
     steps: int,
     step_size: float,
 ) -> Tensor:
-    """Projected steepest ascent from ``start``.
+    """Projected steepest ascent of ``objective``, sample by sample.
 
     Args:
-        objective: what to raise, sample by sample.
         inputs: clean inputs (N, C, H, W) in [0, 1], the centre of the ball.
         start: first iterate, same shape.
-        threat_model: ball.
-        steps: number of steps.
-        step_size: length of a step as a share of ε.
+        step_size: length of each of the ``steps`` as a share of ε.
 
     Returns:
         The last iterate, detached, in the ball and the box.

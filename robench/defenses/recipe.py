@@ -67,10 +67,7 @@ class Recipe(Frozen, ABC):
     def check(self, network: nn.Module, inputs: Tensor, num_classes: int) -> None:
         """Raise if ``network`` or the data lack what the loss needs.
 
-        Args:
-            network: the network to be trained.
-            inputs: a few samples, float32 (N, C, H, W) in [0, 1].
-            num_classes: number of classes.
+        Seen on a few ``inputs``, float32 (N, C, H, W) in [0, 1].
 
         Raises:
             ModelError: the architecture lacks something.

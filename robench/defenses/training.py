@@ -264,15 +264,10 @@ def validate(
     steps: int,
     device: torch.device,
 ) -> dict[str, float]:
-    """Clean and PGD figures, in fp32 and evaluation mode.
+    """Clean and PGD figures of a network on ``device``, in fp32 and evaluation mode.
 
-    Args:
-        network: answers logits (N, C); its training flags stay as they are.
-        dataset: what to judge it on.
-        threat_model: the ball.
-        seed: keys the attack's starts.
-        steps: of the attack.
-        device: where the network is.
+    ``seed`` keys the starts of the attack, which makes so many ``steps``. The network's training
+    flags stay as they are.
 
     Returns:
         ``clean_acc`` and ``robust_acc`` in percent, ``clean_loss`` and ``adv_loss`` in nats. A

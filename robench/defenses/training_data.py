@@ -83,14 +83,7 @@ class Batch:
 
 
 class TrainingData:
-    """A data set's samples on a device, with every random choice keyed by (seed, sample, epoch).
-
-    Args:
-        dataset: the samples.
-        settings: batch size and augmentation.
-        seed: the run's seed.
-        device: where batches are wanted.
-    """
+    """A data set's samples on a device, with every random choice keyed by (seed, sample, epoch)."""
 
     def __init__(
         self, dataset: Dataset, settings: TrainingSettings, *, seed: int, device: torch.device
@@ -153,14 +146,8 @@ class TrainingData:
 
 
 def shift_and_flip(inputs: Tensor, keys: Tensor, *, shift: int, flip: bool) -> Tensor:
-    """Move each image by up to ``shift`` pixels both ways, zeros coming in, and mirror half.
-
-    Args:
-        inputs: (N, C, H, W).
-        keys: int64 (N,).
-        shift: largest shift in pixels; 0: none.
-        flip: whether to mirror left and right at random.
-    """
+    """Move each of (N, C, H, W) by up to ``shift`` pixels both ways, zeros coming in, and mirror
+    half of them left and right, at random by ``keys``, int64 (N,)."""
     if shift:
         n, _, height, width = inputs.shape
         moves = seeding.integers(seeding.derive(keys, _SHIFT), 2 * shift + 1, (2,))

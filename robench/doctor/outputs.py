@@ -26,12 +26,8 @@ _DEPTH = 3
 def find_logits(model: RobenchModel, inputs: Tensor) -> tuple[RobenchModel | None, list[Finding]]:
     """The model if it returns logits, else one that does, with what had to be changed.
 
-    Args:
-        model: as its card describes it.
-        inputs: (N, C, H, W) in [0, 1]; two are enough.
-
-    Returns:
-        A model that can be examined further, None if there is none; and the findings.
+    Of inputs (N, C, H, W) in [0, 1] two are enough. The model is None if there is none that can
+    be examined further.
     """
     try:
         model(inputs.clone())

@@ -11,6 +11,7 @@ The results folder is ``--robench-results`` (default ``results``).
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -20,11 +21,11 @@ if TYPE_CHECKING:
     from robench.regression_check import CheckResult
 
 
+@dataclass(frozen=True)
 class RobenchCheck:
     """What the fixture gives: call it to gate one checkpoint."""
 
-    def __init__(self, results: Path) -> None:
-        self.results = results
+    results: Path
 
     def __call__(
         self,

@@ -55,27 +55,20 @@ def check(
     Exit code 0: not worse; 1: worse; 2: could not tell, or an error. Stored records are used;
     a model that has none is evaluated first, as `robench run` would.
     """
-    from robench.regression_check import (
-        Policy,
-        check_json,
-        check_markdown,
-        stored_pair,
-        write_check,
-    )
-    from robench.regression_check import check as decide
+    from robench import regression_check as gate
     from robench.results import RecordFilter
 
-    rules = Policy() if policy is None else Policy.load(policy)
+    rules = gate.Policy() if policy is None else gate.Policy.load(policy)
     if margin is not None:
         rules = rules.with_margin(margin)
     models = (candidate,) if baseline_from is not None else (candidate, against)
     wanted = RecordFilter(**{name: getattr(request, name) for name in _FILTERS})
     _evaluate_missing(replace(request, models=models), wanted, fill=fill)
     names = record_name(candidate), record_name(against)
-    pair = stored_pair(*names, request.folder, wanted, baseline_from=baseline_from)
-    outcome = decide(*pair, rules)
-    write_check(outcome, json_path=json_file, junit_path=junit, markdown_path=markdown)
-    typer.echo((check_json(outcome) if as_json else check_markdown(outcome)).rstrip())
+    pair = gate.stored_pair(*names, request.folder, wanted, baseline_from=baseline_from)
+    outcome = gate.check(*pair, rules)
+    gate.write_check(outcome, json_path=json_file, junit_path=junit, markdown_path=markdown)
+    typer.echo((gate.check_json(outcome) if as_json else gate.check_markdown(outcome)).rstrip())
     raise typer.Exit(outcome.exit_code)
 
 

@@ -195,7 +195,6 @@ class RunDisplay:
 
     def __init__(self, jobs: int, console: Console | None = None) -> None:
         self._console = console or Console(stderr=True, highlight=False)
-        self._jobs = jobs
         self._bars = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=30),
@@ -207,12 +206,11 @@ class RunDisplay:
             transient=True,
             disable=not self._console.is_terminal,
         )
-        self._whole: TaskID | None = None
+        self._whole = self._bars.add_task(f"{jobs} attacks", total=jobs, unit=None)
         self._current: TaskID | None = None
 
     def __enter__(self) -> RunDisplay:
         self._bars.start()
-        self._whole = self._bars.add_task(f"{self._jobs} attacks", total=self._jobs, unit=None)
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -236,8 +234,7 @@ class RunDisplay:
         if self._current is not None:
             self._bars.remove_task(self._current)
             self._current = None
-        if self._whole is not None:
-            self._bars.advance(self._whole)
+        self._bars.advance(self._whole)
         if not self._console.is_terminal:
             self._console.print(_job_line(stored.record, cached), soft_wrap=True)
 

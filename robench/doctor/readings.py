@@ -18,19 +18,14 @@ from robench.probes import forward_hooks
 from robench.records import InputSpec
 from robench.statistics.paired import PairedCounts, mcnemar
 
-_IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
-_CIFAR = {"mean": (0.4914, 0.4822, 0.4465), "std": (0.2470, 0.2435, 0.2616)}
-_MNIST = {"mean": (0.1307,), "std": (0.3081,)}
-_CAFFE = {"high": 255.0, "mean": (123.675, 116.28, 103.53)}
-
 READINGS: Final[dict[str, dict[str, Any]]] = {
     "[0, 1]": {},
     "[-1, 1]": {"low": -1.0, "high": 1.0},
     "[0, 255]": {"high": 255.0},
-    "ImageNet's mean and std": _IMAGENET,
-    "CIFAR-10's mean and std": _CIFAR,
-    "MNIST's mean and std": _MNIST,
-    "[0, 255] minus ImageNet's mean": _CAFFE,
+    "ImageNet's mean and std": {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)},
+    "CIFAR-10's mean and std": {"mean": (0.4914, 0.4822, 0.4465), "std": (0.2470, 0.2435, 0.2616)},
+    "MNIST's mean and std": {"mean": (0.1307,), "std": (0.3081,)},
+    "[0, 255] minus ImageNet's mean": {"high": 255.0, "mean": (123.675, 116.28, 103.53)},
 }
 """What networks are trained on, as fields of :class:`robench.records.InputSpec`."""
 

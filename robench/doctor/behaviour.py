@@ -111,15 +111,14 @@ def dynamic(subject: Subject) -> Iterator[Finding]:
         subject.call(subject.inputs[:2])
     finally:
         sys.setprofile(before)
-    if not called:
-        return
-    yield Finding(
-        name="dynamic",
-        severity="warning",
-        evidence=f"forward calls {', '.join(sorted(called))}: the defense adapts at test time",
-        mend="The suites assume a fixed network: take the number as an upper bound, and add an "
-        "attack on the adaptation itself",
-    )
+    if called:
+        yield Finding(
+            name="dynamic",
+            severity="warning",
+            evidence=f"forward calls {', '.join(sorted(called))}: the defense adapts at test time",
+            mend="The suites assume a fixed network: take the number as an upper bound, and add "
+            "an attack on the adaptation itself",
+        )
 
 
 @torch.no_grad()
@@ -143,15 +142,14 @@ def batch_mates(subject: Subject) -> Iterator[Finding]:
             return
     gap = float((torch.cat(alone) - together).abs().max())
     gap /= float(together.abs().max()) + 1e-12
-    if gap <= _MATES_ALPHA:
-        return
-    yield Finding(
-        name="batch_dependent",
-        severity="severe",
-        evidence=f"logits change by {gap:.1%} of their range when the batch changes",
-        mend="Use stored statistics in every normalisation (track_running_stats=True and "
-        "eval()), and no mean over the batch in forward",
-    )
+    if gap > _MATES_ALPHA:
+        yield Finding(
+            name="batch_dependent",
+            severity="severe",
+            evidence=f"logits change by {gap:.1%} of their range when the batch changes",
+            mend="Use stored statistics in every normalisation (track_running_stats=True and "
+            "eval()), and no mean over the batch in forward",
+        )
 
 
 @torch.no_grad()

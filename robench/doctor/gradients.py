@@ -84,8 +84,7 @@ def _zero(slopes: Tensor, losses: Tensor) -> Iterator[Finding]:
             "square, which needs none, or with a differentiable stand-in",
             count=zeros,
         )
-        return
-    if count > _FEW * n:
+    elif count > _FEW * n:
         yield Finding(
             name="vanishing_gradients",
             severity="warning",

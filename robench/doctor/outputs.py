@@ -141,8 +141,7 @@ def kind_of_outputs(subject: Subject) -> Iterator[Finding]:
             "probabilities, not logits",
             mend="Take the softmax out of forward: attacks lose their gradients in it",
         )
-        return
-    if high < _SOFTMAX_ALPHA and log_sums < 10 * _SOFTMAX_ALPHA:
+    elif high < _SOFTMAX_ALPHA and log_sums < 10 * _SOFTMAX_ALPHA:
         yield Finding(
             name="log_softmax_outputs",
             severity="note",
@@ -151,8 +150,7 @@ def kind_of_outputs(subject: Subject) -> Iterator[Finding]:
             mend="Losses on differences of logits are the same for both; take the log_softmax "
             "out of forward to compare logits with those of other models",
         )
-        return
-    if in_unit and high - low > _SIGMOID_SPREAD and logits.numel() >= _SIGMOID_MANY:
+    elif in_unit and high - low > _SIGMOID_SPREAD and logits.numel() >= _SIGMOID_MANY:
         yield Finding(
             name="sigmoid_outputs",
             severity="warning",

@@ -27,8 +27,7 @@ class Column:
     """One column of records and CSV files.
 
     Attributes:
-        name: the column's name.
-        label: the name on an axis.
+        name, label: as they stand in tables, and on an axis.
         direction: which way is better; ``neutral`` describes without judging.
         low: smallest possible value, None where unbounded.
         high: largest possible value, None where unbounded or dependent on the map's size.

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from robench.attacks import build_attack
 from robench.attacks.suites import load_suite
-from robench.attention.maps import AttentionExtractor
+from robench.attention.catalogue import AttentionExtractor
 from robench.datasets import Dataset
 from robench.devices import device_of, resolve_device
 from robench.errors import CardError, ModelError, UsageError, first_line

@@ -1,9 +1,8 @@
 """What a network looks at: maps, and how an attack changes them (``metrics``)."""
 
-from robench.attention.catalogue import ATTENTION_METHODS, AttentionMethod
+from robench.attention.catalogue import ATTENTION_METHODS, AttentionExtractor, AttentionMethod
 from robench.attention.feature_sum import feature_sum, feature_sum_map
 from robench.attention.grad_cam import grad_cam
-from robench.attention.maps import AttentionExtractor
 from robench.attention.rollout import rollout
 
 __all__ = [

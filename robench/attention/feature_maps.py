@@ -14,11 +14,7 @@ from robench.probes import forward_hooks, layer_names, resolve_layer, undisturbe
 def find_spatial_layer(model: nn.Module, inputs: Tensor) -> str:
     """The last module to finish whose output is a feature map with more than one cell.
 
-    Found by one forward pass of the first input, in evaluation mode.
-
-    Args:
-        model: any network that takes ``inputs``.
-        inputs: (N, C, H, W), N ≥ 1.
+    Found by one forward pass of the first of (N, C, H, W) inputs, N ≥ 1, in evaluation mode.
 
     Returns:
         The layer's dotted name, relative to the wrapped network where ``model`` is a wrapper.
@@ -70,11 +66,8 @@ def channels_first(feature_map: Tensor, inputs: Tensor) -> Tensor:
 def tapped(model: nn.Module, layer: str, *, leaf: bool = False) -> Iterator[Callable[[], Tensor]]:
     """Catch the feature map of ``layer`` in the passes inside; ``model`` stays as it was.
 
-    Args:
-        model: any network.
-        layer: dotted name of a submodule.
-        leaf: cut the graph at the feature map, which becomes a leaf: nothing before the layer
-            is then recorded, and whoever runs the pass starts it with gradients off.
+    With ``leaf`` the graph is cut at the feature map, which becomes a leaf: nothing before the
+    layer is then recorded, and whoever runs the pass starts it with gradients off.
 
     Yields:
         A function that gives the 4-D tensor as the layer put it out in its last call (see

@@ -13,10 +13,7 @@ from robench.probes import at_least_float32, checked_inputs
 
 
 def feature_sum_map(features: Tensor) -> Tensor:
-    """Sum over channels, then min-max to [0, 1] for each sample; differentiable.
-
-    Args:
-        features: (N, C, h, w).
+    """Sum over channels of (N, C, h, w), then min-max for each sample; differentiable.
 
     Returns:
         (N, h, w) in [0, 1]; all zero where every cell has the same sum, for then no cell stands

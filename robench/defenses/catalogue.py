@@ -14,8 +14,8 @@ RECIPES: Registry[type[Recipe]] = Registry("recipe", "robench.recipes")
 for _name, _target, _summary in (
     ("standard", "cross_entropy:Standard", "cross-entropy on clean inputs: no defense"),
     ("pgd-at", "cross_entropy:PgdAt", "cross-entropy on PGD inputs (Madry et al. 2018)"),
-    ("trades", "trades:Trades", "clean cross-entropy + 6 KL (Zhang et al. 2019)"),
-    ("mart", "mart:Mart", "boosted CE + KL weighted by misclassification (Wang et al. 2020)"),
+    ("trades", "divergence:Trades", "clean cross-entropy + 6 KL (Zhang et al. 2019)"),
+    ("mart", "divergence:Mart", "boosted CE + KL weighted by misclassification (Wang et al. 2020)"),
     ("aerp", "aerp:Aerp", "attention rectification and preservation (Wu et al. 2022)"),
     ("agkd-bml", "agkd_bml:AgkdBml", "attention distillation + metric learning (Wang et al. 2021)"),
     ("ancra", "ancra:Ancra", "negative contrast + reverse attention (Zhou et al. 2023)"),

@@ -29,15 +29,9 @@ class Paper:
 
 @dataclass(frozen=True)
 class Context:
-    """What a loss may use besides the batch.
-
-    Args:
-        network: the network in training, in train mode.
-        threat_model: what it is to withstand.
-        num_classes: number of logits.
-        data: all training samples, to draw others from.
-        teacher: a fixed network in evaluation mode, where the recipe has one.
-    """
+    """What a loss may use besides the batch: the network, in train mode; what it is to withstand;
+    all training samples, to draw others from; and a fixed teacher, in evaluation mode, where the
+    recipe has one."""
 
     network: nn.Module
     threat_model: ThreatModel

@@ -49,7 +49,7 @@ def train(job: TrainingJob, *, overwrite: bool = False, progress: bool = True) -
     Args:
         job: from :func:`~robench.defenses.job.resolve`.
         overwrite: replace a finished or interrupted run in the folder.
-        progress: show a progress bar on stderr.
+        progress: show a bar on stderr.
 
     Returns:
         The path of ``card.toml``.

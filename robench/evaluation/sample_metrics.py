@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from robench.attention.maps import AttentionExtractor
+from robench.attention.catalogue import AttentionExtractor
 from robench.attention.masks import downsample_masks
 from robench.datasets import Dataset
 from robench.errors import RobenchError

@@ -14,8 +14,7 @@ from pathlib import Path
 
 import torch
 
-from robench.attention.catalogue import ATTENTION_METHODS
-from robench.attention.maps import AttentionExtractor
+from robench.attention.catalogue import ATTENTION_METHODS, AttentionExtractor
 from robench.datasets import Dataset
 from robench.errors import UsageError
 from robench.evaluation.adversarial_inputs import KeptInputs

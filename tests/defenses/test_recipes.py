@@ -37,8 +37,7 @@ from robench.defenses.recipes.agkd_bml import (
 )
 from robench.defenses.recipes.ancra import Ancra, negative_contrast, other_classes
 from robench.defenses.recipes.cross_entropy import PgdAt, Standard
-from robench.defenses.recipes.mart import Mart, boosted_margin, weighted_kl
-from robench.defenses.recipes.trades import Trades
+from robench.defenses.recipes.divergence import Mart, Trades, boosted_margin, weighted_kl
 from robench.defenses.training_data import TrainingData
 from robench.errors import ModelError, TrainingError, UsageError
 from robench.models.architectures.resnet import DigitsResNet

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from robench.defenses.recipe import AdversarialRecipe, Context, Paper, features_of
-from robench.defenses.recipes.mart import boosted_margin, weighted_kl
+from robench.defenses.recipes.divergence import boosted_margin, weighted_kl
 from robench.defenses.training_data import Batch
 from robench.errors import TrainingError
 from robench.probes import eval_mode

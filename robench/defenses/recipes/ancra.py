@@ -15,8 +15,7 @@ from torch.nn import functional as F
 from robench import seeding
 from robench.defenses.inner_maximisers import gaussian_start
 from robench.defenses.recipe import AdversarialRecipe, Context, Paper
-from robench.defenses.recipes.mart import mart_terms
-from robench.defenses.recipes.trades import PAPER_STEP, trades_terms
+from robench.defenses.recipes.divergence import PAPER_STEP, mart_terms, trades_terms
 from robench.defenses.training_data import Batch
 from robench.errors import ModelError, TrainingError
 from robench.probes import eval_mode

@@ -1,4 +1,6 @@
-"""MART (Wang et al., ICLR 2020, openreview rklOg6EFwS; reference: YisenWang/MART)."""
+"""Cross-entropy and a divergence of clean and adversarial predictions: TRADES and MART."""
+
+from abc import ABC
 
 import torch
 from pydantic import Field
@@ -7,17 +9,57 @@ from torch.nn import functional as F
 
 from robench.defenses.inner_maximisers import cross_entropy_of, gaussian_start, kl_divergence
 from robench.defenses.recipe import AdversarialRecipe, Context, Paper
-from robench.defenses.recipes.trades import PAPER_STEP
 from robench.defenses.training_data import Batch
+from robench.probes import eval_mode
+
+PAPER_STEP = 0.007 * 255 / 8
+"""Their 0.007 at ε 8/255, as a share of ε."""
 
 _FLOOR = 1e-4
-"""Added inside the margin's logarithm, as the reference does: a certain error stays finite."""
+"""Added inside MART's logarithm, as the reference does: a certain error stays finite."""
 
 
-class Mart(AdversarialRecipe):
+class _Divergence(AdversarialRecipe, ABC):
+    """What both have; their attacks start from 0.001·N(0, 1) beside the input."""
+
+    beta: float = Field(6.0, ge=0)
+    """Weight of the divergence: 1/λ in TRADES's paper; λ in MART's, 6 in its reference code."""
+    attack_step_size: float = Field(PAPER_STEP, gt=0)
+
+
+class Trades(_Divergence):
+    """CE(x, y) + 6·KL(p(x) ‖ p(x')), x' maximising the KL term (their equation 5, 1/λ = 6).
+
+    The attack does not use the label. Zhang et al., ICML 2019; reference: yaodongyu/TRADES.
+    """
+
+    name = "trades"
+    paper = Paper(
+        "Theoretically Principled Trade-off between Robustness and Accuracy (Zhang et al.)",
+        "https://arxiv.org/abs/1901.08573",
+        "ICML",
+        2019,
+    )
+
+    def terms(self, context: Context, batch: Batch) -> dict[str, Tensor]:
+        """``clean``: cross-entropy on x; ``kl``: β times the divergence."""
+        network, inputs = context.network, batch.inputs
+        with eval_mode(network), torch.no_grad():
+            attacked_from = network(inputs)
+        adv_inputs = self.maximise(
+            context,
+            lambda points: kl_divergence(attacked_from, network(points)),
+            inputs,
+            gaussian_start(inputs, batch.keys),
+        )
+        return trades_terms(network(inputs), network(adv_inputs), batch.labels, self.beta)
+
+
+class Mart(_Divergence):
     """BCE(x', y) + 6·mean KL(p(x) ‖ p(x'))·(1 − p_y(x)), x' from PGD on CE (their equation 11).
 
-    BCE is the boosted cross-entropy: −log p_y(x') − log(1 − max over k ≠ y of p_k(x')).
+    BCE is the boosted cross-entropy: −log p_y(x') − log(1 − max over k ≠ y of p_k(x')). Wang et
+    al., ICLR 2020, openreview rklOg6EFwS; reference: YisenWang/MART.
     """
 
     name = "mart"
@@ -28,10 +70,6 @@ class Mart(AdversarialRecipe):
         2020,
     )
 
-    beta: float = Field(6.0, ge=0)
-    """Weight of the divergence (λ in the paper); 6 in the reference code."""
-    attack_step_size: float = Field(PAPER_STEP, gt=0)
-
     def terms(self, context: Context, batch: Batch) -> dict[str, Tensor]:
         """``adversarial`` and ``margin``: the two halves of BCE; ``kl``: β times the divergence."""
         network, labels = context.network, batch.labels
@@ -39,6 +77,16 @@ class Mart(AdversarialRecipe):
         objective = cross_entropy_of(network, labels)
         adv_inputs = self.maximise(context, objective, batch.inputs, start)
         return mart_terms(network(batch.inputs), network(adv_inputs), labels, self.beta)
+
+
+def trades_terms(
+    clean_logits: Tensor, adv_logits: Tensor, labels: Tensor, beta: float
+) -> dict[str, Tensor]:
+    """The loss from logits (N, C) and labels (N,): ``clean`` and, ``beta`` times, ``kl``."""
+    return {
+        "clean": F.cross_entropy(clean_logits, labels),
+        "kl": beta * kl_divergence(clean_logits, adv_logits).mean(),
+    }
 
 
 def mart_terms(

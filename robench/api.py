@@ -47,9 +47,8 @@ def evaluate(
         threat_model: such as ``"Linf-8/255"``; None: the card's.
         n: number of samples, a fixed subset; None: all.
         listener: is told about progress.
-        fields: all others of :class:`~robench.request.Request`, such as ``seed``, ``device``,
-            ``precision``, ``batch_size``, ``workers``, ``results`` and ``save_adversarial``; for a
-            bare module ``input``, ``forward``, ``num_classes`` and ``name``.
+        fields: all others of :class:`~robench.request.Request`, such as ``seed`` or ``results``;
+            for a bare module ``input``, ``forward``, ``num_classes`` and ``name``.
 
     Returns:
         One stored record for each attack: ``.record`` with the summary, ``.table`` with a row for

@@ -106,7 +106,11 @@ def prepare(request: Request) -> Prepared:
     suite = request.suite
     if not isinstance(suite, Suite):
         suite = load_suite(suite, trust_code=request.trust_code)
-    _check_threat(request)
+    if request.eps is not None:
+        # The widest norm: whether ε fits the model's own is seen once that is known.
+        ThreatModel.of(request.norm or "L1", request.eps)
+    elif request.norm is not None:
+        parse_norm(request.norm)
     if request.results is not None:
         ensure_writable(Path(request.results), "--results")
     device = resolve_device(request.device)
@@ -121,15 +125,6 @@ def prepare(request: Request) -> Prepared:
             for stage in spec.stages or (spec,):
                 build_attack(stage, threat)
     return Prepared(request, suite, device, planned)
-
-
-def _check_threat(request: Request) -> None:
-    """Refuse a norm or ε that no model could be evaluated under."""
-    if request.norm is not None:
-        parse_norm(request.norm)
-    if request.eps is not None:
-        # The widest norm: whether ε fits the model's own is seen once that is known.
-        ThreatModel.of(request.norm or "L1", request.eps)
 
 
 def _check_fit(model: RobenchModel, dataset: Dataset) -> None:

@@ -10,7 +10,8 @@ from __future__ import annotations
 import functools
 import inspect
 import json
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
@@ -161,11 +162,11 @@ def request_options(
     defaults = {
         item.name: None if item.default is MISSING else item.default for item in fields(Request)
     }
-    declared = {
-        name: (option, vars(RequestOptions).get(name, defaults[name]))
+    declared = [
+        _parameter(name, option, vars(RequestOptions).get(name, defaults[name]))
         for name, option in get_type_hints(RequestOptions, include_extras=True).items()
         if (only is None or name in only) and name not in without
-    }
+    ]
     return _options("request", _request, declared)
 
 
@@ -179,9 +180,8 @@ def _request(**given: Any) -> Request:
 def filter_options(command: Command) -> Command:
     """The command's parameter ``wanted`` becomes the options of a filter of stored records."""
     hints = get_type_hints(_FilterOptions, include_extras=True)
-    return _options("wanted", _filter, {name: (option, None) for name, option in hints.items()})(
-        command
-    )
+    declared = [_parameter(name, option, None) for name, option in hints.items()]
+    return _options("wanted", _filter, declared)(command)
 
 
 def _filter(**given: Any) -> RecordFilter:
@@ -190,33 +190,33 @@ def _filter(**given: Any) -> RecordFilter:
     return RecordFilter(**given)
 
 
+def _parameter(name: str, option: Any, default: Any) -> inspect.Parameter:
+    return inspect.Parameter(
+        name, inspect.Parameter.KEYWORD_ONLY, annotation=option, default=default
+    )
+
+
 def _options(
-    parameter: str, make: Callable[..., Any], declared: Mapping[str, tuple[Any, Any]]
+    parameter: str, make: Callable[..., Any], declared: Sequence[inspect.Parameter]
 ) -> Callable[[Command], Command]:
-    """Options, given with their defaults, in place of a parameter that is made from them."""
+    """Options in place of a parameter that is made from them."""
 
     def decorate(command: Command) -> Command:
         # RecordFilter is imported for the type checker only: it loads pydantic.
         hints = get_type_hints(command, localns={"RecordFilter": Any}, include_extras=True)
-        listed: dict[str, tuple[Any, Any]] = {}
+        listed: list[inspect.Parameter] = []
         for own in inspect.signature(command).parameters.values():
-            own_option = {own.name: (hints[own.name], own.default)}
-            listed |= declared if own.name == parameter else own_option
+            own_option = _parameter(own.name, hints[own.name], own.default)
+            listed += declared if own.name == parameter else [own_option]
 
         @functools.wraps(command)
         def flat(**given: Any) -> None:
-            command(**{parameter: make(**{name: given.pop(name) for name in declared})}, **given)
+            value = make(**{option.name: given.pop(option.name) for option in declared})
+            command(**{parameter: value}, **given)
 
         # What Typer reads of a command.
-        flat.__annotations__ = {name: option for name, (option, _) in listed.items()}
-        flat.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
-            [
-                inspect.Parameter(
-                    name, inspect.Parameter.KEYWORD_ONLY, annotation=option, default=default
-                )
-                for name, (option, default) in listed.items()
-            ]
-        )
+        flat.__annotations__ = {option.name: option.annotation for option in listed}
+        flat.__signature__ = inspect.Signature(listed)  # type: ignore[attr-defined]
         return flat
 
     return decorate
@@ -244,10 +244,8 @@ def parse_name_values(texts: Sequence[str], option: str) -> dict[str, Any]:
 
 
 def _value(text: str) -> Any:
-    try:
+    with suppress(ValueError):
         return json.loads(text)
-    except ValueError:
-        pass
     if "," in text:
         return [_value(part) for part in text.split(",")]
     return _PYTHON.get(text, text)

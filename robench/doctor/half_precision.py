@@ -56,15 +56,13 @@ def half_precision(subject: Subject) -> Iterator[Finding]:
     ]
     with _Largest() as largest:
         subject.call(subject.inputs)
-    if largest.size <= _LIMIT and not heavy:
-        return
-    place = f"{largest.size:.3g} (in {largest.operator})"
-    weights = f"; weights beyond it: {listed(heavy)}" if heavy else ""
-    yield Finding(
-        name="fp16_overflow",
-        severity="warning",
-        evidence=f"values reach {place} on the way to the logits, float16 ends at "
-        f"{_LIMIT:.0f}{weights}",
-        mend="Search in bf16, tf32 or fp32 (--precision), not fp16; an input range of "
-        "[0, 255] in the card is often the reason",
-    )
+    if largest.size > _LIMIT or heavy:
+        weights = f"; weights beyond it: {listed(heavy)}" if heavy else ""
+        yield Finding(
+            name="fp16_overflow",
+            severity="warning",
+            evidence=f"values reach {largest.size:.3g} (in {largest.operator}) on the way to the "
+            f"logits, float16 ends at {_LIMIT:.0f}{weights}",
+            mend="Search in bf16, tf32 or fp32 (--precision), not fp16; an input range of "
+            "[0, 255] in the card is often the reason",
+        )

@@ -46,11 +46,9 @@ class Trades(_Divergence):
         network, inputs = context.network, batch.inputs
         with eval_mode(network), torch.no_grad():
             attacked_from = network(inputs)
+        start = gaussian_start(inputs, batch.keys)
         adv_inputs = self.maximise(
-            context,
-            lambda points: kl_divergence(attacked_from, network(points)),
-            inputs,
-            gaussian_start(inputs, batch.keys),
+            context, lambda points: kl_divergence(attacked_from, network(points)), inputs, start
         )
         return trades_terms(network(inputs), network(adv_inputs), batch.labels, self.beta)
 

@@ -19,12 +19,13 @@ from torch import Tensor
 from robench import seeding
 from robench.acceleration.batch_size import best_batch, fitting_batch
 from robench.acceleration.search_models import (
-    FOLDED,
     LOWER,
     SearchModel,
     SearchModels,
     Variant,
     build_variant,
+    exact_variant,
+    is_small_cpu,
 )
 from robench.acceleration.timing import rates, threads_of
 from robench.attacks.losses import LOSSES, Loss, margin
@@ -52,8 +53,6 @@ _HARDLY_ANY = 1
 _CHECKED_PIXELS = 2**16
 """Values of all the inputs that agreement is checked on; on large images even a check has its price"""
 _LEAST_CHECKED = 16
-_SLOW_CPUS = ("DEFAULT", "NO AVX", "AVX2")
-"""Those without instructions for bfloat16, which is then many times slower than float32"""
 
 
 @dataclass(frozen=True)
@@ -115,7 +114,7 @@ def choose_search_model(
             reason = f"fewer than {_FEW} passes are to be expected"
         elif precision != "fp32":
             check = _Check.of(plain, inputs, labels, threat_model)
-            exact = check.agreeing(model, FOLDED, _ROUNDING) or plain
+            exact = check.agreeing(model, exact_variant(inputs.device), _ROUNDING) or plain
             if precision == "auto":
                 models, reason = _fastest(model, exact, check, share, seconds, rate)
             else:
@@ -159,7 +158,7 @@ def _look_ahead(
 def _worth_trying(device: torch.device) -> tuple[str, ...]:
     """Precisions that may be faster than float32 on a device."""
     if device.type == "cpu":
-        return () if torch.backends.cpu.get_cpu_capability() in _SLOW_CPUS else ("bf16",)
+        return () if is_small_cpu(device) else ("bf16",)
     return {"cuda": ("tf32", "bf16", "fp16"), "mps": ("fp16",)}.get(device.type, ())
 
 

@@ -138,8 +138,23 @@ class Variant:
         return " ".join(words)
 
 
-FOLDED = Variant(folded=True)
-"""Differs from the original by float32 rounding only"""
+_SMALL_CPUS = ("DEFAULT", "NO AVX", "AVX2")
+"""Those without AVX-512"""
+
+
+def is_small_cpu(device: torch.device) -> bool:
+    """Whether convolutions are faster channels last there, and bfloat16 many times slower.
+
+    Measured for processors with AVX2 in ``benchmarks/results/forms.md``.
+    """
+    return device.type == "cpu" and torch.backends.cpu.get_cpu_capability() in _SMALL_CPUS
+
+
+def exact_variant(device: torch.device) -> Variant:
+    """The form for a device that differs from the original by float32 rounding only."""
+    return Variant(folded=True, channels_last=is_small_cpu(device))
+
+
 LOWER = {
     "tf32": Variant(folded=True, channels_last=True, tf32=True),
     "bf16": Variant(torch.bfloat16, folded=True, channels_last=True),

@@ -15,7 +15,7 @@ import robench.records
 from robench import request
 from robench.acceleration import model_choice, timing
 from robench.acceleration.model_choice import SearchChoice, choose_search_model
-from robench.acceleration.search_models import LOWER, SearchModel
+from robench.acceleration.search_models import LOWER, SearchModel, exact_variant
 from robench.datasets import load_dataset
 from robench.errors import UsageError
 from robench.models import load_model, wrap_module
@@ -24,6 +24,7 @@ from robench.threat_models import ThreatModel
 
 THREAT = ThreatModel.of("Linf", "0.2")
 FOREVER = 10**9
+CPU = torch.device("cpu")
 """Planned passes of a search that is worth every measurement"""
 
 
@@ -80,7 +81,7 @@ def test_what_is_asked_for_is_taken_untimed(digits, untimed, precision, passes) 
     before = buffer_fingerprint(model)
     choice = choose(model, inputs[:16], labels[:16], precision, passes)
     form = f"{precision} folded channels-last"
-    assert descriptions(choice) == (form, form, form, "fp32 folded")
+    assert descriptions(choice) == (form, form, form, exact_variant(CPU).name)
     assert choice.reason == "asked for"
     assert (choice.models.exact.logits(inputs) - model(inputs)).abs().max() < 1e-4
     assert choice.models.exact.tolerance < 1e-3
@@ -103,7 +104,7 @@ def test_fp32_is_the_model_itself(digits, untimed, passes) -> None:
     ("passes", "form", "reason"),
     [
         (1000, "fp32", "fewer than 2000 passes are to be expected"),
-        (4000, "fp32 folded", "not timed, as the search takes less than 3 s"),
+        (4000, exact_variant(CPU).name, "not timed, as the search takes less than 3 s"),
     ],
 )
 def test_a_short_run_is_not_worth_a_measurement(
@@ -131,9 +132,23 @@ def test_a_model_that_falls_at_once_is_not_measured(untimed) -> None:
 def test_processors_without_bfloat16_try_none(digits, untimed, monkeypatch, capability) -> None:
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
     choice = choose(*digits, "auto")
-    assert descriptions(choice) == ("fp32 folded",) * 4
+    # Without AVX-512 convolutions are faster channels last (benchmarks/results/forms.md).
+    assert descriptions(choice) == ("fp32 folded channels-last",) * 4
     assert choice.reason == "no lower precision is of use here"
     assert not choice.is_short
+
+
+@pytest.mark.parametrize(
+    ("device", "capability", "form"),
+    [
+        ("cpu", "AVX2", "fp32 folded channels-last"),
+        ("cpu", "AVX512", "fp32 folded"),
+        ("cuda", "AVX2", "fp32 folded"),
+    ],
+)
+def test_the_form_in_float32_follows_from_the_device(monkeypatch, device, capability, form) -> None:
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    assert exact_variant(torch.device(device)).name == form
 
 
 # --- times that leave no doubt ----------------------------------------------------------------

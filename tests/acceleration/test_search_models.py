@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from robench.acceleration.search_models import FOLDED, LOWER, SearchModel, Variant, build_variant
+from robench.acceleration.search_models import LOWER, SearchModel, Variant, build_variant
 from robench.attacks.losses import LOSSES, Loss
 from robench.datasets import load_dataset
 from robench.models import load_model, wrap_module
@@ -28,7 +28,7 @@ def batch_norms(form: SearchModel) -> list[nn.Module]:
 def test_folding_batch_norm_changes_rounding_only(digits) -> None:
     model, inputs, labels = digits
     before = buffer_fingerprint(model)
-    folded, plain = build_variant(model, FOLDED), SearchModel(model)
+    folded, plain = build_variant(model, Variant(folded=True)), SearchModel(model)
     assert folded is not None
     assert folded.description == "fp32 folded"
     assert batch_norms(plain)
@@ -59,7 +59,7 @@ def test_lower_precision_takes_and_gives_float32_and_keeps_the_direction(digits,
 
 def test_the_slopes_of_all_logits_are_those_of_one_after_the_other(digits) -> None:
     model, inputs, _ = digits
-    form = build_variant(model, FOLDED)
+    form = build_variant(model, Variant(folded=True))
     assert form is not None
     logits, slopes = form.jacobian(inputs[:3])
     point = inputs[:3].clone().requires_grad_()
@@ -91,7 +91,7 @@ def test_tf32_is_switched_on_for_its_own_passes_only(digits) -> None:
 def test_networks_whose_forward_takes_more_than_inputs_are_folded_too() -> None:
     data = load_dataset("digits").subset(16)
     model = load_model("digits/Linf-0.2/ancra")  # forward(inputs, y=None, _eval=None)
-    folded = build_variant(model, FOLDED)
+    folded = build_variant(model, Variant(folded=True))
     assert folded is not None
     assert not batch_norms(folded)
     points = data.batch(range(16))
@@ -126,7 +126,7 @@ def test_what_a_card_passes_to_forward_is_passed_to_the_folded_network(dtype) ->
 
 def test_no_form_is_called_folded_that_had_nothing_to_fold() -> None:
     model = load_model("digits/Linf-0.2/vit-pgd-at")
-    assert build_variant(model, FOLDED) is None
+    assert build_variant(model, Variant(folded=True)) is None
     other = build_variant(model, LOWER["bf16"])
     assert other is not None
     assert other.description == "bf16 channels-last"
@@ -135,7 +135,7 @@ def test_no_form_is_called_folded_that_had_nothing_to_fold() -> None:
 @pytest.mark.parametrize("missing", ["torch.fx", "torch.fx.experimental.optimization"])
 def test_where_torch_cannot_fold_networks_run_unfolded(digits, monkeypatch, missing) -> None:
     monkeypatch.setitem(sys.modules, missing, None)  # importing it fails
-    assert build_variant(digits[0], FOLDED) is None
+    assert build_variant(digits[0], Variant(folded=True)) is None
     other = build_variant(digits[0], LOWER["tf32"])
     assert other is not None
     assert other.description == "tf32 channels-last"

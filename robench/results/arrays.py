@@ -5,11 +5,8 @@ for all of it. The members of an npz are plain npy files, deflated one after the
 written as they come, and rows that are asked for in their order are read in one pass.
 """
 
-from __future__ import annotations
-
 import contextlib
 import math
-import os
 import zipfile
 import zlib
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -21,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from robench.errors import CorruptRecordError
-from robench.files import atomic_write, file_error, file_errors, file_sha256
+from robench.files import file_error, file_sha256
 
 Array = npt.NDArray[Any]
 
@@ -37,52 +34,20 @@ _DAMAGE = (AttributeError, KeyError, ValueError, EOFError, zipfile.BadZipFile, z
 
 @dataclass(frozen=True)
 class Rows:
-    """An array (n, …) that is made while it is written.
-
-    Attributes:
-        shape: of the whole.
-        parts: float32 (k, …), its rows in order.
-    """
+    """An array (n, …) that is made while it is written."""
 
     shape: tuple[int, ...]
+    """Of the whole."""
     parts: Iterable[Array]
+    """float32 (k, …), its rows in order."""
 
 
-def write_arrays(
-    path: Path, arrays: Mapping[str, Array | Rows], created: list[Path]
-) -> dict[str, Any]:
-    """Write named arrays beside ``path``, in a file that is named by its own checksum.
-
-    Args:
-        path: the record's JSON.
-        arrays: by name.
-        created: files made on the way are added, so that a failure can remove them.
-
-    Returns:
-        Name, checksum and size, for the record's JSON.
-
-    Raises:
-        StoreError: they cannot be written.
-    """
-    # Too large to render in memory: written once, named when its digest is known.
-    draft = path.with_suffix(f".{os.getpid()}.draft.npz")
-    created.append(draft)
+def save_arrays(stream: BinaryIO, arrays: Mapping[str, Array | Rows]) -> None:
+    """Write named arrays as an npz; the same arrays always give the same bytes."""
     level = _FAST if any(isinstance(array, Rows) for array in arrays.values()) else _SMALL
-
-    def save(stream: BinaryIO) -> None:
-        with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED, compresslevel=level) as archive:
-            for name in sorted(arrays):
-                _write_member(archive, name, arrays[name])
-
-    atomic_write(draft, save)
-    with file_errors("written", draft):
-        digest = file_sha256(draft)
-        size = draft.stat().st_size
-        target = path.with_suffix(f".{digest[:12]}.npz")
-        if not target.exists():
-            created.append(target)
-        os.replace(draft, target)
-    return {"name": target.name, "sha256": digest, "bytes": size}
+    with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED, compresslevel=level) as archive:
+        for name in sorted(arrays):
+            _write_member(archive, name, arrays[name])
 
 
 def _write_member(archive: zipfile.ZipFile, name: str, array: Array | Rows) -> None:
@@ -113,11 +78,7 @@ def array_names(path: Path) -> set[str]:
 
 
 def load_arrays(path: Path, digest: str, leave_out: Collection[str] = ()) -> dict[str, Array]:
-    """The arrays of a file by name, its checksum verified.
-
-    Raises:
-        StoreError, CorruptRecordError: as for :func:`array_names`.
-    """
+    """The arrays of a file by name, its checksum verified; errors as of :func:`array_names`."""
     check_digest(path, digest)
     with _reading(path), np.load(path, allow_pickle=False) as archive:
         return {name: archive[name] for name in archive.files if name not in leave_out}
@@ -128,10 +89,6 @@ class ArrayRows:
 
     Asking in the rows' order reads the file once; going back begins it anew. The file stays open
     as long as the object is referred to.
-
-    Args:
-        path: the npz.
-        name: of the array.
 
     Raises:
         StoreError: it cannot be read.
@@ -152,14 +109,15 @@ class ArrayRows:
     def __len__(self) -> int:
         return int(self.shape[0])
 
-    def __getitem__(self, rows: Sequence[int] | npt.NDArray[np.integer[Any]]) -> Array:
-        """The rows (k, …) in the order asked for.
+    def __getitem__(self, rows: Sequence[int] | npt.NDArray[np.integer[Any]] | slice) -> Array:
+        """The rows (k, …) in the order asked for; ``[:]``: all of them.
 
         Raises:
             IndexError: there is no such row.
             StoreError, CorruptRecordError: as for the object.
         """
-        wanted = np.asarray(rows, np.int64)
+        chosen = np.arange(len(self))[rows] if isinstance(rows, slice) else rows
+        wanted = np.asarray(chosen, np.int64)
         if ((wanted < 0) | (wanted >= len(self))).any():
             raise IndexError(f"rows {wanted.min()} to {wanted.max()} of {len(self)}")
         found = np.empty((len(wanted), *self.shape[1:]), self._dtype)

@@ -7,8 +7,6 @@ file system's locks do (NFS version 4 and the usual cluster file systems: everyw
 system has no locks, claims always succeed, and one process at a time should work on a folder.
 """
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import json

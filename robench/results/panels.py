@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,15 @@ import numpy.typing as npt
 from robench.errors import StoreError
 
 _PREFIX = "panel_"
+_AXES = {
+    "clean": 4,
+    "adversarial": 4,
+    "clean_maps": 3,
+    "adv_maps": 3,
+    "labels": 1,
+    "clean_predictions": 1,
+    "adv_predictions": 1,
+}
 
 Floats = npt.NDArray[np.floating[Any]]
 Integers = npt.NDArray[np.integer[Any]]
@@ -40,12 +49,12 @@ class SamplePanel:
 
     def __post_init__(self) -> None:
         k = len(self.sample_ids)
-        for name, array in self._numeric().items():
-            rank = 4 if name in ("clean", "adversarial") else 3 if name.endswith("maps") else 1
-            if array.ndim != rank or len(array) != k:
+        for name, axes in _AXES.items():
+            array = getattr(self, name)
+            if array.ndim != axes or len(array) != k:
                 raise StoreError(
                     f"panel array {name!r} has shape {array.shape} for {k} samples",
-                    hint=f"It must have {rank} axes, the first of length {k}",
+                    hint=f"It must have {axes} axes, the first of length {k}",
                 )
         if self.clean.shape != self.adversarial.shape or self.clean.shape[-1] not in (1, 3):
             raise StoreError(
@@ -58,7 +67,7 @@ class SamplePanel:
 
     def to_arrays(self) -> dict[str, npt.NDArray[Any]]:
         """Named arrays for :meth:`robench.results.Store.write`."""
-        arrays = {f"{_PREFIX}{name}": array for name, array in self._numeric().items()}
+        arrays = {f"{_PREFIX}{name}": getattr(self, name) for name in _AXES}
         return {**arrays, f"{_PREFIX}sample_ids": np.array(self.sample_ids, dtype=np.str_)}
 
     @classmethod
@@ -70,17 +79,8 @@ class SamplePanel:
         """
         if not any(name.startswith(_PREFIX) for name in arrays):
             return None
-        found: dict[str, Any] = {}
-        for item in fields(cls):
-            if (name := f"{_PREFIX}{item.name}") not in arrays:
-                raise StoreError(f"the record's panel lacks {name!r}")
-            found[item.name] = arrays[name]
-        found["sample_ids"] = tuple(str(name) for name in found["sample_ids"])
-        return cls(**found)
-
-    def _numeric(self) -> dict[str, npt.NDArray[Any]]:
-        return {
-            item.name: getattr(self, item.name)
-            for item in fields(self)
-            if item.name != "sample_ids"
-        }
+        try:
+            names = tuple(str(name) for name in arrays[f"{_PREFIX}sample_ids"])
+            return cls(names, **{name: arrays[f"{_PREFIX}{name}"] for name in _AXES})
+        except KeyError as error:
+            raise StoreError(f"the record's panel lacks {error}") from error

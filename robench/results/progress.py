@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -23,12 +22,8 @@ _DIGEST_BYTES = hashlib.sha256().digest_size
 
 
 class Progress:
-    """One job's saved progress.
-
-    Args:
-        path: where it is kept.
-        set_aside: called with the path and a reason when the file is damaged.
-    """
+    """One job's saved progress; ``set_aside`` is called with the path and a reason when the file
+    is damaged."""
 
     def __init__(self, path: Path, set_aside: Callable[[Path, str], object]) -> None:
         self.path = path
@@ -68,10 +63,7 @@ class Progress:
 
     def row_file(self, count: int, shape: tuple[int, ...]) -> RowFile:
         """Arrays too large to be saved over and over: float32 rows that are kept as written.
-
-        Raises:
-            StoreError: the file cannot be opened.
-        """
+        Errors as of :class:`RowFile`."""
         return RowFile(self._rows, count, shape)
 
     def clear(self) -> None:
@@ -106,11 +98,11 @@ class RowFile:
         self._bytes = 4 * math.prod(shape)
         with file_errors("opened", path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-            self.resumed = os.fstat(self._file).st_size == count * self._bytes
-            if not self.resumed:
-                os.ftruncate(self._file, 0)
-                os.ftruncate(self._file, count * self._bytes)
+            with path.open("ab") as stream:
+                self.resumed = stream.tell() == count * self._bytes
+                if not self.resumed:
+                    stream.truncate(0)
+                    stream.truncate(count * self._bytes)
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -123,9 +115,10 @@ class RowFile:
         """
         chosen = list(rows)
         found = np.empty((len(chosen), *self.shape[1:]), np.float32)
-        with file_errors("read", self.path):
+        with file_errors("read", self.path), self.path.open("rb") as stream:
             for place, row in enumerate(chosen):
-                content = os.pread(self._file, self._bytes, self._start(row))
+                stream.seek(self._start(row))
+                content = stream.read(self._bytes)
                 found[place] = np.frombuffer(content, np.float32).reshape(self.shape[1:])
         return found
 
@@ -135,23 +128,10 @@ class RowFile:
         Raises:
             StoreError: they cannot be written, as on a full disk.
         """
-        with file_errors("written", self.path):
+        with file_errors("written", self.path), self.path.open("r+b") as stream:
             for row, value in zip(rows, values, strict=True):
-                content = np.ascontiguousarray(value, np.float32).tobytes()
-                written = 0
-                while written < len(content):  # a nearly full disk takes a part, then refuses
-                    place = self._start(row) + written
-                    written += os.pwrite(self._file, content[written:], place)
-
-    def close(self) -> None:
-        """Give the file handle back; the file stays."""
-        if self._file >= 0:
-            os.close(self._file)
-            self._file = -1
-
-    def __del__(self) -> None:
-        if getattr(self, "_file", -1) >= 0:
-            self.close()
+                stream.seek(self._start(row))
+                stream.write(np.ascontiguousarray(value, np.float32).tobytes())
 
     def _start(self, row: int) -> int:
         if not 0 <= row < len(self):

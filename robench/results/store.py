@@ -18,6 +18,7 @@ somebody writes the same record anew. What a crash leaves behind is never mistak
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import logging
@@ -27,7 +28,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from robench.errors import CorruptRecordError, StoreError, UsageError
 from robench.files import atomic_write, file_error, file_errors, remove, stale_temporaries
@@ -41,7 +41,7 @@ from robench.results.arrays import (
     check_digest,
     check_size,
     load_arrays,
-    write_arrays,
+    save_arrays,
 )
 from robench.results.claims import Claim
 from robench.results.progress import Progress
@@ -50,10 +50,9 @@ from robench.results.stored_record import (
     parse_record,
     read_document,
     render_document,
+    write_data_file,
 )
 from robench.results.tables import parquet_bytes, table_from_parquet
-
-__all__ = ["Problem", "Scan", "Store"]
 
 log = logging.getLogger("robench.results")
 
@@ -157,9 +156,12 @@ class Store:
         path = self.path_of(record.key)
         created: list[Path] = []
         try:
-            files = {"table": self._write_table(path, stored.arrow, created)}
+            table = parquet_bytes(stored.arrow)
+            files = {"table": write_data_file(path, ".parquet", table, created)}
             if extra:
-                files["arrays"] = write_arrays(path, extra, created)
+                # Too large to render in memory.
+                save = functools.partial(save_arrays, arrays=extra)
+                files["arrays"] = write_data_file(path, ".npz", save, created)
             atomic_write(path, render_document(stored.record, files))
         except BaseException:
             for orphan in created:
@@ -185,15 +187,14 @@ class Store:
             table_path = path.parent / document["files"]["table"]["name"]
             try:
                 content = table_path.read_bytes()
+                break
             except FileNotFoundError as error:
                 # Somebody may have written the record anew and pruned the old table.
-                if attempt + 1 < _READ_ATTEMPTS:
-                    time.sleep(0.01 * attempt)
-                    continue
-                raise CorruptRecordError("its table is missing", where=table_path) from error
+                if attempt + 1 == _READ_ATTEMPTS:
+                    raise CorruptRecordError("its table is missing", where=table_path) from error
+                time.sleep(0.01 * attempt)
             except OSError as error:
                 raise file_error("read", table_path, error) from error
-            break
         if hashlib.sha256(content).hexdigest() != document["files"]["table"]["sha256"]:
             raise CorruptRecordError("the table's checksum is wrong", where=table_path)
         arrow = table_from_parquet(content)
@@ -204,11 +205,7 @@ class Store:
         return StoredRecord(parse_record(document["record"], path), arrow, path, arrays_path)
 
     def verify(self, key: str) -> None:
-        """Read all files of a record and compare every checksum.
-
-        Raises:
-            StoreError, CorruptRecordError: as :meth:`read`.
-        """
+        """Read all files of a record and compare every checksum; errors as of :meth:`read`."""
         self.read(key)
         path, digest = self._arrays(key)
         if path is not None:
@@ -228,17 +225,15 @@ class Store:
     def read_arrays(self, key: str) -> dict[str, Array]:
         """The arrays kept with a record, by name, without its adversarial inputs.
 
-        Raises:
-            StoreError, CorruptRecordError: as :meth:`read`; the file's checksum is verified.
+        The file's checksum is verified; errors as of :meth:`read`.
         """
         path, digest = self._arrays(key)
         return {} if path is None else load_arrays(path, digest, leave_out=(ADVERSARIAL,))
 
     def has_adversarial(self, key: str) -> bool:
-        """Whether a record's adversarial inputs were kept.
+        """Whether a record's adversarial inputs were kept; no checksum is looked at.
 
-        Raises:
-            StoreError, CorruptRecordError: as :meth:`read`; no checksum is looked at.
+        Errors as of :meth:`read`.
         """
         path, _ = self._arrays(key)
         return path is not None and ADVERSARIAL in array_names(path)
@@ -259,11 +254,6 @@ class Store:
                 hint="Run it again with --save-adversarial",
             )
         return ArrayRows(path, ADVERSARIAL)
-
-    def read_adversarial(self, key: str) -> Array:
-        """All of :meth:`adversarial_rows` at once, float32 (n, C, H, W)."""
-        rows = self.adversarial_rows(key)
-        return rows[range(len(rows))]
 
     # --- damage, claims, progress ----------------------------------------------------------
 
@@ -302,21 +292,18 @@ class Store:
         """Delete what crashes and overwriting left: temporary files, tables without a record,
         progress of finished jobs, lock files nobody holds.
 
-        Args:
-            older_than: seconds; younger files may belong to a process that is writing now.
+        Files younger than ``older_than`` seconds may belong to a process that is writing now.
 
         Returns:
             The deleted files.
         """
         victims = list(stale_temporaries(self.folder, older_than=older_than))
         limit = time.time() - older_than
-        for path in sorted((self.folder / "records").glob("??/*.*.*")):
-            if not path.name.startswith(".") and not self._is_named_by_record(path):
-                with contextlib.suppress(FileNotFoundError):
-                    if path.stat().st_mtime <= limit:
-                        victims.append(path)
-        unfinished = self.folder / "progress"
-        for path in sorted((*unfinished.glob("*.bin"), *unfinished.glob("*.rows"))):
+        for path in sorted((self.folder / "records").glob("??/[!.]*.*.*")):
+            with contextlib.suppress(FileNotFoundError):
+                if not self._is_named_by_record(path) and path.stat().st_mtime <= limit:
+                    victims.append(path)
+        for path in sorted((self.folder / "progress").glob("*.*")):
             if _KEY.fullmatch(path.stem) and self.has(path.stem):
                 victims.append(path)
         for path in sorted((self.folder / "claims").glob("*.lock")):
@@ -340,16 +327,6 @@ class Store:
         path = self.path_of(key)
         entry = read_document(path, key)["files"].get("arrays")
         return (None, "") if entry is None else (path.parent / entry["name"], entry["sha256"])
-
-    def _write_table(self, path: Path, arrow: Any, created: list[Path]) -> dict[str, Any]:
-        content = parquet_bytes(arrow)
-        digest = hashlib.sha256(content).hexdigest()
-        target = path.with_suffix(f".{digest[:12]}.parquet")
-        if not target.exists():
-            created.append(target)
-        # Written also where it exists: the one that is there may be damaged.
-        atomic_write(target, content)
-        return {"name": target.name, "sha256": digest, "bytes": len(content)}
 
     def _is_named_by_record(self, path: Path) -> bool:
         json_path = path.parent / f"{path.name.partition('.')[0]}.json"

@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pandas as pd
 
 from robench.errors import CorruptRecordError, StoreError
-from robench.files import file_error
+from robench.files import atomic_write, file_error, file_errors, file_sha256
 from robench.formatting import plain
 from robench.records import (
     RECORD_SCHEMA_VERSION,
@@ -69,12 +70,8 @@ class StoredRecord:
         """The same numbers under the names of whoever asks, in memory; the files stay as they are.
 
         A key holds what decides the numbers, and no name: two suites may call one attack by two
-        names, two cards may describe one network.
-
-        Args:
-            attack: the column's name; ``broken_by`` follows, where it was that of the attack.
-            model: None: the record's own.
-            dataset: likewise.
+        names, two cards may describe one network. ``broken_by`` follows where it was the attack's
+        name; model and data set stay as they are where None is given.
         """
         record, arrow = self.record, self.arrow
         changed = record.model_copy(
@@ -159,6 +156,29 @@ def render_document(record: EvaluationRecord, files: Mapping[str, Any]) -> bytes
     document = {"format": _FORMAT, "record": content, "files": dict(files)}
     document["checksum"] = canonical_hash(document)
     return (json.dumps(document, indent=1, sort_keys=True, allow_nan=False) + "\n").encode()
+
+
+def write_data_file(
+    path: Path, suffix: str, content: bytes | Callable[[BinaryIO], object], created: list[Path]
+) -> dict[str, Any]:
+    """:func:`robench.files.atomic_write` of a file beside the JSON ``path``, named by its checksum.
+
+    Files made on the way are added to ``created``, so that a failure can remove them.
+
+    Returns:
+        Name, checksum and size, for the JSON.
+    """
+    # Written also where it exists: the one that is there may be damaged.
+    draft = path.with_suffix(f".{os.getpid()}.draft{suffix}")
+    created.append(draft)
+    atomic_write(draft, content)
+    with file_errors("written", draft):
+        digest, size = file_sha256(draft), draft.stat().st_size
+        target = path.with_suffix(f".{digest[:12]}{suffix}")
+        if not target.exists():
+            created.append(target)
+        os.replace(draft, target)
+    return {"name": target.name, "sha256": digest, "bytes": size}
 
 
 def read_document(path: Path, key: str) -> dict[str, Any]:

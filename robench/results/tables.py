@@ -5,8 +5,6 @@ metric, sorted by name. A metric that a sample lacks is null and one that is und
 that reading gives back exactly what was written. The bytes depend on the content alone.
 """
 
-from __future__ import annotations
-
 import io
 from collections.abc import Sequence
 from typing import Any

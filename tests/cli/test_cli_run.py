@@ -223,7 +223,7 @@ def test_verify_finds_inputs_that_do_not_do_what_the_record_says(ran, tmp_path):
         for s in store.records()
         if s.record.model.name == "standard" and s.record.attack.name == "pgd-20"
     )
-    honest = store.read_adversarial(stored.record.key)
+    honest = store.adversarial_rows(stored.record.key)[:]
     forged = np.where(honest > 0.5, honest - 0.5, honest + 0.5)
     store.write(stored.record, stored.samples, adversarial=forged)
     done = invoke("results", "verify", "--results", store.folder, "--device", "cpu")

@@ -63,7 +63,7 @@ def test_a_file_gives_the_same_record(tmp_path: Path, monkeypatch: pytest.Monkey
     assert stored.record.counts == expected.record.counts
     one, two = (Store(tmp_path / place) for place in ("memory", "file"))
     key = expected.record.key
-    assert np.array_equal(one.read_adversarial(key), two.read_adversarial(key))
+    assert np.array_equal(one.adversarial_rows(key)[:], two.adversarial_rows(key)[:])
     kept, other = one.read_arrays(key), two.read_arrays(key)
     assert kept.keys() == other.keys()
     for name, array in kept.items():
@@ -118,12 +118,14 @@ def test_a_record_gains_its_adversarial_inputs_and_nothing_else_changes(tmp_path
     store = Store(tmp_path / "one")
     assert not store.has_adversarial(without.record.key)
     with pytest.raises(StoreError, match="--save-adversarial"):
-        store.read_adversarial(without.record.key)
+        store.adversarial_rows(without.record.key)[:]
     asked = evaluate(tmp_path / "one", save_adversarial=True)
     at_once = evaluate(tmp_path / "two", save_adversarial=True)
     assert asked.record == without.record == store.read(asked.record.key).record
     assert asked.table.equals(without.table)
-    kept = [Store(tmp_path / place).read_adversarial(asked.record.key) for place in ("one", "two")]
+    kept = [
+        Store(tmp_path / place).adversarial_rows(asked.record.key)[:] for place in ("one", "two")
+    ]
     assert np.array_equal(*kept)
     assert at_once.record.counts == asked.record.counts
     # Now they are there, and nothing is done a third time, whether or not they are asked for.

@@ -197,7 +197,7 @@ def test_undefined_is_empty_everywhere_and_never_zero(tmp_path: Any) -> None:
     # What is said of the clean input does not depend on the attack.
     assert table["attention_scatter_clean"].tolist() == pytest.approx([1.0] * 3, abs=1e-5)
     store = Store(tmp_path)
-    adversarial = store.read_adversarial(stored.record.key)
+    adversarial = store.adversarial_rows(stored.record.key)[:]
     clean = data.batch(range(3)).numpy()
     assert (adversarial[1:] == clean[1:]).all()
     assert (adversarial[0] != clean[0]).any()

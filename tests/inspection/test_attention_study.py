@@ -48,7 +48,7 @@ def attacked(tmp_path_factory):
     )
     assert min(stored.record.count(k) for k in (Outcome.BROKEN, Outcome.SURVIVED)) > 0
     assert stored.record.count(Outcome.CLEAN_ERROR) == 4
-    return stored, store.read_adversarial(stored.record.key), model, dataset
+    return stored, store.adversarial_rows(stored.record.key)[:], model, dataset
 
 
 def test_the_cards_own_map_gives_the_records_own_numbers(attacked):

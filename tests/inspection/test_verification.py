@@ -33,7 +33,7 @@ def evaluated(tmp_path_factory):
         settings=Settings(save_adversarial=True),
     )
     stored = next(s for s in records if s.record.attack.name == "pgd-20")
-    return stored, store.read_adversarial(stored.record.key), model, dataset
+    return stored, store.adversarial_rows(stored.record.key)[:], model, dataset
 
 
 def test_an_honest_record_holds(evaluated):

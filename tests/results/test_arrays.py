@@ -12,7 +12,7 @@ from record_factory import make_record, make_samples
 
 from robench.errors import CorruptRecordError
 from robench.results import Store
-from robench.results.arrays import Array, ArrayRows, Rows, write_arrays
+from robench.results.arrays import Array, ArrayRows, Rows, save_arrays
 
 SHAPE = (3, 8, 8)
 
@@ -25,10 +25,11 @@ def parts(count: int, size: int = 7, shape: tuple[int, ...] = SHAPE) -> Iterator
 
 
 def written(folder: Path, count: int, **options: int) -> Path:
-    created: list[Path] = []
     array = Rows((count, *SHAPE), parts(count, **options))
-    entry = write_arrays(folder / "a.json", {"adversarial": array, "maps": np.eye(2)}, created)
-    return folder / str(entry["name"])
+    folder.mkdir(exist_ok=True)
+    with (folder / "a.npz").open("wb") as stream:
+        save_arrays(stream, {"adversarial": array, "maps": np.eye(2)})
+    return folder / "a.npz"
 
 
 def test_what_is_written_by_parts_is_what_is_written_at_once(tmp_path: Path) -> None:
@@ -39,13 +40,17 @@ def test_what_is_written_by_parts_is_what_is_written_at_once(tmp_path: Path) -> 
         assert np.array_equal(archive["maps"], np.eye(2))
 
 
-@pytest.mark.parametrize("rows", [[0, 1, 2], [19, 0, 7, 7, 3], [], range(20), np.array([5, 4])])
+@pytest.mark.parametrize(
+    "rows", [[0, 1, 2], [19, 0, 7, 7, 3], [], range(20), slice(None), np.array([5, 4])]
+)
 def test_rows_come_in_the_order_asked_for(tmp_path: Path, rows: list[int]) -> None:
     whole = np.concatenate(list(parts(20)))
     found = ArrayRows(written(tmp_path, 20), "adversarial")
     assert (len(found), found.shape) == (20, (20, *SHAPE))
     for _ in range(2):
-        assert np.array_equal(found[rows], whole[np.asarray(rows, np.int64)])
+        assert np.array_equal(
+            found[rows], whole[rows if isinstance(rows, slice) else np.asarray(rows, np.int64)]
+        )
     for outside in ([-1], [20]):
         with pytest.raises(IndexError):
             found[outside]
@@ -88,8 +93,9 @@ def test_memory_does_not_grow_with_the_rows(tmp_path: Path) -> None:
     for count in (20, 200):
         array = Rows((count, *shape), parts(count, 4, shape))
         tracemalloc.start()
-        entry = write_arrays(tmp_path / "a.json", {"adversarial": array}, [])
-        rows = ArrayRows(tmp_path / str(entry["name"]), "adversarial")
+        with (tmp_path / "a.npz").open("wb") as stream:
+            save_arrays(stream, {"adversarial": array})
+        rows = ArrayRows(tmp_path / "a.npz", "adversarial")
         for start in range(0, count, 4):
             rows[range(start, start + 4)]
         peaks.append(tracemalloc.get_traced_memory()[1])

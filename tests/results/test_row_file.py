@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import errno
-import os
+import resource
 from pathlib import Path
 
 import numpy as np
@@ -52,27 +51,17 @@ def test_rows_outside_are_refused(tmp_path: Path) -> None:
         file.write([0, 1], np.ones((1, 4), np.float32))
 
 
-def test_a_full_disk_is_one_clear_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_one_clear_line(tmp_path: Path) -> None:
+    """A limit on the file size makes the kernel take a part, and refuse the rest."""
     file = RowFile(tmp_path / "a.rows", 3, (4,))
-
-    def full(*_: object) -> int:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(os, "pwrite", full)
-    with pytest.raises(StoreError, match="No space left") as caught:
-        file.write([0], np.ones((1, 4), np.float32))
-    assert "Free some space" in str(caught.value)
-
-
-def test_a_disk_that_takes_a_part_is_asked_for_the_rest(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    file = RowFile(tmp_path / "a.rows", 2, (4,))
-    whole = os.pwrite
-    monkeypatch.setattr(os, "pwrite", lambda fd, data, at: whole(fd, data[:3], at))
-    values = np.arange(8, dtype=np.float32).reshape(2, 4)
-    file.write([0, 1], values)
-    assert np.array_equal(file.read([0, 1]), values)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (24, hard))
+    try:
+        with pytest.raises(StoreError, match="cannot be written: File too large"):
+            file.write([0, 1], np.ones((2, 4), np.float32))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert file.read([0]).all()
 
 
 def test_a_folder_that_cannot_be_made_is_one_clear_line(tmp_path: Path) -> None:

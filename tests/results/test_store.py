@@ -109,7 +109,7 @@ def test_arrays_come_back(store: Store) -> None:
     record = make_record(samples)
     adversarial = np.random.default_rng(0).random((2, 1, 3, 3), dtype=np.float32)
     store.write(record, samples, adversarial=adversarial, arrays={"maps": np.eye(2)})
-    np.testing.assert_array_equal(store.read_adversarial(record.key), adversarial)
+    np.testing.assert_array_equal(store.adversarial_rows(record.key)[:], adversarial)
     np.testing.assert_array_equal(store.read_arrays(record.key)["maps"], np.eye(2))
     assert store.read(record.key).arrays_path is not None
 
@@ -118,7 +118,7 @@ def test_no_arrays_is_said(store: Store) -> None:
     key = write(store)
     assert store.read_arrays(key) == {}
     with pytest.raises(StoreError, match="--save-adversarial"):
-        store.read_adversarial(key)
+        store.adversarial_rows(key)[:]
 
 
 def test_undefined_figures_become_none(store: Store) -> None:
@@ -202,7 +202,7 @@ def test_every_flipped_bit_and_truncation_is_noticed(store: Store) -> None:
     record = make_record(samples)
     store.write(record, samples, adversarial=np.linspace(0, 1, 16).reshape(4, 1, 2, 2))
     before = store.read(record.key)
-    images = store.read_adversarial(record.key)
+    images = store.adversarial_rows(record.key)[:]
     rng = np.random.default_rng(1)
     for path in files_of(store):
         good = path.read_bytes()
@@ -212,7 +212,7 @@ def test_every_flipped_bit_and_truncation_is_noticed(store: Store) -> None:
             path.write_bytes(bytes(bad))
             try:
                 same = store.read(record.key).record == before.record
-                np.testing.assert_array_equal(store.read_adversarial(record.key), images)
+                np.testing.assert_array_equal(store.adversarial_rows(record.key)[:], images)
             except CorruptRecordError:
                 continue
             # Layout between JSON's tokens may change without changing what it says.
@@ -222,10 +222,10 @@ def test_every_flipped_bit_and_truncation_is_noticed(store: Store) -> None:
         for length in (0, 1, len(good) // 2, len(good) - 2):
             path.write_bytes(good[:length])
             with pytest.raises(CorruptRecordError):
-                (store.read(record.key), store.read_adversarial(record.key))
+                (store.read(record.key), store.adversarial_rows(record.key)[:])
         path.unlink()
         with pytest.raises(StoreError):
-            (store.read(record.key), store.read_adversarial(record.key))
+            (store.read(record.key), store.adversarial_rows(record.key)[:])
         path.write_bytes(good)
 
 

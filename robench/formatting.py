@@ -46,6 +46,13 @@ def number(value: Any, digits: int = 1) -> str:
     return f"{clean:.{digits}f}" if isinstance(clean, float) else str(clean)
 
 
+def signed_interval(estimate: float, low: float, high: float, digits: int) -> str:
+    """``+1.0 (-0.5 … +2.5)``, with so many digits; ``–`` where it is undefined."""
+    if is_undefined(estimate):
+        return "–"
+    return f"{estimate:+.{digits}f} ({low:+.{digits}f} … {high:+.{digits}f})"
+
+
 def p_value(p: float) -> str:
     """A p-value with three digits; rounded to 0 it would claim too much."""
     return "< 0.001" if p < 0.001 else number(float(p), 3)

@@ -56,6 +56,7 @@ def check(
     a model that has none is evaluated first, as `robench run` would.
     """
     from robench import regression_check as gate
+    from robench.files import atomic_write
     from robench.results import RecordFilter
 
     rules = gate.Policy() if policy is None else gate.Policy.load(policy)
@@ -67,7 +68,14 @@ def check(
     names = record_name(candidate), record_name(against)
     pair = gate.stored_pair(*names, request.folder, wanted, baseline_from=baseline_from)
     outcome = gate.check(*pair, rules)
-    gate.write_check(outcome, json_path=json_file, junit_path=junit, markdown_path=markdown)
+    outputs = (
+        (json_file, gate.check_json),
+        (junit, gate.check_junit),
+        (markdown, gate.check_markdown),
+    )
+    for path, render in outputs:
+        if path is not None:
+            atomic_write(path, render(outcome).encode())
     typer.echo((gate.check_json(outcome) if as_json else gate.check_markdown(outcome)).rstrip())
     raise typer.Exit(outcome.exit_code)
 

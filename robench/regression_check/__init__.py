@@ -17,12 +17,7 @@ bootstrap inside classes; attention deviation a bootstrap of its paired mean.
 
 from robench.regression_check.baseline import LeaderboardRow, leaderboard_row, stored_pair
 from robench.regression_check.gate import check
-from robench.regression_check.outputs import (
-    check_json,
-    check_junit,
-    check_markdown,
-    write_check,
-)
+from robench.regression_check.outputs import check_json, check_junit, check_markdown
 from robench.regression_check.policy import Criterion, Policy
 from robench.regression_check.verdicts import CheckResult, CriterionResult, Verdict
 
@@ -39,5 +34,4 @@ __all__ = [
     "check_markdown",
     "leaderboard_row",
     "stored_pair",
-    "write_check",
 ]

@@ -1,7 +1,5 @@
 """The two models of a check: from stored records, or the baseline from a leaderboard's row."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,13 +34,10 @@ def stored_pair(
     *,
     baseline_from: Path | None = None,
 ) -> tuple[ModelResult, ModelResult | LeaderboardRow]:
-    """Candidate and baseline on the same samples under the same threat model.
+    """Candidate and baseline on the same samples under the same threat model, by names, ids, or
+    the start of the weights' sha256, among the ``wanted`` records.
 
-    Args:
-        candidate, baseline: names, ids, or the start of the weights' sha256.
-        folder: the results folder.
-        wanted: which records, where there are several.
-        baseline_from: another results folder, or a leaderboard CSV, that has the baseline.
+    The baseline may be in another results folder, or in a leaderboard CSV: ``baseline_from``.
 
     Raises:
         StoreError: there is no such folder.
@@ -88,16 +83,16 @@ def leaderboard_row(path: str | Path, model: str, candidate: ModelResult) -> Lea
 
 def row_differences(
     candidate: ModelResult, baseline: LeaderboardRow, level: float
-) -> dict[str, Difference]:
+) -> list[Difference]:
     """The accuracies that the row has, candidate minus baseline, as if from separate samples."""
-    return {
-        quantity: _unpaired(quantity, verdicts, figure, baseline.n, level)
+    return [
+        _unpaired(quantity, verdicts, figure, baseline.n, level)
         for quantity, verdicts, figure in (
             ("robust_acc", candidate.robust, baseline.robust_acc),
             ("clean_acc", candidate.clean_correct, baseline.clean_acc),
         )
         if not math.isnan(figure)
-    }
+    ]
 
 
 def _unpaired(
@@ -110,7 +105,6 @@ def _unpaired(
     share, other = hits / n, other_hits / other_n
     return Difference(
         quantity=quantity,
-        unit="points",
         better="higher",
         first=100 * share,
         second=100 * other,

@@ -1,7 +1,5 @@
 """From two models' records to an answer."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import Literal
@@ -11,13 +9,7 @@ from scipy import stats
 from robench.regression_check.baseline import LeaderboardRow, row_differences
 from robench.regression_check.policy import Criterion, Policy
 from robench.regression_check.verdicts import CheckResult, CriterionResult, Verdict
-from robench.reporting.differences import (
-    Difference,
-    accuracy_difference,
-    metric_difference,
-    shared_metric_attack,
-    worst_class_difference,
-)
+from robench.reporting.differences import Difference, differences
 from robench.reporting.model_results import ModelResult, common_attacks
 from robench.statistics import (
     Interval,
@@ -31,24 +23,21 @@ from robench.statistics import (
 def check(
     candidate: ModelResult, baseline: ModelResult | LeaderboardRow, policy: Policy | None = None
 ) -> CheckResult:
-    """Hold a candidate against a baseline.
+    """Hold a candidate against a baseline, by default margins where there is no policy.
 
-    Args:
-        candidate: its records.
-        baseline: records of the same group (paired comparison), or a leaderboard's row, of which
-            only accuracies can be compared, unpaired.
-        policy: margins; None: the defaults.
+    With records of the same group the comparison is paired; of a leaderboard's row only accuracies
+    can be compared, unpaired.
 
     Raises:
         UsageError: the two were not evaluated under the same conditions, or have no attack in
             common.
     """
     rules = policy or Policy()
-    level = 1 - 2 * rules.alpha
+    criteria, level = rules.criteria, 1 - 2 * rules.alpha
     if isinstance(baseline, LeaderboardRow):
         name, identical = baseline.name, False
         compared: tuple[ModelResult, ...] = (candidate,)
-        found = row_differences(candidate, baseline, level)
+        changes = row_differences(candidate, baseline, level)
         problems = []
         notes = [
             f"{name} is known by its leaderboard row alone: compared unpaired, "
@@ -58,7 +47,7 @@ def check(
         name = baseline.model.name
         one, two, notes = common_attacks(candidate, baseline)
         compared = (one, two)
-        found = _differences(one, two, level)
+        changes = differences(one, two, level, wanted=criteria)
         problems = _unmatched_attacks(candidate, baseline, set(one.attacks))
         identical = candidate.model.fingerprint == baseline.model.fingerprint
         if identical:
@@ -66,7 +55,7 @@ def check(
     for result in compared:
         if count := int(result.errored.sum()):
             problems.append(f"{count} samples of {result.model.name} errored")
-    criteria = rules.criteria
+    found = {change.quantity: change for change in changes if change.defined}
     adjusted = holm([found[key].p_worse if key in found else math.nan for key in criteria])
     results = tuple(
         _judge(key, criterion, found.get(key), p_worse, rules, identical)
@@ -82,17 +71,6 @@ def check(
         tuple(notes),
         tuple(problems),
     )
-
-
-def _differences(one: ModelResult, two: ModelResult, level: float) -> dict[str, Difference]:
-    found = [
-        accuracy_difference("robust_acc", one.robust, two.robust, level),
-        accuracy_difference("clean_acc", one.clean_correct, two.clean_correct, level),
-        worst_class_difference(one, two, level),
-    ]
-    if (attack := shared_metric_attack(one, two)) is not None:
-        found.append(metric_difference("attention_deviation", one, two, attack, level))
-    return {item.quantity: item for item in found if item.defined}
 
 
 def _unmatched_attacks(
@@ -126,9 +104,9 @@ def _judge(
     rules: Policy,
     identical: bool,
 ) -> CriterionResult:
+    unit: Literal["points", ""] = "points" if quantity.endswith("_acc") else ""
     margin, required = criterion.margin, criterion.required
     if item is None:
-        unit: Literal["points", ""] = "points" if quantity.endswith("_acc") else ""
         return CriterionResult(quantity, unit, margin, Verdict.NOT_MEASURED, required)
     loss = item.loss
     # No n is too small to know that a model is not worse than itself.
@@ -141,7 +119,7 @@ def _judge(
     to_pass, to_fail, detectable = _sizes(item, loss, margin, rules)
     return CriterionResult(
         quantity,
-        item.unit,
+        unit,
         margin,
         verdict,
         required,

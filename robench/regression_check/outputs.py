@@ -1,15 +1,10 @@
 """The gate's answer for machines and people: JSON, JUnit XML, Markdown."""
 
-from __future__ import annotations
-
 import json
-import math
 from dataclasses import asdict
-from pathlib import Path
 from xml.etree import ElementTree
 
-from robench.files import atomic_write
-from robench.formatting import number, plain
+from robench.formatting import number, plain, signed_interval
 from robench.regression_check.verdicts import CheckResult, CriterionResult, Verdict
 
 _MARKS = {
@@ -96,30 +91,6 @@ def check_markdown(result: CheckResult) -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
-def write_check(
-    result: CheckResult,
-    *,
-    json_path: str | Path | None = None,
-    junit_path: str | Path | None = None,
-    markdown_path: str | Path | None = None,
-) -> list[Path]:
-    """Write the outputs that have a path, each atomically.
-
-    Raises:
-        StoreError: a file cannot be written.
-    """
-    written = []
-    for path, render in (
-        (json_path, check_json),
-        (junit_path, check_junit),
-        (markdown_path, check_markdown),
-    ):
-        if path is not None:
-            atomic_write(Path(path), render(result).encode())
-            written.append(Path(path))
-    return written
-
-
 def _sentence(item: CriterionResult) -> str:
     if item.verdict is Verdict.NOT_MEASURED:
         return f"{item.quantity} is not known of both models"
@@ -137,11 +108,7 @@ def _advice(item: CriterionResult) -> str:
 
 
 def _loss(item: CriterionResult) -> str:
-    if math.isnan(item.loss):
-        return "–"
-    values = (item.loss, item.loss_low, item.loss_high)
-    loss, low, high = (f"{value:+.{_digits(item)}f}" for value in values)
-    return f"{loss} ({low} … {high})"
+    return signed_interval(item.loss, item.loss_low, item.loss_high, _digits(item))
 
 
 def _digits(item: CriterionResult) -> int:

@@ -1,7 +1,5 @@
 """What the gate answers, as data."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from enum import StrEnum
@@ -70,12 +68,7 @@ class CheckResult:
     @property
     def n_needed(self) -> int | None:
         """The n after which every undecided criterion could be decided; None if unknown."""
-        needed = []
-        for item in self.criteria:
-            if item.verdict is Verdict.CANNOT_TELL:
-                options = [n for n in (item.n_to_pass, item.n_to_fail) if n is not None]
-                if not options:
-                    return None
-                # Which of the two it will be is not known: the larger one decides either way.
-                needed.append(max(options))
-        return max(needed, default=None)
+        undecided = [item for item in self.criteria if item.verdict is Verdict.CANNOT_TELL]
+        # Which of the two it will be is not known: the larger one decides either way.
+        needed = [max(item.n_to_pass or 0, item.n_to_fail or 0) for item in undecided]
+        return max(needed) if needed and all(needed) else None

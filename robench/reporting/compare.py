@@ -4,8 +4,6 @@ The first model is the baseline. Every other is compared with it on the same sam
 quantity, and the p-values of one quantity are Holm-corrected over the models.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,18 +12,10 @@ from typing import Any
 import pandas as pd
 
 from robench.errors import UsageError
-from robench.formatting import is_undefined, number, p_value
+from robench.formatting import is_undefined, number, p_value, signed_interval
 from robench.metric_catalogue import METRICS
-from robench.records import Outcome
-from robench.reporting.differences import (
-    Difference,
-    accuracy_difference,
-    metric_difference,
-    shared_metric_attack,
-    worst_class_difference,
-)
+from robench.reporting.differences import Difference, differences
 from robench.reporting.export import csv_bytes
-from robench.reporting.leaderboard import attack_column
 from robench.reporting.model_results import GroupKey, ModelResult, common_attacks
 from robench.statistics import holm, smallest_difference
 
@@ -76,13 +66,12 @@ def compare_models(
     for name, other in zip(names[1:], others, strict=True):
         one, two, left_out = common_attacks(other, baseline)
         notes += [note for note in left_out if note not in notes]
-        found += [(name, item) for item in _differences(one, two, level)]
+        found += [(name, item) for item in differences(one, two, level)]
         only_other[name] = list(one.sample_ids[one.robust & ~two.robust])
         only_baseline[name] = list(one.sample_ids[two.robust & ~one.robust])
     p_values = pd.Series([item.p for _, item in found])
-    adjusted = p_values.groupby([item.quantity for _, item in found]).transform(
-        lambda values: holm(values.tolist())
-    )
+    by_quantity = p_values.groupby([item.quantity for _, item in found])
+    adjusted = by_quantity.transform(lambda values: holm(values.tolist()))
     rows = [
         _row(name, item, p_holm, 1 - level)
         for (name, item), p_holm in zip(found, adjusted.tolist(), strict=True)
@@ -117,12 +106,7 @@ def comparison_markdown(comparison: Comparison) -> str:
         ]
         for row in block.to_dict("records"):
             digits = 1 if row["quantity"] not in METRICS else 3
-            interval = (
-                "–"
-                if is_undefined(row["difference"])
-                else f"{row['difference']:+.{digits}f} "
-                f"({row['low']:+.{digits}f} … {row['high']:+.{digits}f})"
-            )
+            interval = signed_interval(row["difference"], row["low"], row["high"], digits)
             lines.append(
                 f"| {row['quantity']} | {number(row['baseline'], digits)} "
                 f"| {number(row['value'], digits)} | {interval} "
@@ -147,28 +131,10 @@ def comparison_markdown(comparison: Comparison) -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
-def _differences(one: ModelResult, two: ModelResult, level: float) -> list[Difference]:
-    found = [
-        accuracy_difference("clean_acc", one.clean_correct, two.clean_correct, level),
-        accuracy_difference("robust_acc", one.robust, two.robust, level),
-    ]
-    for attack in one.attacks:
-        first, second = (result.outcome_is(attack, Outcome.SURVIVED) for result in (one, two))
-        found.append(accuracy_difference(attack_column(attack), first, second, level))
-    found.append(worst_class_difference(one, two, level))
-    measured = shared_metric_attack(one, two)
-    if measured is not None:
-        changes = (metric_difference(name, one, two, measured, level) for name in METRICS)
-        found += [change for change in changes if change.defined]
-    return found
-
-
 def _row(name: str, item: Difference, p_holm: float, alpha: float) -> dict[str, Any]:
-    detectable = math.nan
-    if item.counts is not None and item.counts.n:
-        share = item.counts.discordant / item.counts.n
-        shown = smallest_difference(item.counts.n, share, alpha=alpha)
-        detectable = math.nan if shown is None else 100 * shown
+    counts, detectable = item.counts, None
+    if counts is not None and counts.n:
+        detectable = smallest_difference(counts.n, counts.discordant / counts.n, alpha=alpha)
     return {
         "model": name,
         "quantity": item.quantity,
@@ -180,9 +146,9 @@ def _row(name: str, item: Difference, p_holm: float, alpha: float) -> dict[str, 
         "p": item.p,
         "p_holm": p_holm,
         "n": item.n,
-        "only_baseline": None if item.counts is None else item.counts.only_second,
-        "only_model": None if item.counts is None else item.counts.only_first,
-        "detectable": detectable,
+        "only_baseline": None if counts is None else counts.only_second,
+        "only_model": None if counts is None else counts.only_first,
+        "detectable": math.nan if detectable is None else 100 * detectable,
         "verdict": _verdict(item, p_holm, alpha),
     }
 

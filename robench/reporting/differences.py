@@ -4,9 +4,8 @@ Every difference is *first minus second*. ``p_worse`` is the one-sided p-value f
 worse"; what worse means depends on the quantity's direction.
 """
 
-from __future__ import annotations
-
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Literal
 
@@ -15,6 +14,8 @@ import numpy.typing as npt
 from scipy import stats
 
 from robench.metric_catalogue import METRICS
+from robench.records import Outcome
+from robench.reporting.leaderboard import attack_column
 from robench.reporting.model_results import ModelResult
 from robench.statistics import (
     Interval,
@@ -35,8 +36,7 @@ class Difference:
     """One quantity of two models. NaN where undefined."""
 
     quantity: str
-    unit: Literal["points", ""]
-    """Percentage points, or the metric's own unit."""
+    """An accuracy, whose figures are in percent, or a metric in its own unit."""
     better: Literal["higher", "lower", "neutral"]
     first: float
     second: float
@@ -66,6 +66,36 @@ class Difference:
         return Interval(0 - plain.estimate, 0 - plain.high, 0 - plain.low, plain.level)
 
 
+def differences(
+    first: ModelResult,
+    second: ModelResult,
+    level: float = 0.95,
+    *,
+    wanted: Collection[str] | None = None,
+) -> list[Difference]:
+    """Of two models of a group with the same attacks: clean, robust, every attack's and the worst
+    class's accuracy, and the metrics that both have defined; or only the ``wanted`` of these."""
+    verdicts = [
+        ("clean_acc", first.clean_correct, second.clean_correct),
+        ("robust_acc", first.robust, second.robust),
+    ]
+    for attack in first.attacks:
+        one, two = (result.outcome_is(attack, Outcome.SURVIVED) for result in (first, second))
+        verdicts.append((attack_column(attack), one, two))
+    found = [
+        accuracy_difference(name, one, two, level)
+        for name, one, two in verdicts
+        if wanted is None or name in wanted
+    ]
+    if wanted is None or "worst_class_robust_acc" in wanted:
+        found.append(worst_class_difference(first, second, level))
+    if (measured := _shared_metric_attack(first, second)) is not None:
+        names = [name for name in METRICS if wanted is None or name in wanted]
+        changes = [metric_difference(name, first, second, measured, level) for name in names]
+        found += [change for change in changes if change.defined]
+    return found
+
+
 def accuracy_difference(
     quantity: str, first: Bools, second: Bools, level: float = 0.95
 ) -> Difference:
@@ -75,7 +105,6 @@ def accuracy_difference(
     variance = share - counts.difference**2
     return Difference(
         quantity=quantity,
-        unit="points",
         better="higher",
         first=100 * float(np.mean(first)) if counts.n else math.nan,
         second=100 * float(np.mean(second)) if counts.n else math.nan,
@@ -114,7 +143,6 @@ def worst_class_difference(
     above = float((1 + np.sum(draws <= 0)) / (1 + RESAMPLES))
     return Difference(
         quantity="worst_class_robust_acc",
-        unit="points",
         better="higher",
         first=lowest[0],
         second=lowest[1],
@@ -149,7 +177,6 @@ def metric_difference(
         greater = 1 - less
     return Difference(
         quantity=name,
-        unit="",
         better=better,
         first=float(one.mean()) if len(one) else math.nan,
         second=float(two.mean()) if len(two) else math.nan,
@@ -161,9 +188,8 @@ def metric_difference(
     )
 
 
-def shared_metric_attack(first: ModelResult, second: ModelResult) -> str | None:
-    """The attack on which both, of one group, have metrics: the declared one if possible; None if
-    there is none."""
+def _shared_metric_attack(first: ModelResult, second: ModelResult) -> str | None:
+    """The attack on which both have metrics: the declared one if possible; None: there is none."""
     with_metrics = second.attacks_with_metrics
     shared = [name for name in first.attacks_with_metrics if name in with_metrics]
     wanted = first.attention_attack

@@ -23,9 +23,8 @@ from robench.regression_check import (
     check_junit,
     check_markdown,
     leaderboard_row,
-    write_check,
 )
-from robench.reporting.leaderboard import build_leaderboard, write_leaderboard
+from robench.reporting.leaderboard import build_leaderboard, leaderboard_csv
 from robench.reporting.model_results import ModelResult, collect
 from robench.results import Store
 from robench.statistics import tango_interval
@@ -190,7 +189,8 @@ def test_row_of_a_leaderboard_is_a_baseline(tmp_path: Path) -> None:
     frame = build_leaderboard(
         [make_stored(strong, model="strong"), make_stored(weak, model="weak")]
     )
-    path = write_leaderboard(frame, tmp_path / "leaderboard.csv")
+    path = tmp_path / "leaderboard.csv"
+    path.write_bytes(leaderboard_csv(frame))
     candidate = one(strong, model="candidate")
     result = check(candidate, leaderboard_row(path, "weak", candidate), LOOSE)
     assert result.exit_code == 0
@@ -295,14 +295,8 @@ def test_junit_counts_what_ci_shows(verdicts: dict[int, CheckResult]) -> None:
         assert [child.tag for child in robust] == [kinds[code] or "system-out"]
 
 
-def test_outputs_are_written(verdicts: dict[int, CheckResult], tmp_path: Path) -> None:
-    paths = [tmp_path / "ci" / name for name in ("a.json", "a.xml", "a.md")]
-    written = write_check(
-        verdicts[1], json_path=paths[0], junit_path=paths[1], markdown_path=paths[2]
-    )
-    assert written == paths
-    assert "❌ bad against base: worse" in paths[2].read_text()
-    assert write_check(verdicts[1]) == []
+def test_the_summary_names_the_answer(verdicts: dict[int, CheckResult]) -> None:
+    assert "❌ bad against base: worse" in check_markdown(verdicts[1])
 
 
 def test_pytest_fixture_gates(tmp_path: Path) -> None:

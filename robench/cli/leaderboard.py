@@ -42,7 +42,8 @@ def leaderboard(
     """
     from robench.attacks.suites import load_suite
     from robench.cli.output import show_board
-    from robench.reporting.leaderboard import build_leaderboard, write_leaderboard
+    from robench.files import atomic_write
+    from robench.reporting.leaderboard import build_leaderboard, leaderboard_csv
     from robench.reporting.publish import publish
     from robench.results import RecordFilter, Store
 
@@ -53,5 +54,6 @@ def leaderboard(
     whole = wanted == RecordFilter() and chosen is None and not together
     files = publish(store, records, plots=plots) if whole else []
     if csv is not None:
-        files.append(write_leaderboard(frame, csv))
+        atomic_write(csv, leaderboard_csv(frame))
+        files.append(csv)
     show_board(frame, files, as_json=as_json)

@@ -5,11 +5,7 @@ specifications, suites, per-sample outcomes and evaluation records. All are immu
 unknown fields, and round-trip through JSON.
 """
 
-from robench.records.base import (
-    Flag,
-    canonical_hash,
-    parse,
-)
+from robench.records.base import Flag, canonical_hash, parse
 from robench.records.cards import (
     ArchitectureSpec,
     AttentionSpec,
@@ -36,11 +32,7 @@ from robench.records.evaluations import (
     StageResult,
     job_key,
 )
-from robench.records.suites import (
-    AttackSpec,
-    AuditSpec,
-    Suite,
-)
+from robench.records.suites import AttackSpec, AuditSpec, Suite
 
 __all__ = [
     "RECORD_SCHEMA_VERSION",

@@ -1,7 +1,5 @@
 """What all records share: immutability, their hash, and what a bad one says."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from typing import Annotated, Any, Literal, TypeVar

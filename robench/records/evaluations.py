@@ -1,7 +1,5 @@
 """Evaluation records: what was found, on which samples, and at what cost."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from enum import StrEnum
 

@@ -4,8 +4,6 @@ A report is one function and one entry here, or an entry point of the group ``ro
 a package from outside. Naming reports loads neither pandas nor matplotlib.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial

@@ -1,7 +1,5 @@
 """Records in the forms that other programs read: CSV, one long table, RobustBench's model_info."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +8,7 @@ import pandas as pd
 
 from robench.errors import UsageError
 from robench.files import atomic_write
-from robench.records import AttackSpec, ModelCard
+from robench.records import AttackSpec, ModelCard, Provenance
 from robench.reporting.model_results import ModelResult
 from robench.results import StoredRecord
 
@@ -59,10 +57,10 @@ def write_tables(folder: Path, **frames: pd.DataFrame) -> list[Path]:
     Raises:
         StoreError: a file cannot be written.
     """
-    files = [folder / f"{name}.csv" for name in frames]
-    for path, frame in zip(files, frames.values(), strict=True):
+    files = {folder / f"{name}.csv": frame for name, frame in frames.items()}
+    for path, frame in files.items():
         atomic_write(path, csv_bytes(frame))
-    return files
+    return list(files)
 
 
 def model_info(
@@ -86,21 +84,19 @@ def model_info(
     ]
     flags = [flag for stored in found[:1] for flag in stored.record.flags]
     errored = bool(result.errored.any())
-    origin = None if card is None else card.provenance
-    venue = None
-    if origin is not None and origin.venue is not None:
-        venue = " ".join(str(part) for part in (origin.venue, origin.year) if part is not None)
-    reported = None if origin is None else origin.reported.get("robust_acc")
+    origin = Provenance() if card is None else card.provenance
+    venue = " ".join(str(part) for part in (origin.venue, origin.year) if part is not None)
+    reported = origin.reported.get("robust_acc")
     notes = [f"n = {result.n}, seed {result.group.seed}"]
     notes += [f"{flag.name} ({flag.severity}): {flag.evidence}" for flag in flags]
     return {
-        "link": None if origin is None else origin.link,
-        "name": None if origin is None else origin.paper,
-        "authors": None if origin is None else origin.authors,
+        "link": origin.link,
+        "name": origin.paper,
+        "authors": origin.authors,
         "additional_data": None,
         "number_forward_passes": 1,
         "dataset": result.dataset.name,
-        "venue": venue,
+        "venue": venue if origin.venue is not None else None,
         "architecture": result.model.architecture,
         "eps": result.threat_model.written,
         "clean_acc": f"{result.clean_acc.estimate:.2f}",

@@ -11,8 +11,6 @@ little (alignment) and that stay far from other classes' (exclusion). That is a 
 models, answered with a rank correlation over those at hand, which are few: see the interval.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -36,31 +34,23 @@ class Question:
     name: str
     metric: str
     """The per-sample column that it is about."""
-    expected: Literal["broken_lower", "broken_higher"]
+    sign: Literal[-1, 1]
+    """Of broken samples' values against survivors'."""
     claim: str
 
 
-QUESTIONS: tuple[Question, ...] = (
+QUESTIONS = (
     Question(
         "incomplete_attention",
         "attention_coverage_clean",
-        "broken_lower",
+        -1,
         "clean attention of broken samples covers less of the object",
     ),
+    Question("deviation", "attention_deviation", 1, "attention of broken samples deviates more"),
     Question(
-        "deviation",
-        "attention_deviation",
-        "broken_higher",
-        "attention of broken samples deviates more",
-    ),
-    Question(
-        "scatter",
-        "attention_scatter_increase",
-        "broken_higher",
-        "attention of broken samples scatters more",
+        "scatter", "attention_scatter_increase", 1, "attention of broken samples scatters more"
     ),
 )
-
 
 _COLUMNS = [
     *("group", "model", "attack", "finding", "metric", "n_broken", "n_survived"),
@@ -71,13 +61,13 @@ _COLUMNS = [
 _EXPECTED_SIGN = {"alignment": -1, "exclusion": 1}
 """How a metric's mean should go with robust accuracy: alignment is a distance."""
 
-
 _VERDICTS = ("holds", "reversed", "not shown", "undefined")
 
 
-def broken_and_survived(result: ModelResult, attack: str, metric: str) -> tuple[Floats, Floats]:
-    """A metric's defined values among broken and among surviving samples."""
-    values = result.column(attack, metric)
+def broken_and_survived(result: ModelResult, metric: str) -> tuple[Floats, Floats]:
+    """A metric's defined values among broken and among surviving samples, of a model with
+    metrics."""
+    values, attack = result.reported(metric), result.attention_attack or ""
     defined = ~np.isnan(values)
     broken, survived = (
         values[defined & result.outcome_is(attack, outcome)]
@@ -116,7 +106,7 @@ def representation_findings(results: Sequence[ModelResult], *, level: float = 0.
     for group, members in by_group(results).items():
         robust = [result.robust_acc.estimate for result in members]
         found = {
-            metric: rank_correlation([_mean(result, metric) for result in members], robust, level)
+            metric: rank_correlation([r.metric_mean(metric) for r in members], robust, level)
             for metric in _EXPECTED_SIGN
         }
         adjusted = holm([item.p_value for item in found.values()])
@@ -130,11 +120,8 @@ def representation_findings(results: Sequence[ModelResult], *, level: float = 0.
 
 
 def attention_sentences(findings: pd.DataFrame) -> list[str]:
-    """For which models each observation holds and for which not: a sentence a group and question.
-
-    Args:
-        findings: from :func:`attention_findings`.
-    """
+    """For which models each observation holds and for which not, from :func:`attention_findings`:
+    a sentence a group and question."""
     sentences = []
     for question in QUESTIONS:
         asked = findings[findings["finding"] == question.name]
@@ -151,11 +138,8 @@ def attention_sentences(findings: pd.DataFrame) -> list[str]:
 
 
 def association_sentences(associations: pd.DataFrame) -> list[str]:
-    """Whether models with better features are more robust: a sentence a group and metric.
-
-    Args:
-        associations: from :func:`representation_findings`.
-    """
+    """Whether models with better features are more robust, from :func:`representation_findings`:
+    a sentence a group and metric."""
     sentences = []
     for row in associations.to_dict("records"):
         wanted = "lower" if _EXPECTED_SIGN[row["metric"]] < 0 else "higher"
@@ -175,7 +159,7 @@ def _answers(
         attack = result.attention_attack
         if attack is None:
             continue
-        broken, survived = broken_and_survived(result, attack, question.metric)
+        broken, survived = broken_and_survived(result, question.metric)
         found = mann_whitney(broken, survived, level)
         about = (str(result.group), result.model.name, attack, question.name, question.metric)
         counts = (found.n_first, found.n_second, _median(broken), _median(survived))
@@ -183,15 +167,9 @@ def _answers(
         values = (*about, *counts, *effect, found.p_value)
         rows.append(dict(zip(_COLUMNS, values, strict=False)))
     for row, p in zip(rows, holm([row["p"] for row in rows]), strict=True):
-        higher = row["auc"] > 0.5
-        row["p_holm"] = p
-        row["verdict"] = _verdict(higher == (question.expected == "broken_higher"), p, 1 - level)
+        agrees = question.sign * (row["auc"] - 0.5) > 0
+        row |= {"p_holm": p, "verdict": _verdict(agrees, p, 1 - level)}
     return rows
-
-
-def _mean(result: ModelResult, metric: str) -> float:
-    attack = result.attention_attack
-    return math.nan if attack is None else result.metric_mean(attack, metric)
 
 
 def _median(values: Floats) -> float:

@@ -17,8 +17,6 @@ own flags as ``name(severity)``. Without any it reads ``no_flag_raised``, for th
 be said.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -29,7 +27,6 @@ import numpy as np
 import pandas as pd
 
 from robench.errors import UsageError
-from robench.files import atomic_write
 from robench.formatting import is_undefined
 from robench.metric_catalogue import METRICS, columns_shown
 from robench.records import Suite
@@ -137,16 +134,6 @@ def leaderboard_csv(frame: pd.DataFrame) -> bytes:
     return csv_bytes(pd.DataFrame(shown, columns=frame.columns))
 
 
-def write_leaderboard(frame: pd.DataFrame, path: str | Path) -> Path:
-    """Write :func:`leaderboard_csv` atomically.
-
-    Raises:
-        StoreError: the file cannot be written.
-    """
-    atomic_write(Path(path), leaderboard_csv(frame))
-    return Path(path)
-
-
 def read_leaderboard(path: str | Path) -> pd.DataFrame:
     """A leaderboard CSV as a table with the types of :func:`build_leaderboard`."""
     text = {name: "str" for name, kind in _KINDS.items() if kind == "text"}
@@ -222,13 +209,10 @@ def _validity(
 
 
 def _newest_identities(members: list[ModelResult]) -> dict[tuple[Any, str], Any]:
-    newest: dict[tuple[Any, str], StoredRecord] = {}
-    for result in members:
-        for name, stored in result.attacks.items():
-            rival = newest.get((result.group, name))
-            if rival is None or rival.record.created < stored.record.created:
-                newest[result.group, name] = stored
-    return {key: stored.record.attack.identity for key, stored in newest.items()}
+    """By group and attack; the first of equally new records counts."""
+    met = [((r.group, name), s.record) for r in members for name, s in r.attacks.items()]
+    newest_first = sorted(met, key=lambda item: item[1].created, reverse=True)
+    return {key: record.attack.identity for key, record in reversed(newest_first)}
 
 
 def _frame(rows: list[dict[str, Any]]) -> pd.DataFrame:

@@ -3,8 +3,6 @@
 A model may look at the object for most classes and at the background for one: a mean hides that.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -41,7 +39,7 @@ def attention_table(results: Sequence[ModelResult]) -> pd.DataFrame:
         )
         for name in METRICS:
             if name in record.metrics:
-                values = result.column(attack, name)
+                values = result.reported(name)
                 parts = (_mean(values[part]) for part in (broken | survived, broken, survived))
                 rows.append((*about, name, *(number for part in parts for number in part)))
     columns = [
@@ -75,10 +73,8 @@ def class_table(results: Sequence[ModelResult]) -> pd.DataFrame:
 
 
 def worst_classes(classes: pd.DataFrame) -> pd.DataFrame:
-    """The class that comes off worst by robustness and by each metric, a row a model.
-
-    Args:
-        classes: from :func:`class_table`.
+    """The class that comes off worst by robustness and by each metric, a row a model, from
+    :func:`class_table`.
 
     Returns:
         Columns ``group``, ``model``, and for ``robust_acc`` and each metric shown by class
@@ -106,8 +102,10 @@ def _class_row(result: ModelResult, label: int) -> dict[str, Any]:
     members = result.labels == label
     n = int(members.sum())
     robust = wilson(int(result.robust[members].sum()), n).scaled(100)
-    attack = result.attention_attack
-    row: dict[str, Any] = {
+    chosen = members & result.judged
+    means = {name: _mean(result.reported(name)[chosen])[0] for name in columns_shown("by_class")}
+    empty = result.reported("attention_empty")[chosen]
+    return {
         "group": str(result.group),
         "model": result.model.name,
         "class": class_name(result.dataset, label),
@@ -116,19 +114,12 @@ def _class_row(result: ModelResult, label: int) -> dict[str, Any]:
         "robust_acc": robust.estimate,
         "robust_acc_low": robust.low,
         "robust_acc_high": robust.high,
-        "attention_attack": attack,
-        "n_metrics": 0,
+        "attention_attack": result.attention_attack,
+        "n_metrics": int(chosen.sum()),
+        **means,
+        "attention_empty": math.nan if np.isnan(empty).all() else float(np.nansum(empty)),
         "worst": label == result.worst_class,
     }
-    if attack is None:
-        return row
-    chosen = members & result.judged(attack)
-    row["n_metrics"] = int(chosen.sum())
-    for name in columns_shown("by_class"):
-        row[name] = _mean(result.column(attack, name)[chosen])[0]
-    empty = result.column(attack, "attention_empty")[chosen]
-    row["attention_empty"] = math.nan if np.isnan(empty).all() else float(np.nansum(empty))
-    return row
 
 
 def _mean(values: npt.NDArray[np.float64]) -> tuple[float, int]:

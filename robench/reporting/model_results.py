@@ -101,24 +101,20 @@ class ModelResult:
         """Correct without an attack, in every record that knows. Shape (n,)."""
         predicted = np.stack([self.column(name, "clean_prediction") for name in self.attacks])
         known = ~np.isnan(predicted)
-        correct: Bools = (~known | (predicted == self.labels)).all(axis=0) & known.any(axis=0)
-        return correct
+        correct = (~known | (predicted == self.labels)).all(axis=0)
+        return np.asarray(correct & known.any(axis=0))
 
     @functools.cached_property
     def robust(self) -> Bools:
         """Survived every attack. Shape (n,)."""
-        robust: Bools = np.all(
-            [self.outcome_is(name, Outcome.SURVIVED) for name in self.attacks], axis=0
-        )
-        return robust
+        survived = [self.outcome_is(name, Outcome.SURVIVED) for name in self.attacks]
+        return np.asarray(np.all(survived, axis=0))
 
     @functools.cached_property
     def errored(self) -> Bools:
         """Errored under any attack. Shape (n,)."""
-        errored: Bools = np.any(
-            [self.outcome_is(name, Outcome.ERRORED) for name in self.attacks], axis=0
-        )
-        return errored
+        errored = [self.outcome_is(name, Outcome.ERRORED) for name in self.attacks]
+        return np.asarray(np.any(errored, axis=0))
 
     @property
     def robust_acc(self) -> Interval:
@@ -145,7 +141,7 @@ class ModelResult:
     @property
     def worst_class(self) -> int:
         """The class with the lowest worst-case robust accuracy; the lowest label among equals."""
-        return min(self.class_robust_acc, key=lambda label: (self.class_robust_acc[label], label))
+        return min(self.class_robust_acc, key=self.class_robust_acc.__getitem__)
 
     @property
     def attention_attack(self) -> str | None:
@@ -172,20 +168,29 @@ class ModelResult:
         """What decides an attack's numbers: its kind and parameters, not its name."""
         return self.attacks[attack].record.attack.identity
 
-    def metric_mean(self, attack: str, name: str) -> float:
-        """A metric's mean under ``attack``; NaN where it is undefined or was not measured."""
-        summary = self.attacks[attack].record.metrics.get(name)
+    def metric_mean(self, name: str, attack: str | None = None) -> float:
+        """A metric's mean under ``attack``, None: :attr:`attention_attack`; NaN where it is
+        undefined or was not measured."""
+        asked = attack or self.attention_attack
+        summary = None if asked is None else self.attacks[asked].record.metrics.get(name)
         return math.nan if summary is None or summary.mean is None else summary.mean
+
+    def reported(self, metric: str) -> npt.NDArray[np.float64]:
+        """A metric under :attr:`attention_attack`, NaN where undefined or not measured. (n,)."""
+        attack = self.attention_attack
+        return np.full(self.n, np.nan) if attack is None else self.column(attack, metric)
 
     def outcome_is(self, attack: str, outcome: Outcome) -> Bools:
         """Where the verdict under ``attack`` is ``outcome``. Shape (n,)."""
-        table = self._tables[attack]
-        return np.asarray(table["outcome"].to_numpy(dtype=object) == outcome.value)
+        return np.asarray(self._tables[attack]["outcome"] == outcome.value)
 
-    def judged(self, attack: str) -> Bools:
-        """Where ``attack`` had a verdict: correct on the clean input, then broken or not. (n,)."""
-        broken = self.outcome_is(attack, Outcome.BROKEN)
-        return broken | self.outcome_is(attack, Outcome.SURVIVED)
+    @property
+    def judged(self) -> Bools:
+        """Where :attr:`attention_attack`, if there is one, had a verdict: correct on the clean
+        input, then broken or not. (n,)."""
+        if (attack := self.attention_attack) is None:
+            return np.zeros(self.n, dtype=np.bool_)
+        return self.outcome_is(attack, Outcome.BROKEN) | self.outcome_is(attack, Outcome.SURVIVED)
 
     def column(self, attack: str, name: str) -> npt.NDArray[np.float64]:
         """A numeric column of the attack's table, NaN where undefined or absent. Shape (n,)."""
@@ -222,15 +227,9 @@ def collect(
     *,
     suite: Suite | None = None,
 ) -> list[ModelResult]:
-    """Sort records by model and group.
+    """Records by group, then model id, then weights: all of them, or the ``wanted`` ones.
 
-    Args:
-        records: of any models and groups.
-        wanted: keep only these; None: all.
-        suite: keep only attacks that are this suite's, with its very parameters, under its names.
-
-    Returns:
-        In order of group, then model id, then weights.
+    With a suite only attacks that are its own, with its very parameters, under its names.
     """
     found: dict[tuple[GroupKey, str, str], dict[str, StoredRecord]] = {}
     kept = [stored for stored in records if wanted is None or wanted.matches(stored.record)]
@@ -257,8 +256,8 @@ def collect(
         attacks = found.setdefault((group, record.model.id, record.model.fingerprint), {})
         attacks |= {shown.record.attack.name: shown for shown in named}
     return [
-        ModelResult(key[0], dict(sorted(attacks.items())))
-        for key, attacks in sorted(found.items(), key=lambda item: item[0])
+        ModelResult(group, dict(sorted(attacks.items())))
+        for (group, *_), attacks in sorted(found.items(), key=lambda item: item[0])
     ]
 
 
@@ -277,13 +276,10 @@ def find_pair(
     *,
     second_results: Iterable[ModelResult] | None = None,
 ) -> tuple[ModelResult, ModelResult]:
-    """Two models in the one group that both are in.
+    """Two models, as :func:`results_of` finds them, in the one group that both are in.
 
-    Args:
-        results: from :func:`collect`.
-        first, second: as for :func:`results_of`.
-        second_results: where the second is looked for, if elsewhere: a model and its successor
-            may bear one name in two folders.
+    The second is looked for in ``second_results``, if they are given: a model and its successor
+    may bear one name in two folders.
 
     Raises:
         UnknownNameError: there is no such model; near misses are listed.
@@ -345,12 +341,8 @@ def common_attacks(
 
 
 def results_of(results: Iterable[ModelResult], query: str) -> list[ModelResult]:
-    """All results of one model.
-
-    Args:
-        results: from :func:`collect`.
-        query: the model's name, its id or the end of it, or the start of its weights' sha256
-            (8 digits or more).
+    """All results of one model: of a name, an id or the end of it, or the start of the weights'
+    sha256 (8 digits or more).
 
     Raises:
         UnknownNameError: there is no such model; near misses are listed.

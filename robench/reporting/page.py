@@ -1,7 +1,5 @@
 """The leaderboard as one HTML file: tables, figures and flags, nothing to fetch from elsewhere."""
 
-from __future__ import annotations
-
 import base64
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -25,7 +23,6 @@ _HIDDEN = {
     *("robust_acc_low", "robust_acc_high", "attention_method", "weights_sha256"),
     *("forwards", "backwards", "seconds"),
 }
-
 
 _NO_RECORDS = ("There are no records yet. Run `robench run` first.",)
 _INTRODUCTION = (
@@ -54,11 +51,8 @@ class _Column:
         style = "text" if self.text else ""
         if is_undefined(value):
             return _Cell("", "", style)
-        if self.show is not None:
-            return _Cell(self.show(value), str(value), style)
-        if isinstance(value, float):
-            return _Cell(f"{value:.{self.digits}f}", repr(value), style)
-        return _Cell(str(value), str(value), style)
+        show = self.show or (f"{{:.{self.digits}f}}".format if isinstance(value, float) else str)
+        return _Cell(show(value), str(value), style)
 
 
 class _Validity(_Column):
@@ -161,15 +155,11 @@ def build_page(
     sections = []
     if len(leaderboard):
         for key, block in leaderboard.groupby(list(_GROUP), sort=False, dropna=False):
-            facts = dict(zip(_GROUP, key, strict=True))
-            heading = (
-                f"{facts['dataset']}, {facts['norm']} {facts['eps']}, n = {facts['n']}, "
-                f"seed {facts['seed']}"
-            )
+            dataset, norm, eps, n, seed, _ = key
+            heading = f"{dataset}, {norm} {eps}, n = {n}, seed {seed}"
             sections.append(_Section(heading, [_leaderboard_table(block)]))
     sections += [_report(name, frame) for name, frame in (tables or {}).items() if len(frame)]
-    images = [_image(Path(path)) for path in figures]
-    if images:
+    if images := [_image(Path(path)) for path in figures]:
         sections.append(_Section("Figures", images=images))
     # Names of models and classes come from other people's files: everything is escaped.
     environment = Environment(
@@ -214,7 +204,12 @@ def _report(name: str, frame: pd.DataFrame) -> _Section:
     """A report's table as a section of the page."""
     if name in _ANSWERS:
         heading, sentences = _ANSWERS[name]
-        return _Section(heading, _findings_tables(frame), notes=sentences(frame))
+        shown = {column: _FINDINGS[column] for column in frame.columns if column in _FINDINGS}
+        tables = [
+            _table(f"{group}; what does not hold is listed too", block, shown)
+            for group, block in frame.groupby("group", sort=False)
+        ]
+        return _Section(heading, tables, notes=sentences(frame))
     if name == "per_class":
         worst = worst_classes(frame)
         shown = {column: _class_column(column) for column in worst.columns if column != "group"}
@@ -230,14 +225,6 @@ def _report(name: str, frame: pd.DataFrame) -> _Section:
         for column, kind in frame.dtypes.items()
     }
     return _Section(name.replace("_", " ").capitalize(), [_table(f"{name}.csv", frame, shown)])
-
-
-def _findings_tables(frame: pd.DataFrame) -> list[_Table]:
-    shown = {name: _FINDINGS[name] for name in frame.columns if name in _FINDINGS}
-    return [
-        _table(f"{group}; what does not hold is listed too", block, shown)
-        for group, block in frame.groupby("group", sort=False)
-    ]
 
 
 def _class_column(name: str) -> _Column:

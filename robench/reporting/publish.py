@@ -1,13 +1,11 @@
 """What people read of a results folder: CSV, figures, page. Needs no torch."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from robench.files import atomic_write
 from robench.reporting.catalogue import reports
 from robench.reporting.export import write_tables
-from robench.reporting.leaderboard import build_leaderboard, write_leaderboard
+from robench.reporting.leaderboard import build_leaderboard, leaderboard_csv
 from robench.reporting.model_results import collect
 from robench.reporting.page import build_page
 from robench.results import Store, StoredRecord
@@ -19,12 +17,8 @@ PAGE_NAME = "index.html"
 def publish(store: Store, records: list[StoredRecord], *, plots: bool = True) -> list[Path]:
     """Write the leaderboard of all ``records`` into the store's folder, and what shows it.
 
-    Beside it go the tables and figures of :data:`robench.reporting.catalogue.REPORTS`.
-
-    Args:
-        store: where sample panels are read from.
-        records: all of the store's, read once.
-        plots: also draw the figures, and the page that shows them.
+    Beside it go the tables of :data:`robench.reporting.catalogue.REPORTS` and, with ``plots``, the
+    figures and the page that shows them. ``records`` are all of the store's, read once.
 
     Returns:
         The files, the CSV first.
@@ -33,7 +27,8 @@ def publish(store: Store, records: list[StoredRecord], *, plots: bool = True) ->
         StoreError: a file cannot be written.
     """
     frame = build_leaderboard(records)
-    csv = write_leaderboard(frame, store.folder / CSV_NAME)
+    csv = store.folder / CSV_NAME
+    atomic_write(csv, leaderboard_csv(frame))
     results = collect(records)
     tables = {name: report(results) for name, report in reports("table").items()}
     written = write_tables(store.folder, **tables)

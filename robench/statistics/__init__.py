@@ -1,12 +1,6 @@
 """Intervals, paired tests, effect sizes and power. Plain numbers in, plain numbers out."""
 
-from robench.statistics.effects import (
-    GroupDifference,
-    RankCorrelation,
-    auc_interval,
-    mann_whitney,
-    rank_correlation,
-)
+from robench.statistics.effects import auc_interval, mann_whitney, rank_correlation
 from robench.statistics.intervals import (
     Interval,
     mean_interval,
@@ -22,17 +16,11 @@ from robench.statistics.paired import (
     mcnemar,
     tango_interval,
 )
-from robench.statistics.power import (
-    n_for_difference,
-    n_for_noninferiority,
-    smallest_difference,
-)
+from robench.statistics.power import n_for_difference, n_for_noninferiority, smallest_difference
 
 __all__ = [
-    "GroupDifference",
     "Interval",
     "PairedCounts",
-    "RankCorrelation",
     "auc_interval",
     "bootstrap_mean",
     "bootstrap_worst_class",

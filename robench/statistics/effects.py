@@ -5,8 +5,6 @@ distributions are skewed and full of ties. The effect size is what to read; the 
 whether it could be chance.
 """
 
-from __future__ import annotations
-
 import itertools
 import math
 from dataclasses import dataclass
@@ -122,12 +120,8 @@ def _exact_rank_p(a: npt.NDArray[np.float64], b: npt.NDArray[np.float64], rho: f
 def auc_interval(auc: float, m: int, n: int, level: float = 0.95) -> Interval:
     """Newcombe's score-like interval of an AUC (2006, method 5).
 
-    Unlike DeLong's it has a width at 0 and 1, where no pair was out of order.
-
-    Args:
-        auc: the estimate in [0, 1].
-        m, n: sizes of the two groups, at least 1.
-        level: two-sided confidence level.
+    Unlike DeLong's it has a width at 0 and 1, where no pair was out of order. ``auc`` is in [0, 1];
+    the groups have m and n samples, at least 1; the level is two-sided.
     """
     z = two_sided_quantile(level)
     star = (m + n) / 2 - 1

@@ -25,13 +25,8 @@ NUDGE = 1e-9
 
 @dataclass(frozen=True)
 class Interval:
-    """An estimate with its confidence limits, all NaN where nothing was observed.
-
-    Args:
-        estimate: the point estimate, in the unit of the quantity (shares in [0, 1]).
-        low, high: the limits, same unit.
-        level: the confidence level of the two limits together, in (0, 1).
-    """
+    """An estimate with its confidence limits, in the unit of the quantity (shares in [0, 1]), all
+    NaN where nothing was observed; ``level`` in (0, 1) is that of the two limits together."""
 
     estimate: float
     low: float
@@ -70,12 +65,8 @@ def undefined(level: float) -> Interval:
 
 
 def wilson(hits: int, n: int, level: float = 0.95) -> Interval:
-    """Wilson's score interval (1927), without continuity correction.
-
-    Args:
-        hits: successes, 0 … n.
-        n: trials; 0 gives an undefined interval.
-        level: two-sided confidence level.
+    """Wilson's two-sided score interval (1927) of ``hits/n``, without continuity correction;
+    undefined for n = 0.
 
     Raises:
         UsageError: ``hits`` is not in 0 … n, or the level makes no sense.

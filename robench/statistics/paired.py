@@ -149,16 +149,13 @@ def bootstrap_worst_class(
         Differences of shares in [−1, 1], shape (resamples,); NaN without any sample.
     """
     rng = np.random.default_rng(seed)
-    lowest = np.full((2, resamples), np.inf)
+    accuracies = [np.full((2, resamples), np.nan)]
     for counts in classes:
-        if not counts.n:
-            continue
-        cells = np.array([counts.both, counts.only_first, counts.only_second, counts.neither])
-        drawn = rng.multinomial(counts.n, cells / counts.n, size=resamples)
-        accuracies = np.stack([drawn[:, 0] + drawn[:, 1], drawn[:, 0] + drawn[:, 2]]) / counts.n
-        lowest = np.minimum(lowest, accuracies)
-    if not np.isfinite(lowest).all():
-        return np.full(resamples, np.nan)
+        if counts.n:
+            cells = np.array([counts.both, counts.only_first, counts.only_second, counts.neither])
+            both, first, second, _ = rng.multinomial(counts.n, cells / counts.n, size=resamples).T
+            accuracies.append(np.stack([both + first, both + second]) / counts.n)
+    lowest = np.fmin.reduce(accuracies)
     difference: npt.NDArray[np.float64] = lowest[0] - lowest[1]
     return difference
 

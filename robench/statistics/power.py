@@ -5,8 +5,6 @@ hypothesis for non-inferiority). `benchmarks/gate_simulation.py` holds them agai
 ``discordant`` is always the share of samples on which the two models disagree, in [0, 1].
 """
 
-from __future__ import annotations
-
 import math
 
 from scipy import optimize, stats

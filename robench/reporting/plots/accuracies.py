@@ -1,7 +1,5 @@
 """Accuracies as bars and points: of every model under every attack, and against a baseline."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from matplotlib.figure import Figure
@@ -34,11 +32,8 @@ def _weakest_first(results: Sequence[ModelResult]) -> list[str]:
 
 @styled
 def accuracy_by_attack(results: Sequence[ModelResult]) -> Figure | None:
-    """Horizontal bars with 95 % intervals: one block a model, one bar an attack.
-
-    Returns:
-        None without results.
-    """
+    """Horizontal bars with 95 % intervals: one block a model, one bar an attack; None without
+    results."""
     if not results:
         return None
     attacks = _weakest_first(results)
@@ -49,24 +44,20 @@ def accuracy_by_attack(results: Sequence[ModelResult]) -> Figure | None:
     figure = new_figure(8.5, height)
     axes = figure.add_subplot()
     for number, name in enumerate(series):
-        shape = look(number)
-        labelled = False
-        for row, result in enumerate(results):
-            interval = _accuracy(result, name)
-            if interval is None:
-                continue
-            y = row - 0.4 + (number + 0.5) * thickness
-            axes.barh(
-                y,
-                interval.estimate,
-                height=thickness,
-                color=shape.colour,
-                hatch=shape.hatch,
-                edgecolor="black",
-                linewidth=0.5,
-                label=None if labelled else name,
-            )
-            labelled = True
+        shape, offset = look(number), (number + 0.5) * thickness - 0.4
+        found = {row + offset: _accuracy(result, name) for row, result in enumerate(results)}
+        bars = {y: interval for y, interval in found.items() if interval is not None}
+        axes.barh(
+            list(bars),
+            [interval.estimate for interval in bars.values()],
+            height=thickness,
+            color=shape.colour,
+            hatch=shape.hatch,
+            edgecolor="black",
+            linewidth=0.5,
+            label=name,
+        )
+        for y, interval in bars.items():
             axes.plot([interval.low, interval.high], [y, y], color="black", linewidth=1)
             axes.annotate(
                 f"{interval.estimate:.1f}",
@@ -96,10 +87,7 @@ def _accuracy(result: ModelResult, name: str) -> Interval | None:
 def difference_plot(comparison: Comparison) -> Figure | None:
     """Accuracy differences to the baseline in points, with intervals; one row a quantity.
 
-    Filled markers: shown (Holm); hollow ones: not shown.
-
-    Returns:
-        None if nothing is defined.
+    Filled markers: shown (Holm); hollow ones: not shown. None if nothing is defined.
     """
     table = comparison.table
     table = table[~table["quantity"].isin(list(METRICS)) & table["difference"].notna()]
@@ -113,7 +101,7 @@ def difference_plot(comparison: Comparison) -> Figure | None:
     axes.axvline(0, color="black", linewidth=0.8)
     for number, model in enumerate(models):
         shape = look(number)
-        for place, (_, row) in enumerate(table[table["model"] == model].iterrows()):
+        for place, row in enumerate(table[table["model"] == model].to_dict("records")):
             shown = row["verdict"] in ("better", "worse")
             y = quantities.index(row["quantity"]) - 0.35 + (number + 0.5) * step
             # A bootstrap interval need not hold its estimate, so it is a line of its own.

@@ -1,7 +1,5 @@
 """Which classes an attack turns into which."""
 
-from __future__ import annotations
-
 import numpy as np
 import numpy.typing as npt
 from matplotlib.figure import Figure
@@ -20,20 +18,16 @@ def confusion(result: ModelResult, attack: str) -> npt.NDArray[np.int64]:
     classes = result.dataset.num_classes
     counts = np.zeros((classes, classes), dtype=np.int64)
     survived = result.outcome_is(attack, Outcome.SURVIVED)
-    np.add.at(counts, (result.labels[survived], result.labels[survived]), 1)
-    predicted = result.column(attack, "adv_prediction")
-    broken = result.outcome_is(attack, Outcome.BROKEN) & ~np.isnan(predicted)
-    np.add.at(counts, (result.labels[broken], predicted[broken].astype(np.int64)), 1)
+    predicted = np.where(survived, result.labels, result.column(attack, "adv_prediction"))
+    known = (survived | result.outcome_is(attack, Outcome.BROKEN)) & ~np.isnan(predicted)
+    np.add.at(counts, (result.labels[known], predicted[known].astype(np.int64)), 1)
     return counts
 
 
 @styled
 def confusion_under_attack(result: ModelResult, attack: str) -> Figure | None:
-    """The confusion matrix in percent of each true class, numbers in the cells.
-
-    Returns:
-        None if no sample was classified correctly to begin with.
-    """
+    """The confusion matrix in percent of each true class, numbers in the cells; None if no sample
+    was classified correctly to begin with."""
     counts = confusion(result, attack)
     if not counts.sum():
         return None
@@ -53,15 +47,8 @@ def confusion_under_attack(result: ModelResult, attack: str) -> Figure | None:
     for row, column in np.ndindex(shares.shape):
         share = shares[row, column]
         if share >= 0.5:
-            axes.text(
-                column,
-                row,
-                f"{share:.0f}",
-                ha="center",
-                va="center",
-                fontsize=7,
-                color="white" if share < 55 else "black",
-            )
+            place, colour = (column, row), "white" if share < 55 else "black"
+            axes.text(*place, f"{share:.0f}", ha="center", va="center", fontsize=7, color=colour)
     turned = 90 if max(map(len, names)) > 3 else 0
     axes.set_xticks(range(len(names)), names, rotation=turned)
     axes.set_yticks(range(len(names)), names)

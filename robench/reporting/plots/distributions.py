@@ -1,8 +1,7 @@
 """Distributions over samples: attention of the broken beside the survivors, feature distances."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -25,6 +24,20 @@ from robench.reporting.plots.style import (
 
 _METRICS = ("attention_deviation", "attention_scatter_increase")
 
+_BOXES: dict[str, Any] = {
+    "widths": 0.32,
+    "orientation": "horizontal",
+    "whis": (5, 95),
+    "showfliers": False,
+    "showmeans": True,
+    "patch_artist": True,
+    "manage_ticks": False,
+    "medianprops": {"color": "black", "linewidth": 1.6},
+    "whiskerprops": {"linewidth": 0.8},
+    "capprops": {"linewidth": 0.8},
+    "meanprops": {"marker": "D", "ms": 4, "mfc": "white", "mec": "black"},
+}
+
 
 @styled
 def attention_distributions(results: Sequence[ModelResult]) -> Figure | None:
@@ -33,9 +46,7 @@ def attention_distributions(results: Sequence[ModelResult]) -> Figure | None:
     Boxes span the quartiles with the median; whiskers reach the 5th and 95th percentile; a
     diamond is the mean. The number on the right is the chance that a broken sample's value
     exceeds a survivor's, starred where that differs from ½ (Holm over models, p < 0.05).
-
-    Returns:
-        None if no model has the metrics.
+    None if no model has the metrics.
     """
     shown = [result for result in results if result.attention_attack is not None]
     if not shown:
@@ -49,22 +60,11 @@ def attention_distributions(results: Sequence[ModelResult]) -> Figure | None:
         if not any(drawn):
             axes.text(0.5, 0.5, "undefined", transform=axes.transAxes, ha="center")
         block = findings[findings["metric"] == name]
-        for row, (_, found) in enumerate(block.iterrows()):
-            axes.annotate(
-                _effect(found["auc"], found["p_holm"]),
-                (1.01, row),
-                xycoords=("axes fraction", "data"),
-                va="center",
-                fontsize=7.5,
-            )
-        axes.annotate(
-            "P(b > s)",
-            (1.01, -0.55),
-            xycoords=("axes fraction", "data"),
-            fontsize=7,
-            color="#555555",
-            annotation_clip=False,
-        )
+        beside = axes.get_yaxis_transform()
+        for row, (auc, p) in enumerate(zip(block["auc"], block["p_holm"], strict=True)):
+            text = "-" if np.isnan(auc) else f"{auc:.2f}{'*' if p < 0.05 else ''}"
+            axes.text(1.01, row, text, transform=beside, va="center", fontsize=7.5)
+        axes.text(1.01, -0.55, "P(b > s)", transform=beside, fontsize=7, color="#555555")
         item = METRICS[name]
         rows_axis(axes, ["" if column else result.model.name for result in shown])
         axes.set_xlabel(f"{item.label.lower()} ({item.unit})")
@@ -90,16 +90,11 @@ def feature_distances(results: Sequence[ModelResult]) -> Figure | None:
 
     Of each sample: the cosine distance to its own adversarial example (alignment) and the mean
     one to adversarial examples of other classes (exclusion). The less they overlap, the better.
-
-    Returns:
-        None if no model has both metrics.
+    None if no model has both metrics.
     """
     shown = []
     for result in results:
-        attack = result.attention_attack
-        if attack is None:
-            continue
-        pair = [result.column(attack, name) for name in ("alignment", "exclusion")]
+        pair = [result.reported(name) for name in ("alignment", "exclusion")]
         pair = [values[~np.isnan(values)] for values in pair]
         if all(len(values) for values in pair):
             shown.append((result, pair))
@@ -112,17 +107,12 @@ def feature_distances(results: Sequence[ModelResult]) -> Figure | None:
     bins = np.linspace(0, max(top, 1e-6), 41)
     for number, (result, pair) in enumerate(shown):
         axes = figure.add_subplot(rows, columns, number + 1)
-        for values, kind, label in zip(
-            pair,
-            (BROKEN, SURVIVED),
-            ("own adversarial example (alignment)", "other classes' (exclusion)"),
-            strict=True,
-        ):
-            weights = np.full(len(values), 100 / len(values))
+        labels = ("own adversarial example (alignment)", "other classes' (exclusion)")
+        for values, kind, label in zip(pair, (BROKEN, SURVIVED), labels, strict=True):
             axes.hist(
                 np.clip(values, 0, None),
                 bins=bins.tolist(),
-                weights=weights,
+                weights=np.full(len(values), 100 / len(values)),
                 color=kind.colour,
                 hatch=kind.hatch,
                 edgecolor="black",
@@ -142,35 +132,9 @@ def feature_distances(results: Sequence[ModelResult]) -> Figure | None:
 
 
 def _boxes(axes: Axes, row: int, result: ModelResult, name: str) -> bool:
-    groups = broken_and_survived(result, result.attention_attack or "", name)
-    drawn = False
+    groups = broken_and_survived(result, name)
     for values, kind, offset in zip(groups, (BROKEN, SURVIVED), (-0.2, 0.2), strict=True):
-        if not len(values):
-            continue
-        drawn = True
-        axes.boxplot(
-            [values],
-            positions=[row + offset],
-            widths=0.32,
-            orientation="horizontal",
-            whis=(5, 95),
-            showfliers=False,
-            showmeans=True,
-            patch_artist=True,
-            manage_ticks=False,
-            boxprops={"facecolor": kind.colour, "hatch": kind.hatch, "linewidth": 0.7},
-            medianprops={"color": "black", "linewidth": 1.6},
-            whiskerprops={"linewidth": 0.8},
-            capprops={"linewidth": 0.8},
-            meanprops={
-                "marker": "D",
-                "markersize": 4,
-                "markerfacecolor": "white",
-                "markeredgecolor": "black",
-            },
-        )
-    return drawn
-
-
-def _effect(auc: float, p: float) -> str:
-    return "-" if np.isnan(auc) else f"{auc:.2f}{'*' if p < 0.05 else ''}"
+        if len(values):
+            face = {"facecolor": kind.colour, "hatch": kind.hatch, "linewidth": 0.7}
+            axes.boxplot([values], positions=[row + offset], boxprops=face, **_BOXES)
+    return any(map(len, groups))

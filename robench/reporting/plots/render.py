@@ -1,7 +1,5 @@
 """All figures that a set of records supports."""
 
-from __future__ import annotations
-
 import json
 import logging
 import re
@@ -38,10 +36,8 @@ def render_plots(
 ) -> list[Path]:
     """Draw everything that the results support, a folder for each group.
 
-    Args:
-        results: from :func:`robench.reporting.model_results.collect`.
-        folder: where to; figures whose records changed since they were drawn are replaced.
-        store: where sample panels are read from; None: no panels.
+    Figures whose records changed since they were drawn are replaced. Sample panels are read from
+    ``store``; None: no panels.
 
     Returns:
         The files, PNG and SVG.
@@ -62,19 +58,17 @@ def render_plots(
         best_first = sorted(members, key=lambda r: (-r.robust_acc.estimate, r.model.id))
         for name, report in figures.items():
             code = identity_of(report.function)
-            gallery.keep(f"{slug}/{name}", best_first, report, best_first, code=code)
+            gallery.keep(f"{slug}/{name}", report, best_first, code=code)
         for result in best_first:
             attack = result.attention_attack or next(iter(result.attacks))
-            model, sources = safe_name(result.model.name), [result]
-            gallery.keep(
-                f"{slug}/confusion_{model}", sources, confusion_under_attack, result, attack
-            )
+            model = safe_name(result.model.name)
+            gallery.keep(f"{slug}/confusion_{model}", confusion_under_attack, result, attack)
             if store is not None:
-                gallery.keep(f"{slug}/samples_{model}", sources, _panel, result, attack, store)
+                gallery.keep(f"{slug}/samples_{model}", _panel, result, attack, store)
     for (dataset, norm), members in _by_norm(groups).items():
         for attack in sorted({name for result in members for name in result.attacks}):
             stem = f"security_curves_{safe_name(dataset)}_{norm}_{safe_name(attack)}"
-            gallery.keep(stem, members, security_curves, members, attack)
+            gallery.keep(stem, security_curves, members, attack)
     gallery.close()
     return gallery.files
 
@@ -103,26 +97,26 @@ class _Gallery:
     def keep(
         self,
         stem: str,
-        sources: Sequence[ModelResult],
         draw: Callable[..., Figure | None],
+        shown: ModelResult | Sequence[ModelResult],
         *arguments: Any,
         code: str | None = None,
     ) -> None:
-        """Have ``draw(*arguments)`` as ``stem``, drawn anew if its sources changed."""
+        """Have ``draw(shown, *arguments)`` as ``stem``, drawn anew if the shown records changed."""
         digest = canonical_hash(
             {
                 "matplotlib": matplotlib.__version__,
                 "code": [self._code, code],
                 "records": [
                     stored.record.model_dump(mode="json")
-                    for result in sources
+                    for result in ([shown] if isinstance(shown, ModelResult) else shown)
                     for stored in result.attacks.values()
                 ],
             }
         )
         files = self._files(stem)
         if self._drawn.get(stem) != digest or not all(file.is_file() for file in files):
-            figure = draw(*arguments)
+            figure = draw(shown, *arguments)
             if figure is None:
                 return
             save(figure, self._folder / stem)

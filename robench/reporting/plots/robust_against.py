@@ -1,9 +1,8 @@
 """Robust accuracy against something else: clean accuracy, a metric's mean, the attack's radius."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -29,84 +28,71 @@ def clean_against_robust(results: Sequence[ModelResult]) -> Figure | None:
     """Clean against worst-case robust accuracy with both 95 % intervals; None without results."""
     if not results:
         return None
-    figure = new_figure(6.8, 4.6)
-    axes = figure.add_subplot()
-    axes.plot(
-        [0, 100], [0, 100], color="#999999", linewidth=0.8, linestyle="--", label="robust = clean"
-    )
-    for number, result in enumerate(results):
-        _point(axes, number, result.model.name, result.clean_acc, result.robust_acc)
+    clean = [result.clean_acc for result in results]
+    figure, axes = _robust_against("Clean against robust accuracy", results, clean)
+    line: dict[str, Any] = {"color": "#999999", "linewidth": 0.8, "linestyle": "--", "zorder": 1}
+    axes.plot([0, 100], [0, 100], **line, label="robust = clean")
     # Clean accuracies lie close together: the axis shows their range, not 0 to 100.
-    low = min(result.clean_acc.low for result in results)
-    floor = max(0, 10 * math.floor((low - 2) / 10))
+    floor = max(0, 10 * math.floor((min(interval.low for interval in clean) - 2) / 10))
     axes.set(xlim=(floor, 100 + (100 - floor) / 50), xlabel="clean accuracy in %")
-    percent_axis(axes, "y", "worst-case robust accuracy in %")
     figure.legend(loc="outside right upper")
-    captioned(figure, "Clean against robust accuracy", describe(results))
     return figure
 
 
 @styled
 def robust_against_metric(results: Sequence[ModelResult], name: str) -> Figure | None:
-    """Robust accuracy against the mean of a metric, with 95 % intervals of both.
-
-    Args:
-        results: models of one group.
-        name: a per-sample metric of the catalogue.
-
-    Returns:
-        None if no model has the metric.
+    """Robust accuracy against the mean of a metric of the catalogue, with 95 % intervals of both,
+    of models of one group; None if no model has the metric.
 
     Raises:
         UnknownNameError: there is no such metric.
     """
     item = METRICS[name]
-    shown = [
-        (number, result, interval)
-        for number, result in enumerate(results)
-        if (interval := _mean_interval(result, name)).defined
-    ]
+    # The values are bounded and many: the normal approximation of their mean is good.
+    means = [mean_interval(result.reported(name)) for result in results]
+    shown = [result for result, mean in zip(results, means, strict=True) if mean.defined]
     if not shown:
         return None
-    figure = new_figure(6.8, 4.6)
-    axes = figure.add_subplot()
-    for number, result, interval in shown:
-        _point(axes, number, result.model.name, interval, result.robust_acc)
-    attacks = attention_attacks([result for _, result, _ in shown])
+    title = f"Robust accuracy against {item.label.lower()}"
+    figure, axes = _robust_against(title, results, means)
     best = {"lower": ", lower is better", "higher": ", higher is better"}.get(item.direction, "")
-    axes.set_xlabel(f"mean {item.label.lower()} under {attacks} ({item.unit}{best})")
+    under = attention_attacks(shown)
+    axes.set_xlabel(f"mean {item.label.lower()} under {under} ({item.unit}{best})")
     if item.low == 0 and item.high == 1:
         axes.set_xlim(-0.02, 1.02)
-    percent_axis(axes, "y", "worst-case robust accuracy in %")
     figure.legend(loc="outside right upper")
-    captioned(figure, f"Robust accuracy against {item.label.lower()}", describe(results))
     return figure
 
 
-def _point(axes: Axes, number: int, name: str, x: Interval, y: Interval) -> None:
-    shape = look(number)
-    axes.errorbar(
-        [x.estimate],
-        [y.estimate],
-        # Rounding may put a limit a hair on the wrong side of 0 or 100.
-        xerr=[[max(0.0, x.estimate - x.low)], [max(0.0, x.high - x.estimate)]],
-        yerr=[[max(0.0, y.estimate - y.low)], [max(0.0, y.high - y.estimate)]],
-        color=shape.colour,
-        marker=shape.marker,
-        markersize=8,
-        markeredgecolor="black",
-        markeredgewidth=0.6,
-        elinewidth=1.2,
-        capsize=2,
-        linestyle="none",
-        label=name,
-    )
-
-
-def _mean_interval(result: ModelResult, name: str) -> Interval:
-    attack = result.attention_attack
-    # The values are bounded and many: the normal approximation of their mean is good.
-    return mean_interval([] if attack is None else result.column(attack, name))
+def _robust_against(
+    title: str, results: Sequence[ModelResult], values: Sequence[Interval]
+) -> tuple[Figure, Axes]:
+    """Worst-case robust accuracy against ``values``, a point a model; undefined ones have none."""
+    figure = new_figure(6.8, 4.6)
+    axes = figure.add_subplot()
+    for number, (result, x) in enumerate(zip(results, values, strict=True)):
+        if not x.defined:
+            continue
+        shape, y = look(number), result.robust_acc
+        axes.errorbar(
+            [x.estimate],
+            [y.estimate],
+            # Rounding may put a limit a hair on the wrong side of 0 or 100.
+            xerr=[[max(0.0, x.estimate - x.low)], [max(0.0, x.high - x.estimate)]],
+            yerr=[[max(0.0, y.estimate - y.low)], [max(0.0, y.high - y.estimate)]],
+            color=shape.colour,
+            marker=shape.marker,
+            markersize=8,
+            markeredgecolor="black",
+            markeredgewidth=0.6,
+            elinewidth=1.2,
+            capsize=2,
+            linestyle="none",
+            label=result.model.name,
+        )
+    percent_axis(axes, "y", "worst-case robust accuracy in %")
+    captioned(figure, title, describe(results))
+    return figure, axes
 
 
 @styled
@@ -170,7 +156,7 @@ def _curve(
     )
     low, high = [a.low for a in accuracy], [a.high for a in accuracy]
     axes.fill_between(radii, low, high, color=shape.colour, alpha=0.2, linewidth=0)
-    deviations = [result.metric_mean(attack, "attention_deviation") for result in points]
+    deviations = [result.metric_mean("attention_deviation", attack) for result in points]
     pairs = [pair for pair in zip(radii, deviations, strict=True) if not math.isnan(pair[1])]
     if pairs:
         right.plot(

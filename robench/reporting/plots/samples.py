@@ -1,7 +1,5 @@
 """A few samples: clean, adversarial, perturbation, and where the model looked before and after."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 
@@ -30,7 +28,6 @@ _OVERLAYS = (*_PANEL[:2], *_PANEL[3:], "top eighths")
 
 # Light, middle and dark, so that they differ in greyscale too.
 _SHARES = {"clean only": "#56B4E9", "both": "#F0E442", "adversarial only": "#A34700"}
-_CODES = {name: number for number, name in enumerate(_SHARES, start=1)}
 
 
 @styled
@@ -40,30 +37,23 @@ def sample_panel(panel: SamplePanel, record: EvaluationRecord) -> Figure | None:
     The perturbation is scaled so that grey is 0 and ±ε (or the largest entry, for other norms
     than L∞) are black and white. Maps lie over the greyed image; a line encloses their largest
     eighth of cells, the part that ``attention_deviation`` compares; beside the adversarial map
-    a dashed line repeats the clean map's.
-
-    Returns:
-        None for an empty panel.
+    a dashed line repeats the clean map's. None for an empty panel.
     """
-    k = len(panel)
-    if not k:
+    if not len(panel):
         return None
-    figure = new_figure(7.6, 0.9 + 1.42 * k)
-    grid = _grid(figure, k, _PANEL)
+    figure = new_figure(7.6, 0.9 + 1.42 * len(panel))
+    grid = _panel_grid(figure, panel, record, _PANEL)
     linf = record.threat_model.norm == "Linf"
-    for row in range(k):
-        clean, adversarial = panel.clean[row], panel.adversarial[row]
+    for row, (clean, adversarial) in enumerate(zip(panel.clean, panel.adversarial, strict=True)):
         perturbation = adversarial - clean
         scale = record.threat_model.radius if linf else float(np.abs(perturbation).max())
-        _show_image(grid[row, 0], clean)
-        _show_image(grid[row, 1], adversarial)
         _show_image(grid[row, 2], 0.5 + 0.5 * perturbation / max(scale, 1e-12))
         _overlay(grid[row, 3], clean, panel.clean_maps[row])
         _overlay(grid[row, 4], adversarial, panel.adv_maps[row])
         if _is_defined(panel.clean_maps[row]):
             _outline(grid[row, 4], _top_eighth(panel.clean_maps[row]), clean.shape, _BEFORE)
-        _label_row(grid[row], panel, row, record)
-    captioned(figure, f"{record.model.name} under {record.attack.name}", _conditions(record, k))
+    title = f"{record.model.name} under {record.attack.name}"
+    captioned(figure, title, _conditions(record, len(panel)))
     return figure
 
 
@@ -73,33 +63,21 @@ def attention_overlays(panel: SamplePanel, record: EvaluationRecord) -> Figure |
 
     Maps lie over the greyed image, their largest eighth of cells enclosed; the last column shows
     which of these cells are the clean map's alone, the adversarial map's alone, or both's, and
-    the ``attention_deviation`` that follows.
-
-    Args:
-        panel: the samples with their maps.
-        record: whose samples they are; names model, attack, data and classes.
-
-    Returns:
-        None for an empty panel.
+    the ``attention_deviation`` that follows. None for an empty panel.
     """
-    k = len(panel)
-    if not k:
+    if not len(panel):
         return None
-    figure = new_figure(7.6, 1.2 + 1.42 * k)
-    grid = _grid(figure, k, _OVERLAYS)
-    for row in range(k):
-        clean, adversarial = panel.clean[row], panel.adversarial[row]
-        _show_image(grid[row, 0], clean)
-        _show_image(grid[row, 1], adversarial)
+    figure = new_figure(7.6, 1.2 + 1.42 * len(panel))
+    grid = _panel_grid(figure, panel, record, _OVERLAYS)
+    for row, (clean, adversarial) in enumerate(zip(panel.clean, panel.adversarial, strict=True)):
         _overlay(grid[row, 2], clean, panel.clean_maps[row])
         _overlay(grid[row, 3], adversarial, panel.adv_maps[row])
         _overlap(grid[row, 4], clean, panel.clean_maps[row], panel.adv_maps[row])
-        _label_row(grid[row], panel, row, record)
     handles = [Patch(fc=colour, ec="black", label=name) for name, colour in _SHARES.items()]
     figure.legend(handles=handles, loc="outside lower center", ncols=len(_SHARES))
     method = record.attention_method or "no maps"
     title = f"Attention of {record.model.name} under {record.attack.name} ({method})"
-    captioned(figure, title, _conditions(record, k))
+    captioned(figure, title, _conditions(record, len(panel)))
     return figure
 
 
@@ -133,26 +111,48 @@ def resisted_by_one(
         return None
     figure = new_figure(5.2, 0.9 + 1.5 * k)
     titles = ("clean", *(f"under attack: {name}" for name in models))
-    grid = _grid(figure, k, titles, wrap=True)
-    for row in range(k):
-        label = int(labels[row])
-        _show_image(grid[row, 0], clean[row])
-        _label_sample(grid[row, 0], sample_ids[row][-18:], label, record)
-        for column, (images, classes) in enumerate(zip(adversarial, predictions, strict=True), 1):
-            _show_image(grid[row, column], images[row])
-            _label_prediction(grid[row, column], int(classes[row]), label, record)
+    columns = [(clean, np.full(k, -1)), *zip(adversarial, predictions, strict=True)]
+    _grid(figure, record, titles, sample_ids, labels, columns, wrap=True)
     title = f"Resisted by one of {models[0]} and {models[1]} ({record.attack.name})"
     captioned(figure, title, _conditions(record, k))
     return figure
 
 
-def _grid(
-    figure: Figure, rows: int, titles: Sequence[str], *, wrap: bool = False
+def _panel_grid(
+    figure: Figure, panel: SamplePanel, record: EvaluationRecord, titles: Sequence[str]
 ) -> npt.NDArray[np.object_]:
-    """Axes (rows, titles), the titles above the first row."""
-    grid: npt.NDArray[np.object_] = figure.subplots(rows, len(titles), squeeze=False)
+    """:func:`_grid` whose first two columns are the clean and the adversarial image."""
+    columns = ((panel.clean, panel.clean_predictions), (panel.adversarial, panel.adv_predictions))
+    return _grid(figure, record, titles, panel.sample_ids, panel.labels, columns)
+
+
+def _grid(
+    figure: Figure,
+    record: EvaluationRecord,
+    titles: Sequence[str],
+    sample_ids: Sequence[str],
+    labels: Classes,
+    columns: Sequence[tuple[Floats, Classes]],
+    *,
+    wrap: bool = False,
+) -> npt.NDArray[np.object_]:
+    """Axes (k, titles), a row a sample with its id and class beside it; in the first columns the
+    images (k, H, W, C), each with the class (k,) predicted for it below; −1 where unknown."""
+    grid: npt.NDArray[np.object_]
+    grid = figure.subplots(len(sample_ids), len(titles), squeeze=False)
     for axes, title in zip(grid[0], titles, strict=True):
         axes.set_title(title, fontsize=8, loc="center", wrap=wrap)
+    for row, (name, label) in enumerate(zip(sample_ids, labels, strict=True)):
+        short = name if len(name) <= 18 else f"…{name[-17:]}"
+        true = class_name(record.dataset, int(label))
+        grid[row, 0].set_ylabel(f"{short}\ntrue: {true}", fontsize=7)
+        for axes, (images, predictions) in zip(grid[row], columns, strict=False):
+            _show_image(axes, images[row])
+            if (predicted := int(predictions[row])) >= 0:
+                wrong = predicted != label
+                text = f"{'✗' if wrong else '✓'} {class_name(record.dataset, predicted)}"
+                colour = "#B00000" if wrong else "black"
+                axes.set_xlabel(text, fontsize=8, color=colour, labelpad=2)
     return grid
 
 
@@ -161,33 +161,6 @@ def _conditions(record: EvaluationRecord, k: int) -> str:
         f"{record.dataset.name} ({record.dataset.split}), {threat_text(record.threat_model)}, "
         f"{k} of n = {record.n}"
     )
-
-
-def _label_row(
-    grid: npt.NDArray[np.object_], panel: SamplePanel, row: int, record: EvaluationRecord
-) -> None:
-    """Write a sample's id and class beside its row, predictions below the first two columns."""
-    label, name = int(panel.labels[row]), panel.sample_ids[row]
-    _label_sample(grid[0], name if len(name) <= 18 else f"…{name[-17:]}", label, record)
-    for axes, classes in zip(
-        grid[:2], (panel.clean_predictions, panel.adv_predictions), strict=True
-    ):
-        _label_prediction(axes, int(classes[row]), label, record)
-
-
-def _label_sample(axes: Axes, name: str, label: int, record: EvaluationRecord) -> None:
-    axes.set_ylabel(f"{name}\ntrue: {class_name(record.dataset, label)}", fontsize=7)
-
-
-def _label_prediction(axes: Axes, predicted: int, label: int, record: EvaluationRecord) -> None:
-    if predicted >= 0:
-        wrong = predicted != label
-        axes.set_xlabel(
-            f"{'✗' if wrong else '✓'} {class_name(record.dataset, predicted)}",
-            fontsize=8,
-            color="#B00000" if wrong else "black",
-            labelpad=2,
-        )
 
 
 def _show_image(axes: Axes, image: Floats) -> None:
@@ -225,11 +198,9 @@ def _overlap(axes: Axes, image: Floats, before: Floats, after: Floats) -> None:
         axes.text(0.5, 0.5, "undefined", transform=axes.transAxes, ha="center", va="center")
         return
     first, second = _top_eighth(before), _top_eighth(after)
-    codes = np.zeros(first.shape, dtype=np.int64)
-    codes[first & ~second] = _CODES["clean only"]
-    codes[first & second] = _CODES["both"]
-    codes[~first & second] = _CODES["adversarial only"]
     colours = ListedColormap(list(_SHARES.values()))
+    # Numbered in the order of the shares; 0 is nobody's.
+    codes = np.select([first & ~second, first & second, second], [1, 2, 3])
     shown = np.ma.masked_equal(codes, 0)
     axes.imshow(shown, cmap=colours, vmin=1, vmax=len(_SHARES), alpha=0.8, **place)
     _outline(axes, first, image.shape, _BEFORE)
@@ -244,8 +215,7 @@ def _is_defined(attention: Floats) -> bool:
 
 
 def _top_eighth(attention: Floats) -> Bools:
-    top: Bools = top_cells(attention[None])[0]
-    return top
+    return np.asarray(top_cells(attention[None])[0])
 
 
 def _outline(axes: Axes, cells: Bools, image_shape: tuple[int, ...], line: dict[str, Any]) -> None:

@@ -6,8 +6,6 @@ global state, so that a program that draws its own figures is not disturbed. Fil
 and no random ids: the same figure gives the same bytes with the same matplotlib.
 """
 
-from __future__ import annotations
-
 import functools
 import io
 from collections.abc import Callable, Sequence

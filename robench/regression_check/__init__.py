@@ -16,10 +16,9 @@ bootstrap inside classes; attention deviation a bootstrap of its paired mean.
 """
 
 from robench.regression_check.baseline import LeaderboardRow, leaderboard_row, stored_pair
-from robench.regression_check.gate import check
+from robench.regression_check.gate import CheckResult, CriterionResult, Verdict, check
 from robench.regression_check.outputs import check_json, check_junit, check_markdown
 from robench.regression_check.policy import Criterion, Policy
-from robench.regression_check.verdicts import CheckResult, CriterionResult, Verdict
 
 __all__ = [
     "CheckResult",

@@ -3,7 +3,6 @@
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from scipy import stats
@@ -85,33 +84,28 @@ def row_differences(
     candidate: ModelResult, baseline: LeaderboardRow, level: float
 ) -> list[Difference]:
     """The accuracies that the row has, candidate minus baseline, as if from separate samples."""
-    return [
-        _unpaired(quantity, verdicts, figure, baseline.n, level)
-        for quantity, verdicts, figure in (
-            ("robust_acc", candidate.robust, baseline.robust_acc),
-            ("clean_acc", candidate.clean_correct, baseline.clean_acc),
+    found, other_n = [], baseline.n
+    for quantity, verdicts, figure in (
+        ("robust_acc", candidate.robust, baseline.robust_acc),
+        ("clean_acc", candidate.clean_correct, baseline.clean_acc),
+    ):
+        if math.isnan(figure):
+            continue
+        hits, n = int(verdicts.sum()), len(verdicts)
+        other_hits = round(figure / 100 * other_n)
+        table = np.array([[hits, n - hits], [other_hits, other_n - other_hits]])
+        share, other = hits / n, other_hits / other_n
+        difference = Difference(
+            quantity=quantity,
+            better="higher",
+            first=100 * share,
+            second=100 * other,
+            interval=unpaired_difference(hits, n, other_hits, other_n, level).scaled(100),
+            p=float(stats.fisher_exact(table).pvalue),
+            p_worse=float(stats.fisher_exact(table, alternative="less").pvalue),
+            n=n,
+            # As if each sample were drawn with its own partner, independent of it.
+            spread=100 * math.sqrt(share * (1 - share) + other * (1 - other)),
         )
-        if not math.isnan(figure)
-    ]
-
-
-def _unpaired(
-    quantity: str, verdicts: Any, figure: float, other_n: int, level: float
-) -> Difference:
-    hits, n = int(verdicts.sum()), len(verdicts)
-    other_hits = round(figure / 100 * other_n)
-    interval = unpaired_difference(hits, n, other_hits, other_n, level)
-    table = np.array([[hits, n - hits], [other_hits, other_n - other_hits]])
-    share, other = hits / n, other_hits / other_n
-    return Difference(
-        quantity=quantity,
-        better="higher",
-        first=100 * share,
-        second=100 * other,
-        interval=interval.scaled(100),
-        p=float(stats.fisher_exact(table).pvalue),
-        p_worse=float(stats.fisher_exact(table, alternative="less").pvalue),
-        n=n,
-        # As if each sample were drawn with its own partner, independent of it.
-        spread=100 * math.sqrt(share * (1 - share) + other * (1 - other)),
-    )
+        found.append(difference)
+    return found

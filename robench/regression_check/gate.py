@@ -1,23 +1,84 @@
-"""From two models' records to an answer."""
+"""From two models' records to an answer, which is data."""
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
 from typing import Literal
 
 from scipy import stats
 
 from robench.regression_check.baseline import LeaderboardRow, row_differences
 from robench.regression_check.policy import Criterion, Policy
-from robench.regression_check.verdicts import CheckResult, CriterionResult, Verdict
 from robench.reporting.differences import Difference, differences
 from robench.reporting.model_results import ModelResult, common_attacks
-from robench.statistics import (
-    Interval,
-    holm,
-    n_for_difference,
-    n_for_noninferiority,
-    smallest_difference,
-)
+from robench.statistics import holm, n_for_difference, n_for_noninferiority, smallest_difference
+
+
+class Verdict(StrEnum):
+    """The answer of one criterion, and of the gate."""
+
+    NOT_WORSE = "not worse"
+    WORSE = "worse"
+    CANNOT_TELL = "cannot tell"
+    NOT_MEASURED = "not measured"
+    """Only of a criterion: one of the two models lacks the figures."""
+
+
+@dataclass(frozen=True)
+class CriterionResult:
+    """One criterion's answer. Figures are NaN where undefined."""
+
+    quantity: str
+    unit: Literal["points", ""]
+    margin: float
+    verdict: Verdict
+    required: bool
+    baseline: float = math.nan
+    candidate: float = math.nan
+    loss: float = math.nan
+    """Positive: the candidate is worse."""
+    loss_low: float = math.nan
+    loss_high: float = math.nan
+    """Limits of the loss, each one-sided at α."""
+    p_worse: float = math.nan
+    """Holm-corrected p-value of "the candidate is not worse"."""
+    n: int = 0
+    n_to_pass: int | None = None
+    """n that would exclude a loss of the margin if there is none in truth."""
+    n_to_fail: int | None = None
+    """n that would show the observed loss if it is the true one."""
+    detectable: float | None = None
+    """The smallest true loss that this n shows with the policy's power."""
+
+
+@dataclass(frozen=True)
+class CheckResult:
+    """What the gate says."""
+
+    candidate: str
+    baseline: str
+    group: str
+    verdict: Verdict
+    criteria: tuple[CriterionResult, ...]
+    policy: Policy
+    notes: tuple[str, ...] = ()
+    """What was left out of the comparison, and why."""
+    problems: tuple[str, ...] = ()
+    """What forbids a pass: errored samples, attacks that the candidate lacks."""
+
+    @property
+    def exit_code(self) -> int:
+        """0 not worse, 1 worse, 2 cannot tell."""
+        return {Verdict.NOT_WORSE: 0, Verdict.WORSE: 1}.get(self.verdict, 2)
+
+    @property
+    def n_needed(self) -> int | None:
+        """The n after which every undecided criterion could be decided; None if unknown."""
+        undecided = [item for item in self.criteria if item.verdict is Verdict.CANNOT_TELL]
+        # Which of the two it will be is not known: the larger one decides either way.
+        needed = [max(item.n_to_pass or 0, item.n_to_fail or 0) for item in undecided]
+        return max(needed) if needed and all(needed) else None
 
 
 def check(
@@ -55,7 +116,7 @@ def check(
     for result in compared:
         if count := int(result.errored.sum()):
             problems.append(f"{count} samples of {result.model.name} errored")
-    found = {change.quantity: change for change in changes if change.defined}
+    found = {change.quantity: change for change in changes if change.interval.defined}
     adjusted = holm([found[key].p_worse if key in found else math.nan for key in criteria])
     results = tuple(
         _judge(key, criterion, found.get(key), p_worse, rules, identical)
@@ -116,7 +177,7 @@ def _judge(
         verdict = Verdict.WORSE
     else:
         verdict = Verdict.CANNOT_TELL
-    to_pass, to_fail, detectable = _sizes(item, loss, margin, rules)
+    to_pass, to_fail, detectable = _sizes(item, loss.estimate, margin, rules)
     return CriterionResult(
         quantity,
         unit,
@@ -137,7 +198,7 @@ def _judge(
 
 
 def _sizes(
-    item: Difference, loss: Interval, margin: float, rules: Policy
+    item: Difference, loss: float, margin: float, rules: Policy
 ) -> tuple[int | None, int | None, float | None]:
     """n to pass, n to fail, and the detectable loss; two-sided functions get 2α."""
     alpha, power = rules.alpha, rules.power
@@ -150,9 +211,7 @@ def _sizes(
             else None
         )
         to_fail = (
-            n_for_difference(loss.estimate / 100, share, alpha=2 * alpha, power=power)
-            if loss.estimate > 0
-            else None
+            n_for_difference(loss / 100, share, alpha=2 * alpha, power=power) if loss > 0 else None
         )
         shown = smallest_difference(counts.n, share, alpha=2 * alpha, power=power)
         return to_pass, to_fail, None if shown is None else 100 * shown
@@ -160,5 +219,5 @@ def _sizes(
         return None, None, None
     reach = (float(stats.norm.isf(alpha)) + float(stats.norm.ppf(power))) * item.spread
     to_pass = max(1, math.ceil((reach / margin) ** 2))
-    to_fail = math.ceil((reach / loss.estimate) ** 2) if loss.estimate > 0 else None
+    to_fail = math.ceil((reach / loss) ** 2) if loss > 0 else None
     return to_pass, to_fail, reach / math.sqrt(item.n)

@@ -5,7 +5,7 @@ from dataclasses import asdict
 from xml.etree import ElementTree
 
 from robench.formatting import number, plain, signed_interval
-from robench.regression_check.verdicts import CheckResult, CriterionResult, Verdict
+from robench.regression_check.gate import CheckResult, CriterionResult, Verdict
 
 _MARKS = {
     Verdict.NOT_WORSE: "✅",

@@ -22,22 +22,18 @@ from robench.statistics import holm, smallest_difference
 
 @dataclass(frozen=True)
 class Comparison:
-    """A baseline and others on the same samples.
-
-    Args:
-        table: one row a model and quantity; see :func:`compare_models`.
-        only_baseline, only_other: by other model, the ids of samples that only one of the two
-            resists in the worst case.
-        notes: what was left out and why.
-    """
+    """A baseline and others on the same samples."""
 
     baseline: str
     group: GroupKey
     level: float
     table: pd.DataFrame
+    """One row a model and quantity; see :func:`compare_models`."""
     only_baseline: dict[str, list[str]]
     only_other: dict[str, list[str]]
+    """By other model, the ids of samples that only one of the two resists in the worst case."""
     notes: tuple[str, ...]
+    """What was left out and why."""
 
 
 def compare_models(
@@ -154,7 +150,7 @@ def _row(name: str, item: Difference, p_holm: float, alpha: float) -> dict[str, 
 
 
 def _verdict(item: Difference, p_holm: float, alpha: float) -> str:
-    if not item.defined or math.isnan(p_holm):
+    if not item.interval.defined or math.isnan(p_holm):
         return "undefined"
     if p_holm >= alpha:
         return "not shown"

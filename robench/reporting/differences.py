@@ -52,11 +52,6 @@ class Difference:
     """Standard deviation of the per-sample differences, in the quantity's unit."""
 
     @property
-    def defined(self) -> bool:
-        """Whether there was anything to compare."""
-        return self.interval.defined
-
-    @property
     def loss(self) -> Interval:
         """How much worse the first is: positive where it is worse."""
         plain = self.interval
@@ -92,7 +87,7 @@ def differences(
     if (measured := _shared_metric_attack(first, second)) is not None:
         names = [name for name in METRICS if wanted is None or name in wanted]
         changes = [metric_difference(name, first, second, measured, level) for name in names]
-        found += [change for change in changes if change.defined]
+        found += [change for change in changes if change.interval.defined]
     return found
 
 

@@ -68,13 +68,10 @@ def model_info(
 ) -> dict[str, Any]:
     """A model's results with the field names of RobustBench's ``model_info`` JSON.
 
-    RobustBench writes accuracies as text with two digits. What is not known is None.
-
-    Args:
-        result: the model's records.
-        autoattack: what counts as AutoAttack's standard version; the first of them that there
-            is a record of gives ``autoattack_acc``. Any other protocol has no place there.
-        card: whose provenance names paper, authors and venue.
+    RobustBench writes accuracies as text with two digits. What is not known is None. The first of
+    ``autoattack``, what counts as its standard version, that there is a record of gives
+    ``autoattack_acc``: any other protocol has no place there. Paper, authors and venue are those
+    of the card's provenance.
     """
     found = [
         stored

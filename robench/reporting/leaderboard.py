@@ -108,9 +108,8 @@ def build_leaderboard(
 
     Args:
         source: a store (damaged records are logged and left out) or records.
-        wanted, suite: as for :func:`robench.reporting.model_results.collect`. With a suite, its
-            attacks are the ones a model must have to be ranked; without, all that any model of
-            its group has.
+        wanted, suite: as for :func:`robench.reporting.model_results.collect`. To be ranked a model
+            must have the suite's attacks, or without one all that any model of its group has.
         together: rank all groups as one, although their numbers are not comparable.
 
     Returns:
@@ -166,14 +165,16 @@ def _ranked(members: list[ModelResult], suite: Suite | None) -> list[dict[str, A
 def _row(
     result: ModelResult, required: set[str], newest: Mapping[tuple[Any, str], Any]
 ) -> dict[str, Any]:
-    missing = sorted(required - set(result.attacks))
-    differs = [n for n in result.attacks if result.parameters_of(n) != newest[result.group, n]]
-    errored = int(result.errored.sum())
+    unranked = [f"errored:{errored}"] if (errored := int(result.errored.sum())) else []
+    unranked += [f"missing:{name}" for name in sorted(required - set(result.attacks))]
+    for name in result.attacks:
+        if result.parameters_of(name) != newest[result.group, name]:
+            unranked.append(f"differs:{name}")
     measured = result.attention_attack is not None
     columns = (*_HEAD, *_WORST, *(_ATTENTION if measured else ()), *_TAIL)
     row = {column.name: column.of(result) for column in columns}
-    row["rank"] = None if missing or differs or errored else 0
-    row["validity"] = ";".join(_validity(result, missing, differs, errored)) or NO_FLAG
+    row["rank"] = None if unranked else 0
+    row["validity"] = ";".join(unranked + _doubts(result)) or NO_FLAG
     for attack in result.attacks:
         column = attack_column(attack)
         if column in row:
@@ -190,22 +191,16 @@ def _row(
     return row
 
 
-def _validity(
-    result: ModelResult, missing: list[str], differs: list[str], errored: int
-) -> list[str]:
-    notes = [f"errored:{errored}"] if errored else []
-    notes += [f"missing:{name}" for name in missing]
-    notes += [f"differs:{name}" for name in differs]
+def _doubts(result: ModelResult) -> list[str]:
     predictions = [result.column(name, "clean_prediction") for name in result.attacks]
     # These pass over NaN, and NaN is not larger than itself.
-    if unstable := int((np.fmax.reduce(predictions) > np.fmin.reduce(predictions)).sum()):
-        notes.append(f"unstable_clean:{unstable}")
+    unstable = int((np.fmax.reduce(predictions) > np.fmin.reduce(predictions)).sum())
     flags = {
         f"{flag.name}({flag.severity})"
         for stored in result.attacks.values()
         for flag in stored.record.flags
     }
-    return notes + sorted(flags)
+    return ([f"unstable_clean:{unstable}"] if unstable else []) + sorted(flags)
 
 
 def _newest_identities(members: list[ModelResult]) -> dict[tuple[Any, str], Any]:

@@ -20,7 +20,7 @@ from robench.reporting.metric_tables import worst_classes
 _GROUP = ("dataset", "norm", "eps", "n", "seed", "data_sha256")
 _HIDDEN = {
     *_GROUP,
-    *("robust_acc_low", "robust_acc_high", "attention_method", "weights_sha256"),
+    *("robust_acc_high", "attention_method", "weights_sha256"),
     *("forwards", "backwards", "seconds"),
 }
 
@@ -88,7 +88,7 @@ _BOARD = {
     "architecture": _Column("architecture", "network", text=True),
     "parameters": _Column("parameters", "number of weights", show="{:,}".format),
     "robust_acc": _Column("robust %", "share of samples that survive every attack"),
-    "interval": _Column("95 % interval", "Wilson interval of the robust accuracy"),
+    "robust_acc_low": _Column("95 % interval", "Wilson interval of the robust accuracy"),
     "clean_acc": _Column("clean %", "accuracy without an attack"),
     "worst_class": _Column("worst class", "class with the lowest robust accuracy", text=True),
     "worst_class_robust_acc": _Column("its robust %", "robust accuracy of the worst class"),
@@ -138,14 +138,11 @@ def build_page(
     tables: Mapping[str, pd.DataFrame] | None = None,
     title: str = "robench leaderboard",
 ) -> str:
-    """Render the page.
+    """Render the page of :func:`robench.reporting.leaderboard.build_leaderboard`'s table.
 
-    Args:
-        leaderboard: from :func:`robench.reporting.leaderboard.build_leaderboard`.
-        figures: PNG or SVG files; they are embedded, each under its file's name.
-        tables: by report (:data:`robench.reporting.catalogue.REPORTS`); of ``per_class`` only
-            the classes that come off worst are shown, a report from outside is shown as it is.
-        title: the page's title.
+    PNG and SVG ``figures`` are embedded, each under its file's name. ``tables`` are by report
+    (:data:`robench.reporting.catalogue.REPORTS`); of ``per_class`` only the classes that come off
+    worst are shown, a report from outside is shown as it is.
 
     Raises:
         StoreError: a figure cannot be read.
@@ -180,17 +177,16 @@ def build_page(
 
 
 def _leaderboard_table(block: pd.DataFrame) -> _Table:
-    names = [
-        name
-        for name in block.columns
-        if name not in _HIDDEN and not name.endswith(("_broken", "_survived"))
-    ]
-    names.insert(names.index("robust_acc") + 1, "interval")
     limits = zip(block["robust_acc_low"], block["robust_acc_high"], strict=True)
     intervals = ["" if is_undefined(low) else f"{low:.1f}–{high:.1f}" for low, high in limits]
     caption = f"{len(block)} model{'s' if len(block) > 1 else ''}; click a heading to sort"
-    shown = {name: _BOARD.get(name) or _metric_or_attack(name) for name in names}
-    return _table(caption, block.assign(interval=intervals), shown)
+    shown = {
+        name: _BOARD.get(name) or _metric_or_attack(name)
+        for name in block.columns
+        if name not in _HIDDEN and not name.endswith(("_broken", "_survived"))
+    }
+    # Both limits are shown in the column of the lower one.
+    return _table(caption, block.assign(robust_acc_low=intervals), shown)
 
 
 def _metric_or_attack(name: str) -> _Column:

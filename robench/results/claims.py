@@ -26,9 +26,8 @@ _NO_LOCKS = (errno.ENOTSUP, errno.ENOLCK, errno.EINVAL, errno.ENOSYS)
 class Claim(contextlib.AbstractContextManager["Claim"]):
     """A held lock. Leaving its block releases the claim; ``held`` says whether it still is.
 
-    Args:
-        path: the lock file; missing parent folders are made.
-        wait: how many seconds to wait for another holder; infinity: for ever.
+    Missing parent folders of the lock file are made. ``wait`` is how many seconds to wait for
+    another holder; infinity: for ever.
 
     Raises:
         StoreError: somebody else still holds it after that time; they are named. Or the lock file

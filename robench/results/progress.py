@@ -5,8 +5,6 @@ adversarial inputs of a job outgrow any memory on large data sets. They are not 
 either, so that what a process needs does not grow with the data.
 """
 
-from __future__ import annotations
-
 import hashlib
 import math
 from collections.abc import Callable, Iterable
@@ -19,6 +17,61 @@ from robench.files import atomic_write, file_error, file_errors, remove
 
 _MAGIC = b"robench-progress-1\n"
 _DIGEST_BYTES = hashlib.sha256().digest_size
+
+
+class RowFile:
+    """``count`` float32 rows of a shape, in a file that survives the process; a file of another
+    size is begun anew, and rows never written are zero.
+
+    Raises:
+        StoreError: it cannot be opened.
+    """
+
+    def __init__(self, path: Path, count: int, shape: tuple[int, ...]) -> None:
+        self.path = path
+        self.shape = (count, *shape)
+        self._bytes = 4 * math.prod(shape)
+        with file_errors("opened", path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("ab") as stream:
+                self.resumed = stream.tell() == count * self._bytes
+                if not self.resumed:
+                    stream.truncate(0)
+                    stream.truncate(count * self._bytes)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def read(self, rows: Iterable[int]) -> NDArray[np.float32]:
+        """The rows (k, …), in the order asked for.
+
+        Raises:
+            StoreError: they cannot be read.
+        """
+        chosen = list(rows)
+        found = np.empty((len(chosen), *self.shape[1:]), np.float32)
+        with file_errors("read", self.path), self.path.open("rb") as stream:
+            for place, row in enumerate(chosen):
+                stream.seek(self._start(row))
+                content = stream.read(self._bytes)
+                found[place] = np.frombuffer(content, np.float32).reshape(self.shape[1:])
+        return found
+
+    def write(self, rows: Iterable[int], values: NDArray[np.float32]) -> None:
+        """Replace rows by ``values`` (k, …).
+
+        Raises:
+            StoreError: they cannot be written, as on a full disk.
+        """
+        with file_errors("written", self.path), self.path.open("r+b") as stream:
+            for row, value in zip(rows, values, strict=True):
+                stream.seek(self._start(row))
+                stream.write(np.ascontiguousarray(value, np.float32).tobytes())
+
+    def _start(self, row: int) -> int:
+        if not 0 <= row < len(self):
+            raise IndexError(f"row {row} of {len(self)}")
+        return row * self._bytes
 
 
 class Progress:
@@ -78,62 +131,3 @@ class Progress:
     @property
     def _rows(self) -> Path:
         return self.path.with_suffix(".rows")
-
-
-class RowFile:
-    """float32 rows in a file that survives the process; rows never written are zero.
-
-    Args:
-        path: where; a file of another size is begun anew.
-        count: number of rows.
-        shape: of each row.
-
-    Raises:
-        StoreError: it cannot be opened.
-    """
-
-    def __init__(self, path: Path, count: int, shape: tuple[int, ...]) -> None:
-        self.path = path
-        self.shape = (count, *shape)
-        self._bytes = 4 * math.prod(shape)
-        with file_errors("opened", path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with path.open("ab") as stream:
-                self.resumed = stream.tell() == count * self._bytes
-                if not self.resumed:
-                    stream.truncate(0)
-                    stream.truncate(count * self._bytes)
-
-    def __len__(self) -> int:
-        return self.shape[0]
-
-    def read(self, rows: Iterable[int]) -> NDArray[np.float32]:
-        """The rows (k, …), in the order asked for.
-
-        Raises:
-            StoreError: they cannot be read.
-        """
-        chosen = list(rows)
-        found = np.empty((len(chosen), *self.shape[1:]), np.float32)
-        with file_errors("read", self.path), self.path.open("rb") as stream:
-            for place, row in enumerate(chosen):
-                stream.seek(self._start(row))
-                content = stream.read(self._bytes)
-                found[place] = np.frombuffer(content, np.float32).reshape(self.shape[1:])
-        return found
-
-    def write(self, rows: Iterable[int], values: NDArray[np.float32]) -> None:
-        """Replace rows by ``values`` (k, …).
-
-        Raises:
-            StoreError: they cannot be written, as on a full disk.
-        """
-        with file_errors("written", self.path), self.path.open("r+b") as stream:
-            for row, value in zip(rows, values, strict=True):
-                stream.seek(self._start(row))
-                stream.write(np.ascontiguousarray(value, np.float32).tobytes())
-
-    def _start(self, row: int) -> int:
-        if not 0 <= row < len(self):
-            raise IndexError(f"row {row} of {len(self)}")
-        return row * self._bytes

@@ -32,17 +32,7 @@ from pathlib import Path
 from robench.errors import CorruptRecordError, StoreError, UsageError
 from robench.files import atomic_write, file_error, file_errors, remove, stale_temporaries
 from robench.records import EvaluationRecord, SampleOutcome
-from robench.results.arrays import (
-    ADVERSARIAL,
-    Array,
-    ArrayRows,
-    Rows,
-    array_names,
-    check_digest,
-    check_size,
-    load_arrays,
-    save_arrays,
-)
+from robench.results import arrays as npz
 from robench.results.claims import Claim
 from robench.results.progress import Progress
 from robench.results.stored_record import (
@@ -127,8 +117,8 @@ class Store:
         record: EvaluationRecord,
         samples: Sequence[SampleOutcome],
         *,
-        adversarial: Array | Rows | None = None,
-        arrays: Mapping[str, Array] | None = None,
+        adversarial: npz.Array | npz.Rows | None = None,
+        arrays: Mapping[str, npz.Array] | None = None,
     ) -> StoredRecord:
         """Keep a finished job, in place of an earlier record with its key.
 
@@ -145,14 +135,14 @@ class Store:
                 written (full, read-only): then nothing of it is left behind.
         """
         stored = StoredRecord.of(record, samples)
-        extra: dict[str, Array | Rows] = dict(arrays or {})
+        extra: dict[str, npz.Array | npz.Rows] = dict(arrays or {})
         if adversarial is not None:
             if adversarial.shape[0] != len(samples):
                 raise StoreError(
                     f"{adversarial.shape[0]} adversarial inputs for {len(samples)} samples",
                     where=record.key,
                 )
-            extra[ADVERSARIAL] = adversarial
+            extra[npz.ADVERSARIAL] = adversarial
         path = self.path_of(record.key)
         created: list[Path] = []
         try:
@@ -160,7 +150,7 @@ class Store:
             files = {"table": write_data_file(path, ".parquet", table, created)}
             if extra:
                 # Too large to render in memory.
-                save = functools.partial(save_arrays, arrays=extra)
+                save = functools.partial(npz.save_arrays, arrays=extra)
                 files["arrays"] = write_data_file(path, ".npz", save, created)
             atomic_write(path, render_document(stored.record, files))
         except BaseException:
@@ -201,7 +191,7 @@ class Store:
         arrays = document["files"].get("arrays")
         arrays_path = None if arrays is None else path.parent / arrays["name"]
         if arrays_path is not None:
-            check_size(arrays_path, arrays["bytes"])
+            npz.check_size(arrays_path, arrays["bytes"])
         return StoredRecord(parse_record(document["record"], path), arrow, path, arrays_path)
 
     def verify(self, key: str) -> None:
@@ -209,7 +199,7 @@ class Store:
         self.read(key)
         path, digest = self._arrays(key)
         if path is not None:
-            check_digest(path, digest)
+            npz.check_digest(path, digest)
 
     def scan(self) -> Scan:
         """Read every record, setting apart those that cannot be read."""
@@ -222,13 +212,13 @@ class Store:
 
     # --- arrays ----------------------------------------------------------------------------
 
-    def read_arrays(self, key: str) -> dict[str, Array]:
+    def read_arrays(self, key: str) -> dict[str, npz.Array]:
         """The arrays kept with a record, by name, without its adversarial inputs.
 
         The file's checksum is verified; errors as of :meth:`read`.
         """
         path, digest = self._arrays(key)
-        return {} if path is None else load_arrays(path, digest, leave_out=(ADVERSARIAL,))
+        return {} if path is None else npz.load_arrays(path, digest, leave_out=(npz.ADVERSARIAL,))
 
     def has_adversarial(self, key: str) -> bool:
         """Whether a record's adversarial inputs were kept; no checksum is looked at.
@@ -236,9 +226,9 @@ class Store:
         Errors as of :meth:`read`.
         """
         path, _ = self._arrays(key)
-        return path is not None and ADVERSARIAL in array_names(path)
+        return path is not None and npz.ADVERSARIAL in npz.array_names(path)
 
-    def adversarial_rows(self, key: str) -> ArrayRows:
+    def adversarial_rows(self, key: str) -> npz.ArrayRows:
         """Adversarial inputs (n, C, H, W), to be read some rows at a time, in the table's order.
 
         Raises:
@@ -246,14 +236,14 @@ class Store:
         """
         path, digest = self._arrays(key)
         if path is not None:
-            check_digest(path, digest)
-        if path is None or ADVERSARIAL not in array_names(path):
+            npz.check_digest(path, digest)
+        if path is None or npz.ADVERSARIAL not in npz.array_names(path):
             raise StoreError(
                 "the record has no adversarial inputs",
                 where=self.path_of(key),
                 hint="Run it again with --save-adversarial",
             )
-        return ArrayRows(path, ADVERSARIAL)
+        return npz.ArrayRows(path, npz.ADVERSARIAL)
 
     # --- damage, claims, progress ----------------------------------------------------------
 
@@ -292,10 +282,8 @@ class Store:
         """Delete what crashes and overwriting left: temporary files, tables without a record,
         progress of finished jobs, lock files nobody holds.
 
-        Files younger than ``older_than`` seconds may belong to a process that is writing now.
-
-        Returns:
-            The deleted files.
+        Files younger than ``older_than`` seconds may belong to a process that is writing now. The
+        deleted files are returned.
         """
         victims = list(stale_temporaries(self.folder, older_than=older_than))
         limit = time.time() - older_than

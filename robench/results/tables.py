@@ -48,17 +48,15 @@ def samples_to_table(samples: Sequence[SampleOutcome]) -> Any:
     if len(set(ids)) != len(ids):
         repeated = next(name for name in ids if ids.count(name) > 1)
         raise StoreError(f"sample id {repeated!r} occurs twice", where="table")
+    values = {name: [getattr(sample, name) for sample in samples] for name in _FIXED}
+    values |= {name: [sample.values.get(name) for sample in samples] for name in metrics}
     columns: dict[str, Any] = {}
-    try:
-        for name, kind in _FIXED.items():
-            values = [getattr(sample, name) for sample in samples]
-            columns[name] = pa.array(values, type=kind)
-        for name in metrics:
-            columns[name] = pa.array([s.values.get(name) for s in samples], type=pa.float64())
-    except (OverflowError, pa.ArrowException) as error:
-        raise StoreError(f"column {name!r} cannot hold its values: {error}", where="table") from (
-            error
-        )
+    for name, column in values.items():
+        try:
+            columns[name] = pa.array(column, type=_FIXED.get(name, pa.float64()))
+        except (OverflowError, pa.ArrowException) as error:
+            message = f"column {name!r} cannot hold its values: {error}"
+            raise StoreError(message, where="table") from error
     return pa.table(columns)
 
 

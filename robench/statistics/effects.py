@@ -40,11 +40,8 @@ class GroupDifference:
 def mann_whitney(
     first: npt.ArrayLike, second: npt.ArrayLike, level: float = 0.95
 ) -> GroupDifference:
-    """Two-sided Mann–Whitney U test with the AUC as effect size.
-
-    Args:
-        first, second: values of the two groups, shapes (m,) and (n,); NaN entries are left out.
-        level: confidence level of the effect size's interval.
+    """Two-sided Mann–Whitney U test of two groups' values, (m,) and (n,), with the AUC as effect
+    size, and its interval of the given level; NaN entries are left out.
 
     Raises:
         UsageError: the level makes no sense.
@@ -76,15 +73,12 @@ class RankCorrelation:
 def rank_correlation(
     first: npt.ArrayLike, second: npt.ArrayLike, level: float = 0.95
 ) -> RankCorrelation:
-    """Spearman's rank correlation of paired values, such as two figures of several models.
+    """Spearman's rank correlation of paired values (n,), such as two figures of several models;
+    pairs with a NaN are left out.
 
     The p-value is exact, over all orders, for up to 8 pairs, where the usual approximation is
     poor; SciPy's beyond. The interval is Fisher's with the standard error of Bonett and Wright
-    (2000).
-
-    Args:
-        first, second: values, shape (n,) each; pairs with a NaN are left out.
-        level: two-sided confidence level.
+    (2000), two-sided.
 
     Raises:
         UsageError: the level makes no sense, or the shapes differ.

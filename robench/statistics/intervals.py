@@ -81,15 +81,12 @@ def wilson(hits: int, n: int, level: float = 0.95) -> Interval:
 
 
 def missed_share_upper(hits: int, audited: int, *, population: int, level: float = 0.95) -> float:
-    """Exact one-sided upper bound on the share of hits, given an audit of random samples.
+    """Exact one-sided upper bound on the share of hits in a population, given how many of the
+    ``audited`` samples, drawn at random without replacement, were hits.
 
-    Args:
-        hits: how many of the audited samples were hits.
-        audited: how many were drawn, without replacement.
-        population: how many there were to draw from. The bound is the hypergeometric one: the
-            largest number of hits in the population that would still show ``hits`` or fewer with
-            probability 1 − level or more, and 0 once everything was audited without a hit.
-        level: one-sided confidence level.
+    The hypergeometric bound: the largest number of hits in the population that would still show
+    ``hits`` or fewer with probability 1 − level or more, and 0 once everything was audited without
+    a hit.
 
     Returns:
         A share in [0, 1]; NaN if nothing was audited.

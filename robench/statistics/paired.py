@@ -140,10 +140,8 @@ def bootstrap_worst_class(
     """Bootstrap draws of the difference of two worst classes, each the smallest of its accuracies.
 
     A minimum has no formula, so samples are drawn again inside each class. Only how often each
-    of the four outcomes is drawn matters, and that is multinomial: no sample is touched.
-
-    Args:
-        classes: the paired outcomes of each class; classes without samples are passed over.
+    of the four outcomes is drawn matters, and that is multinomial: no sample is touched. Classes
+    without samples are passed over.
 
     Returns:
         Differences of shares in [−1, 1], shape (resamples,); NaN without any sample.

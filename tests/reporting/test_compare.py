@@ -192,6 +192,6 @@ def test_finding_a_pair() -> None:
 
 def test_nothing_defined_is_not_zero() -> None:
     item = metric_difference("attention_shift", one("SB"), one("SB"), "pgd-20")
-    assert not item.defined
+    assert not item.interval.defined
     assert math.isnan(item.first)
     assert math.isnan(item.p)

@@ -7,15 +7,7 @@ from matplotlib.figure import Figure
 from robench.metric_catalogue import METRICS
 from robench.reporting.compare import Comparison
 from robench.reporting.model_results import ModelResult
-from robench.reporting.plots.style import (
-    captioned,
-    describe,
-    look,
-    new_figure,
-    percent_axis,
-    rows_axis,
-    styled,
-)
+from robench.reporting.plots import style
 from robench.statistics import Interval
 
 
@@ -30,7 +22,7 @@ def _weakest_first(results: Sequence[ModelResult]) -> list[str]:
     return sorted(names, key=order)
 
 
-@styled
+@style.styled
 def accuracy_by_attack(results: Sequence[ModelResult]) -> Figure | None:
     """Horizontal bars with 95 % intervals: one block a model, one bar an attack; None without
     results."""
@@ -41,10 +33,10 @@ def accuracy_by_attack(results: Sequence[ModelResult]) -> Figure | None:
     thickness = 0.8 / len(series)
     # Bars of a fixed height in inches, however many there are.
     height = 1.3 + len(results) * (0.14 * len(series) + 0.12)
-    figure = new_figure(8.5, height)
+    figure = style.new_figure(8.5, height)
     axes = figure.add_subplot()
     for number, name in enumerate(series):
-        shape, offset = look(number), (number + 0.5) * thickness - 0.4
+        shape, offset = style.look(number), (number + 0.5) * thickness - 0.4
         found = {row + offset: _accuracy(result, name) for row, result in enumerate(results)}
         bars = {y: interval for y, interval in found.items() if interval is not None}
         axes.barh(
@@ -67,11 +59,11 @@ def accuracy_by_attack(results: Sequence[ModelResult]) -> Figure | None:
                 va="center",
                 fontsize=6.5,
             )
-    rows_axis(axes, [result.model.name for result in results])
-    percent_axis(axes, "x", "accuracy in % with 95 % interval")
+    style.rows_axis(axes, [result.model.name for result in results])
+    style.percent_axis(axes, "x", "accuracy in % with 95 % interval")
     axes.set_xlim(0, 108)
     figure.legend(loc="outside right upper")
-    captioned(figure, "Accuracy by attack", describe(results))
+    style.captioned(figure, "Accuracy by attack", style.describe(results))
     return figure
 
 
@@ -83,7 +75,7 @@ def _accuracy(result: ModelResult, name: str) -> Interval | None:
     return result.attack_acc(name) if name in result.attacks else None
 
 
-@styled
+@style.styled
 def difference_plot(comparison: Comparison) -> Figure | None:
     """Accuracy differences to the baseline in points, with intervals; one row a quantity.
 
@@ -96,11 +88,11 @@ def difference_plot(comparison: Comparison) -> Figure | None:
     quantities = list(dict.fromkeys(table["quantity"]))
     models = list(dict.fromkeys(table["model"]))
     step = 0.7 / len(models)
-    figure = new_figure(7.6, 1.3 + len(quantities) * (0.22 + 0.16 * len(models)))
+    figure = style.new_figure(7.6, 1.3 + len(quantities) * (0.22 + 0.16 * len(models)))
     axes = figure.add_subplot()
     axes.axvline(0, color="black", linewidth=0.8)
     for number, model in enumerate(models):
-        shape = look(number)
+        shape = style.look(number)
         for place, row in enumerate(table[table["model"] == model].to_dict("records")):
             shown = row["verdict"] in ("better", "worse")
             y = quantities.index(row["quantity"]) - 0.35 + (number + 0.5) * step
@@ -116,11 +108,11 @@ def difference_plot(comparison: Comparison) -> Figure | None:
                 linestyle="none",
                 label=None if place else model,
             )
-    rows_axis(axes, quantities)
+    style.rows_axis(axes, quantities)
     axes.set_xlabel(
         f"difference to {comparison.baseline} in points, {comparison.level:.0%} interval\n"
         "filled: shown, hollow: not shown (Holm over models)"
     )
     figure.legend(loc="outside right upper")
-    captioned(figure, f"Against {comparison.baseline}", str(comparison.group))
+    style.captioned(figure, f"Against {comparison.baseline}", str(comparison.group))
     return figure

@@ -11,18 +11,10 @@ from matplotlib.patches import Patch
 from robench.metric_catalogue import METRICS
 from robench.reporting.findings import attention_findings, broken_and_survived
 from robench.reporting.model_results import ModelResult
-from robench.reporting.plots.style import (
-    BROKEN,
-    SURVIVED,
-    attention_attacks,
-    captioned,
-    describe,
-    new_figure,
-    rows_axis,
-    styled,
-)
+from robench.reporting.plots import style
 
 _METRICS = ("attention_deviation", "attention_scatter_increase")
+_LOOKS = (style.BROKEN, style.SURVIVED)
 
 _BOXES: dict[str, Any] = {
     "widths": 0.32,
@@ -39,7 +31,7 @@ _BOXES: dict[str, Any] = {
 }
 
 
-@styled
+@style.styled
 def attention_distributions(results: Sequence[ModelResult]) -> Figure | None:
     """Box plots of deviation and scatter: one pair of boxes a model, its effect size beside it.
 
@@ -52,7 +44,7 @@ def attention_distributions(results: Sequence[ModelResult]) -> Figure | None:
     if not shown:
         return None
     findings = attention_findings(shown)
-    figure = new_figure(10, 1.5 + 0.55 * len(shown))
+    figure = style.new_figure(10, 1.5 + 0.55 * len(shown))
     axes: Axes
     for column, name in enumerate(_METRICS):
         axes = figure.add_subplot(1, len(_METRICS), column + 1)
@@ -66,12 +58,12 @@ def attention_distributions(results: Sequence[ModelResult]) -> Figure | None:
             axes.text(1.01, row, text, transform=beside, va="center", fontsize=7.5)
         axes.text(1.01, -0.55, "P(b > s)", transform=beside, fontsize=7, color="#555555")
         item = METRICS[name]
-        rows_axis(axes, ["" if column else result.model.name for result in shown])
+        style.rows_axis(axes, ["" if column else result.model.name for result in shown])
         axes.set_xlabel(f"{item.label.lower()} ({item.unit})")
     figure.legend(
         handles=[
             Patch(facecolor=kind.colour, hatch=kind.hatch, edgecolor="black", label=label)
-            for kind, label in ((BROKEN, "broken (b)"), (SURVIVED, "survived (s)"))
+            for kind, label in zip(_LOOKS, ("broken (b)", "survived (s)"), strict=True)
         ],
         loc="outside lower center",
         ncols=2,
@@ -79,12 +71,12 @@ def attention_distributions(results: Sequence[ModelResult]) -> Figure | None:
         "* not ½ (p < 0.05, Holm over models)",
         title_fontsize=7.5,
     )
-    title = f"Attention of broken and surviving samples under {attention_attacks(shown)}"
-    captioned(figure, title, describe(shown))
+    title = f"Attention of broken and surviving samples under {style.attention_attacks(shown)}"
+    style.captioned(figure, title, style.describe(shown))
     return figure
 
 
-@styled
+@style.styled
 def feature_distances(results: Sequence[ModelResult]) -> Figure | None:
     """Histograms as in ANCRA's paper (arXiv 2310.03358), one panel a model.
 
@@ -102,13 +94,13 @@ def feature_distances(results: Sequence[ModelResult]) -> Figure | None:
         return None
     columns = min(3, len(shown))
     rows = -(-len(shown) // columns)
-    figure = new_figure(max(5.0, 3.2 * columns), 1.2 + 2.0 * rows)
+    figure = style.new_figure(max(5.0, 3.2 * columns), 1.2 + 2.0 * rows)
     top = max(float(values.max()) for _, pair in shown for values in pair)
     bins = np.linspace(0, max(top, 1e-6), 41)
     for number, (result, pair) in enumerate(shown):
         axes = figure.add_subplot(rows, columns, number + 1)
         labels = ("own adversarial example (alignment)", "other classes' (exclusion)")
-        for values, kind, label in zip(pair, (BROKEN, SURVIVED), labels, strict=True):
+        for values, kind, label in zip(pair, _LOOKS, labels, strict=True):
             axes.hist(
                 np.clip(values, 0, None),
                 bins=bins.tolist(),
@@ -127,13 +119,14 @@ def feature_distances(results: Sequence[ModelResult]) -> Figure | None:
             axes.set_xlabel("cosine distance")
     figure.legend(loc="outside lower center", ncols=2)
     drawn = [result for result, _ in shown]
-    captioned(figure, f"Feature distances under {attention_attacks(drawn)}", describe(drawn))
+    title = f"Feature distances under {style.attention_attacks(drawn)}"
+    style.captioned(figure, title, style.describe(drawn))
     return figure
 
 
 def _boxes(axes: Axes, row: int, result: ModelResult, name: str) -> bool:
     groups = broken_and_survived(result, name)
-    for values, kind, offset in zip(groups, (BROKEN, SURVIVED), (-0.2, 0.2), strict=True):
+    for values, kind, offset in zip(groups, _LOOKS, (-0.2, 0.2), strict=True):
         if len(values):
             face = {"facecolor": kind.colour, "hatch": kind.hatch, "linewidth": 0.7}
             axes.boxplot([values], positions=[row + offset], boxprops=face, **_BOXES)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from statistics import fmean
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -9,21 +10,11 @@ from matplotlib.figure import Figure
 
 from robench.metric_catalogue import METRICS
 from robench.reporting.model_results import ModelResult
-from robench.reporting.plots.style import (
-    Look,
-    attention_attacks,
-    captioned,
-    describe,
-    look,
-    new_figure,
-    norm_text,
-    percent_axis,
-    styled,
-)
+from robench.reporting.plots import style
 from robench.statistics import Interval, mean_interval
 
 
-@styled
+@style.styled
 def clean_against_robust(results: Sequence[ModelResult]) -> Figure | None:
     """Clean against worst-case robust accuracy with both 95 % intervals; None without results."""
     if not results:
@@ -39,7 +30,7 @@ def clean_against_robust(results: Sequence[ModelResult]) -> Figure | None:
     return figure
 
 
-@styled
+@style.styled
 def robust_against_metric(results: Sequence[ModelResult], name: str) -> Figure | None:
     """Robust accuracy against the mean of a metric of the catalogue, with 95 % intervals of both,
     of models of one group; None if no model has the metric.
@@ -56,7 +47,7 @@ def robust_against_metric(results: Sequence[ModelResult], name: str) -> Figure |
     title = f"Robust accuracy against {item.label.lower()}"
     figure, axes = _robust_against(title, results, means)
     best = {"lower": ", lower is better", "higher": ", higher is better"}.get(item.direction, "")
-    under = attention_attacks(shown)
+    under = style.attention_attacks(shown)
     axes.set_xlabel(f"mean {item.label.lower()} under {under} ({item.unit}{best})")
     if item.low == 0 and item.high == 1:
         axes.set_xlim(-0.02, 1.02)
@@ -68,12 +59,12 @@ def _robust_against(
     title: str, results: Sequence[ModelResult], values: Sequence[Interval]
 ) -> tuple[Figure, Axes]:
     """Worst-case robust accuracy against ``values``, a point a model; undefined ones have none."""
-    figure = new_figure(6.8, 4.6)
+    figure = style.new_figure(6.8, 4.6)
     axes = figure.add_subplot()
     for number, (result, x) in enumerate(zip(results, values, strict=True)):
         if not x.defined:
             continue
-        shape, y = look(number), result.robust_acc
+        shape, y = style.look(number), result.robust_acc
         axes.errorbar(
             [x.estimate],
             [y.estimate],
@@ -90,21 +81,17 @@ def _robust_against(
             linestyle="none",
             label=result.model.name,
         )
-    percent_axis(axes, "y", "worst-case robust accuracy in %")
-    captioned(figure, title, describe(results))
+    style.percent_axis(axes, "y", "worst-case robust accuracy in %")
+    style.captioned(figure, title, style.describe(results))
     return figure, axes
 
 
-@styled
+@style.styled
 def security_curves(results: Sequence[ModelResult], attack: str) -> Figure | None:
     """Robust accuracy (left axis, full) and attention deviation (right, dashed) against ε.
 
-    Args:
-        results: of one data set and norm, at several radii; the clean accuracy is ε = 0.
-        attack: its column name; models at radii without it are left out there.
-
-    Returns:
-        None unless some model has two radii.
+    The results are of one data set and norm, at several radii; the clean accuracy is ε = 0. Models
+    at radii without the attack are left out there. None unless some model has two radii.
     """
     curves: dict[str, list[ModelResult]] = {}
     for result in results:
@@ -113,17 +100,19 @@ def security_curves(results: Sequence[ModelResult], attack: str) -> Figure | Non
     curves = {name: points for name, points in curves.items() if len(points) > 1}
     if not curves:
         return None
-    order = sorted(curves, key=lambda name: -_mean_accuracy(curves[name], attack))
-    figure = new_figure(7.4, 4.4)
+    order = sorted(
+        curves, key=lambda name: -fmean(r.attack_acc(attack).estimate for r in curves[name])
+    )
+    figure = style.new_figure(7.4, 4.4)
     axes = figure.add_subplot()
     right = axes.twinx()
     deviates = [
-        _curve(axes, right, look(number), name, curves[name], attack)
+        _curve(axes, right, style.look(number), name, curves[name], attack)
         for number, name in enumerate(order)
     ]
     first = next(iter(curves.values()))[0]
-    norm = norm_text(first.threat_model)
-    percent_axis(axes, "y", "accuracy in % (full lines, 95 % bands)")
+    norm = style.norm_text(first.threat_model)
+    style.percent_axis(axes, "y", "accuracy in % (full lines, 95 % bands)")
     axes.set_xlabel(f"ε ({norm}, pixels in [0, 1])")
     axes.set_xlim(left=0)
     if any(deviates):
@@ -134,12 +123,17 @@ def security_curves(results: Sequence[ModelResult], attack: str) -> Figure | Non
         right.set_axis_off()
     figure.legend(loc="outside right upper")
     conditions = f"{first.dataset.name} ({first.dataset.split}), {norm}, n = {first.n}"
-    captioned(figure, f"Security curves under {attack}", conditions)
+    style.captioned(figure, f"Security curves under {attack}", conditions)
     return figure
 
 
 def _curve(
-    axes: Axes, right: Axes, shape: Look, name: str, results: Sequence[ModelResult], attack: str
+    axes: Axes,
+    right: Axes,
+    shape: style.Look,
+    name: str,
+    results: Sequence[ModelResult],
+    attack: str,
 ) -> bool:
     """One model's accuracies, and on the right its deviations; whether there are any."""
     points = sorted(results, key=lambda result: result.threat_model.eps)
@@ -169,7 +163,3 @@ def _curve(
             linewidth=1,
         )
     return bool(pairs)
-
-
-def _mean_accuracy(points: Sequence[ModelResult], attack: str) -> float:
-    return sum(result.attack_acc(attack).estimate for result in points) / len(points)

@@ -92,19 +92,15 @@ def resisted_by_one(
     predictions: Sequence[Classes],
 ) -> Figure | None:
     """Samples that only one of two models resists, a row each: the clean image, and what each
-    model's attack made of it.
+    model's attack made of it; None without samples.
 
     Args:
         models: the two names.
         record: of either model; names the data, the threat model and the attack.
-        sample_ids: the k samples, as :class:`robench.reporting.compare.Comparison` lists them.
-        labels: true classes (k,).
+        sample_ids, labels: of the k samples, (k,).
         clean: images (k, H, W, C) in [0, 1].
-        adversarial: each model's adversarial images, likewise.
-        predictions: each model's classes under attack, (k,); −1 where unknown.
-
-    Returns:
-        None without samples.
+        adversarial, predictions: each model's adversarial images, likewise, and its classes under
+            attack, (k,); −1 where unknown.
     """
     k = len(sample_ids)
     if not k:

@@ -115,9 +115,7 @@ def ensure_writable(folder: Path, option: str | None = None) -> None:
     """Refuse a folder that could not be written, without writing anything: better before a long
     job than after it.
 
-    Args:
-        folder: where files are to go; need not be there yet.
-        option: how the user chose it (``--results``), for the hint.
+    It need not be there yet. The hint names the ``option`` (``--results``) that chose it.
 
     Raises:
         StoreError: it is a file, below a file, or not writable.

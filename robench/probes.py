@@ -104,7 +104,6 @@ def forward_hooks(
     """Forward hooks on ``modules`` that are gone on leaving, also after an error.
 
     Args:
-        modules: modules to hook.
         before: forward pre-hook ``(module, args, kwargs)``.
         after: forward hook ``(module, args, output)``; a value it returns replaces the output.
 

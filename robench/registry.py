@@ -105,9 +105,7 @@ def import_target(target: str) -> object:
 def lazily(package: str, homes: Mapping[str, Sequence[str]]) -> Callable[[str], object]:
     """A package's ``__getattr__``: its names are imported when they are first asked for.
 
-    Args:
-        package: the package's ``__name__``.
-        homes: its modules, each with the names that are in it.
+    ``homes`` are its modules, each with the names that are in it.
     """
 
     def find(name: str) -> object:
@@ -244,11 +242,8 @@ class Registry(Generic[T]):
         return target
 
     def find(self, name: str, *, trust_code: bool = False) -> T:
-        """What ``name`` stands for; it may also be written out, ``package.module:attribute``.
-
-        Args:
-            name: a registered name, an entry point's, or a target.
-            trust_code: import a target that is written out.
+        """What ``name`` stands for: a registered name, an entry point's, or, if the code is
+        trusted, a target that is written out, ``package.module:attribute``.
 
         Raises:
             UnknownNameError: no such name; near misses are listed.

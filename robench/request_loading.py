@@ -133,11 +133,9 @@ def _refuse_unknown(dataset: str) -> None:
 
 
 def load_samples(request: Request, preprocessing: PreprocessingSpec | None = None) -> Dataset:
-    """The samples of a request whose data set is known.
+    """The samples of a request whose data set is known, prepared as a model's card says.
 
-    Args:
-        request: with its ``dataset``.
-        preprocessing: as a model's card says; samples that are given stay as they are.
+    Samples that are given stay as they are.
 
     Raises:
         RobenchError: as :func:`robench.datasets.load_dataset`; masks that cannot be read.

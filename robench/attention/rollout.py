@@ -40,12 +40,8 @@ def rollout(
     anything that calls ``scaled_dot_product_attention`` (torchvision, timm, Hugging Face), and
     modules that expose them. A last attention pooling with one query is the readout itself.
 
-    Args:
-        model: a transformer that maps inputs to logits; wrappers are fine.
-        inputs: (N, C, H, W) in [0, 1].
-        targets: not used, for rollout is the same for every class.
-        layer: must be None, for rollout runs through all layers.
-        create_graph: keep the maps differentiable in parameters and inputs.
+    Arguments are those of :func:`robench.attention.grad_cam`; ``targets`` are not used, for rollout
+    is the same for every class, and ``layer`` must be None, for it runs through all layers.
 
     Returns:
         (N, h, w), 0 or larger, one cell a patch; sums to at most 1. At least float32.

@@ -2,12 +2,15 @@
 
 from typing import Annotated, Any
 
-from robench.cli.options import JsonFlag, argument
+import typer
+
+from robench.cli.options import JsonFlag
 
 
 def attacks(
     suite: Annotated[
-        str | None, argument("SUITE", "Show the entries of this suite (name or file).")
+        str | None,
+        typer.Argument(metavar="SUITE", help="Show the entries of this suite (name or file)."),
     ] = None,
     as_json: JsonFlag = False,
 ) -> None:

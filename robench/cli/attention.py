@@ -6,13 +6,15 @@ from typing import Annotated
 
 import typer
 
-from robench.cli.options import JsonFlag, argument, option, request_options
+from robench.cli.options import JsonFlag, option, request_options
 from robench.request import Request
 
 
 @request_options(without=("precision", "workers", "save_adversarial"))
 def attention(
-    models: Annotated[list[str], argument("MODEL", "As for `robench run`; one or more.")],
+    models: Annotated[
+        list[str], typer.Argument(metavar="MODEL", help="As for `robench run`; one or more.")
+    ],
     attack: Annotated[str, option("NAME", "An entry of the suite.")] = "pgd-20",
     samples: Annotated[int, option("N", "Samples in the picture; 0: none.", min=0)] = 16,
     map_name: Annotated[

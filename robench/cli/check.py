@@ -8,15 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from robench.cli.options import (
-    SAMPLES,
-    JsonFlag,
-    argument,
-    flag,
-    option,
-    record_name,
-    request_options,
-)
+from robench.cli.options import SAMPLES, JsonFlag, flag, option, record_name, request_options
 from robench.request import Request
 
 if TYPE_CHECKING:
@@ -30,7 +22,9 @@ _FILTERS = ("dataset", "norm", "eps", "n", "seed")
     only=(*SAMPLES, *_FILTERS, "suite", "trust_pickle", "trust_code", "device", "results")
 )
 def check(
-    candidate: Annotated[str, argument("CANDIDATE", "Name, id, or start of a sha256.")],
+    candidate: Annotated[
+        str, typer.Argument(metavar="CANDIDATE", help="Name, id, or start of a sha256.")
+    ],
     against: Annotated[str, option("BASELINE", "The model to be held against.")],
     margin: Annotated[
         float | None, option("POINTS", "Tolerable loss of robust accuracy; default: 1.0.")

@@ -10,7 +10,6 @@ import typer
 from robench.cli.options import (
     CsvFile,
     JsonFlag,
-    argument,
     filter_options,
     option,
     record_name,
@@ -26,7 +25,10 @@ if TYPE_CHECKING:
 @request_options(only=("results", "data_root"))
 def compare(
     models: Annotated[
-        list[str], argument("MODEL", "The baseline first. Names, ids, or starts of a sha256.")
+        list[str],
+        typer.Argument(
+            metavar="MODEL", help="The baseline first. Names, ids, or starts of a sha256."
+        ),
     ],
     *,
     request: Request,

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from robench.cli.options import SAMPLES, WEIGHTS, JsonFlag, argument, option, request_options
+from robench.cli.options import SAMPLES, WEIGHTS, JsonFlag, option, request_options
 from robench.request import Request
 
 _DEFAULT_N = 200
@@ -18,9 +18,9 @@ _FOUND = 1
 def doctor(
     model: Annotated[
         str,
-        argument(
-            "MODEL",
-            "Id or short name in the zoo, card, weights file (with --arch), hf:… or "
+        typer.Argument(
+            metavar="MODEL",
+            help="Id or short name in the zoo, card, weights file (with --arch), hf:… or "
             "robustbench:… address.",
         ),
     ],

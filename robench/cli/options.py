@@ -30,11 +30,6 @@ def option(metavar: str, text: str, *names: str, min: int | None = None) -> Any:
     return typer.Option(*names, metavar=metavar, help=text, min=min)
 
 
-def argument(metavar: str, text: str) -> Any:
-    """An argument by its place."""
-    return typer.Argument(metavar=metavar, help=text)
-
-
 def flag(text: str, *names: str) -> Any:
     """An option without a value, off unless it is given."""
     return typer.Option(*names, help=text, show_default=False)
@@ -153,12 +148,8 @@ _PYTHON = {"True": True, "False": False, "None": None}
 def request_options(
     *, only: Collection[str] | None = None, without: Collection[str] = ()
 ) -> Callable[[Command], Command]:
-    """The command's parameter ``request`` becomes the options of these fields; by default all.
-
-    Args:
-        only: the fields that are options of this command.
-        without: the fields that are not.
-    """
+    """The command's parameter ``request`` becomes the options of its fields, all or ``only`` some,
+    ``without`` others."""
     defaults = {
         item.name: None if item.default is MISSING else item.default for item in fields(Request)
     }

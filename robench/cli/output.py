@@ -186,11 +186,7 @@ class RunDisplay:
     """Shows a run on stderr; a context manager and a listener of the runner.
 
     On a terminal there are two bars, one for the whole run and one for the attack at work.
-    Elsewhere (a log, a pipe) there is a line for each attack.
-
-    Args:
-        jobs: number of records that the run will give.
-        console: where to draw; None: stderr.
+    Elsewhere (a log, a pipe) there is a line for each of the ``jobs``, as many as records.
     """
 
     def __init__(self, jobs: int, console: Console | None = None) -> None:

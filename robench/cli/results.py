@@ -9,14 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from robench.cli.options import (
-    JsonFlag,
-    ResultsFolder,
-    argument,
-    filter_options,
-    option,
-    request_options,
-)
+from robench.cli.options import JsonFlag, ResultsFolder, filter_options, option, request_options
 from robench.errors import UsageError
 from robench.request import Request
 
@@ -82,7 +75,7 @@ def list_records(
 
 @results_app.command()
 def show(
-    key: Annotated[str, argument("KEY", "The first digits of a record's key.")],
+    key: Annotated[str, typer.Argument(metavar="KEY", help="The first digits of a record's key.")],
     results: ResultsFolder = Path("results"),
     as_json: JsonFlag = False,
 ) -> None:

@@ -3,7 +3,9 @@
 from dataclasses import replace
 from typing import Annotated
 
-from robench.cli.options import JsonFlag, PlotsFlag, argument, request_options
+import typer
+
+from robench.cli.options import JsonFlag, PlotsFlag, request_options
 from robench.request import Request
 
 
@@ -11,9 +13,9 @@ from robench.request import Request
 def run(
     models: Annotated[
         list[str] | None,
-        argument(
-            "MODEL",
-            "Ids or short names of the zoo, cards, weights files (with --arch), hf:… or "
+        typer.Argument(
+            metavar="MODEL",
+            help="Ids or short names of the zoo, cards, weights files (with --arch), hf:… or "
             "robustbench:… addresses; none: all of the zoo for the data set.",
         ),
     ] = None,

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from robench.cli.options import argument, flag, option, parse_name_values, request_options
+from robench.cli.options import flag, option, parse_name_values, request_options
 from robench.errors import UsageError
 from robench.request import DEFAULT_DATASET, Request
 
@@ -22,7 +22,9 @@ from robench.request import DEFAULT_DATASET, Request
     )
 )
 def train(
-    recipe: Annotated[str | None, argument("RECIPE", "None: list the recipes.")] = None,
+    recipe: Annotated[
+        str | None, typer.Argument(metavar="RECIPE", help="None: list the recipes.")
+    ] = None,
     *,
     request: Request,
     threat_model: Annotated[

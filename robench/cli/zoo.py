@@ -12,7 +12,6 @@ from robench.cli.options import (
     SAMPLES,
     WEIGHTS,
     JsonFlag,
-    argument,
     flag,
     option,
     parse_name_values,
@@ -61,7 +60,7 @@ def list_models(dataset: _DatasetFilter = None, as_json: JsonFlag = False) -> No
 
 @zoo_app.command()
 def show(
-    model: Annotated[str, argument("MODEL", "Id, short name, or card.")],
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Id, short name, or card.")],
     dataset: _DatasetFilter = None,
     as_json: JsonFlag = False,
 ) -> None:
@@ -78,7 +77,7 @@ def show(
 @zoo_app.command()
 @request_options(only=(*SAMPLES, *WEIGHTS, "norm", "eps"))
 def add(
-    checkpoint: Annotated[Path, argument("CHECKPOINT", "The weights file.")],
+    checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="The weights file.")],
     *,
     name: Annotated[str | None, option("NAME", "Default: the file's.")] = None,
     defense: Annotated[str, option("NAME", "Recipe; standard for none.")] = "unknown",
@@ -114,7 +113,7 @@ def add(
 @request_options(only=("data_root", "dataset_options"))
 def verify(
     models: Annotated[
-        list[str] | None, argument("MODEL", "Which models; none: all of them.")
+        list[str] | None, typer.Argument(metavar="MODEL", help="Which models; none: all of them.")
     ] = None,
     dataset: _DatasetFilter = None,
     accuracy: Annotated[

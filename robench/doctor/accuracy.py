@@ -48,15 +48,14 @@ def _one_class(subject: Subject) -> Iterator[Finding]:
     n = len(subject.labels)
     labels, predicted = set(subject.labels.tolist()), set(subject.predictions.tolist())
     # Ten samples of several classes: one predicted class is then no accident.
-    if len(predicted) > 1 or len(labels) < 2 or n < 10:
-        return
-    yield Finding(
-        name="one_class_predicted",
-        severity="severe",
-        evidence=f"all {n} samples of {len(labels)} classes are predicted as class "
-        f"{predicted.pop()}",
-        mend="Check the input range in the card, and that training did not collapse",
-    )
+    if len(predicted) == 1 and len(labels) > 1 and n >= 10:
+        yield Finding(
+            name="one_class_predicted",
+            severity="severe",
+            evidence=f"all {n} samples of {len(labels)} classes are predicted as class "
+            f"{predicted.pop()}",
+            mend="Check the input range in the card, and that training did not collapse",
+        )
 
 
 def _near_chance(subject: Subject) -> Iterator[Finding]:

@@ -109,16 +109,15 @@ def _by_statistics(own: float | None, others: Sequence[_Other]) -> Iterator[Find
     if own is None or own < _FAR or not near:
         return
     best, name, other = min(near, key=lambda entry: entry[0])
-    if best > min(_NEAR, own / _TIMES_NEARER):
-        return
-    yield Finding(
-        name="input_reading",
-        severity="warning",
-        evidence="what reaches the first batch normalisation is "
-        f"{own:.2g} nats from the statistics that it stored in training, and {best:.2g} when "
-        f"inputs are read as {name}",
-        mend=_input_mend(other.model.input_spec),
-    )
+    if best <= min(_NEAR, own / _TIMES_NEARER):
+        yield Finding(
+            name="input_reading",
+            severity="warning",
+            evidence="what reaches the first batch normalisation is "
+            f"{own:.2g} nats from the statistics that it stored in training, and {best:.2g} when "
+            f"inputs are read as {name}",
+            mend=_input_mend(other.model.input_spec),
+        )
 
 
 class _Reached(Exception):  # noqa: N818

@@ -23,6 +23,8 @@ exactly that line and exits with ``exit_code``; from Python the same object is r
     └── MissingDependencyError     an optional package that is not installed
 """
 
+from functools import partial
+
 
 def one_line(error: BaseException, limit: int = 200) -> str:
     """Another library's message in one line of at most ``limit`` characters, or its kind's name."""
@@ -54,13 +56,7 @@ class RobenchError(Exception):
 
     def __reduce__(self) -> tuple[object, ...]:
         # Exceptions cross process borders; the default would pass the message as `what`.
-        return _rebuild, (type(self), self.what, self.where, self.hint)
-
-
-def _rebuild(
-    kind: type[RobenchError], what: str, where: str | None, hint: str | None
-) -> RobenchError:
-    return kind(what, where=where, hint=hint)
+        return partial(type(self), self.what, where=self.where, hint=self.hint), ()
 
 
 class UsageError(RobenchError):

@@ -328,8 +328,5 @@ def measure(**data: Any) -> dict[str, Any]:
 
 def foreign_metrics() -> dict[str, str]:
     """Metrics from outside robench, each with what decides its numbers (``identity_of``)."""
-    found = {}
-    for name, item in METRICS.metrics.items():
-        if (identity := identity_of(item.function)) is not None:
-            found[name] = identity
-    return found
+    found = {name: identity_of(item.function) for name, item in METRICS.metrics.items()}
+    return {name: identity for name, identity in found.items() if identity is not None}

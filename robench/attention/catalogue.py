@@ -46,7 +46,6 @@ class AttentionMethod:
 
 
 ATTENTION_METHODS: Registry[AttentionMethod] = Registry("attention method")
-"""Kinds of maps by the name that cards and records use."""
 
 ATTENTION_METHODS.add(
     "grad_cam",

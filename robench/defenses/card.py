@@ -12,14 +12,7 @@ from robench.defenses.training_state import Best
 from robench.errors import UsageError
 from robench.files import atomic_write
 from robench.models.cards import CARD_NAME, write_card
-from robench.records import (
-    AttentionSpec,
-    InputSpec,
-    ModelCard,
-    Provenance,
-    WeightsSpec,
-    parse,
-)
+from robench.records import AttentionSpec, InputSpec, ModelCard, Provenance, WeightsSpec, parse
 from robench.registry import installed_versions
 
 _WEIGHTS_NAME = "weights.safetensors"

@@ -10,7 +10,6 @@ from robench.probes import (
     checked_inputs,
     checked_logits,
     forward_hooks,
-    layer_names,
     resolve_layer,
     undisturbed,
 )
@@ -41,8 +40,7 @@ def penultimate_features(
     watched: list[nn.Module]
     if layer is None:
         name = "last linear layer"
-        everything = [*layer_names(model).values(), model]
-        watched = [module for module in everything if isinstance(module, nn.Linear)]
+        watched = [module for module in model.modules() if isinstance(module, nn.Linear)]
     else:
         name, named = resolve_layer(model, layer)
         watched = [named]

@@ -40,8 +40,7 @@ _TARGET = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*
 
 def near_misses(name: str, known: Iterator[str] | list[str], n: int = 3) -> list[str]:
     """Up to ``n`` known names that look like ``name``, best first."""
-    names = list(known)
-    folded = {candidate.casefold().replace("_", "-"): candidate for candidate in names}
+    folded = {candidate.casefold().replace("_", "-"): candidate for candidate in known}
     close = difflib.get_close_matches(
         name.casefold().replace("_", "-"), list(folded), n=n, cutoff=0.5
     )
@@ -277,8 +276,6 @@ class Registry(Generic[T]):
 
 def _owner(point: EntryPoint) -> str:
     """The distribution that an entry point is from, with its version."""
-    return (
-        "an unnamed distribution"
-        if point.dist is None
-        else f"{point.dist.name} {point.dist.version}"
-    )
+    if point.dist is None:
+        return "an unnamed distribution"
+    return f"{point.dist.name} {point.dist.version}"

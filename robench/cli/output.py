@@ -39,17 +39,12 @@ _HIDDEN = ("worst_class_robust_acc", "robust_acc", "clean_acc")
 """Accuracies that are no attack's, or are shown elsewhere."""
 
 
-def print_json(content: Any) -> None:
-    """Print as JSON on stdout; undefined numbers are null."""
-    typer.echo(json.dumps(plain(content), indent=1, allow_nan=False, ensure_ascii=False))
-
-
 def print_result(content: Any, text: str, *, as_json: bool) -> None:
-    """Print what a command has to say on stdout: ``content`` as JSON, or else ``text``."""
+    """Print what a command has to say on stdout: ``content`` as JSON, whose undefined numbers are
+    null, or else ``text``."""
     if as_json:
-        print_json(content)
-    else:
-        typer.echo(text)
+        text = json.dumps(plain(content), indent=1, allow_nan=False, ensure_ascii=False)
+    typer.echo(text)
 
 
 def findings_text(examined: str, findings: Sequence[Finding]) -> str:

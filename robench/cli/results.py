@@ -118,15 +118,13 @@ def prune(
     as_json: JsonFlag = False,
 ) -> None:
     """Delete what interrupted runs left behind. Records are never touched."""
-    from robench.cli.output import print_json
+    from robench.cli.output import print_result
     from robench.results import Store
 
-    deleted = Store.existing(results).prune(older_than=older_than)
-    if as_json:
-        print_json([str(path) for path in deleted])
-    else:
-        for path in deleted:
-            typer.echo(path)
+    deleted = [str(path) for path in Store.existing(results).prune(older_than=older_than)]
+    if deleted or as_json:
+        print_result(deleted, "\n".join(deleted), as_json=as_json)
+    if not as_json:
         typer.echo(f"{len(deleted)} files deleted.", err=True)
 
 

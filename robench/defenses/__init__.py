@@ -1,4 +1,4 @@
-"""Training recipes: one small file each, over one training loop.
+"""Training recipes over one training loop.
 
 ``train(resolve("trades", "digits"))`` writes a model's folder, ``card.toml`` and
 ``weights.safetensors``, with everything needed to train it again.

@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 
 from robench import seeding
-from robench.acceleration.batch_size import best_batch, fitting_batch
 from robench.acceleration.search_models import (
     LOWER,
     SearchModel,
@@ -27,7 +26,7 @@ from robench.acceleration.search_models import (
     exact_variant,
     is_small_cpu,
 )
-from robench.acceleration.timing import rates, threads_of
+from robench.acceleration.timing import best_batch, fitting_batch, rates, threads_of
 from robench.attacks.losses import LOSSES, Loss, margin
 from robench.devices import synchronise
 from robench.errors import UsageError

@@ -25,31 +25,20 @@ from robench.models.wrapper import RobenchModel
 _DTYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
 
+@dataclass(eq=False)
 class SearchModel:
-    """A module as searches see it: any precision inside, float32 logits and gradients outside.
+    """A module as searches see it: any precision inside, float32 logits and gradients outside."""
 
-    Args:
-        module: (B, C, H, W) float32 → logits (B, K).
-        description: precision and layout, for the record.
-        tolerance: how far a margin may be from the original model's, in logits; 0 for the model
-            itself.
-        memory_format: of the inputs.
-        setting: makes what its passes, and nothing else, run under.
-    """
-
-    def __init__(
-        self,
-        module: nn.Module,
-        description: str = "fp32",
-        tolerance: float = 0.0,
-        memory_format: torch.memory_format = torch.contiguous_format,
-        setting: Callable[[], AbstractContextManager[None]] = nullcontext,
-    ) -> None:
-        self.module = module
-        self.description = description
-        self.tolerance = tolerance
-        self.memory_format = memory_format
-        self.setting = setting
+    module: nn.Module
+    """(B, C, H, W) float32 → logits (B, K)"""
+    description: str = "fp32"
+    """Precision and layout, for the record"""
+    tolerance: float = 0.0
+    """How far a margin may be from the original model's, in logits; 0 for the model itself"""
+    memory_format: torch.memory_format = torch.contiguous_format
+    """Of the inputs"""
+    setting: Callable[[], AbstractContextManager[None]] = nullcontext
+    """Makes what its passes, and nothing else, run under"""
 
     def logits(self, points: Tensor) -> Tensor:
         """(B, C, H, W) → float32 (B, K)."""

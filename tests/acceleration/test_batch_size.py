@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from robench.acceleration import batch_size as sizes
-from robench.acceleration.batch_size import bytes_per_input, fitting_batch
+from robench.acceleration import timing as sizes
+from robench.acceleration.timing import bytes_per_input, fitting_batch
 
 INPUTS = torch.rand(4, 3, 8, 8)
 

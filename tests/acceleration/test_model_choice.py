@@ -234,7 +234,7 @@ class Sleeping(nn.Module):
     ],
 )
 def test_larger_batches_are_taken_while_they_pay(monkeypatch, seconds, otherwise, batch) -> None:
-    monkeypatch.setattr("robench.acceleration.batch_size._COMFORTABLE", 0)
+    monkeypatch.setattr("robench.acceleration.timing._COMFORTABLE", 0)
     model = wrap_module(Sleeping(seconds, otherwise), num_classes=10, input={"channels": 1})
     inputs = torch.rand(32, 1, 8, 8)
     with torch.no_grad():

@@ -20,7 +20,7 @@ from roofline import bare_passes
 from torch import Tensor, nn
 
 from robench.acceleration.search_models import SearchModel
-from robench.attacks.adapters.pyautoattack import limit_targets
+from robench.attacks.adapters import limit_targets
 from robench.attacks.losses import LOSSES, Loss
 from robench.attacks.suites import load_suite
 from robench.datasets import ArrayDataset, Dataset, load_dataset

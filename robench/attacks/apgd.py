@@ -10,24 +10,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from robench.attacks.base import (
-    AttackKind,
-    Gradient,
-    Query,
-    Slots,
-    State,
-    evaluate,
-    fresh,
-    nth_best_class,
-)
-from robench.attacks.losses import LOSSES, Loss, choose_loss, margin, require_classes
+from robench.attacks.base import Attack, Gradient, Query, Slots, State, evaluate, limited
+from robench.attacks.losses import LOSSES, Loss, margin, require_classes
 from robench.errors import AttackError
 from robench.geometry import expand, norm_of, project, random_noise, unit
+from robench.registry import unknown_name
 from robench.threat_models import Norm, ThreatModel
 
 _RHO = 0.75  # share of steps that must raise the loss for the step size to stay
@@ -59,79 +51,63 @@ class APGDState(State):
     """(B,): L1 only, changed coordinates of the best point at the last checkpoint"""
 
 
-class APGD:
+@dataclass(eq=False, kw_only=True)
+class APGD(Attack[APGDState]):
     """Auto-PGD for Linf, L2 and L1.
-
-    Args:
-        threat_model: the ball.
-        steps: gradient steps.
-        restarts: independent searches for each target.
-        loss: ``ce``, ``dlr``, or ``dlr-targeted``.
-        targets: for a targeted loss, how many of the classes next to the label are aimed at,
-            from the most to the least likely on the clean input.
-        eot: passes averaged into one gradient, for randomised models.
-        shrinking_eps: L1 only: 30 % of the steps at 3ε, 30 % at 2ε, the rest,
-            and one step at least, at ε.
 
     Raises:
         AttackError: a parameter that makes no sense.
         UnknownNameError: a loss that is not one of these.
     """
 
-    runs_to_the_end = False
-    kind: AttackKind = "gradient"
     state_type = APGDState
+    name: str = "apgd"
+    steps: int = limited(100, at_least=1)
+    """Gradient steps"""
+    restarts: int = limited(1, at_least=1)
+    """Independent searches for each target"""
+    loss: str = "ce"
+    """``ce``, ``dlr``, or ``dlr-targeted``"""
+    targets: int = limited(9, at_least=1)
+    """For a targeted loss, how many of the classes next to the label are aimed at, from the most
+    to the least likely on the clean input"""
+    eot: int = limited(1, at_least=1)
+    """Passes averaged into one gradient, for randomised models"""
+    shrinking_eps: bool = False
+    """L1 only: 30 % of the steps at 3ε, 30 % at 2ε, the rest, and one step at least, at ε"""
 
-    def __init__(
-        self,
-        threat_model: ThreatModel,
-        *,
-        name: str = "apgd",
-        steps: int = 100,
-        restarts: int = 1,
-        loss: Literal["ce", "dlr", "dlr-targeted"] = "ce",
-        targets: int = 9,
-        eot: int = 1,
-        shrinking_eps: bool = False,
-    ) -> None:
-        if min(steps, restarts, targets, eot) < 1:
-            raise AttackError(f"{name}: steps, restarts, targets and eot must be at least 1")
-        if shrinking_eps and threat_model.norm != "L1":
-            raise AttackError(f"{name}: shrinking_eps is defined for L1 only")
-        self.name = name
-        self.threat_model = threat_model
-        self.norm = threat_model.norm
-        self.num_steps = steps
-        self.restarts = restarts
-        self.loss = choose_loss(loss, ("ce", "dlr", "dlr-targeted"))
-        self.targeted = loss == "dlr-targeted"
-        self.targets = targets if self.targeted else 1
-        self.eot = eot
-        self.schedule = _Schedule.of(steps, threat_model, shrinking_eps)
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.loss not in (allowed := ["ce", "dlr", "dlr-targeted"]):
+            raise unknown_name("loss", self.loss, allowed)
+        if self.shrinking_eps and self.norm != "L1":
+            raise AttackError(f"{self.name}: shrinking_eps is defined for L1 only")
+        self.targeted = self.loss == "dlr-targeted"
+        self.schedule = _Schedule.of(self.steps, self.threat_model, self.shrinking_eps)
+        self.phases = int(self.schedule.begins.sum())
         self.scale = 1.0 if self.norm == "L1" else 2.0  # first step size, as a share of ε
 
     def searches(self, num_classes: int) -> int:
         """One search for each target and restart; no more targets than wrong classes."""
         require_classes(self.loss, num_classes)
-        return min(self.targets, num_classes - 1) * self.restarts
+        targets = min(self.targets, num_classes - 1) if self.targeted else 1
+        return targets * self.restarts
 
-    def steps(self) -> int:
+    def most_steps(self) -> int:
         """Gradient steps."""
-        return self.num_steps
+        return self.steps
 
     def start(self, query: Query, slots: Slots) -> APGDState:
         """Place the searches at random points of the ball and take the first gradients."""
-        targets = slots.labels
-        if self.targeted:
-            targets = nth_best_class(slots.clean_logits, 1 + slots.search // self.restarts)
-        state = fresh(slots, targets)
+        targets = slots.targets(self.restarts) if self.targeted else slots.labels
+        state = slots.fresh(targets)
         everything = torch.arange(len(targets), device=targets.device)
         begun = self._begin(query, State(**state), everything, self._random_start(slots))
         return APGDState(**state | begun)
 
     def _random_start(self, slots: Slots) -> Tensor:
         shape = tuple(slots.inputs.shape[1:])
-        eps = self.schedule.first_eps
+        eps = float(self.schedule.eps[0])
         noise = random_noise(slots.keys, shape, self.norm)
         if self.norm == "L1":
             return project(slots.inputs + noise, slots.inputs, "L1", eps)
@@ -147,7 +123,7 @@ class APGD:
         zeros = torch.zeros_like(seen.losses)
         dimensions = points.shape[1:].numel()
         changed = _count_changed(points, inputs)
-        if self.schedule.phases == 1:  # nothing is known yet of how sparse the best point is
+        if self.phases == 1:  # nothing is known yet of how sparse the best point is
             sparsity, nonzeros = zeros + 0.2, zeros + dimensions
         else:
             sparsity, nonzeros = changed / dimensions / 1.5, changed
@@ -167,12 +143,13 @@ class APGD:
             "sparsity": sparsity,
             "nonzeros": nonzeros,
             "candidate": points,
-            "margin": torch.where(self._proposes(eps), margin(seen.logits, labels), torch.inf),
+            "margin": self._margin(seen, labels, eps),
         }
 
-    def _proposes(self, eps: Tensor) -> Tensor:
+    def _margin(self, seen: Gradient, labels: Tensor, eps: Tensor) -> Tensor:
         # The early phases of L1 search a larger ball than the threat model's.
-        return eps <= self.threat_model.radius * (1 + 1e-6)
+        inside = eps <= self.threat_model.radius * (1 + 1e-6)
+        return torch.where(inside, margin(seen.logits, labels), torch.inf)
 
     def _gradient(
         self, query: Query, points: Tensor, loss: Loss, needed: Tensor, rows: Tensor | None = None
@@ -187,7 +164,7 @@ class APGD:
     def step(self, query: Query, state: APGDState) -> APGDState:
         """Move, evaluate, remember the best, and adapt the step size at checkpoints."""
         now = self.schedule.at(state.step)
-        if self.schedule.phases > 1 and bool((entering := now.begins & (state.step > 0)).any()):
+        if self.phases > 1 and bool((entering := now.begins & (state.step > 0)).any()):
             rows = entering.nonzero().squeeze(1)
             smaller = project(state.best[rows], state.inputs[rows], self.norm, now.eps[rows])
             begun = self._begin(query, state, rows, smaller)
@@ -211,9 +188,7 @@ class APGD:
             last_loss=seen.losses,
             increases=state.increases + (seen.losses > state.last_loss),
             candidate=point,
-            margin=torch.where(
-                self._proposes(now.eps), margin(seen.logits, state.labels), torch.inf
-            ),
+            margin=self._margin(seen, state.labels, now.eps),
         )
         if not bool((now.interval > 0).any()):
             return after
@@ -248,48 +223,32 @@ class APGD:
             gradient=torch.where(restart, state.best_gradient, state.gradient),
         )
 
-    def finished(self, state: APGDState) -> Tensor:
-        """All steps taken."""
-        return state.step >= self.num_steps
 
-
-class _Moment(NamedTuple):
-    """What the schedule says of a step, for each slot."""
+class _Schedule(NamedTuple):
+    """Radius, checkpoints and phases: by step, (steps,), or at the steps of slots, (B,)."""
 
     eps: Tensor
     interval: Tensor
     """Steps that the checkpoint after this step closes; 0: no checkpoint"""
     begins: Tensor
+    """bool: a phase begins with this step; only L1 has more than one"""
     ends: Tensor
-
-
-@dataclass(frozen=True)
-class _Schedule:
-    """Radius, checkpoints and phase borders by step; only L1 has more than one phase."""
-
-    table: Tensor
-    """float32 (steps, 4): the columns of :class:`_Moment`"""
-    phases: int
-    first_eps: float
 
     @classmethod
     def of(cls, steps: int, threat_model: ThreatModel, shrinking_eps: bool) -> _Schedule:
         # Of few steps, the last one at least is taken in the ball itself.
         early = min(math.ceil(0.3 * steps), (steps - 1) // 2) if shrinking_eps else 0
-        shares = [(early, 3.0), (early, 2.0), (steps - 2 * early, 1.0)]
-        shares = [(count, factor) for count, factor in shares if count]
-        parts = []
-        for count, factor in shares:
-            part = torch.zeros(count, 4)
-            part[:, 0] = factor * threat_model.radius
-            part[:, 1] = _checkpoints(count, threat_model.norm)
-            part[0, 2] = part[-1, 3] = 1
-            parts.append(part)
-        return cls(torch.cat(parts), len(parts), shares[0][1] * threat_model.radius)
+        counts = torch.tensor([early, early, steps - 2 * early])
+        factors = torch.tensor([3.0, 2.0, 1.0], dtype=torch.float64)
+        eps = (factors * threat_model.radius).float().repeat_interleave(counts)
+        intervals = [_checkpoints(count, threat_model.norm) for count in counts.tolist()]
+        ends = torch.zeros(steps, dtype=torch.bool)
+        ends[counts.cumsum(0) - 1] = True
+        return cls(eps, torch.cat(intervals), ends.roll(1), ends)
 
-    def at(self, step: Tensor) -> _Moment:
-        rows = self.table.to(step.device)[step.clamp(max=len(self.table) - 1)]
-        return _Moment(rows[:, 0], rows[:, 1], rows[:, 2] > 0, rows[:, 3] > 0)
+    def at(self, step: Tensor) -> _Schedule:
+        rows = step.clamp(max=len(self.eps) - 1)
+        return _Schedule(*(column.to(step.device)[rows] for column in self))
 
 
 def _checkpoints(steps: int, norm: Norm) -> Tensor:

@@ -7,18 +7,29 @@ finished slots and fill in new ones between any two steps. An attack asks for pa
 decides anything.
 """
 
-from __future__ import annotations
-
+import operator
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeVar, runtime_checkable
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    ClassVar,
+    Generic,
+    Literal,
+    NamedTuple,
+    Protocol,
+    TypeVar,
+    runtime_checkable,
+)
 
 import torch
 from torch import Tensor
 
 from robench import seeding
 from robench.attacks.losses import Loss
-from robench.threat_models import ThreatModel
+from robench.errors import AttackError
+from robench.threat_models import Norm, ThreatModel
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -77,6 +88,22 @@ class Slots:
     search: Tensor
     """int64 (B,): which of the sample's searches, 0 … ``Attack.searches(K)`` − 1"""
 
+    def targets(self, restarts: int) -> Tensor:
+        """int64 (B,): the classes to aim at, likeliest first, each in ``restarts`` searches."""
+        return nth_best_class(self.clean_logits, 1 + self.search // restarts)
+
+    def fresh(self, targets: Tensor | None = None) -> dict[str, Any]:
+        """The fields of a :class:`State` before the first step, aiming at ``targets``, (B,)."""
+        return {
+            "inputs": self.inputs,
+            "labels": self.labels,
+            "targets": self.labels if targets is None else targets,
+            "keys": self.keys,
+            "step": torch.zeros_like(self.labels),
+            "candidate": self.inputs,
+            "margin": self.inputs.new_full((len(self.labels),), torch.inf),
+        }
+
 
 @dataclass
 class State:
@@ -100,57 +127,78 @@ class State:
     come at the ball's border"""
 
 
-def fresh(slots: Slots, targets: Tensor | None = None) -> dict[str, Any]:
-    """The fields of a :class:`State` before the first step, aiming at ``targets``, int64 (B,)."""
-    return {
-        "inputs": slots.inputs,
-        "labels": slots.labels,
-        "targets": slots.labels if targets is None else targets,
-        "keys": slots.keys,
-        "step": torch.zeros_like(slots.labels),
-        "candidate": slots.inputs,
-        "margin": slots.inputs.new_full((len(slots.labels),), torch.inf),
-    }
-
-
 StateT = TypeVar("StateT", bound=State)
 RowsT = TypeVar("RowsT", bound="DataclassInstance")
 
 
-class Attack(Protocol[StateT]):
-    """A search for an input in the threat model's ball that the model gets wrong."""
+ValueT = TypeVar("ValueT")
 
-    name: str
-    threat_model: ThreatModel
-    runs_to_the_end: bool
+_HOLDS = {"at_least": operator.ge, "above": operator.gt, "at_most": operator.le}
+
+
+def limited(default: ValueT, **limits: float) -> ValueT:
+    """A field of an :class:`Attack` that has to be ``at_least``, ``above`` or ``at_most``."""
+    return field(default=default, metadata=limits)
+
+
+@dataclass(eq=False)
+class Attack(ABC, Generic[StateT]):
+    """A search for an input in the threat model's ball that the model gets wrong.
+
+    The fields are the parameters that a suite may give; what they may be is checked when it is built.
+
+    Raises:
+        AttackError: a parameter that makes no sense.
+    """
+
+    runs_to_the_end: ClassVar[bool] = False
     """True for minimum-norm attacks, which go on after the first find to make it smaller."""
-    kind: AttackKind
-    state_type: type[StateT]
+    kind: ClassVar[AttackKind] = "gradient"
+    state_type: ClassVar[type[Any]]
     """What ``start`` and ``step`` return; a search that was interrupted is put together from it."""
+    threat_model: ThreatModel
+    name: str = field(default="", kw_only=True)
+
+    def __post_init__(self) -> None:
+        for parameter in fields(self):
+            value = getattr(self, parameter.name)
+            for limit, bound in parameter.metadata.items():
+                if not _HOLDS[limit](value, bound):
+                    wanted = f"{parameter.name} must be {limit.replace('_', ' ')} {bound:g}"
+                    raise AttackError(f"{self.name}: {wanted}, got {value!r}")
+
+    @property
+    def norm(self) -> Norm:
+        """The ball's."""
+        return self.threat_model.norm
 
     def searches(self, num_classes: int) -> int:
-        """How many searches a sample gets: targets × restarts."""
-        ...
+        """How many searches a sample gets: targets × restarts.
 
-    def steps(self) -> int:
+        Raises:
+            AttackError: it is not defined for so few classes.
+        """
+        return 1
+
+    @abstractmethod
+    def most_steps(self) -> int:
         """An upper bound on the steps of one search, for progress bars."""
-        ...
 
+    @abstractmethod
     def start(self, query: Query, slots: Slots) -> StateT:
         """Place the searches at their first points."""
-        ...
 
+    @abstractmethod
     def step(self, query: Query, state: StateT) -> StateT:
         """Advance every search by one step.
 
         Returns a new state; tensors of the one that was given stay as they are, for an interrupted
         step is made again.
         """
-        ...
 
     def finished(self, state: StateT) -> Tensor:
         """bool (B,): searches that have used up their budget, or whose rest is known."""
-        ...
+        return state.step >= self.most_steps()
 
 
 @runtime_checkable
@@ -200,14 +248,10 @@ def nth_best_class(logits: Tensor, n: Tensor) -> Tensor:
 def evaluate(
     query: Query, points: Tensor, loss: Loss, needed: Tensor, rows: Tensor | None = None
 ) -> Gradient:
-    """Losses at all points, gradients only where they will be used.
+    """Losses at all points (B, C, H, W), gradients only where they will be used.
 
-    Args:
-        query: the engine's query.
-        points: (B, C, H, W).
-        loss: bound to the slots of the points.
-        needed: bool (B,); elsewhere the gradient is zero and costs no backward pass.
-        rows: the slots that the points belong to, int64 (B,); None: all.
+    Where ``needed``, bool (B,), is false the gradient is zero and costs no backward pass. ``rows`` is
+    as for a :class:`Query`, the loss bound to its slots.
     """
     if bool(needed.all()):
         return query.gradient(points, loss, rows)

@@ -8,19 +8,16 @@ proposes its result pulled back to the ball's surface, at one more forward pass:
 has a best point in it, and that is the one whose margin and attention can be spoken of.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
-from robench.attacks.base import AttackKind, Query, Slots, State, fresh
+from robench.attacks.base import Attack, Query, Slots, State, limited
 from robench.attacks.losses import LOSSES, Loss, margin
 from robench.errors import AttackError
 from robench.geometry import expand, norm_of, project
-from robench.threat_models import ThreatModel
 
 _BETA_1, _BETA_2, _ADAM_EPS = 0.9, 0.999, 1e-8
 _INSIDE = 1 - 1e-6  # keeps atanh finite at the borders of the box
@@ -45,65 +42,46 @@ class CarliniWagnerState(State):
     """(B,): L2 norm of the smallest adversarial perturbation, +inf before the first"""
 
 
-class CarliniWagnerL2:
-    """Carlini & Wagner's L2 attack.
-
-    Args:
-        threat_model: an L2 ball; its radius only decides the verdict, never the search.
-        rounds: binary search steps for c.
-        steps: Adam steps in each round.
-        learning_rate: Adam's, in tanh space.
-        initial_const: the first c.
-        confidence: κ, in logits.
+@dataclass(eq=False, kw_only=True)
+class CarliniWagnerL2(Attack[CarliniWagnerState]):
+    """Carlini & Wagner's L2 attack; the ball's radius only decides the verdict, never the search.
 
     Raises:
         AttackError: the threat model's norm is not L2, or a parameter makes no sense.
     """
 
     runs_to_the_end = True
-    kind: AttackKind = "gradient"
     state_type = CarliniWagnerState
+    name: str = "cw-l2"
+    rounds: int = limited(9, at_least=1)
+    """Binary search steps for c"""
+    steps: int = limited(100, at_least=1)
+    """Adam steps in each round"""
+    learning_rate: float = limited(0.05, above=0)
+    """Adam's, in tanh space"""
+    initial_const: float = limited(0.1, above=0)
+    """The first c"""
+    confidence: float = limited(0.0, at_least=0)
+    """κ, in logits"""
 
-    def __init__(
-        self,
-        threat_model: ThreatModel,
-        *,
-        name: str = "cw-l2",
-        rounds: int = 9,
-        steps: int = 100,
-        learning_rate: float = 0.05,
-        initial_const: float = 0.1,
-        confidence: float = 0.0,
-    ) -> None:
-        if threat_model.norm != "L2":
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.norm != "L2":
             raise AttackError(
-                f"{name} minimises the L2 norm and says nothing about {threat_model.norm}",
+                f"{self.name} minimises the L2 norm and says nothing about {self.norm}",
                 hint="Use it under an L2 threat model; for Linf use PGD on the margin loss",
             )
-        if min(rounds, steps) < 1 or min(learning_rate, initial_const) <= 0 or confidence < 0:
-            raise AttackError(f"{name}: rounds, steps, learning_rate and const must be positive")
-        self.name = name
-        self.threat_model = threat_model
-        self.rounds = rounds
-        self.steps_per_round = steps
-        self.learning_rate = learning_rate
-        self.initial_const = initial_const
-        self.confidence = confidence
 
-    def searches(self, num_classes: int) -> int:
-        """A single, deterministic search."""
-        return 1
-
-    def steps(self) -> int:
+    def most_steps(self) -> int:
         """Gradient passes over all rounds."""
-        return self.rounds * self.steps_per_round
+        return self.rounds * self.steps
 
     def start(self, query: Query, slots: Slots) -> CarliniWagnerState:
         """Start at the clean input; no pass is spent."""
         w = _to_tanh_space(slots.inputs)
         zeros = slots.inputs.new_zeros(len(slots.labels))
         return CarliniWagnerState(
-            **fresh(slots),
+            **slots.fresh(),
             w=w,
             first_moment=torch.zeros_like(w),
             second_moment=torch.zeros_like(w),
@@ -146,7 +124,7 @@ class CarliniWagnerL2:
         outside = self.finished(state) & (found > self.threat_model.radius)
         if bool(outside.any()):
             state = self._pull_inside(query, state, outside, point)
-        ends = state.step % self.steps_per_round == 0
+        ends = state.step % self.steps == 0
         return self._next_round(state, ends) if bool(ends.any()) else state
 
     def _pull_inside(
@@ -169,7 +147,7 @@ class CarliniWagnerL2:
     def _adam(self, state: CarliniWagnerState, gradient: Tensor) -> CarliniWagnerState:
         first = _BETA_1 * state.first_moment + (1 - _BETA_1) * gradient
         second = _BETA_2 * state.second_moment + (1 - _BETA_2) * gradient.square()
-        count = expand((state.step % self.steps_per_round + 1).to(gradient.dtype), gradient)
+        count = expand((state.step % self.steps + 1).to(gradient.dtype), gradient)
         mean = first / _bias(_BETA_1, count)
         spread = (second / _bias(_BETA_2, count)).sqrt() + _ADAM_EPS
         w = state.w - self.learning_rate * mean / spread
@@ -192,10 +170,6 @@ class CarliniWagnerL2:
             second_moment=torch.where(again, 0.0, state.second_moment),
             succeeded=state.succeeded & ~ends,
         )
-
-    def finished(self, state: CarliniWagnerState) -> Tensor:
-        """All rounds done."""
-        return state.step >= self.steps()
 
 
 # torch's own powers and atanh round an element by its place in the tensor, so that a result would

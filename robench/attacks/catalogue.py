@@ -34,12 +34,12 @@ ATTACKS.add(
 ADAPTERS: Registry[Any] = Registry("attack adapter")
 ADAPTERS.add(
     "pyautoattack",
-    "robench.attacks.adapters.pyautoattack:PyAutoAttack",
+    "robench.attacks.adapters:PyAutoAttack",
     "the reference AutoAttack, pyautoattack:standard",
 )
 ADAPTERS.add(
     "art",
-    "robench.attacks.adapters.art:ARTAttack",
+    "robench.attacks.adapters:ARTAttack",
     "any evasion attack of the Adversarial Robustness Toolbox, art:CLASS",
 )
 

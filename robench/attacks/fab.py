@@ -3,26 +3,32 @@
 Croce & Hein, "Minimally distorted adversarial examples with a fast adaptive boundary attack",
 ICML 2020. Constants are those of fra31/auto-attack (``fab_base.py``). FAB minimises the norm; here
 it only has to end up inside the ball, so a search ends as soon as it is there.
-"""
 
-from __future__ import annotations
+Each step projects onto a hyperplane inside the pixel box (section 2 and appendix): for a point t in
+[0, 1]^d and a hyperplane ⟨w, z⟩ = b, find the smallest d (in the norm) with ⟨w, t + d⟩ = b and
+t + d in the box; where the hyperplane does not meet the box, go as far as the box allows. Moving
+coordinate i towards the plane gains |wᵢ| a unit, up to capᵢ, the room to the box. Linf and L2 fill
+all coordinates at once up to a common level ρ: dᵢ = min(ρ, capᵢ) or min(ρ·|wᵢ|, capᵢ). The gain is
+concave and piecewise linear in ρ, so Newton's method from below ends at the exact level after
+finitely many steps, without sorting. L1 fills the largest |wᵢ| first.
+"""
 
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
-from robench.attacks.base import AttackKind, Query, Slots, State, fresh, nth_best_class
-from robench.attacks.hyperplanes import project_onto_hyperplane
+from robench.attacks.base import Attack, Query, Slots, State, limited
 from robench.attacks.losses import LOSSES, Loss, margin
-from robench.errors import AttackError
 from robench.geometry import expand, norm_of, random_noise, unit
-from robench.threat_models import Norm, ThreatModel
+from robench.threat_models import Norm
 
 _DUAL: dict[Norm, Norm] = {"Linf": "L1", "L2": "L2", "L1": "Linf"}
 _ALPHA_MAX = 0.1  # largest pull towards the clean input
 _OVERSHOOT = 1.05  # the paper's η: how far past the hyperplane a step goes
 _BACKWARD = 0.9  # the paper's β: after crossing, return to this share of the perturbation
+_FLAT = 1e-8  # weights below this are treated as zero, as in the reference
+_HIGH = 1e30  # a level above every cap
 
 
 @dataclass
@@ -34,55 +40,32 @@ class FABState(State):
     """(B,): the smallest margin at the ball's border, by the linear models on the way"""
 
 
-class FAB:
-    """FAB, untargeted or with one search for each target class.
+@dataclass(eq=False, kw_only=True)
+class FAB(Attack[FABState]):
+    """FAB, untargeted or with one search for each target class."""
 
-    Args:
-        threat_model: the ball to end up in.
-        steps: iterations, each one gradient and one forward pass.
-        restarts: searches for each target; the first starts at the clean input.
-        targets: number of target classes, from the most to the least likely on the clean input;
-            0: untargeted, with the gradients of all logits at each step.
-
-    Raises:
-        AttackError: a parameter that makes no sense.
-    """
-
-    runs_to_the_end = False
-    kind: AttackKind = "boundary"
+    kind = "boundary"
     state_type = FABState
-
-    def __init__(
-        self,
-        threat_model: ThreatModel,
-        *,
-        name: str = "fab",
-        steps: int = 100,
-        restarts: int = 1,
-        targets: int = 9,
-    ) -> None:
-        if min(steps, restarts) < 1 or targets < 0:
-            raise AttackError(f"{name}: steps and restarts must be at least 1, targets at least 0")
-        self.name = name
-        self.threat_model = threat_model
-        self.norm = threat_model.norm
-        self.num_steps = steps
-        self.restarts = restarts
-        self.targets = targets
+    name: str = "fab"
+    steps: int = limited(100, at_least=1)
+    """Iterations, each one gradient and one forward pass"""
+    restarts: int = limited(1, at_least=1)
+    """Searches for each target; the first starts at the clean input"""
+    targets: int = limited(9, at_least=0)
+    """Number of target classes, from the most to the least likely on the clean input; 0:
+    untargeted, with the gradients of all logits at each step"""
 
     def searches(self, num_classes: int) -> int:
         """One search for each target and restart."""
         return max(min(self.targets, num_classes - 1), 1) * self.restarts
 
-    def steps(self) -> int:
+    def most_steps(self) -> int:
         """Iterations."""
-        return self.num_steps
+        return self.steps
 
     def start(self, query: Query, slots: Slots) -> FABState:
         """Start at the clean input, restarts at a random point within ε/2."""
-        targets = slots.labels
-        if self.targets:
-            targets = nth_best_class(slots.clean_logits, 1 + slots.search // self.restarts)
+        targets = slots.targets(self.restarts) if self.targets else slots.labels
         point = slots.inputs
         again = slots.search % self.restarts > 0
         if bool(again.any()):
@@ -90,7 +73,7 @@ class FAB:
             noise = random_noise(slots.keys, shape, self.norm)
             away = point + 0.5 * self.threat_model.radius * unit(noise, self.norm)
             point = torch.where(expand(again, point), away.clamp(0, 1), point)
-        state = fresh(slots, targets)
+        state = slots.fresh(targets)
         return FABState(**state, point=point, border_margin=state["margin"])
 
     def step(self, query: Query, state: FABState) -> FABState:
@@ -148,6 +131,69 @@ class FAB:
         rows = torch.arange(count, device=nearest.device)
         return differences[rows, nearest], slopes[rows, nearest]
 
-    def finished(self, state: FABState) -> Tensor:
-        """All iterations taken."""
-        return state.step >= self.num_steps
+
+def project_onto_hyperplane(points: Tensor, w: Tensor, b: Tensor, norm: Norm) -> Tensor:
+    """The shortest step from each point to its hyperplane.
+
+    Args:
+        points: float (N, d) in [0, 1].
+        w: float (N, d), the planes' normals.
+        b: float (N,), the planes' offsets.
+        norm: what "shortest" is measured in.
+
+    Returns:
+        (N, d): steps with ``points + step`` in [0, 1].
+    """
+    gap = b - (w * points).sum(dim=1)
+    towards = torch.where(gap >= 0, 1.0, -1.0).to(w.dtype)[:, None] * w
+    size = towards.abs()
+    # Masks as numbers: torch multiplies several times faster than it selects.
+    cap = (points - _positive(towards)).abs() * _positive(size - _FLAT)
+    need = gap.abs()
+    if norm == "L1":
+        return towards.sign() * _fill_largest_first(size, cap, need)
+    slope = size if norm == "Linf" else size.square()
+    ratio = torch.ones_like(size) if norm == "Linf" else size
+    level = _water_level(slope, cap / ratio.clamp_min(1e-30), need)
+    wanted = level[:, None] * ratio
+    return towards.sign() * torch.minimum(wanted, cap)
+
+
+def _positive(values: Tensor) -> Tensor:
+    """1 where positive, else 0."""
+    return values.sign().relu_()
+
+
+def _water_level(slope: Tensor, full: Tensor, need: Tensor) -> Tensor:
+    """The smallest ρ with Σᵢ slopeᵢ·min(ρ, fullᵢ) ≥ need, :data:`_HIGH` where none reaches it."""
+    most = (slope * full).sum(dim=1)
+    reachable = most > need
+    level = torch.zeros_like(need)
+    open_slope = (slope * _positive(full)).sum(dim=1)
+    # Rows that are there stay as they are: their rounding must not depend on the other rows.
+    active = reachable
+    for _ in range(slope.shape[1]):
+        gained = (slope * torch.minimum(level[:, None], full)).sum(dim=1)
+        advance = (need - gained).clamp_min(0) / open_slope.clamp_min(1e-30)
+        raised = torch.where(active, level + advance, level)
+        active = active & (raised > level)
+        level = raised
+        next_slope = (slope * _positive(full - level[:, None])).sum(dim=1)
+        # Where no coordinate filled up on the way the level is exact.
+        active = active & (next_slope != open_slope)
+        if not bool(active.any()):
+            break
+        open_slope = torch.where(next_slope > 0, next_slope, open_slope)
+    # Not infinite, which would make flat coordinates NaN.
+    return torch.where(reachable, level, _HIGH)
+
+
+def _fill_largest_first(size: Tensor, cap: Tensor, need: Tensor) -> Tensor:
+    """Amounts that gain ``need`` with the least sum: full at the largest sizes, the last in part."""
+    ordered, order = size.sort(dim=1, descending=True)
+    room = cap.gather(1, order)
+    gain = ordered * room
+    before = gain.cumsum(dim=1) - gain
+    lacking = (need[:, None] - before).clamp_min(0)
+    filled = torch.minimum(room, lacking / ordered.clamp_min(1e-30))
+    return torch.zeros_like(size).scatter_(1, order, filled)

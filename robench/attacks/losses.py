@@ -7,14 +7,14 @@ the network itself, and keeps losses in float32 whatever precision the network r
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from robench.errors import AttackError
-from robench.registry import Registry, unknown_name
+from robench.registry import Registry
 
 LabelLoss = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 """(logits (N, K), labels (N,), targets (N,)) → loss (N,) and its gradient (N, K)."""
@@ -122,17 +122,6 @@ LOSSES.add("dlr-targeted", targeted_difference_of_logits_ratio, "targeted DLR")
 LOSSES.add("logit-difference", logit_difference, "target's logit minus the label's")
 
 _CLASSES_NEEDED = {"dlr": 3, "dlr-targeted": 4}
-
-
-def choose_loss(name: str, allowed: Sequence[str]) -> str:
-    """``name``, if it is one of the losses that an attack can use.
-
-    Raises:
-        UnknownNameError: it is not; near misses are listed.
-    """
-    if name not in allowed:
-        raise unknown_name("loss", name, list(allowed))
-    return name
 
 
 def require_classes(loss: str, num_classes: int) -> None:

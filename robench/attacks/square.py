@@ -23,14 +23,10 @@ import torch
 from torch import Tensor
 
 from robench import seeding
-from robench.attacks.base import AttackKind, Query, Slots, State, fresh, take
+from robench.attacks.base import Attack, Query, Slots, State, limited, take
 from robench.attacks.losses import margin
-from robench.attacks.square_proposals import Moves, Patches, Proposals
-from robench.errors import AttackError
-from robench.geometry import expand
-from robench.threat_models import Norm, ThreatModel
+from robench.attacks.square_proposals import Moves, Patches
 
-_PROPOSALS: dict[Norm, type[Proposals]] = {"Linf": Patches, "L2": Moves, "L1": Moves}
 _LARGEST_MEMORY = 1 << 14  # proposals a slot may remember; beyond, repetitions are too rare
 _LOOKAHEAD = 64
 _AT_ONCE = 8
@@ -71,55 +67,35 @@ class SquareState(State):
     """int64 (B,): queries that the next step looks at; where slots differ, the most"""
 
 
-class Square:
-    """Square attack for Linf, L2 and L1 on the margin.
+@dataclass(eq=False, kw_only=True)
+class Square(Attack[SquareState]):
+    """Square attack for Linf, L2 and L1 on the margin."""
 
-    Args:
-        threat_model: the ball.
-        queries: forward passes after the first.
-        initial_share: share of the image that the first window covers.
-        rescale_schedule: stretch the window schedule to the number of queries.
-
-    Raises:
-        AttackError: a parameter that makes no sense.
-    """
-
-    runs_to_the_end = False
-    kind: AttackKind = "query"
+    kind = "query"
     state_type = SquareState
+    name: str = "square"
+    queries: int = limited(5000, at_least=1)
+    """Forward passes after the first"""
+    initial_share: float = limited(0.8, above=0, at_most=1)
+    """Share of the image that the first window covers"""
+    rescale_schedule: bool = False
+    """Stretch the window schedule to the number of queries"""
 
-    def __init__(
-        self,
-        threat_model: ThreatModel,
-        *,
-        name: str = "square",
-        queries: int = 5000,
-        initial_share: float = 0.8,
-        rescale_schedule: bool = False,
-    ) -> None:
-        if queries < 1 or not 0 < initial_share <= 1:
-            raise AttackError(f"{name}: queries must be at least 1, initial_share in (0, 1]")
-        self.name = name
-        self.threat_model = threat_model
-        self.queries = queries
-        self.initial_share = initial_share
-        self.rescale_schedule = rescale_schedule
-        self._proposals = _PROPOSALS[threat_model.norm]
+    @property
+    def proposals(self) -> type[Patches | Moves]:
+        """What is tried in the norm."""
+        return Patches if self.norm == "Linf" else Moves
 
-    def searches(self, num_classes: int) -> int:
-        """A single search."""
-        return 1
-
-    def steps(self) -> int:
+    def most_steps(self) -> int:
         """Queries after the first."""
         return self.queries
 
     def start(self, query: Query, slots: Slots) -> SquareState:
         """Linf: vertical stripes of ±ε; L2, L1: a grid of signed windows. One forward pass."""
         inputs = slots.inputs
-        best = self._proposals.starting_points(inputs, self.threat_model, slots.keys)
+        best = self.proposals.starting_points(inputs, self.threat_model, slots.keys)
         seen = margin(query.logits(best), slots.labels)
-        memory = self._proposals.count(inputs.shape[1:])
+        memory = self.proposals.count(inputs.shape[1:])
         count, useful = len(slots.labels), memory <= _LARGEST_MEMORY
         first = {
             "keys": seeding.derive(slots.keys, seeding.tag("square windows")),
@@ -127,7 +103,7 @@ class Square:
             "margin": seen,
         }
         return SquareState(
-            **fresh(slots) | first,
+            **slots.fresh() | first,
             best=best,
             best_margin=seen,
             window=torch.zeros_like(slots.labels),
@@ -137,59 +113,45 @@ class Square:
             lookahead=torch.full_like(slots.labels, _AT_ONCE),
         )
 
-    def _sizes(self, state: SquareState) -> Tensor:
-        """Window side at every query: int64 (queries + 1,)."""
-        height, width = state.inputs.shape[2:]
-        return _window_sizes(
-            self.queries,
-            self.initial_share,
-            self.rescale_schedule,
-            height,
-            width,
-            self._proposals.smallest,
-            self._proposals.has_centre,
-        ).to(state.step.device)
-
     def step(self, query: Query, state: SquareState) -> SquareState:
         """Propose a change for each slot and keep it where the margin shrinks."""
-        sizes = self._sizes(state)
+        height, width = state.inputs.shape[2:]
+        sizes = _window_sizes(self, height, width).to(state.step.device)
         size = sizes[state.step]
-        if not self._remembers(state):
-            drawn = self._draw(state, state.keys, state.step, size)
-            proposal = drawn.points(state.best, state.inputs, self.threat_model)
-            return self._accept(query, replace(state, step=state.step + 1), proposal)
-        fresh = state.window != size
-        if bool(fresh.any()):
-            state = replace(
-                state,
-                tried=state.tried & ~fresh[:, None],
-                rejected=torch.where(fresh, 0, state.rejected),
-                window=size,
-            )
-        ahead = self._unknown(state, sizes, size)
+        remembers = state.tried.shape[1] > 0
+        if remembers:
+            state = _forget_other_sizes(state, size)
+            ahead = self._unknown(state, sizes, size)
+        else:
+            ahead = self._next(state, size)
         best, inputs = state.best[ahead.rows], state.inputs[ahead.rows]
         proposal = ahead.proposals.points(best, inputs, self.threat_model)
-        changed = (proposal != best).flatten(1).any(dim=1)
-        places = (ahead.rows, ahead.proposals.identity)
-        state = replace(
-            state,
-            tried=state.tried.index_put(places, torch.ones_like(ahead.rows, dtype=torch.bool)),
-            rejected=state.rejected.index_add(0, ahead.rows, torch.ones_like(ahead.rows)),
-            lookahead=torch.full_like(state.step, ahead.lookahead),
-        )
-        if not bool(changed.all()):  # known to be rejected, and now remembered
-            ahead, proposal = ahead.at(changed), proposal[changed]
+        if remembers:
+            places = (ahead.rows, ahead.proposals.identity)
+            state = replace(
+                state,
+                tried=state.tried.index_put(places, torch.ones_like(ahead.rows, dtype=torch.bool)),
+                rejected=state.rejected.index_add(0, ahead.rows, torch.ones_like(ahead.rows)),
+                lookahead=torch.full_like(state.step, ahead.lookahead),
+            )
+            changed = (proposal != best).flatten(1).any(dim=1)
+            if not bool(changed.all()):  # known to be rejected, and now remembered
+                ahead, proposal = ahead.at(changed), proposal[changed]
         if len(ahead.rows) == 0:
             step = state.step + ahead.reach
             return replace(state, step=step, margin=torch.full_like(state.margin, torch.inf))
         return self._accept_first(query, state, proposal, ahead)
 
-    def _draw(self, state: SquareState, keys: Tensor, steps: Tensor, size: Tensor) -> Proposals:
-        shape = state.inputs.shape[1:]
-        return self._proposals.draw(seeding.derive(keys, steps), size, shape)
+    def _draw(
+        self, state: SquareState, keys: Tensor, steps: Tensor, size: Tensor
+    ) -> Patches | Moves:
+        return self.proposals.draw(seeding.derive(keys, steps), size, state.inputs.shape[1:])
 
-    def _remembers(self, state: SquareState) -> bool:
-        return state.tried.shape[1] > 0
+    def _next(self, state: SquareState, size: Tensor) -> _Ahead:
+        """One proposal of every slot."""
+        none = torch.zeros_like(state.step)
+        drawn = self._draw(state, state.keys, state.step, size)
+        return _Ahead(torch.arange(len(none), device=none.device), none, drawn, none + 1, 1)
 
     def _unknown(self, state: SquareState, sizes: Tensor, size: Tensor) -> _Ahead:
         """The next proposals of every slot whose answers are not known yet."""
@@ -255,19 +217,6 @@ class Square:
             margin=best_margin,
         )
 
-    def _accept(self, query: Query, state: SquareState, proposal: Tensor) -> SquareState:
-        seen = margin(query.logits(proposal), state.labels)
-        better = (seen < state.best_margin) | (seen <= 0)
-        best = torch.where(expand(better, proposal), proposal, state.best)
-        best_margin = torch.where(better, seen, state.best_margin)
-        return replace(
-            state, best=best, best_margin=best_margin, candidate=best, margin=best_margin
-        )
-
-    def finished(self, state: SquareState) -> Tensor:
-        """All queries asked, or answered from memory."""
-        return state.step >= self.queries
-
 
 @dataclass
 class _Ahead:
@@ -277,7 +226,7 @@ class _Ahead:
     """int64 (P,): slots"""
     place: Tensor
     """int64 (P,): queries after the slot's ``step``"""
-    proposals: Proposals
+    proposals: Patches | Moves
     reach: Tensor
     """int64 (B,): how far the slot gets if nothing is accepted"""
     lookahead: int
@@ -292,21 +241,27 @@ class _Ahead:
         )
 
 
+def _forget_other_sizes(state: SquareState, size: Tensor) -> SquareState:
+    """Without what is remembered of windows that are not of ``size``, (B,)."""
+    other = state.window != size
+    if not bool(other.any()):
+        return state
+    return replace(
+        state,
+        tried=state.tried & ~other[:, None],
+        rejected=torch.where(other, 0, state.rejected),
+        window=size,
+    )
+
+
 @lru_cache(maxsize=16)
-def _window_sizes(
-    queries: int,
-    initial: float,
-    rescale: bool,
-    height: int,
-    width: int,
-    smallest: int,
-    has_centre: bool,
-) -> Tensor:
+def _window_sizes(attack: Square, height: int, width: int) -> Tensor:
+    """The window's side at every query: int64 (queries + 1,)."""
     sizes = []
-    for query in range(queries + 1):
-        share = window_share(query, initial, queries, rescale)
-        side = max(round(math.sqrt(share * height * width)), smallest)
-        if has_centre and side % 2 == 0:
+    for query in range(attack.queries + 1):
+        share = window_share(query, attack.initial_share, attack.queries, attack.rescale_schedule)
+        side = max(round(math.sqrt(share * height * width)), attack.proposals.smallest)
+        if attack.proposals.has_centre and side % 2 == 0:
             side += 1
         sizes.append(min(side, height, width))
     return torch.tensor(sizes, dtype=torch.int64)

@@ -6,8 +6,6 @@ equation (2), with the generalisation to L1 of Croce & Hein, ICML 2021). As in f
 (``square.py``).
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -27,10 +25,7 @@ _INSIDE = 1 - 1e-6  # L1 projections aim a little inside the ball
 
 @dataclass
 class Proposals:
-    """What is tried next: a window, and a sign for each of its channels.
-
-    Every field is a tensor of one entry a proposal.
-    """
+    """What is tried next: a window, and a sign for each of its channels; one entry a proposal."""
 
     smallest: ClassVar[int]
     """Side of the smallest window, in pixels"""
@@ -44,26 +39,7 @@ class Proposals:
     size: Tensor
     """int64 (P,): the window's side in pixels"""
     identity: Tensor
-    """int64 (P,): a number below :meth:`count`, another for every proposal of a size"""
-
-    @staticmethod
-    def starting_points(inputs: Tensor, threat_model: ThreatModel, keys: Tensor) -> Tensor:
-        """Where searches begin: (B, C, H, W) in [0, 1]."""
-        raise NotImplementedError
-
-    @classmethod
-    def draw(cls, keys: Tensor, size: Tensor, shape: Sequence[int]) -> Self:
-        """One proposal for each key, int64 (P,), of a size (P,), on images (C, H, W)."""
-        raise NotImplementedError
-
-    @staticmethod
-    def count(shape: Sequence[int]) -> int:
-        """How many proposals of one size there are, for images (C, H, W)."""
-        raise NotImplementedError
-
-    def points(self, best: Tensor, inputs: Tensor, threat_model: ThreatModel) -> Tensor:
-        """The current points (P, C, H, W), changed, in the ball around the clean inputs."""
-        raise NotImplementedError
+    """int64 (P,): a number below ``count``, another for every proposal of a size"""
 
 
 class Patches(Proposals):
@@ -74,14 +50,14 @@ class Patches(Proposals):
 
     @staticmethod
     def starting_points(inputs: Tensor, threat_model: ThreatModel, keys: Tensor) -> Tensor:
-        """Vertical stripes of ±ε."""
+        """Where searches begin, (B, C, H, W) in [0, 1]: vertical stripes of ±ε."""
         channels, _, width = inputs.shape[1:]
         stripes = seeding.signs(keys, (channels, 1, width))
         return (inputs + threat_model.radius * stripes).clamp(0, 1)
 
     @classmethod
     def draw(cls, keys: Tensor, size: Tensor, shape: Sequence[int]) -> Self:
-        """A position, and a sign for each channel."""
+        """For each key, int64 (P,), a position and a sign for each channel of (C, H, W)."""
         channels, height, width = shape
         draws = seeding.uniform(keys, (2 + channels,))
         # As in the reference, the last position is never drawn.
@@ -94,12 +70,12 @@ class Patches(Proposals):
 
     @staticmethod
     def count(shape: Sequence[int]) -> int:
-        """Every position with all signs."""
+        """How many there are of one size, on images (C, H, W): every position with all signs."""
         channels, height, width = shape
         return int(height * width * 2**channels)
 
     def points(self, best: Tensor, inputs: Tensor, threat_model: ThreatModel) -> Tensor:
-        """The current points, with the patch at ±ε around the clean inputs."""
+        """The current points (P, C, H, W), with the patch at ±ε around the clean inputs."""
         height, width = inputs.shape[2:]
         y = torch.arange(height, device=inputs.device)
         x = torch.arange(width, device=inputs.device)
@@ -121,15 +97,12 @@ def _size(delta: Tensor, power: int) -> Tensor:
 
 def _pyramid(rows: int, columns: int, decay: int) -> Tensor:
     """Concentric rectangles, the m-th of weight (m + 1)^−decay: (rows, columns), largest inside."""
-    centre_row, centre_column = rows // 2, columns // 2
-    layers = max(rows // 2, columns // 2) + 1
-    away_rows = (torch.arange(rows) - centre_row).abs()
-    away_columns = (torch.arange(columns) - centre_column).abs()
-    ring = torch.maximum(away_rows[:, None], away_columns[None, :])
+    away_rows = (torch.arange(rows) - rows // 2).abs()
+    away_columns = (torch.arange(columns) - columns // 2).abs()
+    layers = max(rows, columns) // 2 + 1
     weights = torch.arange(1, layers + 1, dtype=torch.float32) ** -decay
     tails = weights.flip(0).cumsum(0).flip(0)
-    # Cells beyond the last layer belong to none.
-    return torch.cat((tails, torch.zeros(max(rows, columns) + 1)))[ring]
+    return tails[torch.maximum(away_rows[:, None], away_columns[None, :])]
 
 
 @lru_cache(maxsize=128)
@@ -147,17 +120,7 @@ def _window(side: int, power: int) -> Tensor:
 
 
 def _signed_windows(side: int, power: int, turned: Tensor, signs: Tensor) -> Tensor:
-    """A window for each sample, upright or transposed, with a sign for each channel.
-
-    Args:
-        side: in pixels.
-        power: 2 for L2, 1 for L1.
-        turned: bool (B,).
-        signs: ±1, float32 (B, C).
-
-    Returns:
-        (B, C, side, side).
-    """
+    """Windows (B, C, side, side): transposed where ``turned``, bool (B,), times signs (B, C)."""
     upright = _window(side, power).to(signs.device)
     windows = torch.where(turned[:, None, None, None], upright.T, upright)
     return windows * signs[:, :, None, None]
@@ -182,7 +145,7 @@ class Moves(Proposals):
 
     @staticmethod
     def starting_points(inputs: Tensor, threat_model: ThreatModel, keys: Tensor) -> Tensor:
-        """A grid of windows, scaled to the ball."""
+        """Where searches begin, (B, C, H, W) in [0, 1]: a grid of windows, scaled to the ball."""
         channels, height, width = inputs.shape[1:]
         side = max(height // 5, 1)
         offset = (height - side * 5) // 2
@@ -201,7 +164,7 @@ class Moves(Proposals):
 
     @classmethod
     def draw(cls, keys: Tensor, size: Tensor, shape: Sequence[int]) -> Self:
-        """Two positions, an orientation, and a sign for each channel."""
+        """For each key, int64 (P,), two positions, an orientation and signs of (C, H, W)."""
         channels, height, width = shape
         draws = seeding.uniform(keys, (5 + channels,))
         room = torch.tensor([height, width, height, width], device=keys.device) - size[:, None]
@@ -218,18 +181,15 @@ class Moves(Proposals):
 
     @staticmethod
     def count(shape: Sequence[int]) -> int:
-        """Every pair of positions with both orientations and all signs."""
+        """As for patches: every pair of positions with both orientations and all signs."""
         channels, height, width = shape
         rows, columns = _rooms(height, width)
         return int((rows * columns) ** 2 * 2 ** (1 + channels))
 
     def points(self, best: Tensor, inputs: Tensor, threat_model: ThreatModel) -> Tensor:
-        """The current points, moved inside the ball around the clean inputs."""
-        sizes = sorted(set(self.size.tolist()))
-        if len(sizes) == 1:  # as long as all slots started at the same time
-            return _move_mass(best, inputs, threat_model, sizes[0], self)
+        """The current points (P, C, H, W), moved inside the ball around the clean inputs."""
         proposed = torch.empty_like(best)
-        for size in sizes:
+        for size in sorted(set(self.size.tolist())):
             here = (self.size == size).nonzero().squeeze(1)
             move = take(self, here)
             proposed[here] = _move_mass(best[here], inputs[here], threat_model, size, move)
@@ -247,12 +207,8 @@ def _move_mass(
 ) -> Tensor:
     """Empty one window of the perturbation and spend its mass, and what is left, on another.
 
-    Args:
-        best: (B, C, H, W), the current points.
-        inputs: (B, C, H, W), the clean inputs.
-        threat_model: an L2 or L1 ball.
-        side: the windows' side in pixels.
-        move: one for each point.
+    The windows of a ``move``, one for each of the points ``best`` (B, C, H, W) around the clean
+    ``inputs``, are all of one ``side`` in pixels.
     """
     count, channels = best.shape[:2]
     power, eps = _power(threat_model), threat_model.radius

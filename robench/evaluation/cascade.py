@@ -126,7 +126,7 @@ class Cascade:
         if isinstance(attack, BatchAttack):
             return count
         try:
-            return int(count * attack.searches(num_classes) * attack.steps())
+            return int(count * attack.searches(num_classes) * attack.most_steps())
         except AttackError:
             return 0
 

@@ -228,7 +228,7 @@ def _planned_passes(
             if spec.audit is not None and index >= spec.audit.first_stage:
                 samples = spec.audit.sample_size(count)
             try:
-                passes += samples * attack.searches(model.num_classes) * attack.steps()
+                passes += samples * attack.searches(model.num_classes) * attack.most_steps()
             except AttackError:  # not defined for so few classes, and skipped later
                 continue
     return passes

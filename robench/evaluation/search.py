@@ -155,7 +155,7 @@ class Search(Generic[StateT]):
             needed = search < self.result.settled[sample]
             if self.only is not None:
                 needed = needed & self.only[sample, search]
-            self._report(int((~needed).sum()) * self.attack.steps())
+            self._report(int((~needed).sum()) * self.attack.most_steps())
             if bool(needed.any()):
                 self._start(sample[needed], search[needed])
         return self.active if self.active is not None and len(self.active) else None
@@ -253,7 +253,7 @@ class Search(Generic[StateT]):
         )
         if state.found_size is not None:
             result.found_size = result.found_size.index_put((sample[done],), state.found_size[done])
-        self._report(int((self.attack.steps() - state.step[done]).clamp_min(0).sum()))
+        self._report(int((self.attack.most_steps() - state.step[done]).clamp_min(0).sum()))
         return take(active, ~done)
 
     def _park(self, active: Active[StateT], crossed: Tensor, finished: Tensor) -> Active[StateT]:
@@ -351,7 +351,7 @@ class Search(Generic[StateT]):
         self.active, self.parked = next(iter(under_way), None), tuple(under_way[1:])
         self.result = SearchResult(**self._on_device(snapshot["result"]))
         self._mark_boundary()
-        steps = self.attack.steps()
+        steps = self.attack.most_steps()
         left = sum(int((steps - part.state.step).sum()) for part in under_way)
         self._report(self.next_item * steps - left)
 

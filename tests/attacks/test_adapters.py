@@ -11,8 +11,7 @@ from attack_models import TinyCNN, digits_data, digits_network, images, predicti
 from torch import Tensor, nn
 
 from robench.attacks import ADAPTERS, ATTACKS, build_attack
-from robench.attacks.adapters.art import art_attacks
-from robench.attacks.adapters.pyautoattack import limit_targets
+from robench.attacks.adapters import art_attacks, limit_targets
 from robench.attacks.base import BatchAttack
 from robench.errors import AttackError, UnknownNameError, UsageError
 from robench.evaluation.adjudicate import Adjudicator

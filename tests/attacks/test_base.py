@@ -147,8 +147,8 @@ def test_pgds_first_point_is_the_clean_input_unless_it_starts_at_random() -> Non
 
 
 def test_the_step_size_is_a_share_of_eps_or_absolute() -> None:
-    assert PGD(LINF).step_size == pytest.approx(0.0125)
-    assert PGD(LINF, step_size=0.01).step_size == 0.01
+    assert PGD(LINF).length == pytest.approx(0.0125)
+    assert PGD(LINF, step_size=0.01).length == 0.01
     model, inputs = ExactNetwork(), 0.4 + 0.2 * images(6)
     attack = PGD(LINF, step_size=0.01, random_start=False)
     query = PlainQuery(model)

@@ -191,6 +191,10 @@ def test_senseless_parameters_are_refused(kind: type[Any], bad: dict[str, Any]) 
 
 
 def test_carlini_wagner_wants_positive_parameters() -> None:
-    for bad in ({"rounds": 0}, {"learning_rate": 0.0}, {"confidence": -1.0}):
-        with pytest.raises(AttackError, match="positive"):
-            CarliniWagnerL2(ThreatModel.of("L2", 0.1), **bad)  # type: ignore[arg-type]
+    for name, value, wanted in (
+        ("rounds", 0, "at least 1"),
+        ("learning_rate", 0.0, "above 0"),
+        ("confidence", -1.0, "at least 0"),
+    ):
+        with pytest.raises(AttackError, match=f"{name} must be {wanted}, got {value}"):
+            CarliniWagnerL2(ThreatModel.of("L2", 0.1), **{name: value})  # type: ignore[arg-type]

@@ -13,7 +13,7 @@ from pyautoattack.fab_projections import projection_l1, projection_l2, projectio
 from scipy.optimize import linprog, minimize
 from torch import Tensor
 
-from robench.attacks.hyperplanes import project_onto_hyperplane
+from robench.attacks.fab import project_onto_hyperplane
 from robench.threat_models import NORMS, Norm
 
 seeds = st.integers(0, 2**31)

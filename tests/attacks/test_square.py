@@ -99,7 +99,8 @@ def test_the_acceptance_rule_is_the_references(
     attack = Square(ThreatModel.of("Linf", 0.1), queries=5)
     query = PlainQuery(Scripted())
     state = attack.start(query, slots_for(Scripted(), inputs, torch.tensor([0])))
-    after = attack._accept(query, state, there)
+    ahead = attack._next(state, torch.ones(1, dtype=torch.int64))
+    after = attack._accept_first(query, state, there, ahead)
     assert torch.equal(after.best, there if accepted else state.best)
     assert float(after.best_margin) == pytest.approx(margin_there if accepted else margin_now)
 
@@ -351,6 +352,10 @@ def test_the_other_norms_start_on_the_sphere(norm: Norm) -> None:
 
 
 def test_senseless_parameters_are_refused() -> None:
-    for bad in ({"queries": 0}, {"initial_share": 0.0}, {"initial_share": 1.5}):
-        with pytest.raises(AttackError, match="queries must be at least 1"):
-            Square(ThreatModel.of("Linf", 0.1), **bad)  # type: ignore[arg-type]
+    for name, value, wanted in (
+        ("queries", 0, "at least 1"),
+        ("initial_share", 0.0, "above 0"),
+        ("initial_share", 1.5, "at most 1"),
+    ):
+        with pytest.raises(AttackError, match=f"{name} must be {wanted}, got {value}"):
+            Square(ThreatModel.of("Linf", 0.1), **{name: value})  # type: ignore[arg-type]

@@ -266,7 +266,7 @@ class SearchRun:
     @property
     def total_steps(self) -> int:
         """Steps of all searches, if none ends early."""
-        return len(self.search.samples) * self.search.searches * self.search.attack.steps()
+        return len(self.search.samples) * self.search.searches * self.search.attack.most_steps()
 
 
 def run_search(

@@ -6,8 +6,6 @@ same way as the ones that come with robench. A file that names classes as ``pack
 would run their code: it is read only where its author is trusted.
 """
 
-from __future__ import annotations
-
 import tomllib
 from pathlib import Path
 from typing import Any

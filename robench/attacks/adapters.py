@@ -1,8 +1,12 @@
-"""Evasion attacks of the Adversarial Robustness Toolbox, by class name."""
+"""Attacks of other packages behind robench's contract: they propose, robench decides.
 
-from __future__ import annotations
+The reference implementation of AutoAttack, as users run it (package ``pyautoattack``), and the evasion
+attacks of the Adversarial Robustness Toolbox, by class name. Both are heavy and imported when used.
+"""
 
 import inspect
+import logging
+from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 import numpy as np
@@ -13,7 +17,79 @@ from robench.errors import AttackError, MissingDependencyError
 from robench.registry import unknown_name
 from robench.threat_models import ThreatModel
 
+_VERSIONS = ("standard", "plus", "rand")
 _ART_NORMS: dict[str, Any] = {"Linf": np.inf, "L2": 2, "L1": 1}
+
+
+@dataclass
+class PyAutoAttack:
+    """The yardstick: ``run_standard_evaluation`` of pyautoattack.
+
+    Raises:
+        AttackError: no such version.
+    """
+
+    threat_model: ThreatModel
+    _: KW_ONLY
+    name: str = "pyautoattack"
+    foreign_name: str = "standard"
+    """AutoAttack's version, ``standard``, ``plus`` or ``rand``"""
+    batch_size: int = 250
+    """The reference's result depends on it; 250 is its default"""
+
+    def __post_init__(self) -> None:
+        if self.foreign_name not in _VERSIONS:
+            raise AttackError(
+                f"pyautoattack has no version {self.foreign_name!r}",
+                hint=f"Use one of {', '.join(_VERSIONS)}",
+            )
+
+    def propose(self, model: nn.Module, inputs: Tensor, labels: Tensor, seed: int) -> Tensor:
+        """Run the reference on correctly classified inputs (N, C, H, W) in [0, 1].
+
+        Raises:
+            MissingDependencyError: the package is not installed.
+            AttackError: fewer than four classes.
+        """
+        try:  # an optional code path; the package is heavy
+            from pyautoattack import AutoAttack
+        except ImportError as error:
+            raise MissingDependencyError(
+                "pyautoattack is not installed", hint="pip install pyautoattack"
+            ) from error
+        logging.getLogger("auto-attack").setLevel(logging.WARNING)
+        reference = AutoAttack(
+            model,
+            norm=self.threat_model.norm,
+            eps=self.threat_model.radius,
+            seed=seed,
+            device=inputs.device,
+            version=self.foreign_name,
+        )
+        with torch.no_grad():
+            limit_targets(reference, model(inputs[:1]).shape[1])
+        adv_inputs: Tensor
+        adv_inputs, _ = reference.run_standard_evaluation(
+            inputs, labels, batch_size=self.batch_size
+        )
+        return adv_inputs.detach()
+
+
+def limit_targets(reference: Any, num_classes: int) -> None:
+    """Let an ``AutoAttack`` aim at no more classes than there are wrong ones.
+
+    It aims at nine whatever the model, and fails on an index where there are fewer.
+
+    Raises:
+        AttackError: fewer than four classes, for which its targeted loss is not defined.
+    """
+    if num_classes < 4:
+        raise AttackError(
+            f"pyautoattack's targeted DLR loss needs four classes, the model has {num_classes}",
+            hint="Use the suite aa-standard, which runs the attacks that are defined",
+        )
+    for attack in (reference.apgd_targeted, reference.fab):
+        attack.n_target_classes = min(attack.n_target_classes, num_classes - 1)
 
 
 def art_attacks() -> dict[str, type[Any]]:

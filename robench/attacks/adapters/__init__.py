@@ -1,1 +1,0 @@
-"""Attacks of other packages behind robench's contract: they propose, robench decides."""

@@ -21,7 +21,7 @@ import os
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -33,11 +33,9 @@ from robench.acceleration.search_models import SearchModel, SearchModels, Varian
 from robench.attacks.losses import LOSSES, Loss
 from robench.datasets import ArrayDataset
 from robench.devices import resolve_device
-from robench.evaluation.adjudicate import Adjudicator
 from robench.evaluation.cascade import Cascade
 from robench.evaluation.environment import describe_environment
-from robench.evaluation.prepared_model import PreparedModel, prepare_model
-from robench.evaluation.settings import Settings
+from robench.evaluation.prepared_model import PreparedModel, Settings, prepare_model
 from robench.models import wrap_module
 from robench.models.architectures.vit import VisionTransformer
 from robench.models.wrapper import RobenchModel
@@ -116,18 +114,12 @@ def rates(model: SearchModel, job: Job) -> tuple[float, float]:
 
 def whole(job: Job, models: SearchModels, clean: PreparedModel) -> tuple[float, float, int]:
     """Process's seconds of all four attacks, those of Square, and samples broken."""
-    cascade = Cascade(
-        specification(job),
-        job.model,
-        job.threat_model,
-        models,
-        Adjudicator(job.model, job.threat_model),
-        batch_size=len(job.dataset),
-        shard_size=len(job.dataset),
-        seed=job.seed,
-    )
+    count = len(job.dataset)
+    choice = replace(clean.choice, models=models, batch_size=count)
+    clean = replace(clean, choice=choice, workers=1, shard_size=count)
+    cascade = Cascade(specification(job), clean)
     started = time.process_time()
-    attacked = cascade.run(clean, torch.zeros(len(clean), *job.dataset.input_shape))
+    attacked = cascade.run(torch.zeros(len(clean), *job.dataset.input_shape))
     seconds = time.process_time() - started
     square = sum(stage.seconds for stage in attacked.stages if stage.name == "square")
     return seconds, square, int((attacked.stage >= 0).sum())

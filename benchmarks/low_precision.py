@@ -10,6 +10,7 @@ bfloat16. Without ``--model`` the cases below, of which those on photographs nee
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -20,8 +21,7 @@ from robench.acceleration.model_choice import choose_search_model
 from robench.acceleration.search_models import SearchModels
 from robench.evaluation.cascade import Cascade
 from robench.evaluation.cascade_state import CascadeState
-from robench.evaluation.prepared_model import PreparedModel, prepare_model
-from robench.evaluation.settings import Settings
+from robench.evaluation.prepared_model import PreparedModel, Settings, prepare_model
 from robench.records import AttackSpec
 
 ATTACKS = (
@@ -75,18 +75,9 @@ _HEADER = (
 
 def run(job: Job, spec: AttackSpec, clean: PreparedModel, models: SearchModels) -> CascadeState:
     """One attack on what is classified correctly."""
-    cascade = Cascade(
-        spec,
-        job.model,
-        job.threat_model,
-        models,
-        clean.adjudicator,
-        batch_size=1024,
-        shard_size=clean.shard_size,
-        workers=2,
-        seed=job.seed,
-    )
-    return cascade.run(clean, torch.zeros(len(clean), *job.dataset.input_shape))
+    choice = replace(clean.choice, models=models, batch_size=1024)
+    cascade = Cascade(spec, replace(clean, choice=choice, workers=2))
+    return cascade.run(torch.zeros(len(clean), *job.dataset.input_shape))
 
 
 def rows(case: Table) -> list[str]:
@@ -95,7 +86,9 @@ def rows(case: Table) -> list[str]:
         case.task, case.model, dataset=case.dataset, n=case.n, norm=case.norm, eps=case.eps
     )
     job.model.requires_grad_(False)
-    clean = prepare_model(job.model, job.dataset, job.threat_model, Settings(precision="fp32"), [])
+    clean = prepare_model(
+        job.model, job.dataset, job.threat_model, Settings(seed=job.seed, precision="fp32"), []
+    )
     choice = choose_search_model(
         job.model,
         job.inputs[:_CHECKED],

@@ -27,8 +27,7 @@ from robench.datasets import ArrayDataset, Dataset, load_dataset
 from robench.devices import synchronise
 from robench.evaluation.adjudicate import Adjudicator
 from robench.evaluation.cascade import Cascade
-from robench.evaluation.prepared_model import prepare_model
-from robench.evaluation.settings import Settings
+from robench.evaluation.prepared_model import Settings, prepare_model
 from robench.models import build_architecture, load_model, wrap_module
 from robench.models.wrapper import RobenchModel
 from robench.records import ArchitectureSpec, AttackSpec
@@ -81,18 +80,8 @@ def robench(job: Job, precision: str) -> Result:
     started = time.perf_counter()
     clean = prepare_model(job.model, job.dataset, job.threat_model, settings, [spec])
     chosen = time.perf_counter()
-    cascade = Cascade(
-        spec,
-        job.model,
-        job.threat_model,
-        clean.models,
-        clean.adjudicator,
-        batch_size=clean.batch_size,
-        shard_size=clean.shard_size,
-        workers=clean.workers,
-        seed=job.seed,
-    )
-    attacked = cascade.run(clean, torch.zeros(len(clean), *job.dataset.input_shape))
+    cascade = Cascade(spec, clean)
+    attacked = cascade.run(torch.zeros(len(clean), *job.dataset.input_shape))
     synchronise()
     ended = time.perf_counter()
     # The peers' PGD is a bare attack, their AutoAttack begins with a clean pass and checks too.

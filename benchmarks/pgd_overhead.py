@@ -19,8 +19,7 @@ from peer_workers import bare_loop, job_for, specification
 from peers import PROTOCOL, machine
 
 from robench.evaluation.cascade import Cascade
-from robench.evaluation.prepared_model import prepare_model
-from robench.evaluation.settings import Settings
+from robench.evaluation.prepared_model import Settings, prepare_model
 
 
 def main() -> None:
@@ -35,19 +34,9 @@ def main() -> None:
     clean = prepare_model(job.model, job.dataset, job.threat_model, settings, [spec])
 
     def attack() -> float:
-        cascade = Cascade(
-            spec,
-            job.model,
-            job.threat_model,
-            clean.models,
-            clean.adjudicator,
-            batch_size=job.batch_size,
-            shard_size=clean.shard_size,
-            workers=clean.workers,
-            seed=0,
-        )
+        cascade = Cascade(spec, clean)
         started = time.perf_counter()
-        cascade.run(clean, torch.zeros(len(clean), *job.dataset.input_shape))
+        cascade.run(torch.zeros(len(clean), *job.dataset.input_shape))
         return time.perf_counter() - started
 
     attack()

@@ -19,8 +19,8 @@ from robench.attention.catalogue import AttentionExtractor
 from robench.datasets import Dataset
 from robench.devices import device_of, resolve_device
 from robench.errors import CardError, ModelError, UsageError, first_line
+from robench.evaluation.prepared_model import Settings
 from robench.evaluation.runner import Listener, evaluate_model
-from robench.evaluation.settings import Settings
 from robench.files import ensure_writable
 from robench.models.wrapper import RobenchModel
 from robench.probes import resolve_layer

@@ -19,7 +19,7 @@ from robench.attacks.suites import load_suite
 from robench.cli.main import app
 from robench.datasets import load_dataset
 from robench.errors import AttackError, CardError, DataError, ModelError, RobenchError, UsageError
-from robench.evaluation.settings import Settings
+from robench.evaluation.prepared_model import Settings
 from robench.models import wrap_module
 from robench.request import Request
 from robench.request_loading import choose_models

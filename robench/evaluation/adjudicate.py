@@ -7,7 +7,7 @@ Whatever precision or layout the search used has no say in it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import InitVar, dataclass, fields
 from typing import Any
 
 import torch
@@ -47,35 +47,31 @@ class Verdicts:
         return Verdicts(*(getattr(self, f.name)[rows] for f in fields(self)))
 
 
+@dataclass
 class Adjudicator:
-    """Judges proposals with the original model.
+    """Judges proposals with the original model."""
 
-    Args:
-        model: inputs (N, C, H, W) in [0, 1] → logits (N, K); used as it is, in float32.
-        threat_model: the norm ball.
-        batch_size: proposals judged at a time.
-    """
+    model: nn.Module
+    """Inputs (N, C, H, W) in [0, 1] → logits (N, K); used as it is, in float32"""
+    threat_model: ThreatModel
+    batch_size: InitVar[int] = 256
+    """Proposals judged at a time"""
 
-    def __init__(self, model: nn.Module, threat_model: ThreatModel, batch_size: int = 256) -> None:
-        self.model = model
-        self.threat_model = threat_model
+    def __post_init__(self, batch_size: int) -> None:
         self.parts: Parts[tuple[int, Any]] = Parts(batch_size)
         self._width: int | None = None
 
-    def logits(self, points: Tensor) -> Tensor:
-        """Float32 logits (N, K) of the original model.
+    @torch.no_grad()
+    def logits(self, points: Tensor, forgiving: bool = False) -> Tensor:
+        """Float32 logits (N, K) of the original model for points (N, C, H, W).
 
-        Out of memory halves the batch and goes on.
+        Out of memory halves the batch and goes on. ``forgiving``: NaN for single inputs on which the
+        model raises, if K is known.
 
         Raises:
             ModelError: the model does not return a tensor (N, K).
             Exception: whatever the model raises.
         """
-        return self._logits(points, forgiving=False)
-
-    @torch.no_grad()
-    def _logits(self, points: Tensor, forgiving: bool) -> Tensor:
-        """``forgiving``: NaN for single inputs on which the model raises, if K is known."""
 
         def call(part: slice) -> tuple[int, Any]:
             out = self.model(points[part])
@@ -99,14 +95,8 @@ class Adjudicator:
         return torch.cat([out.float() for _, out in done])
 
     def judge(self, points: Tensor, inputs: Tensor, labels: Tensor) -> Verdicts:
-        """Judge proposals.
-
-        Args:
-            points: (N, C, H, W), proposed adversarial inputs.
-            inputs: (N, C, H, W) in [0, 1], the clean inputs.
-            labels: int64 (N,).
-        """
-        logits = self._logits(points, forgiving=True)
+        """Judge proposals, points (N, C, H, W), for inputs in [0, 1] with their labels (N,)."""
+        logits = self.logits(points, forgiving=True)
         delta = (points - inputs).double()
         size = norm_of(delta, self.threat_model.norm)
         slack = norm_tolerance(self.threat_model.norm, delta.shape[1:].numel())

@@ -1,7 +1,5 @@
 """The adversarial inputs of a job: a tensor, or a file where a tensor would fill the memory."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from typing import Protocol
@@ -55,12 +53,7 @@ class FileInputs:
 
 
 class KeptInputs:
-    """Some of the inputs that a record kept.
-
-    Args:
-        rows: all of them, float32 (n, C, H, W), in memory or in their file.
-        chosen: the positions among them that count here, (m,).
-    """
+    """Those of the inputs that a record kept, float32 (n, C, H, W), at ``chosen`` positions."""
 
     def __init__(self, rows: Array | ArrayRows, chosen: Sequence[int]) -> None:
         self._rows = rows
@@ -75,12 +68,9 @@ class KeptInputs:
 
 
 def room_for(count: int, shape: tuple[int, ...], open_file: Callable[[], RowFile]) -> Inputs:
-    """Room for ``count`` inputs, all zero, or as an interrupted job left them.
+    """Room for ``count`` inputs of a shape (C, H, W), all zero, or as an interrupted job left them.
 
-    Args:
-        count: how many.
-        shape: (C, H, W).
-        open_file: where they go if they are too many for the memory.
+    In memory, or in a file that ``open_file`` opens if they are too many for it.
 
     Raises:
         StoreError: the file cannot be opened.

@@ -5,30 +5,23 @@ gradient that cannot guide a search, sends them to the other survivors too; othe
 states how large a share of broken samples such a sample could have missed.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import replace
 
 from robench import seeding
 from robench.evaluation.cascade_state import CascadeState, PhaseCounts
-from robench.evaluation.samples import SampleSource
+from robench.evaluation.prepared_model import PreparedModel
 from robench.records import AuditResult, AuditSpec
 from robench.statistics.intervals import missed_share_upper
 
 
-def draw_audit(audit: AuditSpec, state: CascadeState, source: SampleSource) -> CascadeState:
-    """Draw the sample of the survivors, once.
-
-    Args:
-        audit: how many.
-        state: after the stages that all samples go through.
-        source: the samples; which are drawn depends on their keys alone.
-    """
+def draw_audit(audit: AuditSpec, state: CascadeState, prepared: PreparedModel) -> CascadeState:
+    """Draw the sample of the survivors, once; their keys alone decide which are drawn."""
     if state.audit_survivors >= 0:
         return state
     survivors = state.survivors()
-    order = seeding.derive(source.keys_of(survivors), seeding.tag("audit")).argsort()
+    keys = prepared.keys[prepared.rows[survivors]]
+    order = seeding.derive(keys, seeding.tag("audit")).argsort()
     chosen = survivors[order[: audit.sample_size(len(survivors))]].sort().values
     return replace(state, audited=chosen, audit_survivors=len(survivors))
 

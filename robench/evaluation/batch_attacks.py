@@ -1,7 +1,5 @@
 """Attacks behind an adapter: whole batches in, proposals out, judged like any other's."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 
@@ -14,25 +12,21 @@ _UNJUDGED = "the model fails, or is not finite, at the attack's proposal"
 
 
 def run_batch_attack(
-    attack: BatchAttack, model: nn.Module, adjudicator: Adjudicator, samples: Samples, seed: int
+    attack: BatchAttack, adjudicator: Adjudicator, samples: Samples, seed: int
 ) -> SearchResult:
     """A foreign attack's proposals and the verdicts on them.
 
     How the foreign loop shares its passes out among the samples is not known: they are counted
     for all together.
 
-    Args:
-        attack: the adapter.
-        model: what it attacks, inputs (n, C, H, W) → logits (n, K).
-        adjudicator: judges the proposals with the original model.
-        samples: correctly classified ones.
-        seed: of its draws.
+    What the adjudicator judges with, the original model, is attacked; the samples are correctly
+    classified ones.
 
     Raises:
         RobenchError: the adapter refuses its arguments. What the foreign loop itself raises is
             kept as the samples' error: none of them was tested.
     """
-    counted = _Counted(model)
+    counted = _Counted(adjudicator.model)
     result = SearchResult.nothing_yet(samples, 1)
     try:
         proposed = attack.propose(counted, samples.inputs, samples.labels, seed)

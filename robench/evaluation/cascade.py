@@ -7,8 +7,6 @@ tell, of samples that survived, are run once more in float32. Where a protocol h
 for the others.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
@@ -19,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from robench.acceleration.search_models import SearchModel, SearchModels
+from robench.acceleration.search_models import SearchModel
 from robench.attacks import build_attack
 from robench.attacks.base import BatchAttack
 from robench.errors import AttackError
@@ -29,13 +27,12 @@ from robench.evaluation.audit import audit_result, draw_audit, escalates
 from robench.evaluation.batch_attacks import run_batch_attack
 from robench.evaluation.cascade_state import CascadeState, PhaseCounts, StageRun, Subset
 from robench.evaluation.flags import attack_flags
+from robench.evaluation.prepared_model import PreparedModel, steps_a_sample
 from robench.evaluation.queries import Queries
-from robench.evaluation.samples import Samples, SampleSource, SearchResult
+from robench.evaluation.samples import Samples, SearchResult
 from robench.evaluation.search import Progress, Save, Search
-from robench.evaluation.worker_pool import SearchCall, Shard, WorkerPool
-from robench.models.wrapper import RobenchModel
+from robench.evaluation.worker_pool import Shard, WorkerPool
 from robench.records import AttackSpec, Flag
-from robench.threat_models import ThreatModel
 
 _NEAR = 2.0
 """Searches whose margin came within so many times the model's tolerance are run again."""
@@ -44,9 +41,7 @@ _NEAR = 2.0
 def plan_runs(spec: AttackSpec, rechecked: Sequence[bool]) -> list[StageRun]:
     """The stage runs of a specification, in order.
 
-    Args:
-        spec: a cascade, or a single attack.
-        rechecked: of each stage, whether searches near the boundary are run again.
+    Where a stage is ``rechecked``, searches near the boundary are run again.
     """
     first_audited = spec.audit.first_stage if spec.audit else len(rechecked)
     late = range(first_audited, len(rechecked))
@@ -66,14 +61,8 @@ class Cascade:
 
     Args:
         spec: a cascade, or a single attack.
-        model: the model under evaluation, on its device.
-        threat_model: the ball.
-        models: what searches run on when they attack the final output.
-        adjudicator: judges with the original model.
-        batch_size: slots of all searches together.
-        shard_size: samples that are on the device at a time.
-        workers: searches side by side (:mod:`robench.evaluation.worker_pool`). Changes no result.
-        seed: of all draws.
+        prepared: the model and its correctly classified samples, m of them. Its workers
+            (:mod:`robench.evaluation.worker_pool`) share the batch, and change no result.
         progress: told about completed steps.
         save: decides when to keep a snapshot; see :meth:`Search.run`.
 
@@ -84,29 +73,17 @@ class Cascade:
     def __init__(
         self,
         spec: AttackSpec,
-        model: RobenchModel,
-        threat_model: ThreatModel,
-        models: SearchModels,
-        adjudicator: Adjudicator,
+        prepared: PreparedModel,
         *,
-        batch_size: int,
-        shard_size: int,
-        workers: int = 1,
-        seed: int,
         progress: Progress | None = None,
         save: Save | None = None,
     ) -> None:
         self.spec = spec
-        self.stages = spec.for_outputs(model.outputs)
-        self.attacks = [build_attack(stage, threat_model) for stage in self.stages]
-        self.model = model
-        self.threat_model = threat_model
-        self.models = models
-        self.adjudicator = adjudicator
-        self.workers = min(workers, batch_size)
-        self.batch_size = batch_size // self.workers
-        self.shard_size = shard_size
-        self.seed = seed
+        self.prepared = prepared
+        self.stages = spec.for_outputs(prepared.model.outputs)
+        self.attacks = [build_attack(stage, prepared.threat_model) for stage in self.stages]
+        self.workers = min(prepared.workers, prepared.choice.batch_size)
+        self.batch_size = prepared.choice.batch_size // self.workers
         self.progress = progress
         self.save = save
         self.plan = plan_runs(spec, [self._is_rechecked(i) for i in range(len(self.stages))])
@@ -116,32 +93,24 @@ class Cascade:
             return False
         model = self._model_of(StageRun(stage, "all"))
         # What runs on the original model anyway would only be repeated.
-        return model is not self.models.exact and model.tolerance > 0
+        return model is not self.prepared.models.exact and model.tolerance > 0
 
-    def total_steps(self, count: int, num_classes: int) -> int:
-        """Steps for ``count`` samples if all of them survive; skipped stages cost none."""
-        return sum(self._stage_steps(attack, count, num_classes) for attack in self.attacks)
+    @property
+    def total_steps(self) -> int:
+        """Steps if all samples survive; skipped stages cost none."""
+        return sum(self.stage_steps(attack, len(self.prepared)) for attack in self.attacks)
 
-    def _stage_steps(self, attack: Any, count: int, num_classes: int) -> int:
+    def stage_steps(self, attack: Any, count: int) -> int:
+        """Steps of one of its attacks for ``count`` samples that survive."""
         if isinstance(attack, BatchAttack):
             return count
-        try:
-            return int(count * attack.searches(num_classes) * attack.most_steps())
-        except AttackError:
-            return 0
+        return count * steps_a_sample(attack, self.prepared.model.num_classes)
 
-    def run(
-        self,
-        source: SampleSource,
-        adv_inputs: Inputs,
-        snapshot: dict[str, Any] | None = None,
-    ) -> CascadeState:
+    def run(self, adv_inputs: Inputs, snapshot: dict[str, Any] | None = None) -> CascadeState:
         """Run the whole plan, or go on from a snapshot.
 
-        Args:
-            source: the samples.
-            adv_inputs: where their adversarial inputs go, n of them.
-            snapshot: what ``save`` was given in an interrupted run.
+        The samples' adversarial inputs go to ``adv_inputs``, m of them; ``snapshot`` is what ``save``
+        was given in an interrupted run.
 
         Raises:
             AttackError: no stage is defined for this model.
@@ -154,10 +123,10 @@ class Cascade:
         for number, run in enumerate(self.plan):
             if number == len(self.state.phases):
                 self._started = time.perf_counter()
-                counts = PhaseCounts(self._due(run, source))
+                counts = PhaseCounts(self._due(run))
                 self.state = self.state.with_phase(counts, new=True)
             if not self.state.phases[number].finished:
-                self._run(number, source, begun)
+                self._run(number, begun)
                 begun = []
         state = self.state
         stages = [
@@ -165,24 +134,26 @@ class Cascade:
             for run, counts in zip(self.plan, state.phases, strict=True)
             if len(counts.due) or (run.subset == "all" and not run.recheck)
         ]
-        if stages and all(stage.skipped for stage in stages) and len(source):
+        if stages and all(stage.skipped for stage in stages) and len(self.prepared):
             raise AttackError(str(stages[0].skipped), where=self.spec.name)
         audit = audit_result(state, self._escalates()) if self.spec.audit else None
         names = tuple(stage.name for stage in self.stages)
         return replace(state, stage_names=names, stages=tuple(stages), audit=audit)
 
-    def flags(self, state: CascadeState, n: int) -> list[Flag]:
-        """Reasons to doubt the outcome ``state``; ``n`` samples there are in all."""
-        classes = self.model.num_classes
-        return attack_flags(self.spec, self.stages, self.plan, state, num_classes=classes, n=n)
+    def flags(self, state: CascadeState) -> list[Flag]:
+        """Reasons to doubt the outcome ``state``."""
+        model, n = self.prepared.model, len(self.prepared.dataset)
+        return attack_flags(
+            self.spec, self.stages, self.plan, state, num_classes=model.num_classes, n=n
+        )
 
     # --- who is due --------------------------------------------------------------------------
 
-    def _due(self, run: StageRun, source: SampleSource) -> Tensor:
+    def _due(self, run: StageRun) -> Tensor:
         """Rows that a stage run is due for, int64."""
         due = self.state.survivors()
         if self.spec.audit is not None and run.subset != "all":
-            self.state = draw_audit(self.spec.audit, self.state, source)
+            self.state = draw_audit(self.spec.audit, self.state, self.prepared)
             audited = torch.isin(due, self.state.audited)
             if run.subset == "audited":
                 due = due[audited]
@@ -205,7 +176,7 @@ class Cascade:
 
     # --- one stage run -----------------------------------------------------------------------
 
-    def _run(self, number: int, source: SampleSource, begun: Sequence[Shard]) -> None:
+    def _run(self, number: int, begun: Sequence[Shard]) -> None:
         run, counts = self.plan[number], self.state.phases[number]
         # A foreign attack may draw one number for a whole batch, and share what it likes.
         workers = 1 if isinstance(self.attacks[run.stage], BatchAttack) else self.workers
@@ -213,7 +184,7 @@ class Cascade:
         self._started = time.perf_counter() - counts.seconds
         pool = WorkerPool(
             workers,
-            partial(self._prepare, run, source),
+            lambda shard: partial(self._search, run, shard, self.prepared.load(shard.rows)),
             None if run.recheck else self.progress,
             self._offer_snapshot,
         )
@@ -230,7 +201,7 @@ class Cascade:
             seconds=time.perf_counter() - self._started,
             finished=True,
             skipped=skipped,
-            searched_on=model.description if model is not self.models.search else None,
+            searched_on=model.description if model is not self.prepared.models.search else None,
         )
         self.state = self.state.with_phase(counts)
         self._offer_snapshot(list)
@@ -262,49 +233,41 @@ class Cascade:
         rows = counts.todo(torch.cat([counts.due[:0], *(shard.rows for shard in begun)]))
         if len(rows) == 0:
             return []
-        share = min(self.shard_size // workers or 1, -(-len(rows) // workers))
+        share = min(self.prepared.shard_size // workers or 1, -(-len(rows) // workers))
         return [Shard(part) for part in torch.split(rows, share)]
 
-    def _prepare(self, run: StageRun, source: SampleSource, shard: Shard) -> SearchCall:
-        only = self._near(run, shard.rows) if run.recheck else None
-        return partial(self._search, run, source.load(shard.rows), only, shard.search)
-
     def _search(
-        self,
-        run: StageRun,
-        samples: Samples,
-        only: Tensor | None,
-        snapshot: dict[str, Any] | None,
-        progress: Progress,
-        save: Save,
+        self, run: StageRun, shard: Shard, samples: Samples, progress: Progress, save: Save
     ) -> SearchResult:
         stage, attack = self.stages[run.stage], self.attacks[run.stage]
         if isinstance(attack, BatchAttack):
-            result = run_batch_attack(attack, self.model, self.adjudicator, samples, self.seed)
+            adjudicator, seed = self.prepared.adjudicator, self.prepared.settings.seed
+            result = run_batch_attack(attack, adjudicator, samples, seed)
             progress(len(samples))
             return result
         search_model, samples = self._aim(stage, samples, self._model_of(run))
+        near = self._near(run, shard.rows).to(samples.inputs.device) if run.recheck else None
         search = Search(
             attack,
             Queries(search_model, samples.clean_logits.shape[1], self.batch_size),
-            self.adjudicator,
+            self.prepared.adjudicator,
             samples,
             batch_size=self.batch_size,
             # By what the record's key holds: the name of a stage, never that of a column.
             seed_tag=stage.name if self.spec.stages else stage.output or "",
             judges_every_step=stage.output is not None,
-            only=None if only is None else only.to(samples.inputs.device),
+            only=near,
         )
-        return search.run(snapshot, save=save, progress=progress)
+        return search.run(shard.search, save=save, progress=progress)
 
     def _model_of(self, run: StageRun) -> SearchModel:
         """What a stage run that attacks the final output searches on."""
         if run.recheck:
-            return self.models.exact
+            return self.prepared.models.exact
         attack = self.attacks[run.stage]
         if isinstance(attack, BatchAttack):
-            return self.models.search
-        return self.models.for_attack(attack.kind)
+            return self.prepared.models.search
+        return self.prepared.models.for_attack(attack.kind)
 
     def _aim(
         self, stage: AttackSpec, samples: Samples, search_model: SearchModel
@@ -312,6 +275,7 @@ class Cascade:
         """The model to search on: the final output's, or that of another named output."""
         if stage.output is None:
             return search_model, samples
-        other = self.model.with_output(stage.output)
-        logits = Adjudicator(other, self.threat_model, self.batch_size).logits(samples.inputs)
+        other = self.prepared.model.with_output(stage.output)
+        judge = Adjudicator(other, self.prepared.threat_model, self.batch_size)
+        logits = judge.logits(samples.inputs)
         return SearchModel(other), replace(samples, clean_logits=logits)

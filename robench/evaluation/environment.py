@@ -1,7 +1,5 @@
 """What the record says about where and how it ran."""
 
-from __future__ import annotations
-
 import platform
 import subprocess
 import sys
@@ -57,13 +55,10 @@ def _git_state() -> str | None:
 
 
 class PeakMemory:
-    """The most memory that a job holds, from when this is made on.
+    """The most memory that a job holds on its device, from when this is made on.
 
     On CUDA the device's. On a CPU that of one process, the job's own or a worker's, whichever held
     more: what workers share with the process that they are forks of counts in each.
-
-    Args:
-        device: where the job runs.
     """
 
     def __init__(self, device: torch.device) -> None:

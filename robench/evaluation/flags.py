@@ -8,8 +8,7 @@ on cross-entropy, whose slope vanishes where a model is merely confident. What f
 flag raised", never "passed".
 """
 
-from __future__ import annotations
-
+from collections import Counter
 from collections.abc import Sequence
 
 from robench.evaluation.cascade_state import CascadeState, StageRun
@@ -30,13 +29,8 @@ def attack_flags(
 ) -> list[Flag]:
     """What the attacks themselves give reason to doubt.
 
-    Args:
-        spec: the cascade, or the single attack.
-        stages: its stages as they ran on this model.
-        plan: the stage runs.
-        state: what they came to.
-        num_classes: of the model.
-        n: all samples of the data set, the misclassified ones included.
+    ``stages`` are those of ``spec`` as they ran on this model, ``n`` all samples of the data set, the
+    misclassified ones included.
     """
     names = [stages[run.stage].name for run in plan]
     flags = [
@@ -57,20 +51,19 @@ def _gradients(
     plan: Sequence[StageRun], names: Sequence[str], state: CascadeState, kind: str, what: str
 ) -> Flag | None:
     """Searches of each stage whose gradients cannot guide them; rechecks are not counted again."""
-    found: dict[str, int] = {}
-    searches: dict[str, int] = {}
+    found, searches = Counter[str](), Counter[str]()
     for run, name, counts in zip(plan, names, state.phases, strict=True):
         if not run.recheck:
-            found[name] = found.get(name, 0) + int(getattr(counts, kind))
-            searches[name] = searches.get(name, 0) + counts.searches
-    if not any(found.values()):
+            found[name] += getattr(counts, kind)
+            searches[name] += counts.searches
+    if not found.total():
         return None
     shares = [f"{k} of {searches[name]} searches of {name}" for name, k in found.items() if k]
     return Flag(
         name=kind,
         severity="severe" if kind == "nonfinite_gradients" else "warning",
         evidence=f"{', '.join(shares)} {what}",
-        count=sum(found.values()),
+        count=found.total(),
     )
 
 

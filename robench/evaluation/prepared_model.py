@@ -1,12 +1,11 @@
 """What all attacks on a model start from: clean logits, the search's model, metrics."""
 
-from __future__ import annotations
-
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,7 +13,7 @@ from robench import seeding
 from robench.acceleration.model_choice import SearchChoice, choose_search_model
 from robench.acceleration.search_models import SearchModel, SearchModels
 from robench.attacks import build_attack
-from robench.attacks.base import BatchAttack
+from robench.attacks.base import Attack, BatchAttack
 from robench.attacks.losses import LOSSES, Loss, margin
 from robench.datasets import Dataset
 from robench.doctor import examine
@@ -23,7 +22,6 @@ from robench.evaluation.adjudicate import Adjudicator
 from robench.evaluation.queries import Queries
 from robench.evaluation.sample_metrics import SampleMetrics
 from robench.evaluation.samples import Samples
-from robench.evaluation.settings import Settings
 from robench.evaluation.worker_pool import survives_fork, worker_count
 from robench.models.wrapper import RobenchModel
 from robench.records import AttackSpec, Flag
@@ -37,36 +35,51 @@ _PROBE = 128  # samples that flags and the choice of precision are based on
 
 
 @dataclass(frozen=True)
+class Settings:
+    """How to run an evaluation: all that may change the time that it takes, and the seed."""
+
+    seed: int = 0
+    """Of all draws"""
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    precision: str = "auto"
+    """Of the search, ``auto`` or a name of :mod:`robench.acceleration.model_choice`"""
+    batch_size: int | None = None
+    """Inputs at a time; None: chosen by measurement"""
+    workers: int | None = None
+    """Searches side by side; None: on a CPU one for each thread of torch's"""
+    save_adversarial: bool = False
+    """Keep every adversarial input in the store"""
+    snapshot_seconds: float = 10.0
+    """How often an unfinished job is saved"""
+
+
+@dataclass(frozen=True)
 class PreparedModel:
-    """What all attacks on a model start from. It is their source of samples.
+    """What all attacks on a model start from. It is their source of samples."""
 
-    Attributes:
-        dataset: all samples, n of them.
-        device: where the model is.
-        logits: clean, float32 (n, K) on the CPU.
-        errors: sample → why the model gave no logits for it.
-        rows: the correctly classified samples, int64 (m,); the positions that attacks go by.
-        keys: int64 (n,), :func:`robench.seeding.sample_keys`.
-        flags: what the doctor saw on some of the samples.
-        adjudicator: judges with the original model.
-        choice: what searches run on.
-        workers: searches side by side.
-        shard_size: samples that are on the device at a time.
-        metrics: of the correctly classified samples.
-    """
-
+    model: RobenchModel
+    """On its device"""
     dataset: Dataset
-    device: torch.device
+    """All samples, n of them"""
+    settings: Settings
     logits: Tensor
+    """Clean, float32 (n, K) on the CPU"""
     errors: dict[int, str]
+    """Sample → why the model gave no logits for it"""
     rows: Tensor
-    keys: Tensor
+    """int64 (m,): the correctly classified samples; attacks go by positions among them"""
     flags: tuple[Flag, ...]
+    """What the doctor saw on some of the samples"""
     adjudicator: Adjudicator
+    """Judges with the original model"""
     choice: SearchChoice
+    """What searches run on, and how many inputs of all searches together at a time"""
     workers: int
+    """Searches side by side"""
     shard_size: int
+    """Samples that are on the device at a time"""
     metrics: SampleMetrics
+    """Of the correctly classified samples"""
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -77,38 +90,31 @@ class PreparedModel:
         return self.choice.models
 
     @property
-    def batch_size(self) -> int:
-        """Inputs of all searches together at a time."""
-        return self.choice.batch_size
+    def threat_model(self) -> ThreatModel:
+        """The ball."""
+        return self.adjudicator.threat_model
+
+    @cached_property
+    def keys(self) -> Tensor:
+        """int64 (n,), :func:`robench.seeding.sample_keys`."""
+        return seeding.sample_keys(self.settings.seed, self.dataset.sample_ids)
 
     @property
     def predictions(self) -> Tensor:
         """Clean ones, int64 (n,); without meaning where there are errors."""
         return self.logits.argmax(dim=1)
 
+    @property
+    def margins(self) -> Tensor:
+        """Clean ones, float32 (n,); without meaning where there are errors."""
+        return margin(self.logits, self.dataset.labels)
+
     def load(self, rows: Tensor) -> Samples:
-        """Samples for positions among the correctly classified, on the device."""
+        """Samples for int64 positions among the correctly classified, on the device."""
         chosen = self.rows[rows]
-        return Samples(
-            self.dataset.batch(chosen).to(self.device),
-            self.dataset.labels[chosen].to(self.device),
-            self.logits[chosen].to(self.device),
-            self.keys[chosen].to(self.device),
-        )
-
-    def keys_of(self, rows: Tensor) -> Tensor:
-        """int64 (n′,) on the CPU: keys of positions among the correctly classified."""
-        return self.keys[self.rows[rows]]
-
-    def prediction(self, row: int) -> int | None:
-        """The clean prediction of a sample, None where the logits are not finite."""
-        return None if row in self.errors else int(self.logits[row].argmax())
-
-    def margin(self, row: int) -> float | None:
-        """The clean margin of a sample, None where the logits are not finite."""
-        if row in self.errors:
-            return None
-        return float(margin(self.logits[row, None], self.dataset.labels[row, None]))
+        by_sample = (self.dataset.labels, self.logits, self.keys)
+        parts = (self.dataset.batch(chosen), *(column[chosen] for column in by_sample))
+        return Samples(*(part.to(self.settings.device) for part in parts))
 
 
 def prepare_model(
@@ -120,12 +126,8 @@ def prepare_model(
 ) -> PreparedModel:
     """Classify the samples, examine the model, and choose what searches run on: minutes, at times.
 
-    Args:
-        model: the model under evaluation; moved to the device.
-        dataset: the samples.
-        threat_model: the ball.
-        settings: device, precision, batch size, workers and seed.
-        planned: the attacks that are to come, by whose cost the search's model is chosen.
+    The model is moved to the settings' device. The cost of the ``planned`` attacks, which are to come,
+    decides what they search on.
 
     Raises:
         ModelError: logits of another width than the card says, or none that are finite.
@@ -135,10 +137,10 @@ def prepare_model(
     model = model.to(device)
     batch_size = min(settings.batch_size or _BATCH, _BATCH)
     logits, errors, probe = _classify(model, dataset, device, batch_size)
-    labels = dataset.labels[probe.rows].to(device)
-    known = logits[probe.rows].to(device)
-    found = examine(model, probe.inputs, labels, brief=True, logits=known)
-    flags = [finding.flag() for finding in found]
+    answered = torch.tensor([row for row in range(len(dataset)) if row not in errors])[:_PROBE]
+    labels = dataset.labels[answered].to(device)
+    known = logits[answered].to(device)
+    flags = [f.flag() for f in examine(model, probe, labels, brief=True, logits=known)]
     correct = logits.argmax(dim=1) == dataset.labels
     correct[list(errors)] = False
     rows = correct.nonzero().squeeze(1)
@@ -147,7 +149,7 @@ def prepare_model(
     workers = 1 if alone else worker_count(device, settings.workers)
     choice = choose_search_model(
         model,
-        probe.inputs,
+        probe,
         labels,
         precision=settings.precision,
         threat_model=threat_model,
@@ -156,19 +158,27 @@ def prepare_model(
         planned_passes=_planned_passes(planned, threat_model, model, len(rows)),
     )
     adjudicator = Adjudicator(model, threat_model, batch_size)
-    if workers > 1 and choice.is_short and settings.workers is None:
+    loss = Loss(LOSSES["ce"], labels[:2], labels[:2])
+
+    def every_pass() -> None:
+        """Each kind of pass that a search makes."""
+        adjudicator.logits(probe[:2])
+        for searched_on in choice.models.different():
+            searched_on.logits(probe[:2])
+            searched_on.gradient(probe[:2], loss)
+
+    if choice.is_short and settings.workers is None:
         workers = 1
-    every_pass = partial(_every_pass, adjudicator, choice.models, probe.inputs[:2], labels[:2])
     if workers > 1 and not survives_fork(every_pass):
         workers = 1
-    sample_bytes = 4 * int(np.prod(dataset.input_shape))
+    sample_bytes = 4 * math.prod(dataset.input_shape)
     return PreparedModel(
+        model=model,
         dataset=dataset,
-        device=device,
+        settings=settings,
         logits=logits,
         errors=errors,
         rows=rows,
-        keys=seeding.sample_keys(settings.seed, dataset.sample_ids),
         flags=tuple(flags),
         adjudicator=adjudicator,
         choice=choice,
@@ -178,40 +188,39 @@ def prepare_model(
     )
 
 
-@dataclass(frozen=True)
-class _Probe:
-    """The first samples that the model has logits for, kept on the device."""
-
-    rows: Tensor
-    inputs: Tensor
-
-
 def _classify(
     model: RobenchModel, dataset: Dataset, device: torch.device, batch_size: int
-) -> tuple[Tensor, dict[int, str], _Probe]:
-    """Clean logits float32 (n, K) on the CPU, and the samples that the model fails on."""
+) -> tuple[Tensor, dict[int, str], Tensor]:
+    """Clean logits float32 (n, K) on the CPU, and what the model fails on, by sample.
+
+    Also the inputs of the first samples that it has logits for, on the device.
+    """
     guarded = Queries(SearchModel(model), model.num_classes, batch_size)
     parts: list[Tensor] = []
     errors: dict[int, str] = {}
-    probe_rows, probe_inputs, wanted = list[Tensor](), list[Tensor](), _PROBE
+    probe: list[Tensor] = []
     for rows in torch.split(torch.arange(len(dataset)), batch_size):
         inputs = dataset.batch(rows).to(device)
         guarded.reset(len(rows), device)
         parts.append(guarded.logits(inputs).cpu())
         errors |= {int(rows[i]): message for i, message in guarded.failures.items()}
-        if wanted:
-            good = torch.tensor([i for i in range(len(rows)) if i not in guarded.failures])
-            good = good[:wanted].long()
-            probe_rows.append(rows[good])
-            probe_inputs.append(inputs[good.to(device)])
-            wanted -= len(good)
+        if sum(map(len, probe)) < _PROBE:
+            probe.append(inputs[[i for i in range(len(rows)) if i not in guarded.failures]])
     if len(errors) == len(dataset):
         raise ModelError(
             f"no clean input can be evaluated: {errors[0]}",
             where=model.summary.id,
             hint="Check the input range, the channels and forward.output in its card",
         )
-    return torch.cat(parts), errors, _Probe(torch.cat(probe_rows), torch.cat(probe_inputs))
+    return torch.cat(parts), errors, torch.cat(probe)[:_PROBE]
+
+
+def steps_a_sample(attack: Attack[Any], num_classes: int) -> int:
+    """Steps of all searches of a sample that survives; 0 where the attack will be skipped."""
+    try:
+        return attack.searches(num_classes) * attack.most_steps()
+    except AttackError:  # not defined for so few classes
+        return 0
 
 
 def _planned_passes(
@@ -227,18 +236,5 @@ def _planned_passes(
             samples = count
             if spec.audit is not None and index >= spec.audit.first_stage:
                 samples = spec.audit.sample_size(count)
-            try:
-                passes += samples * attack.searches(model.num_classes) * attack.most_steps()
-            except AttackError:  # not defined for so few classes, and skipped later
-                continue
+            passes += samples * steps_a_sample(attack, model.num_classes)
     return passes
-
-
-def _every_pass(
-    adjudicator: Adjudicator, models: SearchModels, inputs: Tensor, labels: Tensor
-) -> None:
-    """Each kind of pass that a search makes."""
-    adjudicator.logits(inputs)
-    for model in models.different():
-        model.logits(inputs)
-        model.gradient(inputs, Loss(LOSSES["ce"], labels, labels))

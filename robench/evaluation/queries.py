@@ -5,8 +5,6 @@ back as NaN with the message kept, so that the search can mark them errored and 
 others.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch
@@ -22,10 +20,8 @@ from robench.errors import first_line
 class Queries:
     """Counts and guards the passes of the slots that are active now.
 
-    Args:
-        model: what the search runs on.
-        num_classes: K, the width of the logits.
-        batch_size: inputs in one pass at most; halved when memory runs out.
+    The logits are K = ``num_classes`` wide; a pass has ``batch_size`` inputs at most, fewer once memory
+    has run out.
 
     Attributes:
         forwards, backwards: int64 (B,), passes by slot since the last reset.
@@ -51,10 +47,7 @@ class Queries:
         """Until the next reset, notice gradients that are zero everywhere.
 
         Cross-entropy is left out: its slope vanishes where a model is merely confident, and says
-        nothing of the network's own.
-
-        Args:
-            slots: bool (B,), those whose first gradient comes now; None: all.
+        nothing of the network's own. ``slots``, bool (B,): whose first gradient comes now; None: all.
         """
         self._first = torch.ones_like(self.forwards, dtype=torch.bool) if slots is None else slots
 
@@ -67,14 +60,13 @@ class Queries:
 
     def logits(self, points: Tensor, rows: Tensor | None = None) -> Tensor:
         """One forward pass: (B, C, H, W) → float32 (B, K); NaN where the model failed."""
-        self._count(self.forwards, rows, 1)
+        rows = self._spend(points, rows, backwards=0)
         (logits,) = self._guarded(points, rows, lambda part, _: (self.model.logits(part),))
         return logits
 
     def gradient(self, points: Tensor, loss: Loss, rows: Tensor | None = None) -> Gradient:
         """One forward and one backward pass; non-finite gradients come back as zero, noted."""
-        self._count(self.forwards, rows, 1)
-        self._count(self.backwards, rows, 1)
+        rows = self._spend(points, rows, backwards=1)
 
         def call(part: Tensor, here: slice) -> tuple[Tensor, ...]:
             whole = len(part) == len(points)
@@ -88,39 +80,38 @@ class Queries:
 
     def jacobian(self, points: Tensor, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """One forward and K backward passes."""
-        self._count(self.forwards, rows, 1)
-        self._count(self.backwards, rows, self.num_classes)
+        rows = self._spend(points, rows, backwards=self.num_classes)
+        shape = (self.num_classes, *points.shape[1:])
         logits, slopes = self._guarded(
-            points,
-            rows,
-            lambda part, _: self.model.jacobian(part),
-            (self.num_classes, *points.shape[1:]),
+            points, rows, lambda part, _: self.model.jacobian(part), shape
         )
         return logits, self._finite(slopes, logits, rows)
 
-    def _finite(self, gradient: Tensor, logits: Tensor, rows: Tensor | None) -> Tensor:
+    def _finite(self, gradient: Tensor, logits: Tensor, rows: Tensor) -> Tensor:
         """The gradient with zeros for what is not finite; both kinds of blindness are noted."""
         finite = gradient.isfinite()
         if self._first is not None:
             zero = (gradient.flatten(1) == 0).all(dim=1) & logits.isfinite().all(dim=1)
-            self._first = self._first.index_fill(0, _slots(~zero, rows), False)
+            self._first = self._first.index_fill(0, rows[~zero], False)
         if bool(finite.all()):
             return gradient
         if self.nonfinite is None:
             self.nonfinite = torch.zeros_like(self.forwards, dtype=torch.bool)
-        self.nonfinite[_slots((~finite).flatten(1).any(dim=1), rows)] = True
+        self.nonfinite[rows[(~finite).flatten(1).any(dim=1)]] = True
         return torch.where(finite, gradient, 0.0)
 
-    def _count(self, counter: Tensor, rows: Tensor | None, passes: int) -> None:
+    def _spend(self, points: Tensor, rows: Tensor | None, backwards: int) -> Tensor:
+        """Count a forward and some backward passes; int64 (B,), the slots that they are for."""
         if rows is None:
-            counter += passes
-        else:
-            counter.index_add_(0, rows, torch.full_like(rows, passes))
+            rows = torch.arange(len(points), device=points.device)
+        self.forwards.index_add_(0, rows, torch.ones_like(rows))
+        self.backwards.index_add_(0, rows, torch.full_like(rows, backwards))
+        return rows
 
     def _guarded(
         self,
         points: Tensor,
-        rows: Tensor | None,
+        rows: Tensor,
         call: Callable[[Tensor, slice], tuple[Tensor, ...]],
         *shapes: tuple[int, ...],
     ) -> tuple[Tensor, ...]:
@@ -135,8 +126,7 @@ class Queries:
             return logits, *(points.new_zeros((count, *shape)) for shape in shapes)
 
         def alone(position: int, error: Exception) -> tuple[Tensor, ...]:
-            slot = position if rows is None else int(rows[position])
-            self.failures[slot] = f"{type(error).__name__}: {first_line(error)}"
+            self.failures[int(rows[position])] = f"{type(error).__name__}: {first_line(error)}"
             return blank(1)
 
         if len(points) == 0:  # many models refuse an empty batch
@@ -145,11 +135,6 @@ class Queries:
         columns = done[0] if len(done) == 1 else tuple(map(torch.cat, zip(*done, strict=True)))
         finite = columns[0].isfinite()
         if not bool(finite.all()):
-            for slot in _slots(~finite.all(dim=1), rows).tolist():
+            for slot in rows[~finite.all(dim=1)].tolist():
                 self.failures.setdefault(slot, "the model returned non-finite logits")
         return columns
-
-
-def _slots(chosen: Tensor, rows: Tensor | None) -> Tensor:
-    """int64: the slots of the points that are chosen, bool (B,)."""
-    return chosen.nonzero().squeeze(1) if rows is None else rows[chosen]

@@ -1,10 +1,9 @@
 """Puts a record together from what the attacks did, the verdicts and the metrics."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -17,12 +16,9 @@ from robench.evaluation.cascade_state import CascadeState
 from robench.evaluation.environment import describe_environment
 from robench.evaluation.prepared_model import PreparedModel
 from robench.evaluation.sample_metrics import SampleMetrics, summarise
-from robench.evaluation.settings import Settings
-from robench.models.wrapper import RobenchModel
 from robench.records import (
     AttackSpec,
     Cost,
-    DatasetSpec,
     EvaluationRecord,
     Flag,
     Outcome,
@@ -30,7 +26,6 @@ from robench.records import (
 )
 from robench.results import SamplePanel
 from robench.results.arrays import Rows
-from robench.threat_models import ThreatModel
 
 _PANEL_SAMPLES = 8
 _PICTURE_CHANNELS = (1, 3)
@@ -40,30 +35,15 @@ _ROWS_AT_A_TIME = 32
 class RecordBuilder:
     """One job's record, table and arrays.
 
-    Args:
-        model: the model under evaluation.
-        dataset: which samples were used.
-        threat_model: the ball.
-        attack: the specification that was run.
-        prepared: what it started from.
-        attacked: what it did to the correctly classified samples.
+    ``prepared`` is what the attack started from, ``attacked`` what it did to the correctly classified
+    samples.
     """
 
-    def __init__(
-        self,
-        model: RobenchModel,
-        dataset: DatasetSpec,
-        threat_model: ThreatModel,
-        attack: AttackSpec,
-        prepared: PreparedModel,
-        attacked: CascadeState,
-    ) -> None:
-        self.model = model
-        self.dataset = dataset
-        self.threat_model = threat_model
+    def __init__(self, attack: AttackSpec, prepared: PreparedModel, attacked: CascadeState) -> None:
         self.attack = attack
         self.prepared = prepared
         self.attacked = attacked
+        self.dataset = prepared.dataset
         self.shown, self.passes_known = attacked.shown, attacked.passes_known
         survived = torch.zeros_like(self.shown)
         survived[attacked.survivors()] = True
@@ -72,19 +52,21 @@ class RecordBuilder:
         self.broken, self.survived = ~survived & ~errored, survived
         self.values = prepared.metrics.values(attacked.adv_inputs, self.shown)
 
+    @cached_property
     def samples(self) -> list[SampleOutcome]:
         """One row for every sample, in the data set's order."""
-        place = {row: i for i, row in enumerate(self.prepared.rows.tolist())}
-        data = self.prepared.dataset
+        prepared, data = self.prepared, self.dataset
+        place = {row: i for i, row in enumerate(prepared.rows.tolist())}
+        clean = zip(prepared.predictions.tolist(), prepared.margins.tolist(), strict=True)
         return [
             SampleOutcome(
                 sample_id=data.sample_ids[row],
                 label=int(data.labels[row]),
-                clean_prediction=self.prepared.prediction(row),
-                clean_margin=self.prepared.margin(row),
+                clean_prediction=None if row in prepared.errors else prediction,
+                clean_margin=None if row in prepared.errors else margin,
                 **(self._clean_only(row) if row not in place else self._found(place[row])),
             )
-            for row in range(self.dataset.n)
+            for row, (prediction, margin) in enumerate(clean)
         ]
 
     def _clean_only(self, row: int) -> dict[str, Any]:
@@ -116,7 +98,6 @@ class RecordBuilder:
     def record(
         self,
         key: str,
-        settings: Settings,
         foreign: dict[str, str],
         flags: Sequence[Flag],
         seconds: float,
@@ -124,21 +105,17 @@ class RecordBuilder:
     ) -> EvaluationRecord:
         """The record under its key."""
         attacked, prepared = self.attacked, self.prepared
-        counts = dict.fromkeys(Outcome, 0)
-        counts[Outcome.BROKEN] = int(self.broken.sum())
-        counts[Outcome.SURVIVED] = int(self.survived.sum())
-        counts[Outcome.ERRORED] = len(attacked.errors) + len(prepared.errors)
-        counts[Outcome.CLEAN_ERROR] = self.dataset.n - sum(counts.values())
+        outcomes = [sample.outcome for sample in self.samples]
         return EvaluationRecord(
             key=key,
-            model=self.model.summary,
-            dataset=self.dataset,
-            threat_model=self.threat_model,
+            model=prepared.model.summary,
+            dataset=self.dataset.spec(),
+            threat_model=prepared.threat_model,
             attack=self.attack,
-            seed=settings.seed,
-            precision=settings.precision,
+            seed=prepared.settings.seed,
+            precision=prepared.settings.precision,
             foreign=foreign,
-            counts=counts,
+            counts={outcome: outcomes.count(outcome) for outcome in Outcome},
             stages=attacked.stages if len(attacked.stages) > 1 else (),
             audit=attacked.audit,
             flags=(*flags, *prepared.metrics.methods.flags),
@@ -149,35 +126,35 @@ class RecordBuilder:
                 forwards=sum(stage.forwards for stage in attacked.stages),
                 backwards=sum(stage.backwards for stage in attacked.stages),
                 seconds=seconds,
-                samples_per_second=self.dataset.n / seconds if seconds > 0 else None,
+                samples_per_second=len(self.dataset) / seconds if seconds > 0 else None,
                 peak_memory_mib=peak_memory_mib,
             ),
             environment=describe_environment(
-                settings.device,
+                prepared.settings.device,
                 prepared.models.search.description,
-                prepared.batch_size,
+                prepared.choice.batch_size,
                 prepared.choice.reason,
             ),
             created=datetime.now(UTC).isoformat(timespec="seconds"),
         )
 
     def _by_class(self) -> dict[str, float]:
-        robust = torch.zeros(self.dataset.n, dtype=torch.float64)
+        robust = torch.zeros(len(self.dataset), dtype=torch.float64)
         robust[self.prepared.rows[self.survived]] = 100.0
-        labels = self.prepared.dataset.labels
+        labels = self.dataset.labels
         members = {name: labels == i for i, name in enumerate(self.dataset.class_names)}
         return {name: float(robust[m].mean()) for name, m in members.items() if bool(m.any())}
 
     def adversarial(self) -> Rows:
         """Every sample's adversarial input (n, C, H, W), the clean one where there is none."""
-        return Rows((self.dataset.n, *self.prepared.dataset.input_shape), self._adversarial_parts())
+        return Rows((len(self.dataset), *self.dataset.input_shape), self._adversarial_parts())
 
     def _adversarial_parts(self) -> Iterator[NDArray[np.float32]]:
-        position = torch.full((self.dataset.n,), -1)
+        position = torch.full((len(self.dataset),), -1)
         shown = self.shown.nonzero().squeeze(1)
         position[self.prepared.rows[shown]] = shown
-        for rows in torch.split(torch.arange(self.dataset.n), _ROWS_AT_A_TIME):
-            part = self.prepared.dataset.batch(rows)
+        for rows in torch.split(torch.arange(len(self.dataset)), _ROWS_AT_A_TIME):
+            part = self.dataset.batch(rows)
             found = position[rows] >= 0
             part[found] = self.attacked.adv_inputs[position[rows][found]]
             yield part.numpy()
@@ -197,13 +174,7 @@ class RecordBuilder:
 def half_broken(broken: Tensor, survived: Tensor, count: int) -> Tensor:
     """Positions of ``count`` samples, half of them broken; fewer of a kind make room for the other.
 
-    Args:
-        broken: bool (m,).
-        survived: bool (m,).
-        count: how many at most, 0 or more.
-
-    Returns:
-        int64 (k,), the broken ones first, each kind in order.
+    Of ``broken`` and ``survived``, bool (m,): int64 (k,), the broken ones first, each kind in order.
 
     >>> half_broken(torch.tensor([0, 1, 1, 0]).bool(), torch.tensor([1, 0, 0, 0]).bool(), 4)
     tensor([1, 2, 0])
@@ -221,17 +192,10 @@ def panel_of(
     clean_predictions: Tensor,
     adv_predictions: Tensor,
 ) -> SamplePanel | None:
-    """The samples at some positions with their maps.
+    """The samples at some positions, int64 (k,) among the metrics' m rows, with their maps.
 
-    Args:
-        metrics: of the model and data set; its rows are what positions count.
-        positions: int64 (k,).
-        adv_inputs: (m, C, H, W) in [0, 1] on the CPU, in the order of the rows.
-        clean_predictions: int64 (m,), -1 where unknown.
-        adv_predictions: int64 (m,), -1 where unknown.
-
-    Returns:
-        None without samples, or where the inputs are no pictures (channels other than 1 or 3).
+    The adversarial inputs are (m, C, H, W) in [0, 1] on the CPU, the predictions int64 (m,), -1 where
+    unknown. None without samples, or where inputs are no pictures (channels other than 1 or 3).
     """
     data = metrics.dataset
     if len(positions) == 0 or data.input_shape[0] not in _PICTURE_CHANNELS:

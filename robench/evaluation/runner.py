@@ -4,15 +4,12 @@ card → model → attack proposes → adjudication decides → record. What is 
 read from there; an interrupted job goes on from its last snapshot.
 """
 
-from __future__ import annotations
-
-import io
 import pickle
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol
-
-import torch
 
 from robench.attacks.catalogue import foreign_code
 from robench.datasets import Dataset
@@ -20,9 +17,9 @@ from robench.errors import CorruptRecordError, UsageError
 from robench.evaluation.adversarial_inputs import FileInputs, room_for
 from robench.evaluation.cascade import Cascade
 from robench.evaluation.environment import PeakMemory
-from robench.evaluation.prepared_model import PreparedModel, prepare_model
+from robench.evaluation.prepared_model import PreparedModel, Settings, prepare_model
 from robench.evaluation.record_builder import RecordBuilder
-from robench.evaluation.settings import Settings
+from robench.evaluation.worker_pool import packed, unpacked
 from robench.metric_catalogue import foreign_metrics
 from robench.models.wrapper import RobenchModel, buffer_fingerprint
 from robench.records import AttackSpec, DatasetSpec, Flag, Suite, job_key
@@ -58,43 +55,37 @@ class Silent(Listener):
     """A listener that says nothing."""
 
 
+@dataclass
 class Saver:
-    """Keeps a snapshot of an unfinished job whenever enough time has passed since the last one.
+    """Keeps a snapshot of an unfinished job whenever enough time has passed since the last one."""
 
-    Args:
-        keep: stores the bytes.
-        interval: seconds between snapshots.
-        seconds_before: time that earlier runs of the job took.
-    """
+    keep: Callable[[bytes], None]
+    interval: float
+    """Seconds between snapshots"""
+    seconds_before: float = 0.0
+    """Time that earlier runs of the job took"""
 
-    def __init__(
-        self, keep: Callable[[bytes], None], interval: float, seconds_before: float = 0.0
-    ) -> None:
-        self._keep = keep
-        self._interval = interval
+    def __post_init__(self) -> None:
         self._started = self._last = time.perf_counter()
-        self._seconds_before = seconds_before
         self._latest: Callable[[], dict[str, Any]] | None = None
 
     def __call__(self, snapshot: Callable[[], dict[str, Any]]) -> None:
         """Called at every point where a snapshot could be taken."""
         self._latest = snapshot
-        if time.perf_counter() - self._last >= self._interval:
+        if time.perf_counter() - self._last >= self.interval:
             self.save_now()
 
     @property
     def seconds(self) -> float:
         """Time that the job has taken so far, earlier runs included."""
-        return self._seconds_before + time.perf_counter() - self._started
+        return self.seconds_before + time.perf_counter() - self._started
 
     def save_now(self) -> None:
         """Keep the latest snapshot, if there has been one: it is of the last whole step."""
         if self._latest is None:
             return
         content = {"cascade": self._latest(), "seconds": self.seconds, "format": _SNAPSHOT_FORMAT}
-        buffer = io.BytesIO()
-        torch.save(content, buffer)
-        self._keep(buffer.getvalue())
+        self.keep(packed(content))
         self._last = time.perf_counter()
 
 
@@ -103,7 +94,7 @@ def load_snapshot(content: bytes | None) -> dict[str, Any] | None:
     if content is None:
         return None
     try:
-        loaded: dict[str, Any] = torch.load(io.BytesIO(content), weights_only=True)
+        loaded: dict[str, Any] = unpacked(content)
     except (RuntimeError, pickle.UnpicklingError, EOFError):
         return None  # of another version; the job starts again
     return loaded if loaded.get("format") == _SNAPSHOT_FORMAT else None
@@ -121,21 +112,14 @@ def evaluate_model(
 ) -> list[StoredRecord]:
     """Run every attack of a suite on one model, skipping what the store has.
 
-    Args:
-        model: the model; moved to the device.
-        dataset: the samples, inputs in [0, 1].
-        suite: the attacks; entries for other norms are left out.
-        store: where records are kept.
-        threat_model: the ball; None: the model's own.
-        listener: is told about progress.
-        settings: how to run it, and the seed.
+    The model is moved to the settings' device. Entries of the suite for other norms than the threat
+    model's, which is the model's own if it is None, are left out.
 
     Returns:
         One stored record for each attack, in the suite's order.
 
     Raises:
-        UsageError: the model and the data set have different numbers of classes, or the suite has
-            no attack for the norm.
+        UsageError: the suite has no attack for the norm.
         ModelError: outputs that cannot be evaluated.
         StoreError: records cannot be written.
     """
@@ -143,13 +127,8 @@ def evaluate_model(
     specs = suite.for_model(threat.norm, model.outputs)
     if not specs:
         raise UsageError(f"suite {suite.name!r} has no attack for {threat.norm}")
-    if model.num_classes != dataset.num_classes:
-        raise UsageError(
-            f"the model has {model.num_classes} classes, {dataset.name} has {dataset.num_classes}",
-            where=model.summary.id,
-        )
-    job = _ModelJob(model, dataset, threat, store, listener or Silent(), settings)
-    records = [job.run(spec, specs) for spec in specs]
+    job = _ModelJob(model, dataset, threat, specs, store, listener or Silent(), settings)
+    records = [job.run(spec) for spec in specs]
     job.listener.model_finished(model.summary.name, records)
     return records
 
@@ -179,44 +158,42 @@ def key_of(
     )
 
 
+@dataclass(frozen=True)
 class _ModelJob:
     """One model on one data set: what its attacks share is computed once, and only if needed."""
 
-    def __init__(
-        self,
-        model: RobenchModel,
-        dataset: Dataset,
-        threat_model: ThreatModel,
-        store: Store,
-        listener: Listener,
-        settings: Settings,
-    ) -> None:
-        self.model = model
-        self.dataset = dataset
-        self.threat_model = threat_model
-        self.store = store
-        self.listener = listener
-        self.settings = settings
-        self.spec: DatasetSpec = dataset.spec()
-        self._prepared: PreparedModel | None = None
+    model: RobenchModel
+    dataset: Dataset
+    threat_model: ThreatModel
+    attacks: Sequence[AttackSpec]
+    store: Store
+    listener: Listener
+    settings: Settings
 
-    def run(self, spec: AttackSpec, plan: Sequence[AttackSpec]) -> StoredRecord:
+    @cached_property
+    def prepared(self) -> PreparedModel:
+        """What the attacks start from."""
+        return prepare_model(
+            self.model, self.dataset, self.threat_model, self.settings, self.attacks
+        )
+
+    def run(self, spec: AttackSpec) -> StoredRecord:
         """The record of one attack, from the store or made now."""
-        name = self.model.summary.name
+        data = self.dataset.spec()
         foreign = code_from_outside(spec)
-        key = key_of(self.model, self.spec, self.threat_model, spec, self.settings, foreign)
+        key = key_of(self.model, data, self.threat_model, spec, self.settings, foreign)
         stored = self._from_store(key)
         if stored is None:
             # Another process may be at this very job; then its record is worth waiting for.
             with self.store.claim(key, wait=float("inf")):
                 stored = self._from_store(key)
                 if stored is None:
-                    stored = self._make(key, spec, plan, foreign)
+                    stored = self._make(key, spec, foreign)
                     self.listener.job_finished(stored)
                     return stored
         # The same job may have been done under other names.
-        stored = stored.shown_as(spec.name, self.model.summary, self.spec)
-        self.listener.job_started(name, spec.name, 0, True)
+        stored = stored.shown_as(spec.name, self.model.summary, data)
+        self.listener.job_started(self.model.summary.name, spec.name, 0, True)
         self.listener.job_finished(stored)
         return stored
 
@@ -232,17 +209,8 @@ class _ModelJob:
             self.store.set_aside(key, str(error))
             return None
 
-    def _prepare(self, plan: Sequence[AttackSpec]) -> PreparedModel:
-        if self._prepared is None:
-            self._prepared = prepare_model(
-                self.model, self.dataset, self.threat_model, self.settings, plan
-            )
-        return self._prepared
-
-    def _make(
-        self, key: str, spec: AttackSpec, plan: Sequence[AttackSpec], foreign: dict[str, str]
-    ) -> StoredRecord:
-        prepared = self._prepare(plan)
+    def _make(self, key: str, spec: AttackSpec, foreign: dict[str, str]) -> StoredRecord:
+        prepared = self.prepared
         memory = PeakMemory(self.settings.device)
         before = buffer_fingerprint(self.model)
         progress = self.store.progress(key)
@@ -253,29 +221,16 @@ class _ModelJob:
             saved = None  # a snapshot without its inputs is of no use
         seconds_before = float(saved["seconds"]) if saved else 0.0
         saver = Saver(progress.save, self.settings.snapshot_seconds, seconds_before)
-        cascade = Cascade(
-            spec,
-            self.model,
-            self.threat_model,
-            prepared.models,
-            prepared.adjudicator,
-            batch_size=prepared.batch_size,
-            shard_size=prepared.shard_size,
-            workers=prepared.workers,
-            seed=self.settings.seed,
-            progress=self.listener.advanced,
-            save=saver,
-        )
-        steps = cascade.total_steps(len(prepared.rows), self.model.num_classes)
-        self.listener.job_started(self.model.summary.name, spec.name, steps, False)
+        cascade = Cascade(spec, prepared, progress=self.listener.advanced, save=saver)
+        name = self.model.summary.name
+        self.listener.job_started(name, spec.name, cascade.total_steps, False)
         try:
-            snapshot = saved["cascade"] if saved else None
-            attacked = cascade.run(prepared, adv_inputs, snapshot)
+            attacked = cascade.run(adv_inputs, saved["cascade"] if saved else None)
         except KeyboardInterrupt:
             saver.save_now()
             raise
         seconds = saver.seconds
-        flags = [*prepared.flags, *cascade.flags(attacked, len(self.dataset))]
+        flags = [*prepared.flags, *cascade.flags(attacked)]
         if buffer_fingerprint(self.model) != before:
             flags.append(
                 Flag(
@@ -285,9 +240,9 @@ class _ModelJob:
                     "while it is evaluated",
                 )
             )
-        builder = RecordBuilder(self.model, self.spec, self.threat_model, spec, prepared, attacked)
-        record = builder.record(key, self.settings, foreign, flags, seconds, memory.mib())
-        samples = builder.samples()
+        builder = RecordBuilder(spec, prepared, attacked)
+        record = builder.record(key, foreign, flags, seconds, memory.mib())
+        samples = builder.samples
         if self.store.has(key):
             # Done again for its adversarial inputs; what it found, and at what cost, is known.
             earlier = self.store.read(key)

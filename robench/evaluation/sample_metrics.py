@@ -1,8 +1,6 @@
 """Attention and representation on the very samples that an attack produced."""
 
-from __future__ import annotations
-
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
 
@@ -23,7 +21,7 @@ Target = Literal["true", "predicted"] | int
 """The class that maps are for: each sample's own, the one predicted for each input, or one class."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Methods:
     """How a network is looked at; what it does not allow is None, and named in a flag."""
 
@@ -32,28 +30,6 @@ class Methods:
     """None: the last linear layer"""
     has_features: bool = False
     flags: tuple[Flag, ...] = ()
-
-
-def choose_methods(model: RobenchModel, probe: Tensor, spec: AttentionSpec) -> Methods:
-    """Find out on some inputs (n, C, H, W), on the model's device, what the network allows."""
-    flags: list[Flag] = []
-    extractor = None
-    if spec.method != "none":
-        try:
-            extractor = AttentionExtractor(model, method=spec.method, layer=spec.layer)
-            extractor.prepare(probe)
-            extractor(probe, torch.zeros(len(probe), dtype=torch.int64, device=probe.device))
-        except RobenchError as error:
-            extractor = None
-            flags.append(Flag(name="no_attention", severity="note", evidence=str(error)))
-    has_features = True
-    try:
-        with torch.no_grad():
-            penultimate_features(model, probe, layer=spec.feature_layer)
-    except RobenchError as error:
-        has_features = False
-        flags.append(Flag(name="no_features", severity="note", evidence=str(error)))
-    return Methods(extractor, spec.feature_layer, has_features, tuple(flags))
 
 
 @dataclass
@@ -65,48 +41,53 @@ class _CleanSide:
     masks: Tensor | None = None
 
 
+@dataclass(eq=False)
 class SampleMetrics:
     """Every metric for the correctly classified samples of one model and data set.
 
     What concerns the clean inputs is computed once for all attacks, when it is first needed.
-
-    Args:
-        model: the model under evaluation, on its device; used in float32 as it is.
-        dataset: the samples.
-        rows: the correctly classified samples, int64 (m,).
-        device: where the model is.
-        batch_size: inputs at a time.
-        attention: how to look at attention and features; None: as the model's card says.
-        target: the class that maps are for.
     """
 
-    def __init__(
-        self,
-        model: RobenchModel,
-        dataset: Dataset,
-        rows: Tensor,
-        device: torch.device,
-        batch_size: int,
-        *,
-        attention: AttentionSpec | None = None,
-        target: Target = "true",
-    ) -> None:
-        self.model = model
-        self.dataset = dataset
-        self.rows = rows
-        self.labels = dataset.labels[rows]
-        self.device = device
-        self.batch_size = batch_size
-        self.attention = model.attention if attention is None else attention
-        self.target = target
+    model: RobenchModel
+    """On its device; used in float32 as it is"""
+    dataset: Dataset
+    rows: Tensor
+    """int64 (m,): the correctly classified samples"""
+    device: torch.device
+    batch_size: int
+    attention: AttentionSpec | None = field(default=None, kw_only=True)
+    """How to look at attention and features; None: as the model's card says"""
+    target: Target = field(default="true", kw_only=True)
+    """The class that maps are for"""
+
+    @cached_property
+    def labels(self) -> Tensor:
+        """int64 (m,)"""
+        return self.dataset.labels[self.rows]
 
     @cached_property
     def methods(self) -> Methods:
         """What the network allows; nothing where there are no samples to find out on."""
         if len(self.rows) == 0:
             return Methods()
+        spec = self.attention or self.model.attention
         probe = self.dataset.batch(self.rows[:1]).to(self.device)
-        return choose_methods(self.model, probe, self.attention)
+        found = Methods(feature_layer=spec.feature_layer)
+        if spec.method != "none":
+            try:
+                extractor = AttentionExtractor(self.model, method=spec.method, layer=spec.layer)
+                extractor.prepare(probe)
+                extractor(probe, self.labels[:1].to(self.device))
+                found.extractor = extractor
+            except RobenchError as error:
+                found.flags += (Flag(name="no_attention", severity="note", evidence=str(error)),)
+        try:
+            with torch.no_grad():
+                penultimate_features(self.model, probe, layer=spec.feature_layer)
+            found.has_features = True
+        except RobenchError as error:
+            found.flags += (Flag(name="no_features", severity="note", evidence=str(error)),)
+        return found
 
     @property
     def description(self) -> str | None:
@@ -215,10 +196,7 @@ def summarise(
 ) -> dict[str, MetricSummary]:
     """Means over all correctly classified samples, over the broken and over the survivors.
 
-    Args:
-        values: metric → (m,), NaN where undefined.
-        broken: bool (m,).
-        survived: bool (m,).
+    Metrics are (m,), NaN where undefined; ``broken`` and ``survived`` bool (m,).
     """
     return {
         name: MetricSummary(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -33,20 +32,6 @@ class Samples:
         return Samples(
             self.inputs[rows], self.labels[rows], self.clean_logits[rows], self.keys[rows]
         )
-
-
-class SampleSource(Protocol):
-    """Where a cascade gets its samples from, some at a time."""
-
-    def __len__(self) -> int: ...
-
-    def load(self, rows: Tensor) -> Samples:
-        """Samples on the device, for int64 rows (n′,) on the CPU."""
-        ...
-
-    def keys_of(self, rows: Tensor) -> Tensor:
-        """int64 (n′,) on the CPU: their keys alone, without loading an input."""
-        ...
 
 
 @dataclass

@@ -24,7 +24,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Generator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from multiprocessing.context import ForkProcess
 from typing import Any
@@ -57,29 +57,24 @@ SearchCall = Callable[[Progress, Save], SearchResult]
 Results = Generator[tuple[Shard, SearchResult], None, None]
 
 
+@dataclass
 class WorkerPool:
-    """Searches the shards of one stage run.
+    """Searches the shards of one stage run."""
 
-    Args:
-        size: workers; one searches in this process.
-        prepare: loads a shard's samples.
-        progress: is told about steps; None: nobody is.
-        save: is offered the unfinished shards between any two steps.
-    """
+    size: int
+    """Workers; one searches in this process"""
+    prepare: Callable[[Shard], SearchCall]
+    """Loads a shard's samples"""
+    progress: Progress | None
+    """Is told about steps"""
+    save: Callable[[Callable[[], list[Shard]]], None]
+    """Is offered the unfinished shards between any two steps"""
+    _shards: list[Shard] = field(default_factory=list, init=False)
+    _workers: list[_Worker] = field(default_factory=list, init=False)
 
-    def __init__(
-        self,
-        size: int,
-        prepare: Callable[[Shard], SearchCall],
-        progress: Progress | None,
-        save: Callable[[Callable[[], list[Shard]]], None],
-    ) -> None:
-        self.size = size
-        self._prepare = prepare
-        self._progress: Progress = progress or (lambda _: None)
-        self._save = save
-        self._shards: list[Shard] = []
-        self._workers: list[_Worker] = []
+    def _report(self, steps: int) -> None:
+        if self.progress is not None:
+            self.progress(steps)
 
     def run(self, shards: Sequence[Shard]) -> Results:
         """Search all shards; each is given with what was found in it, in no particular order.
@@ -95,7 +90,7 @@ class WorkerPool:
         if min(self.size, len(shards)) > 1:
             yield from self._run_workers()
         for shard in list(self._shards):
-            result = self._prepare(shard)(self._progress, partial(self._stepped, shard))
+            result = self.prepare(shard)(self._report, partial(self._stepped, shard))
             yield shard, result
             self._forget(shard)
 
@@ -106,12 +101,12 @@ class WorkerPool:
             shard.search = snapshot()
             return self.unfinished()
 
-        self._save(unfinished)
+        self.save(unfinished)
 
     def _forget(self, shard: Shard) -> None:
         self._shards = [other for other in self._shards if other is not shard]
         shard.search = None  # as large as the shard itself
-        self._save(self.unfinished)
+        self.save(self.unfinished)
 
     def unfinished(self) -> list[Shard]:
         """The shards that were begun, each as it is between two steps."""
@@ -119,7 +114,7 @@ class WorkerPool:
             worker.ask()
         for worker in self._workers:
             while worker.asked and not worker.over and worker.pipe.poll(_PATIENCE):
-                self._progress(worker.hear())
+                self._report(worker.hear())
         return [shard for shard in self._shards if shard.search is not None]
 
     def _run_workers(self) -> Results:
@@ -128,10 +123,10 @@ class WorkerPool:
             while waiting or self._workers:
                 while waiting and len(self._workers) < self.size:
                     shard = waiting.pop(0)
-                    self._workers.append(_Worker(shard, self._prepare(shard)))
+                    self._workers.append(_Worker(shard, self.prepare(shard)))
                 ready = multiprocessing.connection.wait([w.pipe for w in self._workers])
                 for worker in [worker for worker in self._workers if worker.pipe in ready]:
-                    self._progress(worker.hear())
+                    self._report(worker.hear())
                     if worker.result is not None:
                         yield worker.shard, worker.result
                         self._forget(worker.shard)
@@ -140,7 +135,7 @@ class WorkerPool:
                         self._workers.remove(worker)
                     if worker.failure is not None:
                         raise worker.failure
-                self._save(self.unfinished)
+                self.save(self.unfinished)
         except BaseException:
             # What the others have reached is kept for a last snapshot. Should that fail too, the
             # failure that came first is what matters, and their shards go on from before.
@@ -188,9 +183,9 @@ class _Worker:
             return int(content)
         if kind == "state":
             self.asked = False
-            self.shard.search = _unpacked(content)
+            self.shard.search = unpacked(content)
         elif kind == "result":
-            self.result = SearchResult(**_unpacked(content))
+            self.result = SearchResult(**unpacked(content))
         else:
             self.failure = content
         self.over = kind in ("result", "failure")
@@ -230,12 +225,12 @@ def _work(
             done = 0
         while pipe.poll():
             pipe.recv()
-            pipe.send(("state", _packed(snapshot())))
+            pipe.send(("state", packed(snapshot())))
 
     try:
         result = search(progress, stepped)
         pipe.send(("steps", done))
-        pipe.send(("result", _packed(dict(vars(result)))))
+        pipe.send(("result", packed(dict(vars(result)))))
     except (EOFError, ConnectionError):
         return  # nobody listens any more
     except Exception as error:
@@ -252,26 +247,23 @@ def _portable(error: Exception) -> Exception:
     return portable
 
 
-def _packed(content: Any) -> bytes:
+def packed(content: Any) -> bytes:
+    """Plain data and tensors, for a pipe or a file."""
     buffer = io.BytesIO()
     torch.save(content, buffer)
     return buffer.getvalue()
 
 
-def _unpacked(content: bytes) -> Any:
+def unpacked(content: bytes) -> Any:
+    """What :func:`packed` was given; it can run no code."""
     return torch.load(io.BytesIO(content), weights_only=True)
 
 
 def worker_count(device: torch.device, wanted: int | None) -> int:
-    """How many searches to run side by side.
+    """How many searches to run side by side: as ``wanted``, else one a thread of torch's.
 
-    Args:
-        device: where the model runs.
-        wanted: the user's number; None: one for each thread that torch would use.
-
-    Returns:
-        One wherever a fork could not search: off the CPU, where there is no fork, in a process
-        that may have an accelerator's threads, or that is some other program's worker.
+    One wherever a fork could not search: off the CPU, where there is no fork, in a process that may
+    have an accelerator's threads, or that is some other program's worker.
     """
     safe = (
         device.type == "cpu"

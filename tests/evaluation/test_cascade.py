@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -17,8 +18,7 @@ from robench.attacks.suites import load_suite
 from robench.datasets import ArrayDataset
 from robench.errors import AttackError
 from robench.evaluation.cascade import Cascade
-from robench.evaluation.prepared_model import prepare_model
-from robench.evaluation.settings import Settings
+from robench.evaluation.prepared_model import Settings, prepare_model
 from robench.models import wrap_module
 from robench.records import AttackSpec, AuditSpec, EvaluationRecord, Outcome, Suite
 from robench.statistics import missed_share_upper
@@ -119,13 +119,13 @@ def test_the_audit_is_drawn_without_loading_an_input() -> None:
     plain = stripes([0.2 + 0.001 * i for i in range(30)])
     data = Counted(plain.batch(range(30)), plain.labels, num_classes=2)
     data.reads = []
-    clean, run = cascade(data, audited(pgd("pgd", steps=1), SQUARE, minimum=10), haze=0.0)
+    run = cascade(data, audited(pgd("pgd", steps=1), SQUARE, minimum=10), haze=0.0)
     data.reads.clear()
-    attacked = run.run(clean, torch.zeros(30, 1, 4, 4))
+    attacked = run.run(torch.zeros(30, 1, 4, 4))
     # What is attacked is loaded, a shard at a time, and nothing else.
     assert [stage.attempted for stage in attacked.stages] == [30, 10]
     assert sum(data.reads) == 40
-    assert max(data.reads) == run.shard_size == 3
+    assert max(data.reads) == run.prepared.shard_size == 3
 
 
 def test_a_hit_escalates_to_all_survivors() -> None:
@@ -284,17 +284,9 @@ def cascade(
     clean = prepare_model(model, data, threat, settings, [spec])
     exact = clean.models.exact
     search = Hazy(model, haze)
-    return clean, Cascade(
-        spec,
-        model,
-        threat,
-        SearchModels(search, search, Hazy(model, even) if even else exact, exact),
-        clean.adjudicator,
-        batch_size=4,
-        shard_size=3,
-        seed=0,
-        save=save,
-    )
+    models = SearchModels(search, search, Hazy(model, even) if even else exact, exact)
+    choice = replace(clean.choice, models=models, batch_size=4)
+    return Cascade(spec, replace(clean, choice=choice, workers=1, shard_size=3), save=save)
 
 
 WEAK = pgd("weak", steps=3, relative_step_size=0.4, random_start=False)
@@ -304,8 +296,8 @@ DISTANCES = [0.05, 0.09, 0.1 - 1e-4, 0.099, 0.105, 0.12, 0.3]
 
 def test_survivors_near_the_boundary_are_searched_again_exactly() -> None:
     data = stripes(DISTANCES)
-    clean, run = cascade(data, WEAK, haze=0.5)
-    attacked = run.run(clean, torch.zeros(len(clean), *data.input_shape))
+    run = cascade(data, WEAK, haze=0.5)
+    attacked = run.run(torch.zeros(len(data), *data.input_shape))
     assert (attacked.stage >= 0).tolist() == [m < 0.1 for m in DISTANCES]
     # Seen from afar: 0.5 + 20·(m − 0.1) is more than twice the haze from m = 0.125 on.
     first, again = attacked.stages
@@ -320,8 +312,8 @@ def test_survivors_near_the_boundary_are_searched_again_exactly() -> None:
 def test_of_several_restarts_only_those_that_came_near_are_run_again() -> None:
     data = stripes([0.11, 0.3])
     twice = pgd("twice", steps=3, relative_step_size=0.4, restarts=2)
-    clean, run = cascade(data, twice, haze=0.5)
-    attacked = run.run(clean, torch.zeros(len(clean), *data.input_shape))
+    run = cascade(data, twice, haze=0.5)
+    attacked = run.run(torch.zeros(len(data), *data.input_shape))
     first, again = attacked.stages
     assert (first.attempted, again.attempted) == (2, 1)
     near = attacked.search_margins[0] <= 2 * 0.5
@@ -333,8 +325,8 @@ def test_of_several_restarts_only_those_that_came_near_are_run_again() -> None:
 def test_an_attack_that_walks_along_the_boundary_sees_the_original_s() -> None:
     data = stripes(DISTANCES)
     fab = AttackSpec(name="fab", attack="fab", params={"steps": 4, "targets": 1})
-    clean, run = cascade(data, fab, haze=0.5)
-    attacked = run.run(clean, torch.zeros(len(clean), *data.input_shape))
+    run = cascade(data, fab, haze=0.5)
+    attacked = run.run(torch.zeros(len(data), *data.input_shape))
     # In the haze every margin is larger by 0.5: 0.099 would be out of reach.
     broken = (attacked.stage >= 0).tolist()
     assert (broken[0], broken[1], broken[3]) == (True, True, True)
@@ -346,10 +338,10 @@ def test_boundary_walks_that_ended_just_outside_are_run_again() -> None:
     """In the haze FAB stops 0.025 too far out, where nothing is in the ball to be judged."""
     data = stripes(DISTANCES)
     fab = AttackSpec(name="fab", attack="fab", params={"steps": 6, "targets": 1})
-    clean, exact_run = cascade(data, fab, haze=0.5)
-    expected = exact_run.run(clean, torch.zeros(len(clean), *data.input_shape))
-    clean, run = cascade(data, fab, haze=0.5, even=0.5)
-    attacked = run.run(clean, torch.zeros(len(clean), *data.input_shape))
+    exact_run = cascade(data, fab, haze=0.5)
+    expected = exact_run.run(torch.zeros(len(data), *data.input_shape))
+    run = cascade(data, fab, haze=0.5, even=0.5)
+    attacked = run.run(torch.zeros(len(data), *data.input_shape))
     first, again = attacked.stages
     assert (first.search, again.search) == ("hazy", "fp32")
     assert first.broken < int((expected.stage >= 0).sum()) == 3
@@ -359,10 +351,8 @@ def test_boundary_walks_that_ended_just_outside_are_run_again() -> None:
 
 def test_an_exact_search_is_not_repeated() -> None:
     data = stripes(DISTANCES)
-    clean, run = cascade(data, WEAK, haze=0.0)
-    assert [
-        s.search for s in run.run(clean, torch.zeros(len(clean), *data.input_shape)).stages
-    ] == [None]
+    run = cascade(data, WEAK, haze=0.0)
+    assert [s.search for s in run.run(torch.zeros(len(data), *data.input_shape)).stages] == [None]
 
 
 def test_an_audit_searches_again_too() -> None:
@@ -370,8 +360,8 @@ def test_an_audit_searches_again_too() -> None:
     strong = pgd("strong", steps=3, relative_step_size=0.4, random_start=False)
     # The first stage cannot reach the boundary; the audited one reaches it in the haze only.
     feeble = pgd("feeble", steps=1, relative_step_size=0.1, random_start=False)
-    clean, run = cascade(data, audited(feeble, strong, minimum=9), haze=0.5)
-    attacked = run.run(clean, torch.zeros(len(clean), *data.input_shape))
+    run = cascade(data, audited(feeble, strong, minimum=9), haze=0.5)
+    attacked = run.run(torch.zeros(len(data), *data.input_shape))
     assert (attacked.stage >= 0).tolist() == [False] * 5 + [True] * 4
     assert attacked.audit is not None
     assert (attacked.audit.hits, attacked.audit.escalated) == (4, True)
@@ -390,14 +380,14 @@ def test_a_cascade_stopped_anywhere_goes_on_to_the_same_end(minimum: int) -> Non
         torch.save(snapshot(), buffer)
         snapshots.append(buffer)
 
-    clean, run = cascade(data, spec, haze=0.5, save=keep)
-    expected = run.run(clean, torch.zeros(len(clean), *data.input_shape))
+    run = cascade(data, spec, haze=0.5, save=keep)
+    expected = run.run(torch.zeros(len(data), *data.input_shape))
     assert len(snapshots) > 12
     for buffer in snapshots:
         buffer.seek(0)
         saved = torch.load(buffer, weights_only=True)
-        clean, run = cascade(data, spec, haze=0.5)
-        attacked = run.run(clean, torch.zeros(len(clean), *data.input_shape), saved)
+        run = cascade(data, spec, haze=0.5)
+        attacked = run.run(torch.zeros(len(data), *data.input_shape), saved)
         assert torch.equal(attacked.stage, expected.stage)
         assert torch.equal(attacked.adv_inputs, expected.adv_inputs)
         assert torch.equal(attacked.forwards, expected.forwards)

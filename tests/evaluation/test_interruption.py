@@ -6,7 +6,8 @@ import io
 import random
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import replace
+from functools import cache
 from types import FrameType
 from typing import Any
 
@@ -15,11 +16,11 @@ import torch
 from attack_models import ExactNetwork, images, predictions
 from torch import Tensor, nn
 
-from robench import seeding
 from robench.acceleration.search_models import SearchModel, SearchModels
+from robench.datasets import ArrayDataset
 from robench.evaluation.adjudicate import Adjudicator
 from robench.evaluation.cascade import Cascade
-from robench.evaluation.samples import Samples
+from robench.evaluation.prepared_model import PreparedModel, Settings, prepare_model
 from robench.models import wrap_module
 from robench.records import AttackSpec, AuditSpec
 from robench.threat_models import ThreatModel
@@ -70,21 +71,15 @@ class Interrupted(ExactNetwork):
         return logits
 
 
-@dataclass
-class Source:
-    """The samples of this file."""
-
-    logits: Tensor
-    keys: Tensor
-
-    def __len__(self) -> int:
-        return SAMPLES
-
-    def keys_of(self, rows: Tensor) -> Tensor:
-        return self.keys[rows]
-
-    def load(self, rows: Tensor) -> Samples:
-        return Samples(INPUTS[rows], LABELS[rows], self.logits[rows], self.keys[rows])
+@cache
+def prepared(threat: ThreatModel) -> PreparedModel:
+    """The samples of this file, all correctly classified, and a model that nothing interrupts."""
+    model = wrap_module(
+        ExactNetwork(), num_classes=6, input={"channels": 1}, threat_model=threat
+    ).eval()
+    settings = Settings(precision="fp32", batch_size=SLOTS, workers=1)
+    data = ArrayDataset(INPUTS, LABELS, num_classes=6)
+    return replace(prepare_model(model, data, threat, settings, []), shard_size=SHARD)
 
 
 class LatestSnapshot:
@@ -116,21 +111,12 @@ def run(
     """What the attack does to every sample, passes included."""
     network: nn.Module = Interrupted(countdown)
     model = wrap_module(network, num_classes=6, input={"channels": 1}, threat_model=threat).eval()
-    with torch.no_grad():
-        logits = ExactNetwork()(INPUTS)
-    keys = seeding.sample_keys(0, [f"sample-{index}" for index in range(SAMPLES)])
-    cascade = Cascade(
-        spec,
-        model,
-        threat,
-        SearchModels.all_on(SearchModel(model)),
-        Adjudicator(model, threat, SLOTS),
-        batch_size=SLOTS,
-        shard_size=SHARD,
-        seed=0,
-        save=save,
-    )
-    done = cascade.run(Source(logits, keys), torch.zeros(SAMPLES, 1, 6, 6), snapshot)
+    clean = prepared(threat)
+    choice = replace(clean.choice, models=SearchModels.all_on(SearchModel(model)))
+    adjudicator = Adjudicator(model, threat, SLOTS)
+    clean = replace(clean, model=model, choice=choice, adjudicator=adjudicator)
+    cascade = Cascade(spec, clean, save=save)
+    done = cascade.run(torch.zeros(SAMPLES, 1, 6, 6), snapshot)
     counted = ("name", "attempted", "broken", "errored", "forwards", "backwards")
     return {
         "stage": done.stage.tolist(),
@@ -141,7 +127,7 @@ def run(
         "backwards": done.backwards.tolist(),
         "errors": done.errors,
         "stages": [tuple(getattr(stage, name) for name in counted) for stage in done.stages],
-        "flags": cascade.flags(done, SAMPLES),
+        "flags": cascade.flags(done),
         "audit": done.audit,
     }
 
@@ -235,6 +221,7 @@ class AtLine:
 def test_an_interruption_between_any_two_lines_changes_nothing(name: str) -> None:
     """As Ctrl-C comes: between attack and verdict, between verdict and bookkeeping, anywhere."""
     spec, threat = CASES[name]
+    prepared(threat)
     before = sys.gettrace()
     everything = AtLine(-1)
     try:

@@ -13,8 +13,8 @@ import robench
 from robench.attacks import catalogue
 from robench.datasets import ArrayDataset, Dataset, load_dataset
 from robench.evaluation import prepared_model
+from robench.evaluation.prepared_model import Settings
 from robench.evaluation.runner import code_from_outside, key_of
-from robench.evaluation.settings import Settings
 from robench.models import load_model
 from robench.records import AttackSpec, Suite, job_key
 from robench.reporting.leaderboard import attack_column, build_leaderboard

@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from robench import seeding
 from robench.datasets import ArrayDataset
 from robench.errors import ModelError
-from robench.evaluation.prepared_model import PreparedModel, prepare_model
-from robench.evaluation.settings import Settings
+from robench.evaluation.prepared_model import PreparedModel, Settings, prepare_model
 from robench.models import wrap_module
 from robench.records import AttackSpec
 from robench.threat_models import ThreatModel
@@ -71,11 +70,10 @@ def test_rows_are_the_correctly_classified_and_failures_are_kept(batch_size: int
     assert "too dark" in found.errors[2]
     assert "non-finite" in found.errors[4]
     assert set(found.errors) == {2, 4}
-    assert (found.prediction(2), found.margin(4)) == (None, None)
-    assert found.prediction(0) == 1 - int(data.labels[0])
+    assert int(found.predictions[0]) == 1 - int(data.labels[0])
     # At the mean m the margin is 40·|m − ½|; below 0 for a wrong label.
-    assert found.margin(1) == pytest.approx(40 * (0.45 - 0.9 / (N - 1)), rel=1e-5)
-    assert found.margin(0) == pytest.approx(-40 * 0.45, rel=1e-5)
+    assert float(found.margins[1]) == pytest.approx(40 * (0.45 - 0.9 / (N - 1)), rel=1e-5)
+    assert float(found.margins[0]) == pytest.approx(-40 * 0.45, rel=1e-5)
 
 
 def test_positions_among_the_rows_are_loaded_with_their_keys() -> None:
@@ -89,7 +87,6 @@ def test_positions_among_the_rows_are_loaded_with_their_keys() -> None:
     assert torch.equal(loaded.clean_logits.argmax(dim=1), loaded.labels)
     keys = seeding.sample_keys(3, data.sample_ids)[rows]
     assert torch.equal(loaded.keys, keys)
-    assert torch.equal(found.keys_of(here), keys)
 
 
 @pytest.mark.parametrize("batch_size", [16, None])

@@ -112,7 +112,7 @@ def test_what_a_foreign_attack_proposes_is_shown_only_where_it_says_something() 
     moves = torch.tensor([-0.08, -0.08, 0.0, -0.3, math.nan]).view(5, 1, 1, 1)
     judge = Adjudicator(model, threat)
     samples = Samples(inputs, data.labels, model(inputs), torch.zeros(5, dtype=torch.int64))
-    found = run_batch_attack(Proposing(threat, inputs + moves), model, judge, samples, 0)
+    found = run_batch_attack(Proposing(threat, inputs + moves), judge, samples, 0)
     # Broken; a survivor's point; the clean input itself; outside the ball; no number at all.
     assert found.broken.tolist() == [True, False, False, False, False]
     assert found.prediction.tolist() == [1, 0, -1, -1, -1]
@@ -173,7 +173,7 @@ def test_a_foreign_proposal_without_finite_logits_is_an_error_and_no_survivor() 
     inputs = data.batch(range(2))
     samples = Samples(inputs, data.labels, model(inputs), torch.zeros(2, dtype=torch.int64))
     attack = Proposing(threat, inputs - 0.08)
-    found = run_batch_attack(attack, model, Adjudicator(model, threat), samples, 0)
+    found = run_batch_attack(attack, Adjudicator(model, threat), samples, 0)
     assert list(found.errors) == [0]
     assert "not finite" in found.errors[0]
     assert found.prediction.tolist() == [-1, 0]

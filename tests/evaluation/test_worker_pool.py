@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,9 @@ from torch import Tensor, nn
 import robench
 from robench.datasets import ArrayDataset
 from robench.evaluation.cascade import Cascade
-from robench.evaluation.prepared_model import PreparedModel, prepare_model
+from robench.evaluation.prepared_model import Settings, prepare_model
 from robench.evaluation.samples import Samples, SearchResult
 from robench.evaluation.search import Progress, Save
-from robench.evaluation.settings import Settings
 from robench.evaluation.worker_pool import SearchCall, Shard, WorkerPool, worker_count
 from robench.models import wrap_module
 from robench.models.wrapper import RobenchModel
@@ -59,23 +59,11 @@ def problem(network: nn.Module | None = None) -> tuple[RobenchModel, ArrayDatase
     return model.eval(), data
 
 
-def cascade(workers: int, save: Any = None, **options: Any) -> tuple[PreparedModel, Cascade]:
+def cascade(workers: int, save: Any = None, **options: Any) -> Cascade:
     model, data = problem(options.pop("network", None))
     clean = prepare_model(model, data, THREAT, Settings(precision="fp32", batch_size=12), [SPEC])
-    run = Cascade(
-        SPEC,
-        model,
-        THREAT,
-        clean.models,
-        clean.adjudicator,
-        batch_size=12,
-        shard_size=N,
-        workers=workers,
-        seed=0,
-        save=save,
-        **options,
-    )
-    return clean, run
+    clean = replace(clean, workers=workers, shard_size=N)
+    return Cascade(SPEC, clean, save=save, **options)
 
 
 def results(attacked: Any) -> dict[str, Any]:
@@ -91,8 +79,8 @@ def results(attacked: Any) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def expected() -> dict[str, Any]:
-    clean, run = cascade(1)
-    found = results(run.run(clean, torch.zeros(N, 1, 6, 6)))
+    run = cascade(1)
+    found = results(run.run(torch.zeros(N, 1, 6, 6)))
     assert {-1, 0} < set(found["stage"])
     return found
 
@@ -100,14 +88,14 @@ def expected() -> dict[str, Any]:
 @pytest.mark.parametrize("workers", [2, 3, 50])
 def test_the_number_of_workers_changes_no_result(workers: int, expected: dict[str, Any]) -> None:
     steps: list[int] = []
-    clean, run = cascade(workers, progress=steps.append)
+    run = cascade(workers, progress=steps.append)
     assert (run.workers, run.batch_size) == (min(workers, 12), 12 // min(workers, 12))
-    found = results(run.run(clean, torch.zeros(N, 1, 6, 6)))
+    found = results(run.run(torch.zeros(N, 1, 6, 6)))
     for name in ("stage", "points", "margins"):
         assert found[name] == expected[name], name
     # Which searches ran beside the deciding one depends on the batch; what is attempted does not.
     assert [s[:4] for s in found["stages"]] == [s[:4] for s in expected["stages"]]
-    assert sum(steps) == sum(run._stage_steps(a, n, 6) for a, n in _attempts(run, found))
+    assert sum(steps) == sum(run.stage_steps(a, n) for a, n in _attempts(run, found))
 
 
 def _attempts(run: Cascade, found: dict[str, Any]) -> list[tuple[Any, int]]:
@@ -125,14 +113,14 @@ def test_a_snapshot_of_several_engines_goes_on_anywhere(
         torch.save(make(), file)
         kept.append(file.getvalue())
 
-    clean, run = cascade(3, save=keep)
-    run.run(clean, torch.zeros(N, 1, 6, 6))
+    run = cascade(3, save=keep)
+    run.run(torch.zeros(N, 1, 6, 6))
     several = 0
     for content in kept[:: max(1, len(kept) // 12)]:
         saved = torch.load(io.BytesIO(content), weights_only=True)
         several += len(saved["shards"]) > 1
-        clean, run = cascade(workers_after)
-        found = results(run.run(clean, torch.zeros(N, 1, 6, 6), saved))
+        run = cascade(workers_after)
+        found = results(run.run(torch.zeros(N, 1, 6, 6), saved))
         for name in ("stage", "points", "margins"):
             assert found[name] == expected[name], name
         assert [s[:4] for s in found["stages"]] == [s[:4] for s in expected["stages"]]
@@ -173,9 +161,9 @@ def test_an_interruption_stops_all_and_leaves_a_whole_snapshot(expected: dict[st
         if calls == 12:
             raise _InterruptedError
 
-    clean, run = cascade(3, save=fail_late)
+    run = cascade(3, save=fail_late)
     with pytest.raises(_InterruptedError):
-        run.run(clean, torch.zeros(N, 1, 6, 6))
+        run.run(torch.zeros(N, 1, 6, 6))
     assert calls == 12
     assert not multiprocessing.active_children()
     file = io.BytesIO()
@@ -183,8 +171,8 @@ def test_an_interruption_stops_all_and_leaves_a_whole_snapshot(expected: dict[st
     file.seek(0)
     saved = torch.load(file, weights_only=True)
     assert saved["shards"]
-    clean, run = cascade(2)
-    found = results(run.run(clean, torch.zeros(N, 1, 6, 6), saved))
+    run = cascade(2)
+    found = results(run.run(torch.zeros(N, 1, 6, 6), saved))
     assert (found["stage"], found["points"]) == (expected["stage"], expected["points"])
 
 
@@ -210,8 +198,8 @@ def test_the_samples_of_a_worker_that_dies_are_searched_here(
     after: int, expected: dict[str, Any]
 ) -> None:
     network = InChildren(lambda: os.kill(os.getpid(), signal.SIGKILL), after)
-    clean, run = cascade(2, save=lambda make: make() and None, network=network)
-    found = results(run.run(clean, torch.zeros(N, 1, 6, 6)))
+    run = cascade(2, save=lambda make: make() and None, network=network)
+    found = results(run.run(torch.zeros(N, 1, 6, 6)))
     assert (found["stage"], found["points"]) == (expected["stage"], expected["points"])
 
 
@@ -219,8 +207,8 @@ def test_what_a_model_raises_in_a_worker_marks_its_samples() -> None:
     def refuse() -> None:
         raise ValueError("not today")
 
-    clean, run = cascade(2, network=InChildren(refuse))
-    attacked = run.run(clean, torch.zeros(N, 1, 6, 6))
+    run = cascade(2, network=InChildren(refuse))
+    attacked = run.run(torch.zeros(N, 1, 6, 6))
     assert len(attacked.errors) == N
     assert set(attacked.errors.values()) == {"ValueError: not today"}
 
@@ -234,9 +222,9 @@ def test_a_fault_of_the_search_itself_reaches_the_caller(monkeypatch: pytest.Mon
         raise UnportableError(1, 2)
 
     monkeypatch.setattr("robench.evaluation.cascade.Search.run", broken)
-    clean, run = cascade(2)
+    run = cascade(2)
     with pytest.raises(RuntimeError, match="1 and 2") as caught:
-        run.run(clean, torch.zeros(N, 1, 6, 6))
+        run.run(torch.zeros(N, 1, 6, 6))
     assert "def broken" not in str(caught.value)
     assert any("in broken" in note for note in caught.value.__notes__)
 
@@ -249,8 +237,8 @@ def test_a_worker_has_one_thread() -> None:
     before = torch.get_num_threads()
     torch.set_num_threads(4)
     try:
-        clean, run = cascade(2, network=InChildren(check))
-        assert run.run(clean, torch.zeros(N, 1, 6, 6)).errors == {}
+        run = cascade(2, network=InChildren(check))
+        assert run.run(torch.zeros(N, 1, 6, 6)).errors == {}
         assert torch.get_num_threads() == 4
     finally:
         torch.set_num_threads(before)
@@ -266,8 +254,8 @@ def linger():
     print(os.getpid(), flush=True)
     time.sleep(0.2)
 
-clean, run = test_worker_pool.cascade(2, network=test_worker_pool.InChildren(linger))
-run.run(clean, torch.zeros(test_worker_pool.N, 1, 6, 6))
+run = test_worker_pool.cascade(2, network=test_worker_pool.InChildren(linger))
+run.run(torch.zeros(test_worker_pool.N, 1, 6, 6))
 """
 
 

@@ -9,8 +9,8 @@ import torch
 from robench.attacks.suites import load_suite
 from robench.datasets import load_dataset
 from robench.errors import StoreError, UsageError
+from robench.evaluation.prepared_model import Settings
 from robench.evaluation.runner import evaluate_model
-from robench.evaluation.settings import Settings
 from robench.inspection.verification import reverify
 from robench.models import load_model
 from robench.records import Outcome

@@ -26,8 +26,8 @@ from typing import Any
 import torch
 
 from robench.datasets import load_dataset
+from robench.evaluation.prepared_model import Settings
 from robench.evaluation.runner import Silent, evaluate_model
-from robench.evaluation.settings import Settings
 from robench.models import load_model
 from robench.models.wrapper import RobenchModel
 from robench.records import AttackSpec, Suite

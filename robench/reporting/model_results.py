@@ -47,10 +47,8 @@ class GroupKey:
     """The threat model as people write it."""
 
     def __str__(self) -> str:
-        return (
-            f"{self.dataset} {self.written}, n = {self.n}, seed {self.seed}, "
-            f"data {self.fingerprint[:8]}"
-        )
+        data = f"data {self.fingerprint[:8]}"
+        return f"{self.dataset} {self.written}, n = {self.n}, seed {self.seed}, {data}"
 
 
 @dataclass(frozen=True)

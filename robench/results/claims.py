@@ -36,6 +36,7 @@ class Claim(contextlib.AbstractContextManager["Claim"]):
 
     def __init__(self, path: Path, wait: float = 0.0) -> None:
         self.path = path
+        self._note = path.with_suffix(".json")
         # Threads share it: whoever ends the job may release it.
         self._lock = FileLock(path, thread_local=False)
         try:
@@ -72,10 +73,6 @@ class Claim(contextlib.AbstractContextManager["Claim"]):
 
     def __exit__(self, *_: object) -> None:
         self.release()
-
-    @property
-    def _note(self) -> Path:
-        return self.path.with_suffix(".json")
 
     def _holder(self) -> str:
         try:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from robench.files import atomic_write, file_error, file_errors, remove
 
 _MAGIC = b"robench-progress-1\n"
-_DIGEST_BYTES = hashlib.sha256().digest_size
+_HEADER_BYTES = len(_MAGIC) + hashlib.sha256().digest_size
 
 
 class RowFile:
@@ -80,6 +80,7 @@ class Progress:
 
     def __init__(self, path: Path, set_aside: Callable[[Path, str], object]) -> None:
         self.path = path
+        self._rows = path.with_suffix(".rows")
         self._set_aside = set_aside
 
     def save(self, content: bytes) -> None:
@@ -107,9 +108,8 @@ class Progress:
             return None
         except OSError as error:
             raise file_error("read", self.path, error) from error
-        start = len(_MAGIC) + _DIGEST_BYTES
-        digest, content = stored[len(_MAGIC) : start], stored[start:]
-        if not stored.startswith(_MAGIC) or hashlib.sha256(content).digest() != digest:
+        header, content = stored[:_HEADER_BYTES], stored[_HEADER_BYTES:]
+        if header != _MAGIC + hashlib.sha256(content).digest():
             self._set_aside(self.path, "saved progress is damaged: its checksum is wrong")
             return None
         return content
@@ -127,7 +127,3 @@ class Progress:
         """
         remove(self.path)
         remove(self._rows)
-
-    @property
-    def _rows(self) -> Path:
-        return self.path.with_suffix(".rows")

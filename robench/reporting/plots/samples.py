@@ -153,10 +153,8 @@ def _grid(
 
 
 def _conditions(record: EvaluationRecord, k: int) -> str:
-    return (
-        f"{record.dataset.name} ({record.dataset.split}), {threat_text(record.threat_model)}, "
-        f"{k} of n = {record.n}"
-    )
+    data, threat = f"{record.dataset.name} ({record.dataset.split})", record.threat_model
+    return f"{data}, {threat_text(threat)}, {k} of n = {record.n}"
 
 
 def _show_image(axes: Axes, image: Floats) -> None:

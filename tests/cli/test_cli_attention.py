@@ -16,7 +16,7 @@ from robench.metric_catalogue import METRICS
 from robench.models.cards import write_card
 from robench.models.zoo import find_card
 from robench.records import AttentionSpec, Outcome
-from robench.results import Store, store
+from robench.results import Store, arrays
 
 N = 30
 PLACE = f"digits-Linf-0.2-n{N}-seed0/pgd-20"
@@ -92,8 +92,8 @@ def test_files_are_those_named_and_the_tables_say_the_same(ran, looked):
 
 def test_what_is_kept_is_decompressed_once(ran, tmp_path, monkeypatch):
     read = []
-    rows = store.ArrayRows
-    monkeypatch.setattr(store, "ArrayRows", lambda *a: read.append(a) or rows(*a))
+    rows = arrays.ArrayRows
+    monkeypatch.setattr(arrays, "ArrayRows", lambda *a: read.append(a) or rows(*a))
     done = invoke(
         *("attention", "pgd-at", *ALIKE, "--results", ran, "--out", tmp_path, "--samples", 0),
         "--json",

@@ -65,6 +65,8 @@ def test_import_linter_keeps_the_arrows():
 def test_no_torch_where_none_is_needed():
     code = (
         "import importlib, sys\n"
+        "import robench.reporting.leaderboard\n"
+        "assert 'matplotlib' not in sys.modules, 'a table needs no figures'\n"
         f"for name in {TORCH_FREE!r}:\n"
         "    importlib.import_module(name)\n"
         "    assert 'torch' not in sys.modules, name\n"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
+from functools import cache
 from types import SimpleNamespace
 
 import pytest
@@ -20,6 +21,7 @@ from robench.datasets import load_dataset
 from robench.errors import UsageError
 from robench.models import load_model, wrap_module
 from robench.models.wrapper import RobenchModel, buffer_fingerprint
+from robench.results import StoredRecord
 from robench.threat_models import ThreatModel
 
 THREAT = ThreatModel.of("Linf", "0.2")
@@ -315,22 +317,38 @@ def test_every_precision_of_a_request_has_a_form() -> None:
 # --- numbers ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("precision", "differing"), [("auto", 0), ("bf16", 2)])
-def test_other_forms_give_the_verdicts_of_float32(precision, differing) -> None:
+@cache
+def searched(precision: str, n: int, steps: int) -> list[StoredRecord]:
+    """Records of APGD and Square with so many samples and steps."""
     apgd = robench.records.AttackSpec(
-        name="apgd-ce", attack="apgd", params={"loss": "ce", "steps": 30}
+        name="apgd-ce", attack="apgd", params={"loss": "ce", "steps": steps}
     )
-    square = robench.records.AttackSpec(name="square", attack="square", params={"queries": 60})
+    square = robench.records.AttackSpec(
+        name="square", attack="square", params={"queries": 2 * steps}
+    )
+    return robench.evaluate(
+        "digits/Linf-0.2/pgd-at",
+        "digits",
+        robench.records.Suite(name="test", attacks=(apgd, square)),
+        n=n,
+        device="cpu",
+        precision=precision,
+    )
+
+
+@pytest.mark.parametrize(
+    ("precision", "n", "steps", "differing"),
+    [
+        ("auto", 50, 25, 0),
+        ("bf16", 50, 10, 1),
+        pytest.param("auto", 100, 30, 0, marks=pytest.mark.slow),
+        pytest.param("bf16", 100, 30, 2, marks=pytest.mark.slow),
+    ],
+)
+def test_other_forms_give_the_verdicts_of_float32(precision, n, steps, differing) -> None:
     outcomes = {}
     for name in ("fp32", precision):
-        stored = robench.evaluate(
-            "digits/Linf-0.2/pgd-at",
-            "digits",
-            robench.records.Suite(name="test", attacks=(apgd, square)),
-            n=100,
-            device="cpu",
-            precision=name,
-        )
+        stored = searched(name, n, steps)
         expected = "fp32" if name == "fp32" else "fp32 folded" if name == "auto" else "bf16"
         where = [one.record.environment for one in stored]
         assert all(one.precision.startswith(expected) for one in where)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import fields
+from functools import cache
 from typing import Any
 
 import pytest
@@ -225,11 +226,16 @@ def test_with_the_same_draws_the_search_is_the_references(
         assert difference <= 1e-5, f"query {step}: {difference}"
 
 
+@cache
 def _whole_search(
-    threat_model: ThreatModel, monkeypatch: pytest.MonkeyPatch, **constants: int
+    threat_model: ThreatModel, constant: str, value: int
 ) -> tuple[list[Any], PlainQuery]:
-    for name, value in constants.items():
-        monkeypatch.setattr(square, name, value)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(square, constant, value)
+        return _search_to_the_end(threat_model)
+
+
+def _search_to_the_end(threat_model: ThreatModel) -> tuple[list[Any], PlainQuery]:
     model = DoubleInside(TinyCNN(classes=5, channels=1, side=6, seed=1))
     inputs = images(7, (1, 6, 6), seed=4)
     labels = predictions(model, inputs)
@@ -252,12 +258,12 @@ def _whole_search(
     ("norm", "eps", "share"), [("Linf", 0.04, 0.7), ("L2", 0.2, 0.9), ("L1", 0.7, 0.95)]
 )
 def test_remembering_rejections_changes_nothing_but_the_cost(
-    norm: Norm, eps: float, share: float, monkeypatch: pytest.MonkeyPatch
+    norm: Norm, eps: float, share: float
 ) -> None:
     """Every improvement happens at the same query and to the same margin."""
     ball = ThreatModel.of(norm, eps)
-    (with_memory, best, steps), query = _whole_search(ball, monkeypatch, _SMALL_PASS=0)
-    (without, plain_best, plain_steps), plain = _whole_search(ball, monkeypatch, _LARGEST_MEMORY=0)
+    (with_memory, best, steps), query = _whole_search(ball, "_SMALL_PASS", 0)
+    (without, plain_best, plain_steps), plain = _whole_search(ball, "_LARGEST_MEMORY", 0)
     assert sum(map(len, plain.seen)) == 7 * 701
     assert sum(map(len, query.seen)) < share * 7 * 701
     assert with_memory == without
@@ -271,13 +277,11 @@ def test_remembering_rejections_changes_nothing_but_the_cost(
     # Under L2 and L1 too little is saved in so short a search for a sixteenth of it to matter.
     [("Linf", 0.04, 16, 0.8), ("L2", 0.2, 1, 1), ("L1", 0.7, 1, 1)],
 )
-def test_few_searches_ask_further_ahead(
-    norm: Norm, eps: float, haste: int, share: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_few_searches_ask_further_ahead(norm: Norm, eps: float, haste: int, share: float) -> None:
     """In fewer passes, of more inputs, on the same path."""
     ball = ThreatModel.of(norm, eps)
-    (path, best, _), hasty = _whole_search(ball, monkeypatch, _HASTE=haste)
-    (patient_path, patient_best, _), patient = _whole_search(ball, monkeypatch, _SMALL_PASS=0)
+    (path, best, _), hasty = _whole_search(ball, "_HASTE", haste)
+    (patient_path, patient_best, _), patient = _whole_search(ball, "_SMALL_PASS", 0)
     assert len(hasty.seen) < share * len(patient.seen)
     assert sum(map(len, hasty.seen)) <= 7 * 701
     assert path == patient_path

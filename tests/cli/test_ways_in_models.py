@@ -89,7 +89,7 @@ def test_a_module_and_tensors_or_a_loader(way: str) -> None:
         precision="fp32",
     )
     assert records[0].record.n == N
-    board = invoke("leaderboard", "--json").json["leaderboard"]
+    board = invoke("leaderboard", "--json", "--no-plots").json["leaderboard"]
     assert [(row["model"], row["clean_acc"]) for row in board] == [(way, 100.0)]
 
 

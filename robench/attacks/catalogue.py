@@ -23,6 +23,11 @@ if TYPE_CHECKING:
 ATTACKS: Registry[Any] = Registry("attack", "robench.attacks")
 ATTACKS.add("pgd", "robench.attacks.pgd:PGD", "fixed-step gradient ascent; FGSM and CW-Linf too")
 ATTACKS.add("apgd", "robench.attacks.apgd:APGD", "Auto-PGD on CE, DLR or targeted DLR")
+ATTACKS.add(
+    "pma",
+    "robench.attacks.probability_margin:PMA",
+    "the probability margin attack: PGD whose gradients never vanish",
+)
 ATTACKS.add("fab", "robench.attacks.fab:FAB", "fast adaptive boundary, targeted or not")
 ATTACKS.add("square", "robench.attacks.square:Square", "random search with forward passes only")
 ATTACKS.add(

@@ -17,6 +17,7 @@ from robench.attacks.apgd import APGD
 from robench.attacks.carlini_wagner import CarliniWagnerL2
 from robench.attacks.fab import FAB
 from robench.attacks.pgd import PGD
+from robench.attacks.probability_margin import PMA
 from robench.attacks.square import Square
 from robench.errors import AttackError
 from robench.geometry import norm_of
@@ -29,6 +30,7 @@ EXACT: list[tuple[str, type[Any], dict[str, Any], tuple[Norm, ...], tuple[int, .
     ("fgsm", PGD, FGSM, ("Linf", "L2", "L1"), (2,)),
     ("pgd-ce", PGD, {"steps": 40}, ("Linf", "L2"), (2,)),
     ("pgd-margin", PGD, {"steps": 40, "loss": "margin"}, ("Linf", "L2"), (2, 3)),
+    ("pma", PMA, {"steps": 60}, ("Linf", "L2"), (2,)),
     ("apgd-ce", APGD, {"steps": 50}, ("Linf", "L2"), (2,)),
     ("apgd-dlr", APGD, {"steps": 50, "loss": "dlr"}, ("Linf", "L2"), (3,)),
     (

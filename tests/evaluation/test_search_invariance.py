@@ -27,6 +27,7 @@ from robench.attacks.base import Attack
 from robench.attacks.carlini_wagner import CarliniWagnerL2
 from robench.attacks.fab import FAB
 from robench.attacks.pgd import PGD
+from robench.attacks.probability_margin import PMA
 from robench.attacks.square import Square
 from robench.evaluation.samples import SearchResult
 from robench.threat_models import ThreatModel
@@ -39,6 +40,8 @@ ATTACKS: dict[str, Callable[[], Attack[Any]]] = {
     "pgd": lambda: PGD(LINF, steps=8, restarts=2),
     "pgd-short": lambda: PGD(LINF, steps=1, relative_step_size=0.3, restarts=5),
     "pgd-l2": lambda: PGD(L2, steps=8, restarts=2, loss="margin"),
+    "pma": lambda: PMA(LINF, steps=6, restarts=2),
+    "pma-l2": lambda: PMA(L2, steps=5),
     "apgd-ce": lambda: APGD(LINF, steps=12, restarts=2),
     "apgd-dlr-l2": lambda: APGD(L2, steps=12, loss="dlr"),
     "apgd-t": lambda: APGD(LINF, steps=9, loss="dlr-targeted", targets=4),

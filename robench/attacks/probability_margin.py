@@ -1,0 +1,129 @@
+"""The probability margin attack, PMA.
+
+Xie et al., "Towards million-scale adversarial robustness evaluation with stronger individual
+attacks", CVPR 2025 (arXiv 2411.15210). With p = softmax(z), y the label and m the likeliest other
+class, it ascends p_m − p_y, after having ascended one of its two parts: −p_y in one search, p_m in
+the other. The very first step goes the wrong way, up p_y. Steps are PGD's, their length falling from
+2ε to 0 along a cosine in each half of the budget.
+
+The gradients are not those of the probabilities but what they are multiples of. With q the softmax
+over the wrong classes alone, ∇(p_m − p_y) = (1 − p_y)·[q_m (e_m − p) − p_y (e_y − q)]. A step takes
+the direction only, and the bracket, unlike the product, never vanishes: no logits are so far apart
+that a step is lost. Under L2, which the paper does not treat, steps are normalised.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from robench import seeding
+from robench.attacks.base import Gradient, Query, Slots, limited
+from robench.attacks.losses import Loss
+from robench.attacks.pgd import PGD, PGDState
+from robench.geometry import expand, steepest
+
+_UP, _DOWN, _RIVAL, _BOTH, _OUTPUT = range(5)
+"""What a step ascends: p_y, −p_y, p_m, p_m − p_y, or a random direction w·z of the logits"""
+_OUTPUT_STEPS = 2
+"""Steps by which later restarts leave their start along w·z (Tashiro et al., NeurIPS 2020)"""
+
+
+@dataclass(frozen=True)
+class _Goal(Loss):
+    """What each slot ascends at its step; the value is p_m − p_y whatever that is."""
+
+    goal: Tensor
+    """int64 (B,): one of the above"""
+    direction: Tensor
+    """(B, K): w"""
+
+    def __call__(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """p_m − p_y (B,) and the direction (B, K) that the slots' goals give the logits."""
+        value, down, rival, p_label = _parts(logits, self.labels)
+        slopes = torch.stack((-down, down, rival, rival + p_label * down, self.direction))
+        return value, slopes[self.goal, torch.arange(len(logits), device=logits.device)]
+
+    def at(self, rows: Tensor) -> Loss:
+        """The same for the slots in ``rows``, int64 (B′,)."""
+        bound = super().at(rows)
+        return _Goal(
+            bound.function, bound.labels, bound.targets, self.goal[rows], self.direction[rows]
+        )
+
+
+def probability_margin(logits: Tensor, labels: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """p_m − p_y (N,), and its gradient (N, K) over 1 − p_y. ``targets`` is not used."""
+    value, down, rival, p_label = _parts(logits, labels)
+    return value, rival + p_label * down
+
+
+def _parts(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """p_m − p_y (B,), −(e_y − q) and q_m (e_m − p), both (B, K), and p_y (B, 1)."""
+    label = labels[:, None]
+    p = logits.softmax(dim=1)
+    q = logits.scatter(1, label, -torch.inf).softmax(dim=1)
+    q_best, best = q.max(dim=1, keepdim=True)
+    p_label = p.gather(1, label)
+    one = torch.ones_like(p_label)
+    value = (p.gather(1, best) - p_label).squeeze(1)
+    return value, q.scatter_add(1, label, -one), q_best * (-p).scatter_add(1, best, one), p_label
+
+
+@dataclass
+class PMAState(PGDState):
+    """PGD's, with what tells one search from another."""
+
+    search: Tensor
+    """int64 (B,)"""
+    direction: Tensor
+    """(B, K): w, uniform in [−1, 1]"""
+
+
+@dataclass(eq=False, kw_only=True)
+class PMA(PGD):
+    """Two searches for each restart, which differ in the part of the loss that they begin with.
+
+    Restarts after the first leave their start along a random direction of the output.
+    """
+
+    state_type = PMAState
+    name: str = "pma"
+    steps: int = limited(100, at_least=2)
+    """Gradient steps of one search"""
+    relative_step_size: float = 1.0
+    """Mean step length as a share of ε"""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        half = self.steps // 2
+        places = [step if step < half else step - half for step in range(self.steps + 1)]
+        # By Python's cosine: torch rounds an element by its place in the tensor.
+        self._lengths = torch.tensor([1 + math.cos(math.pi * at / half) for at in places])
+
+    def searches(self, num_classes: int) -> int:
+        """Two for each restart."""
+        return 2 * super().searches(num_classes)
+
+    def start(self, query: Query, slots: Slots) -> PMAState:
+        """Place the searches at random points of the ball; no pass is spent."""
+        state = super().start(query, slots)
+        keys = seeding.derive(slots.keys, seeding.tag("output direction"))
+        direction = 2 * seeding.uniform(keys, (slots.clean_logits.shape[1],)) - 1
+        return PMAState(**vars(state), search=slots.search, direction=direction)
+
+    def objective(self, state: PGDState) -> Loss:
+        """The goal of each slot's step."""
+        assert isinstance(state, PMAState)
+        part = torch.where(state.search % 2 == 0, _DOWN, _RIVAL)
+        goal = torch.where(state.step == 0, _UP, part)
+        goal = torch.where(state.step >= self.steps // 2, _BOTH, goal)
+        leaving = (state.search >= 2) & (state.step < _OUTPUT_STEPS)
+        goal = torch.where(leaving, _OUTPUT, goal)
+        return _Goal(probability_margin, state.labels, state.targets, goal, state.direction)
+
+    def ascent(self, seen: Gradient, state: PGDState) -> tuple[Tensor, Tensor]:
+        """Steepest, of the length that the schedule has for the step."""
+        length = self._lengths.to(state.step.device)[state.step]
+        return expand(length, state.point) * steepest(seen.gradient, self.norm), state.memory

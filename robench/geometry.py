@@ -14,6 +14,9 @@ from robench.threat_models import Norm
 
 _TINY = 1e-12
 
+DUAL: dict[Norm, Norm] = {"Linf": "L1", "L2": "L2", "L1": "Linf"}
+"""The norm of a gradient that says how fast a function can change along steps of a norm."""
+
 
 def expand(values: Tensor, like: Tensor) -> Tensor:
     """Per-sample scalars (N,) → (N, 1, …, 1), to broadcast against ``like`` (N, …)."""

@@ -133,7 +133,12 @@ RowsT = TypeVar("RowsT", bound="DataclassInstance")
 
 ValueT = TypeVar("ValueT")
 
-_HOLDS = {"at_least": operator.ge, "above": operator.gt, "at_most": operator.le}
+_HOLDS = {
+    "at_least": operator.ge,
+    "above": operator.gt,
+    "at_most": operator.le,
+    "below": operator.lt,
+}
 
 
 def limited(default: ValueT, **limits: float) -> ValueT:

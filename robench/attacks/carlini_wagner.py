@@ -2,29 +2,27 @@
 networks", IEEE S&P 2017, section VI-A.
 
 It minimises ‖x′ − x‖² + c·max(z_y − max_{j≠y} z_j + κ, 0) over w with x′ = (tanh w + 1)/2, by Adam,
-and finds c by binary search. The smallest adversarial perturbation seen is the result, whether or
-not it is inside the ball: ``found_size`` keeps its norm. A search that ends without one inside
-proposes its result pulled back to the ball's surface, at one more forward pass: an attack on a ball
-has a best point in it, and that is the one whose margin and attention can be spoken of.
+and finds c by binary search.
 """
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from robench.attacks.base import Attack, Query, Slots, State, limited
-from robench.attacks.losses import LOSSES, Loss, margin
+from robench.attacks.base import Query, Slots, limited
+from robench.attacks.losses import LOSSES, Loss
+from robench.attacks.minimum_norm import MinimumNorm, MinimumNormState
 from robench.errors import AttackError
-from robench.geometry import expand, norm_of, project
+from robench.geometry import expand
 
 _BETA_1, _BETA_2, _ADAM_EPS = 0.9, 0.999, 1e-8
 _INSIDE = 1 - 1e-6  # keeps atanh finite at the borders of the box
 
 
 @dataclass
-class CarliniWagnerState(State):
+class CarliniWagnerState(MinimumNormState):
     """The attack's slots."""
 
     w: Tensor
@@ -35,22 +33,16 @@ class CarliniWagnerState(State):
     upper: Tensor
     succeeded: Tensor
     """bool (B,): adversarial at some step of the current round"""
-    best: Tensor
-    best_margin: Tensor
-    """(B,): margin of ``best``, +inf before the first find"""
-    found_size: Tensor = field(kw_only=True)
-    """(B,): L2 norm of the smallest adversarial perturbation, +inf before the first"""
 
 
 @dataclass(eq=False, kw_only=True)
-class CarliniWagnerL2(Attack[CarliniWagnerState]):
-    """Carlini & Wagner's L2 attack; the ball's radius only decides the verdict, never the search.
+class CarliniWagnerL2(MinimumNorm[CarliniWagnerState]):
+    """Carlini & Wagner's L2 attack.
 
     Raises:
         AttackError: the threat model's norm is not L2, or a parameter makes no sense.
     """
 
-    runs_to_the_end = True
     state_type = CarliniWagnerState
     name: str = "cw-l2"
     rounds: int = limited(9, at_least=1)
@@ -81,7 +73,7 @@ class CarliniWagnerL2(Attack[CarliniWagnerState]):
         w = _to_tanh_space(slots.inputs)
         zeros = slots.inputs.new_zeros(len(slots.labels))
         return CarliniWagnerState(
-            **slots.fresh(),
+            **self.nothing_found(slots),
             w=w,
             first_moment=torch.zeros_like(w),
             second_moment=torch.zeros_like(w),
@@ -89,9 +81,6 @@ class CarliniWagnerL2(Attack[CarliniWagnerState]):
             lower=zeros,
             upper=zeros + torch.inf,
             succeeded=zeros.bool(),
-            best=slots.inputs,
-            best_margin=zeros + torch.inf,
-            found_size=zeros + torch.inf,
         )
 
     def step(self, query: Query, state: CarliniWagnerState) -> CarliniWagnerState:
@@ -100,49 +89,16 @@ class CarliniWagnerL2(Attack[CarliniWagnerState]):
         point = (tanh + 1) / 2
         loss = Loss(LOSSES["margin"], state.labels, state.targets)
         _, lead, slope = query.gradient(point, loss)
-        size = norm_of(point - state.inputs, "L2")
         crossed = lead > self.confidence
-        smaller = crossed & (size < state.found_size)
-        best = torch.where(expand(smaller, point), point, state.best)
-        best_margin = torch.where(smaller, -lead, state.best_margin)
-        found = torch.where(smaller, size, state.found_size)
         # Where the hinge is closed only the distance pulls.
         pull = torch.where(lead < self.confidence, state.const, 0.0)
         descent = 2 * (point - state.inputs) - expand(pull, point) * slope
         state = self._adam(state, descent * (1 - tanh.square()) / 2)
-        state = replace(
-            state,
-            step=state.step + 1,
-            best=best,
-            best_margin=best_margin,
-            found_size=found,
-            succeeded=state.succeeded | crossed,
-            # Inside the ball it is left as it is, up to the last bit.
-            candidate=project(best, state.inputs, "L2", self.threat_model.radius),
-            margin=torch.where(found <= self.threat_model.radius, best_margin, torch.inf),
-        )
-        outside = self.finished(state) & (found > self.threat_model.radius)
-        if bool(outside.any()):
-            state = self._pull_inside(query, state, outside, point)
+        state = self.remember(state, point, lead, crossed)
+        state = replace(state, succeeded=state.succeeded | crossed)
+        state = self.conclude(query, state, point)
         ends = state.step % self.steps == 0
         return self._next_round(state, ends) if bool(ends.any()) else state
-
-    def _pull_inside(
-        self, query: Query, state: CarliniWagnerState, rows: Tensor, point: Tensor
-    ) -> CarliniWagnerState:
-        """For ``rows``, bool (B,): propose the result, or the last point, on the ball's surface."""
-        chosen = rows.nonzero().squeeze(1)
-        inputs, found = state.inputs[chosen], state.found_size[chosen]
-        ends = torch.where(expand(found.isfinite(), inputs), state.best[chosen], point[chosen])
-        ends = project(ends, inputs, "L2", self.threat_model.radius)
-        seen = margin(query.logits(ends, chosen), state.labels[chosen])
-        size = torch.where(seen < 0, norm_of(ends - inputs, "L2"), torch.inf)
-        return replace(
-            state,
-            candidate=state.candidate.index_copy(0, chosen, ends),
-            margin=state.margin.index_copy(0, chosen, seen),
-            found_size=state.found_size.index_copy(0, chosen, torch.minimum(found, size)),
-        )
 
     def _adam(self, state: CarliniWagnerState, gradient: Tensor) -> CarliniWagnerState:
         first = _BETA_1 * state.first_moment + (1 - _BETA_1) * gradient

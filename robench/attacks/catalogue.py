@@ -35,6 +35,8 @@ ATTACKS.add(
     "robench.attacks.carlini_wagner:CarliniWagnerL2",
     "Carlini & Wagner's minimum-norm L2 attack",
 )
+ATTACKS.add("fmn", "robench.attacks.fmn:FMN", "fast minimum-norm attack under any norm")
+ATTACKS.add("ddn", "robench.attacks.ddn:DDN", "decoupled direction and norm, minimum-norm L2")
 
 ADAPTERS: Registry[Any] = Registry("attack adapter")
 ADAPTERS.add(

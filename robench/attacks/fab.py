@@ -20,10 +20,9 @@ from torch import Tensor
 
 from robench.attacks.base import Attack, Query, Slots, State, limited
 from robench.attacks.losses import LOSSES, Loss, margin
-from robench.geometry import expand, norm_of, random_noise, unit
+from robench.geometry import DUAL, expand, norm_of, random_noise, unit
 from robench.threat_models import Norm
 
-_DUAL: dict[Norm, Norm] = {"Linf": "L1", "L2": "L2", "L1": "Linf"}
 _ALPHA_MAX = 0.1  # largest pull towards the clean input
 _OVERSHOOT = 1.05  # the paper's η: how far past the hyperplane a step goes
 _BACKWARD = 0.9  # the paper's β: after crossing, return to this share of the perturbation
@@ -87,7 +86,7 @@ class FAB(Attack[FABState]):
         seen = margin(query.logits(point), state.labels)
         size = norm_of(point - state.inputs, self.norm)
         inside = size <= self.threat_model.radius
-        steepness = norm_of(normal, _DUAL[self.norm])
+        steepness = norm_of(normal, DUAL[self.norm])
         beyond = (size - self.threat_model.radius).clamp_min(0)
         at_border = seen.clamp_min(0) + beyond * steepness
         crossed = expand(seen < 0, point)
@@ -125,7 +124,7 @@ class FAB(Attack[FABState]):
         own = label.view(-1, *([1] * (slopes.dim() - 1))).expand_as(slopes[:, :1])
         slopes = slopes - slopes.gather(1, own)
         count, classes = differences.shape
-        steepness = norm_of(slopes.flatten(0, 1), _DUAL[self.norm]).view(count, classes)
+        steepness = norm_of(slopes.flatten(0, 1), DUAL[self.norm]).view(count, classes)
         distance = differences.abs() / (steepness + 1e-12)
         nearest = distance.scatter(1, label, torch.inf).argmin(dim=1)
         rows = torch.arange(count, device=nearest.device)

@@ -60,6 +60,18 @@ def cross_entropy(logits: Tensor, labels: Tensor, targets: Tensor) -> tuple[Tens
     return -_pick(log_probs, labels), gradient
 
 
+def lowered_label(logits: Tensor, labels: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """−p_y (N,), and the direction of its gradient, and of cross-entropy's, (N, K): q − e_y.
+
+    q is the softmax over the wrong classes alone, so that no gap between the logits makes it
+    vanish: the gradients themselves are p_y (1 − p_y) and 1 − p_y times as long. ``targets`` is not
+    used.
+    """
+    q = logits.scatter(1, labels[:, None], -torch.inf).softmax(dim=1)
+    minus_one = -torch.ones_like(q[:, :1])
+    return -_pick(logits.softmax(dim=1), labels), q.scatter(1, labels[:, None], minus_one)
+
+
 def margin_loss(logits: Tensor, labels: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """max_{j≠y} z_j − z_y, the loss of Carlini & Wagner (2017). ``targets`` is not used."""
     other, index = _best_other(logits, labels)

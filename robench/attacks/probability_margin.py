@@ -20,7 +20,7 @@ from torch import Tensor
 
 from robench import seeding
 from robench.attacks.base import Gradient, Query, Slots, limited
-from robench.attacks.losses import Loss
+from robench.attacks.losses import Loss, lowered_label
 from robench.attacks.pgd import PGD, PGDState
 from robench.geometry import expand, steepest
 
@@ -61,14 +61,12 @@ def probability_margin(logits: Tensor, labels: Tensor, targets: Tensor) -> tuple
 
 def _parts(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """p_m − p_y (B,), −(e_y − q) and q_m (e_m − p), both (B, K), and p_y (B, 1)."""
-    label = labels[:, None]
+    minus_p_label, down = lowered_label(logits, labels, labels)
     p = logits.softmax(dim=1)
-    q = logits.scatter(1, label, -torch.inf).softmax(dim=1)
-    q_best, best = q.max(dim=1, keepdim=True)
-    p_label = p.gather(1, label)
-    one = torch.ones_like(p_label)
-    value = (p.gather(1, best) - p_label).squeeze(1)
-    return value, q.scatter_add(1, label, -one), q_best * (-p).scatter_add(1, best, one), p_label
+    q_best, best = down.max(dim=1, keepdim=True)
+    value = p.gather(1, best).squeeze(1) + minus_p_label
+    rival = q_best * (-p).scatter_add(1, best, torch.ones_like(q_best))
+    return value, down, rival, -minus_p_label[:, None]
 
 
 @dataclass

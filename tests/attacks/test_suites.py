@@ -81,6 +81,16 @@ def test_aa_core_audits_and_carries_another_name() -> None:
     assert "autoattack" not in core.name
 
 
+def test_fast_audits_the_probability_margin_attack_with_all_of_autoattack() -> None:
+    (fast,) = load_suite("fast").for_norm("L2")
+    assert fast.audit is not None
+    assert (fast.audit.fraction, fast.audit.minimum, fast.audit.first_stage) == (0.1, 100, 1)
+    (standard,) = load_suite("aa-standard").for_norm("L2")
+    assert fast.stages[0].attack == "pma"
+    assert fast.stages[1:] == standard.stages
+    assert "autoattack" not in fast.name
+
+
 def _write(path: Path, text: str) -> Path:
     path.write_text(text, encoding="utf-8")
     return path

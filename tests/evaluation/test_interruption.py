@@ -145,6 +145,7 @@ CASES: dict[str, tuple[AttackSpec, ThreatModel]] = {
     "fgsm": (attack("fgsm", "pgd", steps=1, relative_step_size=1.0, random_start=False), LINF),
     "pgd": (attack("pgd", "pgd", steps=3, restarts=2), LINF),
     "pma": (attack("pma", "pma", steps=3), LINF),
+    "fmn": (attack("fmn", "fmn", steps=6), LINF),
     "cw-l2": (attack("cw-l2", "cw-l2", rounds=2, steps=4), L2),
     "apgd-ce": (APGD_CE, LINF),
     "apgd-t": (APGD_T, LINF),

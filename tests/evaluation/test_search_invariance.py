@@ -25,7 +25,9 @@ from torch import Tensor, nn
 from robench.attacks.apgd import APGD
 from robench.attacks.base import Attack
 from robench.attacks.carlini_wagner import CarliniWagnerL2
+from robench.attacks.ddn import DDN
 from robench.attacks.fab import FAB
+from robench.attacks.fmn import FMN
 from robench.attacks.pgd import PGD
 from robench.attacks.probability_margin import PMA
 from robench.attacks.square import Square
@@ -53,6 +55,10 @@ ATTACKS: dict[str, Callable[[], Attack[Any]]] = {
     "square": lambda: Square(LINF, queries=40),
     "square-l2": lambda: Square(L2, queries=12),
     "square-l1": lambda: Square(L1, queries=12),
+    "fmn": lambda: FMN(LINF, steps=12),
+    "fmn-l2": lambda: FMN(L2, steps=12),
+    "fmn-l1": lambda: FMN(L1, steps=12),
+    "ddn": lambda: DDN(L2, steps=20, initial_norm=0.2),
     "cw-l2": lambda: CarliniWagnerL2(L2, rounds=3, steps=8),
 }
 

@@ -1,0 +1,102 @@
+"""What minimum-norm attacks share: they look for the smallest perturbation, in a ball or out of it.
+
+``found_size`` keeps the norm of the smallest adversarial perturbation seen, whether or not it is
+inside the ball; the ball's radius only decides the verdict, never the search. A search that ends
+without one inside proposes its result pulled back to the ball's surface, at one more forward pass:
+an attack on a ball has a best point in it, and that is the one whose margin and attention can be
+spoken of.
+"""
+
+import math
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from robench.attacks.base import Attack, Query, Slots, State
+from robench.attacks.losses import margin
+from robench.geometry import expand, norm_of, project
+
+
+@dataclass
+class MinimumNormState(State):
+    """A state that remembers the smallest find."""
+
+    best: Tensor
+    """(B, C, H, W): the smallest find, before the first the clean input"""
+    best_margin: Tensor
+    """(B,): margin of ``best``, +inf before the first find"""
+    found_size: Tensor = field(kw_only=True)
+    """(B,): norm of the smallest adversarial perturbation, +inf before the first"""
+
+
+MinimumNormT = TypeVar("MinimumNormT", bound=MinimumNormState)
+
+
+@dataclass(eq=False, kw_only=True)
+class MinimumNorm(Attack[MinimumNormT]):
+    """An attack that makes its find smaller until its budget is used."""
+
+    runs_to_the_end = True
+
+    @staticmethod
+    def nothing_found(slots: Slots) -> dict[str, Any]:
+        """The fields of a :class:`MinimumNormState` before the first step."""
+        infinite = slots.inputs.new_full((len(slots.labels),), torch.inf)
+        found = {"best": slots.inputs, "best_margin": infinite, "found_size": infinite}
+        return slots.fresh() | found
+
+    def remember(
+        self, state: MinimumNormT, point: Tensor, lead: Tensor, crossed: Tensor
+    ) -> MinimumNormT:
+        """After a look at ``point`` (B, C, H, W), where the best rival has the lead (B,).
+
+        Args:
+            state: before it.
+            point: in [0, 1].
+            lead: of the largest other logit over the label's.
+            crossed: bool (B,), where the point counts as found.
+        """
+        size = norm_of(point - state.inputs, self.norm)
+        smaller = crossed & (size < state.found_size)
+        best = torch.where(expand(smaller, point), point, state.best)
+        best_margin = torch.where(smaller, -lead, state.best_margin)
+        found = torch.where(smaller, size, state.found_size)
+        return replace(
+            state,
+            step=state.step + 1,
+            best=best,
+            best_margin=best_margin,
+            found_size=found,
+            # Inside the ball it is left as it is, up to the last bit.
+            candidate=project(best, state.inputs, self.norm, self.threat_model.radius),
+            margin=torch.where(found <= self.threat_model.radius, best_margin, torch.inf),
+        )
+
+    def conclude(self, query: Query, state: MinimumNormT, point: Tensor) -> MinimumNormT:
+        """Searches that end without a find in the ball propose theirs, or ``point``, inside it."""
+        outside = self.finished(state) & (state.found_size > self.threat_model.radius)
+        if not bool(outside.any()):
+            return state
+        chosen = outside.nonzero().squeeze(1)
+        inputs, found = state.inputs[chosen], state.found_size[chosen]
+        ends = torch.where(expand(found.isfinite(), inputs), state.best[chosen], point[chosen])
+        ends = project(ends, inputs, self.norm, self.threat_model.radius)
+        seen = margin(query.logits(ends, chosen), state.labels[chosen])
+        size = torch.where(seen < 0, norm_of(ends - inputs, self.norm), torch.inf)
+        return replace(
+            state,
+            candidate=state.candidate.index_copy(0, chosen, ends),
+            margin=state.margin.index_copy(0, chosen, seen),
+            found_size=state.found_size.index_copy(0, chosen, torch.minimum(found, size)),
+        )
+
+
+def cosine(first: float, last: float, steps: int) -> Tensor:
+    """From ``first`` to nearly ``last`` along half a cosine: float32 (steps,).
+
+    By Python's cosine: torch rounds an element by its place in the tensor.
+    """
+    half = (first - last) / 2
+    return torch.tensor([last + half * (1 + math.cos(math.pi * k / steps)) for k in range(steps)])

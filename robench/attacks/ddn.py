@@ -8,7 +8,6 @@ the model is confident.
 """
 
 from dataclasses import dataclass, replace
-from typing import ClassVar
 
 import torch
 
@@ -30,7 +29,7 @@ class DDN(MinimumNorm[AdaptiveBallState]):
         AttackError: the threat model's norm is not L2, or a parameter makes no sense.
     """
 
-    state_type: ClassVar = AdaptiveBallState
+    state_type = AdaptiveBallState
     name: str = "ddn"
     steps: int = limited(100, at_least=1)
     """Gradient steps"""

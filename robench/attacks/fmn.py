@@ -8,7 +8,6 @@ linear model of the step has it.
 """
 
 from dataclasses import dataclass, replace
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -35,7 +34,7 @@ class AdaptiveBallState(MinimumNormState):
 class FMN(MinimumNorm[AdaptiveBallState]):
     """Fast minimum-norm attack; one gradient pass a step."""
 
-    state_type: ClassVar = AdaptiveBallState
+    state_type = AdaptiveBallState
     name: str = "fmn"
     steps: int = limited(100, at_least=1)
     """Gradient steps"""

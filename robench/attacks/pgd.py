@@ -7,6 +7,7 @@ or :meth:`PGD.objective`.
 """
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -44,7 +45,7 @@ class PGD(Attack[PGDState]):
 
     remembers = False
     """Whether steps depend on earlier ones, through ``PGDState.memory``."""
-    state_type = PGDState
+    state_type: ClassVar[type[PGDState]] = PGDState
     name: str = "pgd"
     steps: int = limited(20, at_least=1)
     """Gradient steps"""

@@ -14,6 +14,7 @@ that a step is lost. Under L2, which the paper does not treat, steps are normali
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -86,7 +87,7 @@ class PMA(PGD):
     Restarts after the first leave their start along a random direction of the output.
     """
 
-    state_type = PMAState
+    state_type: ClassVar[type[PGDState]] = PMAState
     name: str = "pma"
     steps: int = limited(100, at_least=2)
     """Gradient steps of one search"""

@@ -133,7 +133,9 @@ def _check_fit(model: RobenchModel, dataset: Dataset) -> None:
         raise UsageError(
             f"the model has {model.num_classes} classes, {dataset.name} has {dataset.num_classes}",
             where=model.summary.id,
-            hint="Choose the data set with --dataset, or correct the card's num_classes",
+            hint="Of some of the model's classes, say which: --dataset-option class_names=A,B,… names "
+            "all folders in the order of the outputs, num_classes=N counts classes that are numbers. "
+            "Else choose the data set with --dataset, or correct the card's num_classes",
         )
     _check_layers(model)
     inputs = dataset.batch(range(min(PROBE, len(dataset)))).to(device_of(model))

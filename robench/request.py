@@ -41,8 +41,8 @@ class Request:
         models: names, cards, weights files, addresses (``hf:…``), or modules; none: all of the
             zoo for the data set.
         dataset: a name, folder or file; a :class:`~robench.datasets.Dataset`; a pair (inputs
-            (N, C, H, W) in [0, 1], labels (N,)); or what :func:`robench.datasets.from_torch`
-            takes, such as a DataLoader. None: the one that the models' cards name.
+            (N, C, H, W), labels (N,)); or what else :func:`robench.datasets.from_torch` takes,
+            such as a DataLoader. None: the one that the models' cards name.
         split: which part of a data set that is named.
         data_root: where downloaded data sets are kept.
         dataset_options: of a folder or file, such as ``{"size": 32}``.
@@ -57,7 +57,8 @@ class Request:
             :class:`robench.records.InputSpec`.
         forward: how such a network is called and where its logits are: fields of
             :class:`robench.records.ForwardSpec`.
-        num_classes: of a bare module; None: the data set's.
+        num_classes: of a bare module, and of data that is given and names no classes; None: the
+            data set's, or the largest label + 1.
         name: of a bare module in the records.
         trust_pickle: execute the code in weights files.
         trust_code: import and call the code that a card outside the zoo folders, a suite's file or

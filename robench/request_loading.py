@@ -6,9 +6,9 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from torch import Tensor, nn
+from torch import nn
 
-from robench.datasets import DATASETS, ArrayDataset, Dataset, from_torch, load_dataset
+from robench.datasets import DATASETS, Dataset, from_torch, load_dataset
 from robench.errors import CardError, UsageError
 from robench.models import wrap_module
 from robench.models.catalogue import SOURCES
@@ -138,7 +138,8 @@ def load_samples(request: Request, preprocessing: PreprocessingSpec | None = Non
     Samples that are given stay as they are.
 
     Raises:
-        RobenchError: as :func:`robench.datasets.load_dataset`; masks that cannot be read.
+        RobenchError: as :func:`robench.datasets.load_dataset` and :func:`robench.datasets.from_torch`;
+            samples that change when they are read again; masks that cannot be read.
     """
     if isinstance(request.dataset, str | Path):
         whole = load_dataset(
@@ -151,24 +152,17 @@ def load_samples(request: Request, preprocessing: PreprocessingSpec | None = Non
             **dict(request.dataset_options),
         )
     else:
-        whole = _given_dataset(request.dataset, request.num_classes)
+        given = request.dataset
+        is_set = isinstance(given, Dataset)
+        whole = given if is_set else from_torch(given, num_classes=request.num_classes)
     n = request.n
     if n is None:
         n = len(whole) if request.at_most is None else min(request.at_most, len(whole))
     samples = whole.subset(n)
+    samples.check_reads_alike()
     # Masks are needed only after the attacks; a wrong folder should not be found out then.
     samples.masks(range(min(PROBE, len(samples))))
     return samples
-
-
-def _given_dataset(data: Any, num_classes: int | None) -> Dataset:
-    if isinstance(data, Dataset):
-        return data
-    if isinstance(data, tuple) and len(data) == 2:
-        inputs, labels = data
-        if isinstance(inputs, Tensor) and isinstance(labels, Tensor):
-            return ArrayDataset(inputs, labels, num_classes=num_classes)
-    return from_torch(data, num_classes=num_classes)
 
 
 def _load(request: Request, model: Chosen, samples: Samples) -> tuple[RobenchModel, Dataset]:

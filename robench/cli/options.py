@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import inspect
 import json
+import re
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import MISSING, fields
@@ -142,7 +143,21 @@ _NAME_VALUES = {
 }
 """Fields that are given as NAME=VALUE, and their options."""
 
-_PYTHON = {"True": True, "False": False, "None": None}
+_TEXTS = {
+    "--dataset-option": frozenset(
+        {"masks", "name", "samples", "config", "image", "label", "labels", "class_names"}
+    ),
+}
+"""Option → names whose values are texts, whatever they look like."""
+
+_WORDS = {
+    **dict.fromkeys(("true", "True", "yes", "on"), True),
+    **dict.fromkeys(("false", "False", "no", "off"), False),
+    "None": None,
+}
+
+_BARE_DECIMAL = re.compile(r"[+-]?(\.\d+|\d+\.)([eE][+-]?\d+)?", re.ASCII)
+"""Numbers that JSON does not take."""
 
 
 def request_options(
@@ -216,8 +231,9 @@ def _options(
 def parse_name_values(texts: Sequence[str], option: str) -> dict[str, Any]:
     """``["lr=0.1", "milestones=0.5,0.75"]`` → ``{"lr": 0.1, "milestones": [0.5, 0.75]}``.
 
-    A value is a literal of JSON (or Python's True, False, None), several of them with commas
-    between, or else text.
+    A value is a literal of JSON (or True, False, None; yes, no, on, off; .5 or 5.), several of them
+    with commas between, or else text. In quotes it is text whatever it says, and so is the value of
+    an option that is a name or a path.
 
     Raises:
         UsageError: no ``=``, no name, or a name twice.
@@ -230,16 +246,22 @@ def parse_name_values(texts: Sequence[str], option: str) -> dict[str, Any]:
             raise UsageError(f"{text!r} is not a setting", where=option, hint="Write NAME=VALUE")
         if name in found:
             raise UsageError(f"{name!r} is given twice", where=option)
-        found[name] = _value(value)
+        found[name] = value if name in _TEXTS.get(option, ()) else _value(value)
     return found
 
 
 def _value(text: str) -> Any:
     with suppress(ValueError):
-        return json.loads(text)
+        return json.loads(text, parse_constant=_no_number)
     if "," in text:
         return [_value(part) for part in text.split(",")]
-    return _PYTHON.get(text, text)
+    if _BARE_DECIMAL.fullmatch(text.strip()):
+        return float(text)
+    return _WORDS.get(text, text)
+
+
+def _no_number(text: str) -> Any:
+    raise ValueError(f"{text} is no JSON")
 
 
 def record_name(model: str) -> str:

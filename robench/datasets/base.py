@@ -93,6 +93,9 @@ class Dataset(ABC):
         self.input_shape = input_shape
         self.preprocessing = preprocessing
 
+    reads_alike = False
+    """Whether a sample that is read again is sure to be the same pixels."""
+
     @property
     def num_classes(self) -> int:
         """Number of classes, whether or not each has samples here."""
@@ -133,6 +136,23 @@ class Dataset(ABC):
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 over ids, labels and float32 pixels, in order of ids; reads in batches."""
+        return self._digest()
+
+    def check_reads_alike(self) -> None:
+        """Read every sample twice, unless it is sure to be the same again.
+
+        Raises:
+            DataError: samples change from one reading to the next.
+        """
+        if not self.reads_alike and self._digest() != self.fingerprint:
+            raise DataError(
+                "a sample that is read again has other pixels",
+                where=f"{self.name} ({self.split})",
+                hint="Leave out random augmentation: samples have to stay the same while they are "
+                "attacked",
+            )
+
+    def _digest(self) -> str:
         digest = hashlib.sha256()
         # The header keeps sets of other shapes or classes apart even if their bytes agree.
         digest.update(f"{self.input_shape} {self.num_classes} {len(self)}\n".encode())
@@ -223,6 +243,7 @@ class Subset(Dataset):
             input_shape=parent.input_shape,
             preprocessing=parent.preprocessing,
         )
+        self.reads_alike = parent.reads_alike
         self._parent = parent
         self._indices = chosen
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from robench.datasets.arrays import ARRAY_SUFFIXES, load_arrays
 from robench.datasets.base import Dataset, hold_out
 from robench.datasets.image_files import FolderDataset
-from robench.datasets.preprocessing import PREPROCESSING_OPTIONS
+from robench.datasets.preprocessing import PREPROCESSING_OPTIONS, Preprocessing
 from robench.datasets.torchvision_sets import TORCHVISION_SETS, load_torchvision
 from robench.errors import DataError, UnknownNameError, UsageError
 from robench.records import PreprocessingSpec
@@ -47,6 +49,8 @@ _VALIDATION_SHARE = 10
 
 _VALIDATION_MOST = 2_000
 
+_LENIENT = ConfigDict(coerce_numbers_to_str=True, arbitrary_types_allowed=True)
+
 
 def load_dataset(
     name: str | Path,
@@ -77,12 +81,13 @@ def load_dataset(
     Raises:
         UnknownNameError: neither a known name nor an existing path.
         DataError: the data is missing, empty or malformed.
-        UsageError: ``n`` does not fit, or an option is not known here.
+        UsageError: ``n`` does not fit, or an option is not known here or has a wrong value.
     """
     where = None if root is None else Path(root).expanduser()
     load, prepares = _loader(str(name), where, download, trust_code)
     if preprocessing is not None and prepares and not PREPROCESSING_OPTIONS & options.keys():
         options = {**options, **preprocessing.model_dump(exclude_none=True)}
+    options = _typed(load, options, str(name))
     try:
         dataset = load(split=split, **options)
     except TypeError as error:
@@ -91,6 +96,31 @@ def load_dataset(
             raise UsageError(f"data set {str(name)!r} has no option {option}") from error
         raise
     return dataset if n is None else dataset.subset(n)
+
+
+def _typed(load: Callable[..., Dataset], options: dict[str, Any], name: str) -> dict[str, Any]:
+    """Options as a loader declares their types: ``"no"`` is False where it wants a bool.
+
+    Raises:
+        UsageError: a value is of another type.
+    """
+    function = load.func if isinstance(load, partial) else load
+    try:
+        hints = get_type_hints(Preprocessing.of) | get_type_hints(function)
+    except (NameError, TypeError):  # a loader from outside, whose annotations are its own affair
+        return options
+    found = dict(options)
+    for option in options.keys() & hints.keys():
+        try:
+            found[option] = TypeAdapter(hints[option], config=_LENIENT).validate_python(
+                options[option]
+            )
+        except ValidationError as error:
+            raise UsageError(
+                f"option {option} of data set {name!r} cannot be {options[option]!r}: "
+                f"{error.errors()[0]['msg']}"
+            ) from error
+    return found
 
 
 def load_training_splits(

@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 from torch import Tensor
 
-from robench.datasets.arrays import check_range, numbered_classes, to_tensor
 from robench.datasets.base import ImageByImage
+from robench.datasets.labels import class_labels
 from robench.datasets.preprocessing import Preprocessing
+from robench.datasets.torch_sources import to_pixels
 from robench.errors import (
     DataError,
     MissingDependencyError,
@@ -46,6 +46,8 @@ class HuggingFaceDataset(ImageByImage):
         DataError: no rows, labels that are unknown, or items that are no images.
     """
 
+    reads_alike = True
+
     def __init__(
         self,
         rows: Any,
@@ -67,6 +69,7 @@ class HuggingFaceDataset(ImageByImage):
         self._rows = rows.select_columns([images])
         self._column = images
         self._preparation = preprocessing or Preprocessing()
+        self._element = _element(features[images])
         self._where = where
         values, class_names = _labels(rows[labels], features[labels], num_classes, where)
         super().__init__(
@@ -86,11 +89,17 @@ class HuggingFaceDataset(ImageByImage):
             raise DataError(
                 f"cannot be read: {one_line(error)}", where=self._place(index)
             ) from error
-        if isinstance(item, Image.Image):
+        place, white = self._place(index), self._preparation.white
+        if not isinstance(item, Image.Image):
+            if isinstance(item, list) and self._element in ("bool", "uint8", "uint16"):
+                item = np.asarray(item, dtype=self._element)
+            elif isinstance(item, list) and np.asarray(item).dtype.kind in "iu":
+                white = white or 255  # as the package stores bytes that nobody declared
+            return to_pixels(item, where=place, white=white)
+        try:
             return self._preparation.image(item)
-        pixels = to_tensor(_array(item), where=self._place(index))
-        check_range(pixels, self._place(index))
-        return pixels
+        except DataError as error:
+            raise DataError(error.what, where=place, hint=error.hint) from error
 
     def _place(self, index: int) -> str:
         return f"{self._where} row {index}"
@@ -197,30 +206,20 @@ def _labels(
     column: Any, kind: Any, num_classes: int | None, where: str
 ) -> tuple[Tensor, list[str]]:
     values = list(column)
-    names = getattr(kind, "names", None)
-    if None in values or set(values) == {-1}:
+    missing = [value is None or (isinstance(value, int) and value == -1) for value in values]
+    if all(missing) or any(value is None for value in values):
         raise DataError("the labels are not known", where=where, hint="Choose another --split")
-    if all(isinstance(value, str) for value in values):
-        names = sorted(set(values))
-        position = {name: i for i, name in enumerate(names)}
-        values = [position[value] for value in values]
-    if not all(isinstance(value, int) and not isinstance(value, bool) for value in values):
-        raise DataError(
-            "the labels are no class numbers",
-            where=where,
-            hint="Choose a column with --data-option label=NAME",
+    try:
+        return class_labels(
+            values, where=where, class_names=getattr(kind, "names", None), num_classes=num_classes
         )
-    labels = torch.tensor(values, dtype=torch.int64)
-    return labels, list(names or numbered_classes(labels, num_classes))
+    except DataError as error:
+        hint = error.hint or "Choose a column with --data-option label=NAME"
+        raise DataError(error.what, where=where, hint=hint) from error
 
 
-def _array(item: Any) -> Any:
-    """Nested lists, which the package gives for arrays, with their channels where they belong."""
-    if not isinstance(item, (list, np.ndarray)):
-        return item
-    array = np.asarray(item)
-    if array.dtype.kind in "iu" and array.size and 0 <= array.min() <= array.max() <= 255:
-        array = array.astype(np.uint8)
-    if array.ndim == 3 and array.shape[0] in (1, 3) and array.shape[2] not in (1, 3):
-        return torch.from_numpy(np.ascontiguousarray(array))
-    return array
+def _element(feature: Any) -> str | None:
+    """The type of a column's numbers, where the repository declares it."""
+    while hasattr(feature, "feature"):
+        feature = feature.feature
+    return getattr(feature, "dtype", None)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,18 +12,21 @@ from PIL import Image
 from torch import Tensor
 
 from robench.datasets.base import ImageByImage
+from robench.datasets.folder_tree import (
+    IMAGE_SUFFIXES,
+    composed,
+    has_images,
+    images_below,
+    split_folder,
+    subfolders,
+)
+from robench.datasets.labels import in_order, listed_names
 from robench.datasets.object_masks import MaskSource, open_masks
+from robench.datasets.pixels import upright_size
 from robench.datasets.preprocessing import Preprocessing
-from robench.errors import DataError, UnknownNameError
+from robench.errors import DataError, RobenchError, UsageError, one_line
 from robench.files import data_folder
 from robench.registry import unknown_name
-
-IMAGE_SUFFIXES = frozenset(
-    {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
-)
-
-SPLIT_FOLDERS = {"train": ("train",), "validation": ("validation", "val"), "test": ("test", "val")}
-"""Subfolders that may hold a split, best first. Some sets publish only train and val."""
 
 
 class ImageFiles(ImageByImage):
@@ -44,8 +46,10 @@ class ImageFiles(ImageByImage):
         id_prefix: put before every id, so that splits of one set never share ids.
 
     Raises:
-        DataError: no files, or the first cannot be read.
+        DataError: no files, the first cannot be read, or the masks are of other images.
     """
+
+    reads_alike = True
 
     def __init__(
         self,
@@ -66,11 +70,18 @@ class ImageFiles(ImageByImage):
         self._files = files
         self._preparation = preprocessing or Preprocessing()
         self._masks = masks
-        self._prefix = id_prefix
+        ids = [composed(file) for file in files]
+        if masks is not None and not any(masks.knows(file) for file in ids):
+            raise DataError(
+                "none of the masks belongs to an image",
+                where=root,
+                hint=f"A mask lies under its image's path, such as {ids[0]}, with its own suffix",
+            )
+        self._relative = ids
         super().__init__(
             name=name,
             split=split,
-            sample_ids=[id_prefix + composed(file) for file in files],
+            sample_ids=[id_prefix + file for file in ids],
             labels=torch.tensor(labels),
             class_names=class_names,
             input_shape=self._shape_of_first(),
@@ -89,29 +100,31 @@ class ImageFiles(ImageByImage):
             return None
         result = torch.zeros((len(indices), *self.input_shape[1:]), dtype=torch.bool)
         for row, index in enumerate(indices):
-            relative = self.sample_ids[index].removeprefix(self._prefix)
             # The size is in the header; the pixels are not decoded again.
             with _opened(self._place(index)) as image:
-                size = image.size
-            mask = self._masks.mask(relative, size)
+                size = upright_size(image) if self._preparation.upright else image.size
+            mask = self._masks.mask(self._relative[index], size)
             if mask is not None:
                 result[row] = self._preparation.mask(mask)
         return result
 
 
 class FolderDataset(ImageFiles):
-    """Images below ``root/<class>/``, sorted by code point.
+    """Images below ``root/<class>/`` at any depth, sorted by code point.
 
-    Files and folders that start with a dot are skipped.
+    :mod:`robench.datasets.folder_tree` says what is read; images beside the class folders are not.
 
     Args:
         root: the folder whose subfolders are the classes.
-        class_names: the classes in label order; default: the subfolders, sorted.
+        class_names: all classes in label order, one without a folder has no samples; default: the
+            subfolders, by value where all are whole numbers, else by code point.
+        num_classes: the subfolders are called 0, 1, … and some of so many are not there.
+        apart: a place that is no class, such as that of the masks.
         name, split, preprocessing, masks, id_prefix: as for :class:`ImageFiles`.
 
     Raises:
-        DataError: no folder, no class subfolders, no images, or subfolders that differ from
-            ``class_names``.
+        DataError: no folder, no class subfolders, no images, a subfolder without images, or one
+            that is not among the classes.
     """
 
     def __init__(
@@ -122,25 +135,36 @@ class FolderDataset(ImageFiles):
         split: str = "test",
         preprocessing: Preprocessing | None = None,
         class_names: Sequence[str] | None = None,
+        num_classes: int | None = None,
         masks: MaskSource | None = None,
+        apart: Path | None = None,
         id_prefix: str = "",
     ) -> None:
         if not root.is_dir():
             raise DataError("the folder does not exist", where=root)
-        folders = {composed(p.name): p for p in root.iterdir() if p.is_dir() and _visible(p)}
-        classes = _classes(root, sorted(folders), class_names)
+        folders = subfolders(root, apart)
+        classes = _classes(root, in_order(folders), class_names, num_classes)
         files: list[tuple[str, int]] = []
+        empty: list[Path] = []
         for label, class_name in enumerate(classes):
-            files += [
-                (path.relative_to(root).as_posix(), label)
-                for path in folders[class_name].rglob("*")
-                if path.suffix.lower() in IMAGE_SUFFIXES and _visible(path) and path.is_file()
-            ]
+            folder = folders.get(class_name)
+            if folder is None:
+                continue
+            images = [path.relative_to(root).as_posix() for path in images_below(folder)]
+            files += [(image, label) for image in images]
+            if not images:
+                empty.append(folder)
         if not files:
             raise DataError(
                 "no images below the class folders",
                 where=root,
                 hint=f"Understood: {', '.join(sorted(IMAGE_SUFFIXES))}",
+            )
+        if empty and class_names is None and num_classes is None:
+            raise DataError(
+                "the class folder holds no images",
+                where=empty[0],
+                hint="Remove it, or name all classes in label order with class_names",
             )
         files.sort(key=lambda entry: composed(entry[0]))
         super().__init__(
@@ -162,7 +186,8 @@ class FolderDataset(ImageFiles):
         *,
         split: str = "test",
         masks: str | Path | None = None,
-        class_names: Sequence[str] | None = None,
+        class_names: str | Sequence[str] | None = None,
+        num_classes: int | None = None,
         name: str | None = None,
         **preparation: Any,
     ) -> FolderDataset:
@@ -172,6 +197,8 @@ class FolderDataset(ImageFiles):
             path: a folder of class folders, or of ``train`` and ``test`` (or ``val``) folders
                 that hold those.
             masks: a folder of PNG masks or VOC annotations, or a COCO file.
+            class_names: as for the class, or one text with commas between.
+            num_classes: as for the class.
             preparation: as for :meth:`Preprocessing.of`.
 
         Raises:
@@ -180,62 +207,63 @@ class FolderDataset(ImageFiles):
             DataError: as the class.
         """
         preprocessing = Preprocessing.of(**preparation)
-        root, prefix = path, ""
-        present = sorted(
-            {n for names in SPLIT_FOLDERS.values() for n in names if (path / n).is_dir()}
-        )
-        chosen = next((n for n in SPLIT_FOLDERS.get(split, (split,)) if (path / n).is_dir()), None)
-        if chosen is not None:
-            root, prefix = path / chosen, f"{chosen}/"
-        elif present:
-            raise UnknownNameError(
-                f"no split {split!r}", where=path, hint=f"There are: {', '.join(present)}"
-            )
+        names = None if class_names is None else listed_names(class_names)
+        apart = None if masks is None else Path(masks)
+        chosen = None
+        # Who names the classes says that a folder called train is one.
+        if path.is_dir() and not subfolders(path, apart).keys() <= set(names or ()):
+            chosen = split_folder(path, split, apart)
         return cls(
-            root,
+            path if chosen is None else path / chosen,
             name=name or path.resolve().name,
             split=split,
             preprocessing=preprocessing,
-            class_names=class_names,
-            masks=None if masks is None else open_masks(Path(masks)),
-            id_prefix=prefix,
+            class_names=names,
+            num_classes=num_classes,
+            masks=None if apart is None else open_masks(apart),
+            apart=apart,
+            id_prefix="" if chosen is None else f"{chosen}/",
         )
 
 
-def _classes(root: Path, found: list[str], wanted: Sequence[str] | None) -> list[str]:
+def _classes(
+    root: Path, found: list[str], wanted: Sequence[str] | None, num_classes: int | None
+) -> list[str]:
     if not found:
-        images = any(p.suffix.lower() in IMAGE_SUFFIXES for p in root.iterdir())
         raise DataError(
             "images lie directly in the folder, so their classes are unknown"
-            if images
+            if has_images(root)
             else "the folder has no class subfolders",
             where=root,
             hint="Put each class's images into a subfolder of its own",
         )
-    if wanted is None:
-        return found
-    names = [composed(name) for name in wanted]
-    if sorted(names) != found:
+    if wanted is not None:
+        names = [composed(name) for name in listed_names(wanted)]
+        if num_classes not in (None, len(names)):
+            raise UsageError(f"{len(names)} class names for {num_classes} classes", where=root)
         missing, extra = set(names) - set(found), set(found) - set(names)
+        if extra:
+            raise DataError(
+                f"the class folders differ from the given names (missing: {_few(missing)}; "
+                f"not named: {_few(extra)})",
+                where=root,
+            )
+        return names
+    if num_classes in (None, len(found)):
+        return found
+    by_number = {int(name): name for name in found if name.isascii() and name.isdigit()}
+    if len(by_number) < len(found) or max(by_number) >= num_classes:
         raise DataError(
-            f"the class folders differ from the given names (missing: {_few(missing)}; "
-            f"not named: {_few(extra)})",
+            f"{len(found)} class folders for {num_classes} classes, and their names are not the "
+            f"numbers from 0 to {num_classes - 1}",
             where=root,
+            hint="Name all classes in label order with class_names",
         )
-    return names
-
-
-def _visible(path: Path) -> bool:
-    return not path.name.startswith(".")
+    return [by_number.get(label, str(label)) for label in range(num_classes)]
 
 
 def _few(names: set[str]) -> str:
     return ", ".join(sorted(names)[:5]) + (", …" if len(names) > 5 else "") if names else "none"
-
-
-def composed(text: str) -> str:
-    """Composed Unicode: macOS stores names decomposed, and a file keeps one id everywhere."""
-    return unicodedata.normalize("NFC", text)
 
 
 @contextmanager
@@ -243,8 +271,10 @@ def _opened(path: Path) -> Iterator[Image.Image]:
     try:
         with Image.open(path) as image:
             yield image
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(f"the image cannot be read: {error}", where=path) from error
+    except RobenchError as error:
+        raise type(error)(error.what, where=path, hint=error.hint) from error
+    except Exception as error:  # Decoders of damaged images raise almost anything.
+        raise DataError(f"the image cannot be read: {one_line(error)}", where=path) from error
 
 
 def load_cifar10_jpeg(

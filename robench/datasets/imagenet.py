@@ -69,11 +69,20 @@ def load_imagenet(
         "name": "imagenet",
         "split": split,
         "class_names": imagenet_classes(),
-        "preprocessing": Preprocessing.of(**(preparation or {"resize": 256, "crop": 224})),
+        # The field's figures are of the pixels as stored, whatever their EXIF orientation.
+        "preprocessing": Preprocessing.of(
+            **(preparation or {"resize": 256, "crop": 224}), upright=False
+        ),
         "masks": None if masks is None else _masks(Path(masks)),
         "id_prefix": f"{part}/",
     }
     if split != "test":
+        missing = [wnid for wnid in imagenet_classes() if not (home / part / wnid).is_dir()]
+        if missing:
+            raise DataError(
+                f"the class folders differ: {len(missing)} are missing, first {missing[0]}",
+                where=home / part,
+            )
         return FolderDataset(home / part, **common)
     files = sorted(imagenet_subset() if samples is None else _read_list(Path(samples)))
     missing = [file for file in files if not (home / part / file).is_file()]

@@ -11,9 +11,11 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 from xml.etree import ElementTree
 
+import numpy as np
 from PIL import Image, ImageDraw
 
-from robench.errors import DataError
+from robench.datasets.pixels import eight_bits
+from robench.errors import DataError, one_line
 
 Box = tuple[float, float, float, float]
 """left, top, right, bottom in pixels; right and bottom are outside."""
@@ -25,6 +27,10 @@ Size = tuple[int, int]
 class MaskSource(Protocol):
     """Gives the object's mask of an image by its path relative to the data set."""
 
+    def knows(self, relative: str) -> bool:
+        """Whether there is a mask for the image."""
+        ...
+
     def mask(self, relative: str, size: Size) -> Image.Image | None:
         """``"L"`` image of ``size`` (width, height), object 255; None: not known."""
         ...
@@ -33,7 +39,7 @@ class MaskSource(Protocol):
 class PngMasks:
     """One mask image for each image, under the same relative path with ``.png``.
 
-    Any value above 0 is the object.
+    Any value above 0 in any channel, alpha aside, is the object.
 
     Args:
         folder: holds the mask images.
@@ -42,16 +48,27 @@ class PngMasks:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
+    def knows(self, relative: str) -> bool:
+        """Whether there is a mask image."""
+        return self._path(relative).is_file()
+
+    def _path(self, relative: str) -> Path:
+        return self._folder / PurePosixPath(relative).with_suffix(".png")
+
     def mask(self, relative: str, size: Size) -> Image.Image | None:
         """The mask image, if there is one for this image."""
-        path = self._folder / PurePosixPath(relative).with_suffix(".png")
+        path = self._path(relative)
         if not path.is_file():
             return None
         try:
             with Image.open(path) as opened:
-                mask = opened.convert("L").point(lambda value: 255 if value else 0)
-        except OSError as error:
-            raise DataError(f"the mask cannot be read: {error}", where=path) from error
+                image = opened
+                if opened.mode not in ("I", "F") and not opened.mode.startswith("I;16"):
+                    image = eight_bits(opened, 3)
+                values = np.asarray(image) != 0
+        except Exception as error:  # Decoders of damaged images raise almost anything.
+            raise DataError(f"the mask cannot be read: {one_line(error)}", where=path) from error
+        mask = Image.fromarray(np.uint8(255) * (values.any(-1) if values.ndim == 3 else values))
         if mask.size != size:
             raise DataError(
                 f"the mask is {mask.size[0]}x{mask.size[1]}, its image {size[0]}x{size[1]}",
@@ -75,14 +92,21 @@ class BoxMasks:
         self._boxes = boxes
         self._sizes = sizes or {}
 
+    def knows(self, relative: str) -> bool:
+        """Whether the image has a box."""
+        return bool(self._boxes.get(self._key(relative)))
+
+    def _key(self, relative: str) -> str:
+        stem = PurePosixPath(relative).with_suffix("")
+        return str(stem) if self._boxes.get(str(stem)) else stem.name
+
     def mask(self, relative: str, size: Size) -> Image.Image | None:
         """The image's boxes painted, if it has any.
 
         Raises:
             DataError: the annotated image had another size, or a box lies outside the image.
         """
-        stem = PurePosixPath(relative).with_suffix("")
-        key = str(stem) if self._boxes.get(str(stem)) else stem.name
+        key = self._key(relative)
         boxes = self._boxes.get(key)
         if not boxes:
             return None

@@ -8,8 +8,10 @@ from typing import Literal
 import numpy as np
 import torch
 from PIL import Image
+from pydantic import Field
 from torch import Tensor
 
+from robench.datasets.pixels import eight_bits, is_inverted, unit_bands, upright, white_of
 from robench.errors import UsageError
 from robench.records import PreprocessingSpec, parse
 
@@ -22,6 +24,10 @@ class Preprocessing(PreprocessingSpec):
 
     channels: Literal[1, 3] = 3
     """3: RGB, 1: grey."""
+    white: float | None = Field(None, gt=0)
+    """The stored value that becomes 1.0; None: :mod:`robench.datasets.pixels` says it."""
+    upright: bool = True
+    """Turn images as their EXIF orientation says; False: as they are stored."""
 
     @classmethod
     def of(
@@ -32,6 +38,8 @@ class Preprocessing(PreprocessingSpec):
         crop: int | None = None,
         interpolation: str = "bilinear",
         grey: bool = False,
+        white: float | None = None,
+        upright: bool = True,
     ) -> Preprocessing:
         """From a loader's options.
 
@@ -41,6 +49,8 @@ class Preprocessing(PreprocessingSpec):
             crop: side of the central square.
             interpolation: ``nearest``, ``bilinear``, ``bicubic`` or ``lanczos``.
             grey: one channel instead of three.
+            white: the stored value that becomes 1.0, where files do not say it.
+            upright: turn images as their EXIF orientation says.
 
         Raises:
             UsageError: a value is wrong, or ``size`` and ``resize`` are both given.
@@ -51,23 +61,40 @@ class Preprocessing(PreprocessingSpec):
             "crop": crop,
             "interpolation": interpolation,
             "channels": 1 if grey else 3,
+            "white": white,
+            "upright": upright,
         }
         return parse(cls, content, UsageError, where="preprocessing")
 
     @property
     def spec(self) -> PreprocessingSpec | None:
         """What a model's card says of it; None: images are taken as they are."""
-        spec = PreprocessingSpec.model_validate(self.model_dump(exclude={"channels"}))
+        spec = PreprocessingSpec.model_validate(
+            self.model_dump(include=set(PreprocessingSpec.model_fields))
+        )
         return None if spec == PreprocessingSpec() else spec
 
     def image(self, image: Image.Image) -> Tensor:
-        """float32 (C, H, W) in [0, 1]."""
-        # A palette or alpha must be resolved before resizing, else indices are interpolated.
-        plain = image.convert("RGB" if self.channels == 3 else "L")
-        fitted = self._fit(plain, Image.Resampling[self.interpolation.upper()])
-        pixels = np.asarray(fitted, dtype=np.float32) / 255
-        tensor = torch.from_numpy(pixels)
-        return tensor.permute(2, 0, 1).contiguous() if tensor.ndim == 3 else tensor.unsqueeze(0)
+        """float32 (C, H, W) in [0, 1].
+
+        Raises:
+            DataError: what its values mean is not known, or they are out of range.
+        """
+        # The opened image knows these; what is made of it does not.
+        white, inverted = self.white or white_of(image), is_inverted(image)
+        if self.upright:
+            image = upright(image)
+        resampling = Image.Resampling[self.interpolation.upper()]
+        if white is None:
+            # A palette or alpha must be resolved before resizing, else indices are interpolated.
+            fitted = self._fit(eight_bits(image, self.channels), resampling)
+            pixels = np.asarray(fitted, dtype=np.float32) / 255
+            tensor = torch.from_numpy(pixels)
+            return tensor.permute(2, 0, 1).contiguous() if tensor.ndim == 3 else tensor.unsqueeze(0)
+        bands = [self._fit(b, resampling) for b in unit_bands(image, white, self.channels)]
+        # What resampling overshoots is cut, as Pillow does with 8 bits.
+        stacked = torch.stack([torch.from_numpy(np.array(band)) for band in bands]).clamp(0, 1)
+        return (1 - stacked if inverted else stacked).expand(self.channels, -1, -1).contiguous()
 
     def mask(self, mask: Image.Image) -> Tensor:
         """bool (H, W) of an ``"L"`` image in which the object is not 0."""

@@ -105,8 +105,8 @@ def _permuted_classes(subject: Subject) -> Iterator[Finding]:
         evidence=f"with its outputs in another order the model classifies {percent(correct)} "
         f"% of held-out samples correctly instead of {percent(subject.correct)} %: "
         f"output {listed(pairs, 6)}",
-        mend="Give the data the order of classes that training had (folders sort by name), "
-        "or reorder the rows of the network's last layer",
+        mend="Give the data the order of classes that training had (of folders: --dataset-option "
+        "class_names=A,B,… with all of them), or reorder the rows of the network's last layer",
         count=len(moved),
     )
 

@@ -144,7 +144,7 @@ def broken() -> Pictures.Image:
     [
         ({"label": ([-1] * 6, ClassLabel("xyz"))}, "the labels are not known.*--split"),
         ({"label": ([None] * 6, ClassLabel("xyz"))}, "the labels are not known"),
-        ({"label": ([0.5] * 6, Value())}, "the labels are no class numbers"),
+        ({"label": ([0.5] * 6, Value())}, "labels are float64, no class numbers"),
         ({"label": ([0, 1, 2, 3, 0, 0], ClassLabel("xyz"))}, "label 3 of sample"),
         ({"img": ([broken] * 6, Image())}, "row 0: cannot be read: image file is truncated"),
         ({"img": (["text"] * 6, Image())}, "row 0: str is no image"),

@@ -1,0 +1,144 @@
+"""Labels and the names of classes: one rule for folders, arrays, torch's and the Hub's data.
+
+A label is the index of a class: any type of integer, or bool; one for each sample, or one-hot.
+Texts are names of classes. Floats, probabilities and several labels for a sample are refused.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from robench.errors import DataError, UsageError
+
+_NUMBER = re.compile(r"\d{1,18}", re.ASCII)
+
+_MOST_CLASSES = 1_000_000
+"""A label beyond this is no class, unless somebody says how many there are."""
+
+
+def in_order(names: Iterable[str]) -> list[str]:
+    """Names of classes in label order: by value if all are whole numbers, else by code point."""
+    listed = list(names)
+    if all(_NUMBER.fullmatch(name) for name in listed):
+        return sorted(listed, key=lambda name: (int(name), name))
+    return sorted(listed)
+
+
+def listed_names(given: str | Sequence[Any]) -> list[str]:
+    """Names of classes, also from one text: with commas between, or a list in JSON.
+
+    Raises:
+        UsageError: no such list, or a name twice.
+    """
+    names: Any = given
+    if isinstance(given, str):
+        names = given.split(",")
+        if given.lstrip().startswith("["):
+            try:
+                names = json.loads(given)
+            except ValueError as error:
+                raise UsageError(f"{given!r} is no list of names: {error}") from error
+    names = [str(name).strip() if isinstance(given, str) else str(name) for name in names]
+    if len(set(names)) != len(names):
+        raise UsageError(f"a class is named twice among {', '.join(names)[:200]}")
+    return names
+
+
+def numbered_classes(labels: Tensor, num_classes: int | None, where: object = None) -> list[str]:
+    """Class names ``"0"``, ``"1"``, …; of ``num_classes`` None, up to the largest label.
+
+    Raises:
+        DataError: the largest label is no number of a class.
+    """
+    if num_classes is None:
+        num_classes = int(labels.max()) + 1 if labels.numel() else 0
+        if num_classes > _MOST_CLASSES:
+            raise DataError(
+                f"the largest label is {num_classes - 1}",
+                where=where,
+                hint="Give indices of classes, or say how many there are: num_classes",
+            )
+    return [str(i) for i in range(num_classes)]
+
+
+def class_labels(
+    values: Any,
+    *,
+    where: object,
+    class_names: Sequence[str] | None = None,
+    num_classes: int | None = None,
+) -> tuple[Tensor, list[str]]:
+    """Labels in any form → indices, int64 (N,), and the name of each class.
+
+    Args:
+        values: a tensor, array or list: integers or bool (N,) or (N, 1); one-hot (N, K); or names.
+        where: for errors.
+        class_names: one a class; None: the names among the values, in order, or the numbers.
+        num_classes: where there are no names; None: the width of one-hot labels, or the largest
+            label + 1.
+
+    Raises:
+        DataError: these are no labels.
+    """
+    if isinstance(values, Tensor):
+        kind = str(values.dtype)
+        values = values.detach().cpu()
+        array = (values.float() if values.is_floating_point() else values).numpy()
+    else:
+        try:
+            array = np.asarray(values)
+        except ValueError as error:
+            raise DataError(f"the labels are no class numbers: {error}", where=where) from error
+        kind = str(array.dtype)
+    if array.dtype == object and any(value is None for value in array.flat):
+        raise DataError("some labels are not known: None", where=where)
+    texts = array.dtype == object and array.size and all(isinstance(v, str) for v in array.flat)
+    if array.dtype.kind == "U" or texts:
+        return _named(array, where, class_names)
+    if array.ndim == 2 and array.shape[1] == 1:
+        array = array[:, 0]
+    elif array.ndim == 2:
+        num_classes = array.shape[1] if num_classes is None else num_classes
+        array = _of_one_hot(array, where)
+    if array.dtype.kind not in "biu":
+        raise DataError(
+            f"labels are {kind}, no class numbers",
+            where=where,
+            hint="Give integer class indices, as labels.long()",
+        )
+    if array.dtype == np.uint64 and array.size and int(array.max()) > _MOST_CLASSES:
+        raise DataError(f"a label is {int(array.max())}", where=where)
+    labels = torch.from_numpy(np.ascontiguousarray(array, dtype=np.int64).copy())
+    if class_names is not None:
+        return labels, [str(name) for name in class_names]
+    return labels, numbered_classes(labels, num_classes, where)
+
+
+def _named(
+    array: np.ndarray[Any, Any], where: object, class_names: Sequence[str] | None
+) -> tuple[Tensor, list[str]]:
+    values = [str(value) for value in array.reshape(-1)]
+    names = in_order(set(values)) if class_names is None else [str(name) for name in class_names]
+    position = {name: label for label, name in enumerate(names)}
+    strange = sorted(set(values) - position.keys())
+    if strange:
+        raise DataError(f"no class is called {strange[0]!r}", where=where)
+    return torch.tensor([position[value] for value in values], dtype=torch.int64), names
+
+
+def _of_one_hot(array: np.ndarray[Any, Any], where: object) -> np.ndarray[Any, Any]:
+    if not (np.isin(array, (0, 1)).all() and (array.sum(axis=1, dtype=np.float64) == 1).all()):
+        raise DataError(
+            f"labels of shape {array.shape} are not one-hot: rows of zeros and a single 1",
+            where=where,
+            hint="Give one class index for each sample, as labels.argmax(1)",
+        )
+    found: np.ndarray[Any, Any] = array.argmax(axis=1)
+    return found

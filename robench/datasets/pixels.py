@@ -1,0 +1,194 @@
+"""Stored values → pixels, float32 in [0, 1]: one rule for files, arrays, torch's and the Hub's data.
+
+Black is 0. White, which becomes 1.0, is the largest value of an unsigned type of 8 or 16 bits, and
+True; floating point has to be in [0, 1] already. Wider and signed integers do not say what white
+is, so they are refused. ``white`` names the value where this rule does not know it, or is wrong:
+4095 for 12 bits kept in 16, 255 for floats that count to 255. Nothing is ever clipped.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from robench.errors import DataError
+
+_WHITE = {torch.bool: 1, torch.uint8: 255, torch.uint16: 65535}
+
+_SAY_WHITE = "Say which value is white, as with white=65535 (--dataset-option white=65535)"
+
+_ORIENTATION, _BITS, _PHOTOMETRIC = 274, 258, 262
+"""Tags of EXIF and TIFF; orientations from 5 to 8 turn by a quarter."""
+
+_DARK = 15
+"""An array is in doubt if no value comes above one part in so many of its type's range."""
+
+
+def unit_range(pixels: Tensor, where: object, white: float | None = None) -> Tensor:
+    """float32 in [0, 1], of the same shape.
+
+    Raises:
+        DataError: integers of a type that does not say what white is; values that are not finite,
+            negative or above white.
+    """
+    known = _WHITE.get(pixels.dtype)
+    full = known if white is None else white
+    if pixels.is_complex() or (full is None and not pixels.is_floating_point()):
+        raise DataError(
+            f"inputs are {pixels.dtype}",
+            where=where,
+            hint=f"Give uint8, uint16 or floats in [0, 1]. {_SAY_WHITE}",
+        )
+    wide = not pixels.is_floating_point() and known is None
+    floats = pixels.to(torch.float64 if wide else torch.float32)
+    if full is not None:
+        floats = (floats / full).to(torch.float32)
+    if white is not None or known is None:
+        _check_range(floats, where, full)
+    return floats
+
+
+def check_brightness(pixels: Tensor, where: object) -> None:
+    """Refuse a whole set of integers that uses the bottom of its type's range alone.
+
+    Such arrays hold 0 and 1, digits' 0 to 16, or 12 bits, far more often than dark images.
+
+    Raises:
+        DataError: its range is in doubt.
+    """
+    full = _WHITE.get(pixels.dtype)
+    if full in (None, 1) or pixels.numel() == 0:
+        return
+    highest = int(pixels.numpy().max())
+    if 0 < highest * _DARK <= full:
+        raise DataError(
+            f"inputs are {pixels.dtype} and none is above {highest}, so white may not be {full}",
+            where=where,
+            hint=f"Say which value is white: white={highest}, or white={full}",
+        )
+
+
+def _check_range(inputs: Tensor, where: object, full: float | None) -> None:
+    if inputs.numel() == 0:
+        return
+    low, high = (float(v) for v in torch.aminmax(inputs.detach()))
+    if low >= 0 and high <= 1:  # false of NaN too, which aminmax passes on
+        return
+    if full is not None:
+        raise DataError(
+            f"inputs range over [{low * full:.6g}, {high * full:.6g}], not [0, 1] after division "
+            f"by {full:g}",
+            where=where,
+            hint=_SAY_WHITE,
+        )
+    counts = 1 < high <= 255 and low >= 0
+    raise DataError(
+        f"inputs range over [{low:.9g}, {high:.9g}], not [0, 1]",
+        where=where,
+        hint=("Divide by 255, or say white=255" if counts else "Bring the inputs to [0, 1] first")
+        + "; a normalisation belongs to the model's card",
+    )
+
+
+def channels_first(pixels: Tensor, *, last: bool = False) -> Tensor:
+    """(…, C, H, W) of that or (…, H, W, C), by which axis can be channels: 1 or 3 of them.
+
+    Args:
+        pixels: with three axes or more.
+        last: channels come last where both axes can be, or neither.
+    """
+    front, back = (pixels.shape[axis] in (1, 3) for axis in (-3, -1))
+    return pixels.movedim(-1, -3) if (last if front == back else back) else pixels
+
+
+def array_tensor(values: Any, what: str, where: object) -> Tensor:
+    """Numbers, in a tensor, an array or lists, of any byte order → the tensor.
+
+    Raises:
+        DataError: these are no numbers, or lists of unequal lengths.
+    """
+    if isinstance(values, Tensor):
+        return values.detach().cpu()
+    try:
+        array = np.asarray(values)
+        array = array.astype(array.dtype.newbyteorder("="), copy=not array.flags.writeable)
+        return torch.from_numpy(np.ascontiguousarray(array))
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise DataError(f"{what!r} is no array of numbers: {error}", where=where) from error
+
+
+def grey_mode(image: Image.Image) -> bool:
+    """Whether the image has one channel, alpha aside."""
+    return image.mode in ("1", "L", "LA", "La") or _deep(image)
+
+
+def white_of(image: Image.Image) -> float | None:
+    """The value that is white in an image as it was opened; None: it has 8 bits.
+
+    Raises:
+        DataError: the format does not say.
+    """
+    if not _deep(image):
+        return None
+    if image.mode == "F":
+        return 1.0
+    if image.mode.startswith("I;16"):
+        # TIFF keeps 12 bits in 16, and says so.
+        return float(2 ** int(getattr(image, "tag_v2", {}).get(_BITS, (16,))[0]) - 1)
+    if image.format in ("PNG", "PPM"):  # neither has more than 16 bits
+        return 65535.0
+    raise DataError(
+        f"32-bit integers in {image.format or 'an image'} do not say what white is", hint=_SAY_WHITE
+    )
+
+
+def is_inverted(image: Image.Image) -> bool:
+    """Whether white is stored as 0, as in some TIFFs; of 8 bits Pillow inverts them itself."""
+    return _deep(image) and getattr(image, "tag_v2", {}).get(_PHOTOMETRIC) == 0
+
+
+def eight_bits(image: Image.Image, channels: int) -> Image.Image:
+    """In mode L or RGB: palettes resolved, alpha dropped, CMYK converted as Pillow does."""
+    if image.mode in ("P", "PA") and "transparency" in image.info:
+        image = image.convert("RGBA")  # otherwise Pillow warns
+    return image.convert("L" if channels == 1 else "RGB")
+
+
+def unit_bands(image: Image.Image, white: float, channels: int) -> list[Image.Image]:
+    """An image of any depth as one or ``channels`` images of mode F, in which 1.0 is white.
+
+    Raises:
+        DataError: values are negative, above white, or not finite.
+    """
+    plain = image if _deep(image) else eight_bits(image, channels)
+    values = (torch.from_numpy(np.array(band, dtype=np.float64)) for band in plain.split())
+    return [Image.fromarray(unit_range(band, None, white).numpy()) for band in values]
+
+
+def _deep(image: Image.Image) -> bool:
+    return image.mode in ("I", "F") or image.mode.startswith("I;16")
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """The image as EXIF says that it is shown."""
+    return ImageOps.exif_transpose(image) if _orientation(image) > 1 else image
+
+
+def upright_size(image: Image.Image) -> tuple[int, int]:
+    """(width, height) of the upright image, of whose file only the header was read."""
+    width, height = image.size
+    # Pillow turns a TIFF, and says its turned size, itself.
+    turned = image.format != "TIFF" and _orientation(image) >= 5
+    return (height, width) if turned else (width, height)
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        found = image.getexif().get(_ORIENTATION, 1)
+    except Exception:  # A damaged EXIF block raises almost anything, and turns nothing.
+        return 1
+    return found if isinstance(found, int) and 1 <= found <= 8 else 1

@@ -1,0 +1,285 @@
+"""What stored values become: every mode, depth, orientation and type, by hand."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from fake_hub_data import Rows, Value
+from PIL import Image
+
+from robench.datasets import ArrayDataset, FolderDataset, from_torch, load_dataset
+from robench.datasets.hugging_face import HuggingFaceDataset
+from robench.errors import DataError
+
+LEVELS = (0.2, 0.8)
+SHAPE = (4, 4)
+
+
+def folder_of(root: Path, suffix: str, images: list[Any], **save: Any) -> Path:
+    """Two classes with an image each; a bytes object is the file itself."""
+    for name, image in zip("ab", images, strict=True):
+        path = root / name / f"0{suffix}"
+        path.parent.mkdir(parents=True)
+        if isinstance(image, bytes):
+            path.write_bytes(image)
+        else:
+            image.save(path, **save)
+    return root
+
+
+def constant(value: float, dtype: Any) -> Image.Image:
+    return Image.fromarray(np.full(SHAPE, value, dtype))
+
+
+def levels(dataset: Any) -> list[float]:
+    return [float(v) for v in dataset.batch([0, 1]).mean((1, 2, 3))]
+
+
+def plain_pgm(value: float) -> bytes:
+    return f"P2\n4 4\n1023\n{' '.join([str(int(1023 * value))] * 16)}\n".encode()
+
+
+def raw_pgm(value: float) -> bytes:
+    return b"P5\n4 4\n65535\n" + np.full(16, int(65535 * value), ">u2").tobytes()
+
+
+@pytest.mark.parametrize("grey", [True, False])
+@pytest.mark.parametrize(
+    "suffix, make",
+    [
+        (".png", lambda v: constant(255 * v, np.uint8)),
+        (".png", lambda v: constant(65535 * v, np.uint16)),
+        (".tif", lambda v: constant(65535 * v, np.uint16)),
+        (".tif", lambda v: constant(v, np.float32)),
+        (".pgm", raw_pgm),
+        (".ppm", plain_pgm),
+    ],
+    ids=["8-bit png", "16-bit png", "16-bit tiff", "float tiff", "16-bit pgm", "10-bit pgm"],
+)
+def test_grey_of_any_depth_is_scaled_by_its_range(
+    tmp_path: Path, suffix: str, make: Any, grey: bool
+) -> None:
+    root = folder_of(tmp_path / "d", suffix, [make(v) for v in LEVELS])
+    for options in ({}, {"size": 3, "interpolation": "bicubic"}, {"crop": 2}):
+        dataset = FolderDataset.open(root, grey=grey, **options)
+        assert levels(dataset) == pytest.approx(LEVELS, abs=0.005)
+        assert dataset.input_shape[0] == (1 if grey else 3)
+
+
+def test_sixteen_bits_are_not_rounded_to_eight(tmp_path: Path) -> None:
+    values = np.array([[0, 1, 300, 65535]], np.uint16)
+    root = folder_of(tmp_path / "d", ".png", [Image.fromarray(values)] * 2)
+    pixels = FolderDataset.open(root, grey=True).batch([0]).flatten()
+    assert torch.equal(pixels, torch.tensor([0, 1, 300, 65535]) / 65535)
+
+
+def test_twelve_bits_in_a_tiff_and_white_as_zero(tmp_path: Path) -> None:
+    Image.fromarray(np.full(SHAPE, 13107, np.uint16)).save(tmp_path / "x.tif", tiffinfo={262: 0})
+    content = (tmp_path / "x.tif").read_bytes()
+    dataset = FolderDataset.open(folder_of(tmp_path / "d", ".tif", [content] * 2), grey=True)
+    assert levels(dataset) == pytest.approx([0.8, 0.8], abs=1e-4)
+    # Two values of 12 bits in three bytes: 0x333 is 0.2 of 0xfff.
+    head = Image.fromarray(np.full((2, 2), 1, np.uint16))
+    head.save(tmp_path / "y.tif")
+    with Image.open(tmp_path / "y.tif") as image:
+        offset = image.tag_v2[273][0]
+    raw = bytearray((tmp_path / "y.tif").read_bytes())
+    at = raw.index(b"\x02\x01\x03\x00\x01\x00\x00\x00\x10\x00")
+    raw[at + 8] = 12
+    raw[offset : offset + 6] = b"\x33\x33\x33" * 2
+    dataset = FolderDataset.open(folder_of(tmp_path / "e", ".tif", [bytes(raw)] * 2), grey=True)
+    assert levels(dataset) == pytest.approx([0.2, 0.2], abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    "make, words",
+    [
+        (lambda v: constant(65535 * v, np.int32), "32-bit integers in TIFF.*white=65535"),
+        (lambda v: constant(255 * v, np.float32), r"not \[0, 1\]"),
+        (lambda v: constant(-v, np.float32), r"not \[0, 1\]"),
+        (lambda v: constant(float("nan"), np.float32), "nan"),
+    ],
+    ids=["int32", "floats to 255", "negative", "nan"],
+)
+def test_what_does_not_say_its_white_is_refused_by_path(
+    tmp_path: Path, make: Any, words: str
+) -> None:
+    root = folder_of(tmp_path / "d", ".tif", [make(v) for v in LEVELS])
+    with pytest.raises(DataError, match=rf"a/0\.tif: .*{words}"):
+        FolderDataset.open(root, grey=True).batch([0])
+
+
+@pytest.mark.parametrize("dtype, white", [(np.int32, 65535), (np.float32, 255), (np.uint16, 4095)])
+def test_white_can_be_said(tmp_path: Path, dtype: Any, white: int) -> None:
+    root = folder_of(tmp_path / "d", ".tif", [constant(white * v, dtype) for v in LEVELS])
+    assert levels(load_dataset(root, white=white, grey=True)) == pytest.approx(LEVELS, abs=1e-3)
+    eight = folder_of(tmp_path / "e", ".png", [constant(v, np.uint8) for v in (0, 1)])
+    assert levels(load_dataset(eight, white=1)) == [0, 1]
+    with pytest.raises(DataError, match=r"\[33, 33\], not \[0, 1\] after division by 16"):
+        load_dataset(folder_of(tmp_path / "f", ".png", [constant(33, np.uint8)] * 2), white=16)
+
+
+def palette(alpha: bool) -> Image.Image:
+    image = Image.new("P", SHAPE, 1)
+    image.putpalette([9, 9, 9, 255, 51, 0])
+    if alpha:
+        image.info["transparency"] = bytes([0, 128])
+    return image
+
+
+@pytest.mark.parametrize(
+    "image, suffix",
+    [
+        (palette(False), ".png"),
+        (palette(True), ".png"),
+        (palette(False), ".gif"),
+        (Image.new("RGBA", SHAPE, (255, 51, 0, 0)), ".png"),
+        (Image.new("CMYK", SHAPE, (0, 204, 255, 0)), ".tif"),
+    ],
+    ids=["palette", "palette with alpha", "gif", "transparent", "cmyk"],
+)
+def test_colours_are_those_stored_whatever_the_mode(
+    tmp_path: Path, image: Image.Image, suffix: str
+) -> None:
+    save = {"transparency": image.info["transparency"]} if "transparency" in image.info else {}
+    root = folder_of(tmp_path / "d", suffix, [image] * 2, **save)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        pixels = FolderDataset.open(root).batch([0])[0, :, 0, 0]
+    assert pixels.tolist() == pytest.approx([1, 0.2, 0])
+
+
+@pytest.mark.parametrize("mode, colour", [("1", 1), ("L", 255), ("LA", (255, 7))])
+@pytest.mark.parametrize("grey", [True, False])
+def test_one_bit_and_grey_with_alpha(tmp_path: Path, mode: str, colour: Any, grey: bool) -> None:
+    image = Image.new(mode, SHAPE, 0)
+    image.putpixel((1, 0), colour)
+    dataset = FolderDataset.open(folder_of(tmp_path / "d", ".png", [image] * 2), grey=grey)
+    expected = torch.zeros(1 if grey else 3, *SHAPE)
+    expected[:, 0, 1] = 1
+    assert torch.equal(dataset.batch([0])[0], expected)
+
+
+TURNED = {
+    1: lambda a: a,
+    2: np.fliplr,
+    3: lambda a: np.rot90(a, 2),
+    4: np.flipud,
+    5: lambda a: a.swapaxes(0, 1),
+    6: lambda a: np.rot90(a, -1),
+    7: lambda a: np.rot90(a, 2).swapaxes(0, 1),
+    8: lambda a: np.rot90(a, 1),
+}
+"""EXIF's orientation → what it does to the stored rows and columns."""
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif", ".webp", ".jpg"])
+@pytest.mark.parametrize("orientation", TURNED)
+def test_images_are_upright(tmp_path: Path, suffix: str, orientation: int) -> None:
+    stored = np.zeros((16, 32, 3), np.uint8)
+    stored[:8, 16:] = 255, 0, 0
+    stored[8:, :16] = 0, 0, 255
+    exif = Image.Exif()
+    exif[274] = orientation
+    save: dict[str, Any] = {"exif": exif, "lossless": True, "quality": 100, "subsampling": 0}
+    if suffix == ".tif":
+        save = {"tiffinfo": {274: orientation}}
+    root = folder_of(tmp_path / "d", suffix, [Image.fromarray(stored)] * 2, **save)
+    shown = torch.from_numpy(np.ascontiguousarray(TURNED[orientation](stored))).permute(2, 0, 1)
+    boxes = tmp_path / "masks" / "a"
+    boxes.mkdir(parents=True)
+    mask = np.uint8(255) * (shown.permute(1, 2, 0).numpy()[:, :, 0] > 0)
+    Image.fromarray(mask).save(boxes / "0.png")
+    dataset = FolderDataset.open(root, masks=tmp_path / "masks")
+    assert (dataset.batch([0])[0] - shown / 255).abs().max() < 0.02
+    found = dataset.masks([0])
+    assert found is not None
+    assert torch.equal(found[0], torch.from_numpy(mask > 0))
+
+
+def test_a_damaged_exif_block_turns_nothing(tmp_path: Path) -> None:
+    image = Image.new("RGB", SHAPE, (255, 0, 0))
+    root = folder_of(tmp_path / "d", ".jpg", [image] * 2, exif=b"Exif\x00\x00garbage")
+    assert FolderDataset.open(root).batch([0]).shape == (1, 3, *SHAPE)
+
+
+@pytest.mark.parametrize(
+    "dtype, white",
+    [
+        ("bool", 1),
+        ("uint8", 255),
+        ("uint16", 65535),
+        ("float16", 1),
+        ("float32", 1),
+        ("float64", 1),
+    ],
+)
+def test_one_rule_for_arrays_files_torch_and_hub(tmp_path: Path, dtype: str, white: int) -> None:
+    values = np.array([0, 1, 0, 1] if dtype == "bool" else [0, 0.25, 0.5, 1]) * white
+    array = np.tile(values.astype(dtype), (4, 1, 4, 1))
+    expected = torch.from_numpy(array.astype(np.float64) / white).to(torch.float32)
+    labels = [0, 1, 0, 1]
+    np.savez(tmp_path / "d.npz", inputs=array, labels=labels)
+    tensor = torch.from_numpy(array)
+    rows = Rows({"image": list(array), "label": labels}, {"image": Value(), "label": Value()})
+    ways = {
+        "array": ArrayDataset(tensor, labels),
+        "pair": from_torch((array, labels)),
+        "file": load_dataset(tmp_path / "d.npz"),
+        "torch": from_torch(list(zip(tensor, labels, strict=True))),
+        "numpy items": from_torch(list(zip(array, labels, strict=True))),
+        "hub": HuggingFaceDataset(rows, name="x", split="test"),
+    }
+    for way, dataset in ways.items():
+        assert torch.equal(dataset.batch(range(4)), expected), way
+        assert dataset.batch([0]).dtype == torch.float32
+
+
+@pytest.mark.parametrize("dtype", ["int8", "int16", "int32", "int64", "uint32", "complex64"])
+def test_one_refusal_for_arrays_files_torch_and_hub(tmp_path: Path, dtype: str) -> None:
+    array = np.full((2, 1, 4, 4), 100).astype(dtype)
+    np.savez(tmp_path / "d.npz", inputs=array, labels=[0, 1])
+    rows = Rows({"image": list(array), "label": [0, 1]}, {"image": Value(), "label": Value()})
+    for way in (
+        lambda **o: ArrayDataset(torch.from_numpy(array), [0, 1], **o),
+        lambda **o: from_torch((array, [0, 1]), **o),
+        lambda **o: load_dataset(tmp_path / "d.npz", **o),
+        lambda **o: from_torch(list(zip(array, [0, 1], strict=True)), **o),
+    ):
+        with pytest.raises(DataError, match=rf"inputs are torch\.{dtype}.*white="):
+            way()
+        if dtype != "complex64":
+            assert float(way(white=125).batch([0]).mean()) == pytest.approx(0.8)
+    with pytest.raises(DataError, match=rf"row 0: inputs are torch\.{dtype}"):
+        HuggingFaceDataset(rows, name="x", split="test")
+
+
+@pytest.mark.parametrize("dtype, highest", [("uint8", 1), ("uint8", 16), ("uint16", 255)])
+def test_a_set_that_is_all_dark_is_in_doubt(dtype: str, highest: int) -> None:
+    array = np.arange(32).reshape(2, 1, 4, 4) % (highest + 1)
+    array[0, 0, 0, 0] = highest
+    with pytest.raises(DataError, match=f"none is above {highest}.*white={highest}"):
+        from_torch((array.astype(dtype), [0, 1]))
+    read = from_torch((array.astype(dtype), [0, 1]), white=highest)
+    assert torch.equal(read.batch([0, 1]), torch.from_numpy(array).float() / highest)
+    assert not from_torch((0 * array.astype(dtype), [0, 1])).batch([0]).any(), "black is black"
+
+
+def test_rounding_in_double_precision_is_no_range_error() -> None:
+    inputs = np.full((2, 1, 2, 2), np.nextafter(1.0, 2.0))
+    assert float(from_torch((inputs, [0, 1])).batch([0]).max()) == 1.0
+
+
+@pytest.mark.parametrize("order", [">f4", ">u2", ">f8"])
+def test_other_byte_orders_and_strides(order: str) -> None:
+    values = np.linspace(0, 1, 32).reshape(2, 1, 4, 4)
+    full = 65535 if "u" in order else 1
+    array = (values * full).astype(order)[::-1, :, :, ::-1]
+    array.flags.writeable = False
+    expected = torch.from_numpy(array.astype(np.float64) / full).float()
+    assert torch.equal(from_torch((array, [0, 1])).batch([0, 1]), expected)

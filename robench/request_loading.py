@@ -31,6 +31,8 @@ from robench.threat_models import ThreatModel, parse_norm
 PROBE = 8
 """Samples that are tried out before hours are spent."""
 
+_NO_OPTIONS = {"split", "root", "n", "download", "preprocessing", "trust_code"}
+
 Spec = TypeVar("Spec", bound=Frozen)
 
 Samples = Callable[[PreprocessingSpec | None], Dataset]
@@ -142,6 +144,11 @@ def load_samples(request: Request, preprocessing: PreprocessingSpec | None = Non
             samples that change when they are read again; masks that cannot be read.
     """
     if isinstance(request.dataset, str | Path):
+        other = sorted({*request.dataset_options} & _NO_OPTIONS)
+        if other:
+            raise UsageError(
+                f"{other[0]} is no option of a data set", hint="It is one of the command itself"
+            )
         whole = load_dataset(
             str(request.dataset),
             split=request.split,

@@ -54,6 +54,7 @@ _LENIENT = ConfigDict(coerce_numbers_to_str=True, arbitrary_types_allowed=True)
 
 def load_dataset(
     name: str | Path,
+    /,
     *,
     split: str = "test",
     root: str | Path | None = None,
@@ -125,6 +126,7 @@ def _typed(load: Callable[..., Dataset], options: dict[str, Any], name: str) -> 
 
 def load_training_splits(
     name: str | Path,
+    /,
     *,
     root: str | Path | None = None,
     download: bool = False,

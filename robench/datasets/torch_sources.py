@@ -153,10 +153,12 @@ def from_torch(
         return from_content(source, where=name or "arrays", name=name or "arrays", **about)
     about["name"] = name or "torch"
     chosen = None
+    # Loaders draw from torch's generator, which is the user's: it stays where it is.
     if isinstance(source, DataLoader) and _is_read_by_index(source):
         chosen, source = _drawn(source), source.dataset
     if isinstance(source, (DataLoader, IterableDataset)):
-        return _materialised(source, **about)
+        with torch.random.fork_rng(devices=[]):
+            return _materialised(source, **about)
     if not (hasattr(source, "__len__") and hasattr(source, "__getitem__")):
         raise UsageError(
             f"{type(source).__name__} is no data set",
@@ -263,12 +265,11 @@ def _drawn(loader: DataLoader[Any]) -> list[int] | None:
             f"the loader's collate_fn {getattr(collate, '__name__', collate)!r} may change samples",
             hint="Do in the data set's __getitem__ what it does, or give the tensors that it makes",
         )
-    sampler: Any = loader.batch_sampler or loader.sampler
+    sampler: Any = loader.sampler if loader.batch_sampler is None else loader.batch_sampler
     if type(sampler).__module__ == "torch.utils.data.sampler" and hasattr(sampler, "sampler"):
         sampler = sampler.sampler
     called = f"the loader's sampler {type(sampler).__name__}"
     total = len(loader.dataset)  # type: ignore[arg-type]
-    # Drawing must not move the user's own random numbers on.
     with torch.random.fork_rng(devices=[]):
         draws = [list(islice(_indices(loader, called), total + 1)) for _ in range(_draws(total))]
     first = set(draws[0])

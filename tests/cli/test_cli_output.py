@@ -75,12 +75,31 @@ def test_plain_keeps_numbers(values):
         ("name=a=b", "a=b"),
         ("name=", ""),
         ("teacher=None", None),
+        ("mean=.5", 0.5),
+        ("mean=-.5,5.,1e-3", [-0.5, 5.0, 1e-3]),
+        ("lr=.5e-1", 0.05),
+        ("pretrained=no", False),
+        ("pretrained=off", False),
+        ("pretrained=on", True),
+        ("pretrained=yes", True),
+        ('norm="no"', "no"),
+        ("name=NaN", "NaN"),
+        ("names=Infinity,-Infinity", ["Infinity", "-Infinity"]),
+        ("version=1.2.3", "1.2.3"),
+        ("id=007", "007"),
+        ("at=.", "."),
     ],
 )
 def test_settings_are_literals_or_text(text, value):
     parsed = parse_name_values([text], "--set")
     assert parsed == {text.partition("=")[0]: value}
     assert type(next(iter(parsed.values()))) is type(value)
+
+
+@pytest.mark.parametrize("text", ["a,b", "2024", "1e3", "true", "no", "[1]", ".5", "null", ""])
+def test_paths_and_names_of_data_stay_as_they_were_typed(text):
+    for name in ("masks", "name", "samples", "config", "image", "label", "labels", "class_names"):
+        assert parse_name_values([f"{name}={text}"], "--dataset-option") == {name: text}
 
 
 @given(

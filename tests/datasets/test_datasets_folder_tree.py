@@ -1,0 +1,460 @@
+"""Which images of a folder are samples of which class: links, litter, splits, and generated trees."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import unicodedata
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, event, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from robench.datasets import FolderDataset, load_dataset
+from robench.errors import DataError, RobenchError, UnknownNameError, UsageError
+
+
+def image(path: Path, level: int = 0) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (2, 2), (level, level, level)).save(path, "PNG")
+    return path
+
+
+def tree(root: Path, *files: str) -> Path:
+    """Images under these paths; a path that ends in / is a folder."""
+    for file in files:
+        if file.endswith("/"):
+            (root / file).mkdir(parents=True, exist_ok=True)
+        else:
+            image(root / file)
+    return root
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        "__MACOSX/0/._0.png",
+        "__MACOSX/x.png",
+        "a/.ipynb_checkpoints/0-checkpoint.png",
+        "a/b/.cache/deep/0.png",
+        "a/@eaDir/0.png/SYNO_THUMB.jpg",
+        "@eaDir/x.jpg",
+        "lost+found/",
+        "$RECYCLE.BIN/x.png",
+        "System Volume Information/",
+        "a/Thumbs.db/x.png",
+        "a/._0.png",
+        "#recycle/b/0.png",
+        "beside.png",
+    ],
+)
+def test_what_systems_and_tools_leave_is_not_read(tmp_path: Path, extra: str) -> None:
+    dataset = FolderDataset.open(tree(tmp_path / "d", "a/0.png", "a/b/1.png", "b/0.png", extra))
+    assert list(dataset.sample_ids) == ["a/0.png", "a/b/1.png", "b/0.png"]
+    assert dataset.class_names == ("a", "b")
+
+
+def test_a_hidden_place_above_the_folder_hides_nothing(tmp_path: Path) -> None:
+    assert (
+        len(FolderDataset.open(tree(tmp_path / ".data" / "lost+found", "a/0.png", "b/0.png"))) == 2
+    )
+
+
+@pytest.mark.parametrize("content", ["", "notes.txt", "Thumbs.db", ".hidden.png", "@eaDir/x.png"])
+def test_a_class_folder_without_images_is_named(tmp_path: Path, content: str) -> None:
+    root = tree(tmp_path / "d", "a/0.png", "b/0.png", "c/")
+    if content:
+        image(root / "c" / content)
+    with pytest.raises(DataError, match=r"/c: the class folder holds no images.*class_names"):
+        FolderDataset.open(root)
+    said = FolderDataset.open(root, class_names="c,b,a")
+    assert (said.class_names, said.labels.tolist()) == (("c", "b", "a"), [2, 1])
+
+
+def test_links_are_what_they_lead_to(tmp_path: Path) -> None:
+    root = tree(tmp_path / "d", "a/0.png", "b/0.png")
+    tree(tmp_path / "far", "1.png", "deep/2.png")
+    (root / "b" / "one.png").symlink_to(tmp_path / "far" / "1.png")
+    (root / "b" / "more").symlink_to(tmp_path / "far")
+    (root / "c").symlink_to(tmp_path / "far", target_is_directory=True)
+    dataset = FolderDataset.open(root)
+    assert list(dataset.sample_ids) == [
+        *("a/0.png", "b/0.png", "b/more/1.png", "b/more/deep/2.png", "b/one.png"),
+        *("c/1.png", "c/deep/2.png"),
+    ]
+    assert dataset.labels.tolist() == [0, 1, 1, 1, 1, 2, 2]
+
+
+@pytest.mark.parametrize(
+    "link, target, words",
+    [
+        ("a/x.png", "nowhere.png", "leads nowhere"),
+        ("a/sub", "nowhere", "leads nowhere"),
+        ("c", "nowhere", "leads nowhere"),
+        ("a/up", "..", "leads back"),
+        ("a/self", ".", "leads back"),
+        ("a/loop", "loop", "leads nowhere"),
+    ],
+)
+def test_links_that_lead_nowhere_or_back_are_refused(
+    tmp_path: Path, link: str, target: str, words: str
+) -> None:
+    root = tree(tmp_path / "d", "a/0.png", "b/0.png")
+    (root / link).symlink_to(target)
+    with pytest.raises(DataError, match=f"{link}.*{words}"):
+        FolderDataset.open(root)
+
+
+def test_what_is_called_an_image_and_is_no_file(tmp_path: Path) -> None:
+    root = tree(tmp_path / "d", "a/0.png", "b/0.png", "b/folder.png/1.png")
+    assert len(FolderDataset.open(root)) == 3, "a folder is a folder whatever it is called"
+    os.mkfifo(root / "a" / "pipe.png")
+    with pytest.raises(DataError, match=r"a/pipe\.png: is no file"):
+        FolderDataset.open(root)
+
+
+SPLITS: dict[str, tuple[tuple[str, ...], str, Any]] = {
+    "train among classes": (("bus/0.png", "car/0.png", "train/0.png"), "test", "bus car train"),
+    "train asked for": (("bus/0.png", "train/0.png", "train/x/1.png"), "train", "bus train"),
+    "test beside one class": (("cat/0.png", "test/0.png"), "test", "cat test"),
+    "a split": (("train/a/0.png", "train/b/0.png", "val/a/0.png", "val/b/0.png"), "test", "a b"),
+    "a split of another name": (("train/a/0.png", "train/b/0.png", "fold1/a/0.png",
+                                 "fold1/b/0.png"), "fold1", "a b"),
+    "other folders like it": (("train/a/0.png", "train/b/0.png", "fold1/a/0.png"), "train", "a b"),
+    "other folders without images": (("train/a/0.png", "train/b/0.png", "docs/"), "train", "a b"),
+    "an unlabelled test part": (("train/a/0.png", "train/b/0.png", "test/0.png"), "train", "a b"),
+    "that part": (("train/a/0.png", "train/b/0.png", "test/0.png"), "test",
+                  "/test: the split holds no class folders"),
+    "no such split": (("train/a/0.png", "train/b/0.png"), "test", "no split 'test'.*: train"),
+    "splits without classes": (("train/0.png", "test/0.png"), "test",
+                               "images lie directly in test, train.*class_names=test,train"),
+    "classes with subfolders": (("bus/city/0.png", "train/steam/0.png"), "train",
+                                "train could be a split, and could be a class beside bus"),
+    "litter is no class folder": (("bus/0.png", "train/0.png", "train/.x/1.png"), "test",
+                                  "bus train"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("files", "split", "expected"), SPLITS.values(), ids=SPLITS)
+def test_splits_and_classes_that_are_called_like_them(
+    tmp_path: Path, files: tuple[str, ...], split: str, expected: str
+) -> None:
+    root = tree(tmp_path / "d", *files)
+    try:
+        seen = " ".join(FolderDataset.open(root, split=split).class_names)
+    except (DataError, UnknownNameError) as error:
+        with pytest.raises(type(error), match=expected):
+            raise
+    else:
+        assert seen == expected
+
+
+def test_who_names_the_classes_says_that_train_is_one(tmp_path: Path) -> None:
+    root = tree(tmp_path / "d", "bus/city/0.png", "train/steam/0.png")
+    for split in ("train", "test"):
+        dataset = FolderDataset.open(root, split=split, class_names=["train", "bus"])
+        assert dataset.labels.tolist() == [1, 0]
+
+
+def test_masks_are_no_class_and_have_to_belong_to_images(tmp_path: Path) -> None:
+    root = tree(tmp_path / "d", "a/0.png", "b/0.png")
+    Image.new("L", (2, 2), 255).save(image(root / "masks" / "a" / "0.png"))
+    dataset = FolderDataset.open(root, masks=root / "masks")
+    assert dataset.class_names == ("a", "b")
+    masks = dataset.masks([0, 1])
+    assert masks is not None
+    assert masks.flatten(1).all(1).tolist() == [True, False]
+    with pytest.raises(DataError, match=r"none of the masks belongs to an image.*a/0\.png"):
+        FolderDataset.open(root, masks=root / "masks" / "a")
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [
+        Image.new("RGB", (2, 2), (0, 0, 1)),
+        Image.new("RGBA", (2, 2), (1, 0, 0, 0)),
+        Image.fromarray(np.full((2, 2), 256, np.uint16)),
+        Image.new("1", (2, 2), 1),
+        Image.new("L", (2, 2), 1),
+    ],
+    ids=["blue", "transparent", "16-bit", "1-bit", "grey"],
+)
+def test_any_value_above_0_is_the_object(tmp_path: Path, mask: Image.Image) -> None:
+    root = tree(tmp_path / "d", "a/0.png", "b/0.png")
+    mask.save(image(tmp_path / "masks" / "a" / "0.png"))
+    found = FolderDataset.open(root, masks=tmp_path / "masks").masks([0])
+    assert found is not None
+    assert found.all()
+
+
+def test_folders_of_some_of_the_classes(tmp_path: Path) -> None:
+    root = tree(tmp_path / "d", "3/0.png", "05/0.png", "8/0.png")
+    plain = FolderDataset.open(root)
+    assert (plain.class_names, plain.labels.tolist()) == (("3", "05", "8"), [1, 0, 2])
+    some = FolderDataset.open(root, num_classes=10)
+    assert dict(zip(some.sample_ids, some.labels.tolist(), strict=True)) == {
+        "3/0.png": 3,
+        "05/0.png": 5,
+        "8/0.png": 8,
+    }
+    assert some.num_classes == 10
+    named = FolderDataset.open(root, class_names="8,9,3,05")
+    assert named.labels.tolist() == [3, 2, 0]
+    for options, words in (
+        ({"num_classes": 8}, "not the numbers from 0 to 7.*class_names"),
+        ({"class_names": "3,8"}, "not named: 05"),
+        ({"class_names": "3,05,8", "num_classes": 4}, "3 class names for 4 classes"),
+        ({"class_names": "3,05,8,3"}, "named twice"),
+    ):
+        with pytest.raises((DataError, UsageError), match=words):
+            FolderDataset.open(root, **options)
+
+
+def test_classes_called_by_numbers_are_in_their_order(tmp_path: Path) -> None:
+    root = tmp_path / "d"
+    for k in range(12):
+        image(root / str(k) / "0.png", 20 * k)
+    dataset = FolderDataset.open(root)
+    levels = (255 * dataset.batch(range(12)).mean((1, 2, 3))).round().long().tolist()
+    assert dataset.labels.tolist() == [level // 20 for level in levels]
+
+
+@pytest.mark.parametrize("options", [{"grey": "maybe"}, {"size": "big"}, {"masks": ["a", "b"]},
+                                     {"white": 0}, {"num_classes": "ten"}])  # fmt: skip
+def test_an_option_of_another_type_is_named(tmp_path: Path, options: dict[str, Any]) -> None:
+    root = tree(tmp_path / "d", "a/0.png", "b/0.png")
+    with pytest.raises(UsageError, match=next(iter(options))):
+        load_dataset(root, **options)
+
+
+def test_options_are_of_the_type_that_is_declared(tmp_path: Path) -> None:
+    root = tree(tmp_path / "d", "a/0.png", "b/0.png")
+    for no, yes in (("no", "yes"), ("off", "on"), ("false", "true"), (0, 1)):
+        assert load_dataset(root, grey=no).input_shape == (3, 2, 2)
+        assert load_dataset(root, grey=yes).input_shape == (1, 2, 2)
+    assert load_dataset(root, name=3).name == "3"
+    with pytest.raises(DataError, match="2024: no masks are there"):
+        load_dataset(root, masks=2024)
+
+
+# Generated trees. What is read is described by the plan itself, by none of the product's code.
+
+Pixels = np.ndarray[Any, Any]
+
+
+def _corners(seed: int, channels: int) -> Pixels:
+    return np.random.default_rng(seed).integers(0, 256, (2, 2, channels)).astype(np.uint8)
+
+
+def _rgb(path: Path, seed: int) -> Pixels:
+    stored = _corners(seed, 3)
+    Image.fromarray(stored).save(path)
+    return stored / 255
+
+
+def _grey(path: Path, seed: int) -> Pixels:
+    stored = _corners(seed, 1)[:, :, 0]
+    Image.fromarray(stored).save(path)
+    return np.stack([stored] * 3, -1) / 255
+
+
+def _deep(path: Path, seed: int) -> Pixels:
+    stored = _corners(seed, 1)[:, :, 0].astype(np.uint16) * 251 + 7
+    Image.fromarray(stored).save(path)
+    return np.stack([stored] * 3, -1) / 65535
+
+
+def _alpha(path: Path, seed: int) -> Pixels:
+    stored = _corners(seed, 4)
+    Image.fromarray(stored).save(path)
+    return stored[:, :, :3] / 255
+
+
+def _palette(path: Path, seed: int) -> Pixels:
+    colours = _corners(seed, 3)
+    indices = Image.fromarray(np.array([[3, 1], [0, 2]], np.uint8))
+    indices.putpalette(colours.reshape(-1).tolist())
+    indices.save(path)
+    return colours.reshape(4, 3)[[[3, 1], [0, 2]]] / 255
+
+
+def _bits(path: Path, seed: int) -> Pixels:
+    stored = _corners(seed, 1)[:, :, 0] > 127
+    Image.fromarray(stored).save(path)
+    return np.stack([stored] * 3, -1).astype(float)
+
+
+def _turned(path: Path, seed: int) -> Pixels:
+    stored = _corners(seed, 3)
+    exif = Image.Exif()
+    exif[274] = 6  # to be shown a quarter to the right
+    Image.fromarray(stored).save(path, exif=exif)
+    return np.rot90(stored, -1) / 255
+
+
+MODES: dict[str, tuple[str, Callable[[Path, int], Pixels]]] = {
+    "rgb": (".png", _rgb),
+    "upper case": (".PNG", _rgb),
+    "bmp": (".bmp", _rgb),
+    "grey": (".png", _grey),
+    "16 bits": (".png", _deep),
+    "tiff": (".tiff", _deep),
+    "alpha": (".png", _alpha),
+    "palette": (".png", _palette),
+    "one bit": (".png", _bits),
+    "turned": (".png", _turned),
+}
+
+IGNORED = [
+    *(".hidden.png", ".git/x.png", "sub/.cache/y.png", "__MACOSX/z.png", "@eaDir/a/t.jpg"),
+    *("notes.txt", "sub/Thumbs.db", "lost+found/q.png"),
+]
+
+FAULTS = ["damaged", "dangling", "loop", "empty class"]
+
+
+@dataclass(frozen=True)
+class Planned:
+    """An image: the class, the folders below it, its mode, and what of it is a link."""
+
+    label: int
+    below: tuple[str, ...]
+    mode: str
+    link: str
+    seed: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A tree: classes, images (one in each class's own folder at least), and what disturbs."""
+
+    classes: list[str]
+    split: str | None
+    images: list[Planned]
+    ignored: list[tuple[int, str]]
+    fault: str | None
+
+
+names_of_classes = st.one_of(
+    st.lists(st.sampled_from(["0", "2", "9", "10", "011", "100"]), min_size=2, unique_by=int),
+    st.lists(
+        st.sampled_from(["cat", "Dog", "café", "10", "x y", "a,b", "train", "-1"]),
+        min_size=2,
+        unique=True,
+    ).filter(lambda names: set(names) != {"train"}),
+)
+
+
+@st.composite
+def plans(draw: st.DrawFn) -> Plan:
+    classes = draw(names_of_classes)
+    label = st.integers(0, len(classes) - 1)
+    mode, seed = st.sampled_from(sorted(MODES)), st.integers(0, 999)
+    own = [
+        Planned(label, (), draw(mode), draw(st.sampled_from(["", "file"])), draw(seed))
+        for label in range(len(classes))
+    ]
+    below = st.lists(st.sampled_from(["a", "b", "ü"]), max_size=2).map(tuple)
+    link = st.sampled_from(["", "", "file", "folder"])
+    further = draw(st.lists(st.builds(Planned, label, below, mode, link, seed), max_size=6))
+    return Plan(
+        classes,
+        draw(st.sampled_from([None, None, "test", "val"])),
+        own + further,
+        draw(st.lists(st.tuples(label, st.sampled_from(IGNORED)), max_size=4)),
+        draw(st.sampled_from([None, None, None, *FAULTS])),
+    )
+
+
+def build(plan: Plan, root: Path, far: Path) -> dict[str, tuple[str, Pixels]]:
+    """Write the tree; id → class and pixels (H, W, 3) of what is to be read."""
+    home = root if plan.split is None else root / plan.split
+    expected: dict[str, tuple[str, Pixels]] = {}
+    for number, planned in enumerate(plan.images):
+        name = plan.classes[planned.label]
+        suffix, write = MODES[planned.mode]
+        # Folders are stored with their Unicode decomposed, as macOS does.
+        parts = [unicodedata.normalize("NFD", part) for part in (name, *planned.below)]
+        folder = home.joinpath(*parts)
+        folder.mkdir(parents=True, exist_ok=True)
+        file = f"{number}{suffix}"
+        if planned.link == "folder":
+            (folder / f"l{number}").symlink_to(far / f"{number}", target_is_directory=True)
+            file = f"l{number}/{file}"
+        (far / f"{number}").mkdir(parents=True)
+        place = far / f"{number}" / f"{number}{suffix}" if planned.link else folder / file
+        pixels = write(place, planned.seed)
+        if planned.link == "file":
+            (folder / file).symlink_to(place)
+        key = "/".join([*([plan.split] if plan.split else []), name, *planned.below, file])
+        expected[unicodedata.normalize("NFC", key)] = (name, pixels)
+    for label, ignored in plan.ignored:
+        path = home / unicodedata.normalize("NFD", plan.classes[label]) / ignored
+        image(path)
+    disturb(plan.fault, home, home / unicodedata.normalize("NFD", plan.classes[0]))
+    return expected
+
+
+def disturb(fault: str | None, home: Path, folder: Path) -> None:
+    if fault == "damaged":
+        (folder / "fault.png").write_bytes(b"\x89PNG\r\n\x1a\n\x00\x00")
+    elif fault == "dangling":
+        (folder / "fault.jpg").symlink_to("nowhere.jpg")
+    elif fault == "loop":
+        (folder / "fault").symlink_to("..", target_is_directory=True)
+    elif fault == "empty class":
+        (home / "fault").mkdir()
+
+
+def described_order(names: list[str]) -> list[str]:
+    whole = all(name.isdigit() for name in names)
+    return sorted(names, key=(lambda n: (int(n), n)) if whole else str)
+
+
+def read_all(folder: Path) -> None:
+    dataset = load_dataset(folder)
+    dataset.batch(range(len(dataset)))
+
+
+def check(plan: Plan) -> None:
+    event(f"fault: {plan.fault}, split: {plan.split}")
+    with tempfile.TemporaryDirectory() as folder:
+        expected = build(plan, Path(folder) / "tree", Path(folder) / "far")
+        if plan.fault is not None:
+            with pytest.raises(RobenchError, match="fault"):
+                read_all(Path(folder) / "tree")
+            return
+        dataset = load_dataset(Path(folder) / "tree")
+        assert list(dataset.sample_ids) == sorted(expected)
+        assert list(dataset.class_names) == described_order(plan.classes)
+        pixels = dataset.batch(range(len(dataset))).permute(0, 2, 3, 1).numpy()
+        for row, key in enumerate(dataset.sample_ids):
+            name, wanted = expected[key]
+            assert dataset.class_names[int(dataset.labels[row])] == name
+            assert np.abs(pixels[row] - wanted).max() < 1e-6, key
+
+
+CAREFUL: dict[str, Any] = {
+    "deadline": None,
+    "suppress_health_check": [HealthCheck.too_slow],
+    "print_blob": True,
+}
+
+
+@settings(max_examples=25, **CAREFUL)
+@given(plans())
+def test_a_generated_tree_is_read_as_it_was_planned(plan: Plan) -> None:
+    check(plan)
+
+
+@pytest.mark.slow
+@settings(max_examples=10_000, **CAREFUL)
+@given(plans())
+def test_ten_thousand_generated_trees(plan: Plan) -> None:
+    check(plan)

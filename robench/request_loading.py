@@ -160,8 +160,9 @@ def load_samples(request: Request, preprocessing: PreprocessingSpec | None = Non
         )
     else:
         given = request.dataset
-        is_set = isinstance(given, Dataset)
-        whole = given if is_set else from_torch(given, num_classes=request.num_classes)
+        if not isinstance(given, Dataset):
+            given = from_torch(given, num_classes=request.num_classes)
+        whole = given
     n = request.n
     if n is None:
         n = len(whole) if request.at_most is None else min(request.at_most, len(whole))

@@ -10,15 +10,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from robench.datasets.base import Dataset
+from robench.datasets.base import SPLIT_NAMES, Dataset
 from robench.datasets.labels import class_labels, listed_names
 from robench.datasets.pixels import array_tensor, channels_first, check_brightness, unit_range
-from robench.errors import DataError, first_line
+from robench.errors import DataError, UnknownNameError, first_line
 
 ARRAY_SUFFIXES = (".npz", ".npy", ".pt", ".pth")
 
-_INPUT_KEYS = ("inputs", "images", "x_test", "x", "data", "X")
-_LABEL_KEYS = ("labels", "targets", "y_test", "y", "label", "Y")
+_INPUT_KEYS = ("inputs", "images", "x", "data", "X")
+_LABEL_KEYS = ("labels", "targets", "y", "label", "Y")
 
 
 class ArrayDataset(Dataset):
@@ -156,21 +156,27 @@ def from_content(
 ) -> ArrayDataset:
     """Named arrays, tensors or lists: inputs, labels, and what else is known.
 
-    Keys understood, in this order: ``inputs images x_test x data X`` and ``labels targets y_test
-    y label Y``; optionally ``ids``, ``class_names`` and ``masks``. Grey images may lack their axis
-    of channels. Channels may come last (NHWC) when only that reading gives 1 or 3 channels.
+    Keys understood, in this order: ``inputs images x data X`` and ``labels targets y label Y``, or a
+    pair ``x_test y_test``, ``x_train y_train`` and so on, which is that split; optionally ``ids``,
+    ``class_names`` and ``masks``. Grey images may lack their axis of channels. Channels may come
+    last (NHWC) when only that reading gives 1 or 3 channels.
 
     Raises:
         DataError: without inputs or labels, or as :class:`ArrayDataset`.
+        UnknownNameError: the arrays are of splits, and none of this one.
     """
-    inputs = array_tensor(_first(content, _INPUT_KEYS, "inputs", where), "inputs", where)
+    part = _part(content, split, where)
+    input_keys, label_keys = (
+        (_INPUT_KEYS, _LABEL_KEYS) if part is None else ([f"x_{part}"], [f"y_{part}"])
+    )
+    inputs = array_tensor(_first(content, input_keys, "inputs", where), "inputs", where)
     if inputs.ndim == 3:
         inputs = inputs.unsqueeze(1)
     names = content.get("class_names") if class_names is None else listed_names(class_names)
     ids, masks = content.get("ids"), content.get("masks")
     return ArrayDataset(
         channels_first(inputs) if inputs.ndim == 4 else inputs,
-        _first(content, _LABEL_KEYS, "labels", where),
+        _first(content, label_keys, "labels", where),
         name=name,
         split=split,
         num_classes=num_classes,
@@ -200,6 +206,19 @@ def _read_file(path: Path) -> Any:
     if isinstance(content, (tuple, list)) and len(content) == 2:
         return {"inputs": content[0], "labels": content[1]}
     return content
+
+
+def _part(content: Mapping[Any, Any], split: str, where: object) -> str | None:
+    """``"train"`` where ``x_train`` is to be read; None: the arrays are of no split."""
+    parts = sorted(key[2:] for key in map(str, content) if key.startswith("x_") and key[2:])
+    if not parts or any(key in content for key in _INPUT_KEYS):
+        return None
+    for part in SPLIT_NAMES.get(split, (split,)):
+        if part in parts:
+            return part
+    raise UnknownNameError(
+        f"no split {split!r}", where=where, hint=f"There are: {', '.join(parts)}"
+    )
 
 
 def _texts(values: Any, key: str, where: object) -> list[str]:

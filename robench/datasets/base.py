@@ -16,6 +16,9 @@ from robench.records import DatasetSpec, PreprocessingSpec
 
 Indices = Sequence[int] | Tensor
 
+SPLIT_NAMES = {"train": ("train",), "validation": ("validation", "val"), "test": ("test", "val")}
+"""What folders and arrays of a split are called, best first. Some sets publish train and val only."""
+
 _FINGERPRINT_BATCH = 256
 
 

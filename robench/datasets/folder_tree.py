@@ -12,6 +12,7 @@ import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 
+from robench.datasets.base import SPLIT_NAMES
 from robench.errors import DataError, UnknownNameError
 
 IMAGE_SUFFIXES = frozenset(
@@ -29,10 +30,7 @@ LITTER = frozenset(
 )
 """Names, in lower case, that no class and no image has."""
 
-SPLIT_FOLDERS = {"train": ("train",), "validation": ("validation", "val"), "test": ("test", "val")}
-"""Subfolders that may hold a split, best first. Some sets publish only train and val."""
-
-_SPLIT_NAMES = tuple(dict.fromkeys(n for names in SPLIT_FOLDERS.values() for n in names))
+_CALLED_SPLITS = tuple(dict.fromkeys(n for names in SPLIT_NAMES.values() for n in names))
 
 
 def composed(text: str) -> str:
@@ -101,13 +99,13 @@ def split_folder(root: Path, split: str, apart: Path | None = None) -> str | Non
         DataError: the subfolders could be splits and could be classes.
     """
     folders = subfolders(root, apart)
-    called = [name for name in dict.fromkeys((*_SPLIT_NAMES, split)) if name in folders]
+    called = [name for name in dict.fromkeys((*_CALLED_SPLITS, split)) if name in folders]
     flat = {name for name in called if has_images(folders[name])}
     classes = {name: subfolders(folders[name]) for name in called if name not in flat}
     splits = sorted(name for name in classes if classes[name])
     beside = sorted(n for n in folders.keys() - called if next(images_below(folders[n]), None))
     if not splits:
-        if flat and folders.keys() <= set(_SPLIT_NAMES):
+        if flat and folders.keys() <= set(_CALLED_SPLITS):
             raise DataError(
                 f"images lie directly in {', '.join(sorted(flat))}, so their classes are unknown",
                 where=root,
@@ -128,7 +126,7 @@ def split_folder(root: Path, split: str, apart: Path | None = None) -> str | Non
             hint=f"Name the split's own folder as the data set, {root / splits[0]}, or all classes "
             "with class_names",
         )
-    for name in SPLIT_FOLDERS.get(split, (split,)):
+    for name in SPLIT_NAMES.get(split, (split,)):
         if name in splits:
             return name
         if name in folders:

@@ -17,8 +17,7 @@ from torch import Tensor
 
 from robench.datasets.base import ImageByImage
 from robench.datasets.labels import class_labels
-from robench.datasets.preprocessing import Preprocessing
-from robench.datasets.torch_sources import to_pixels
+from robench.datasets.preprocessing import Preprocessing, to_pixels
 from robench.errors import (
     DataError,
     MissingDependencyError,
@@ -40,6 +39,7 @@ class HuggingFaceDataset(ImageByImage):
         image, label: columns; None: found by type, then by name.
         preprocessing: of images; arrays are taken as they are.
         num_classes: where the labels have no names; None: the largest label + 1.
+        class_names: one a class; None: those of the column's type.
 
     Raises:
         UsageError: there is no such column, or several could be meant.
@@ -58,6 +58,7 @@ class HuggingFaceDataset(ImageByImage):
         label: str | None = None,
         preprocessing: Preprocessing | None = None,
         num_classes: int | None = None,
+        class_names: Sequence[str] | None = None,
     ) -> None:
         where = f"{name} ({split})"
         if len(rows) == 0:
@@ -71,13 +72,14 @@ class HuggingFaceDataset(ImageByImage):
         self._preparation = preprocessing or Preprocessing()
         self._element = _element(features[images])
         self._where = where
-        values, class_names = _labels(rows[labels], features[labels], num_classes, where)
+        given = class_names or getattr(features[labels], "names", None)
+        values, names = _labels(rows[labels], given, num_classes, where)
         super().__init__(
             name=name,
             split=split,
             sample_ids=[f"{name}/{split}/{i:06d}" for i in range(len(rows))],
             labels=values,
-            class_names=class_names,
+            class_names=names,
             input_shape=self._shape_of_first(),
             preprocessing=self._preparation.spec,
         )
@@ -203,16 +205,14 @@ def _column(
 
 
 def _labels(
-    column: Any, kind: Any, num_classes: int | None, where: str
+    column: Any, names: Sequence[str] | None, num_classes: int | None, where: str
 ) -> tuple[Tensor, list[str]]:
     values = list(column)
     missing = [value is None or (isinstance(value, int) and value == -1) for value in values]
     if all(missing) or any(value is None for value in values):
         raise DataError("the labels are not known", where=where, hint="Choose another --split")
     try:
-        return class_labels(
-            values, where=where, class_names=getattr(kind, "names", None), num_classes=num_classes
-        )
+        return class_labels(values, where=where, class_names=names, num_classes=num_classes)
     except DataError as error:
         hint = error.hint or "Choose a column with --data-option label=NAME"
         raise DataError(error.what, where=where, hint=hint) from error

@@ -45,10 +45,10 @@ def listed_names(given: str | Sequence[Any]) -> list[str]:
                 names = json.loads(given)
             except ValueError as error:
                 raise UsageError(f"{given!r} is no list of names: {error}") from error
-    names = [str(name).strip() if isinstance(given, str) else str(name) for name in names]
-    if len(set(names)) != len(names):
-        raise UsageError(f"a class is named twice among {', '.join(names)[:200]}")
-    return names
+    found = [str(name).strip() if isinstance(given, str) else str(name) for name in names]
+    if len(set(found)) != len(found):
+        raise UsageError(f"a class is named twice among {', '.join(found)[:200]}")
+    return found
 
 
 def numbered_classes(labels: Tensor, num_classes: int | None, where: object = None) -> list[str]:

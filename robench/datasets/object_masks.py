@@ -14,7 +14,7 @@ from xml.etree import ElementTree
 import numpy as np
 from PIL import Image, ImageDraw
 
-from robench.datasets.pixels import eight_bits
+from robench.datasets.pixels import eight_bits, is_deep
 from robench.errors import DataError, one_line
 
 Box = tuple[float, float, float, float]
@@ -62,10 +62,7 @@ class PngMasks:
             return None
         try:
             with Image.open(path) as opened:
-                image = opened
-                if opened.mode not in ("I", "F") and not opened.mode.startswith("I;16"):
-                    image = eight_bits(opened, 3)
-                values = np.asarray(image) != 0
+                values = np.asarray(opened if is_deep(opened) else eight_bits(opened, 3)) != 0
         except Exception as error:  # Decoders of damaged images raise almost anything.
             raise DataError(f"the mask cannot be read: {one_line(error)}", where=path) from error
         mask = Image.fromarray(np.uint8(255) * (values.any(-1) if values.ndim == 3 else values))

@@ -123,7 +123,7 @@ def array_tensor(values: Any, what: str, where: object) -> Tensor:
 
 def grey_mode(image: Image.Image) -> bool:
     """Whether the image has one channel, alpha aside."""
-    return image.mode in ("1", "L", "LA", "La") or _deep(image)
+    return image.mode in ("1", "L", "LA", "La") or is_deep(image)
 
 
 def white_of(image: Image.Image) -> float | None:
@@ -132,7 +132,7 @@ def white_of(image: Image.Image) -> float | None:
     Raises:
         DataError: the format does not say.
     """
-    if not _deep(image):
+    if not is_deep(image):
         return None
     if image.mode == "F":
         return 1.0
@@ -148,7 +148,7 @@ def white_of(image: Image.Image) -> float | None:
 
 def is_inverted(image: Image.Image) -> bool:
     """Whether white is stored as 0, as in some TIFFs; of 8 bits Pillow inverts them itself."""
-    return _deep(image) and getattr(image, "tag_v2", {}).get(_PHOTOMETRIC) == 0
+    return is_deep(image) and getattr(image, "tag_v2", {}).get(_PHOTOMETRIC) == 0
 
 
 def eight_bits(image: Image.Image, channels: int) -> Image.Image:
@@ -164,12 +164,13 @@ def unit_bands(image: Image.Image, white: float, channels: int) -> list[Image.Im
     Raises:
         DataError: values are negative, above white, or not finite.
     """
-    plain = image if _deep(image) else eight_bits(image, channels)
+    plain = image if is_deep(image) else eight_bits(image, channels)
     values = (torch.from_numpy(np.array(band, dtype=np.float64)) for band in plain.split())
     return [Image.fromarray(unit_range(band, None, white).numpy()) for band in values]
 
 
-def _deep(image: Image.Image) -> bool:
+def is_deep(image: Image.Image) -> bool:
+    """Whether its channel has more than 8 bits."""
     return image.mode in ("I", "F") or image.mode.startswith("I;16")
 
 

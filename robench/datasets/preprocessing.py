@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -11,8 +11,18 @@ from PIL import Image
 from pydantic import Field
 from torch import Tensor
 
-from robench.datasets.pixels import eight_bits, is_inverted, unit_bands, upright, white_of
-from robench.errors import UsageError
+from robench.datasets.pixels import (
+    array_tensor,
+    channels_first,
+    eight_bits,
+    grey_mode,
+    is_inverted,
+    unit_bands,
+    unit_range,
+    upright,
+    white_of,
+)
+from robench.errors import DataError, UsageError, one_line
 from robench.records import PreprocessingSpec, parse
 
 PREPROCESSING_OPTIONS = frozenset({"size", "resize", "crop", "interpolation"})
@@ -119,3 +129,33 @@ class Preprocessing(PreprocessingSpec):
             top = round((height - self.crop) / 2)
             image = image.crop((left, top, left + self.crop, top + self.crop))
         return image
+
+
+def to_pixels(image: Any, *, where: object, white: float | None = None) -> Tensor:
+    """A tensor (C, H, W) or (H, W), an array, or a PIL image → float32 (C, H, W) in [0, 1].
+
+    Arrays have their channels last, tensors first, unless only the other reading gives 1 or 3.
+
+    Raises:
+        DataError: it is no image, or as :func:`robench.datasets.pixels.unit_range`.
+    """
+    if isinstance(image, Image.Image):
+        preparation = Preprocessing(channels=1 if grey_mode(image) else 3, white=white)
+        try:
+            return preparation.image(image)
+        except DataError as error:
+            raise DataError(error.what, where=where, hint=error.hint) from error
+        except Exception as error:  # Decoders of damaged images raise almost anything.
+            raise DataError(f"cannot be read: {one_line(error)}", where=where) from error
+    if isinstance(image, (str, bytes, Mapping)) or not hasattr(image, "__len__"):
+        raise DataError(f"{type(image).__name__} is no image", where=where)
+    pixels = array_tensor(image, type(image).__name__, where)
+    if pixels.ndim == 2:
+        pixels = pixels.unsqueeze(0)
+    elif pixels.ndim == 3:
+        pixels = channels_first(pixels, last=not isinstance(image, Tensor))
+    else:
+        raise DataError(
+            f"an image of shape {tuple(pixels.shape)}", where=where, hint="Give (C, H, W)"
+        )
+    return unit_range(pixels, where, white)

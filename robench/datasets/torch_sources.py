@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import islice, zip_longest
+from itertools import islice
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import (
     DataLoader,
@@ -25,9 +24,9 @@ from torch.utils.data import (
 
 from robench.datasets.arrays import ArrayDataset, from_content
 from robench.datasets.base import Dataset, ImageByImage
+from robench.datasets.hugging_face import HuggingFaceDataset
 from robench.datasets.labels import class_labels
-from robench.datasets.pixels import array_tensor, channels_first, grey_mode, unit_range
-from robench.datasets.preprocessing import Preprocessing
+from robench.datasets.preprocessing import Preprocessing, to_pixels
 from robench.errors import DataError, RobenchError, UsageError, one_line
 
 _FEW = 10_000
@@ -130,10 +129,10 @@ def from_torch(
 ) -> Dataset:
     """What torch's users have: a ``Dataset`` or ``DataLoader`` of (image, label), or arrays.
 
-    A pair (inputs, labels) of tensors, arrays or lists, such as a loader's batch, and a dictionary
-    of them are taken as they are. A loader over a map-style data set is read through that data set:
-    the samples are those that its sampler draws, in the data set's order, so shuffling does not
-    move the sample ids. An iterable-style source, or a loader with an ``__iter__`` of its own, has
+    A pair (inputs, labels) of tensors, arrays or lists, such as a loader's batch, a dictionary of
+    them, and a ``datasets.Dataset`` of the Hub's package are taken as they are. A loader over a
+    map-style data set is read through that data set: the samples are those that its sampler draws,
+    in the data set's order, so shuffling does not move the sample ids. An iterable-style source, or a loader with an ``__iter__`` of its own, has
     no ids to ask for and is read into memory, twice, to see that it gives the same.
 
     Raises:
@@ -147,10 +146,13 @@ def from_torch(
         "class_names": class_names,
         "white": white,
     }
-    if _is_pair(source):
+    # Two samples are tuples themselves, so that images at the first place are inputs.
+    if isinstance(source, (tuple, list)) and len(source) == 2 and _axes(source[0]) >= 3:
         source = {"inputs": source[0], "labels": source[1]}
     if isinstance(source, Mapping):
         return from_content(source, where=name or "arrays", name=name or "arrays", **about)
+    if hasattr(source, "select_columns") and hasattr(source, "features"):
+        return _hub_rows(source, name or "hub", **about)
     about["name"] = name or "torch"
     chosen = None
     # Loaders draw from torch's generator, which is the user's: it stays where it is.
@@ -167,45 +169,16 @@ def from_torch(
     return TorchDataset(source, chosen=chosen, **about)
 
 
-def to_pixels(image: Any, *, where: object, white: float | None = None) -> Tensor:
-    """A tensor (C, H, W) or (H, W), an array, or a PIL image → float32 (C, H, W) in [0, 1].
-
-    Arrays have their channels last, tensors first, unless only the other reading gives 1 or 3.
-
-    Raises:
-        DataError: it is no image, or as :func:`robench.datasets.pixels.unit_range`.
-    """
-    if isinstance(image, Image.Image):
-        preparation = Preprocessing(channels=1 if grey_mode(image) else 3, white=white)
-        try:
-            return preparation.image(image)
-        except DataError as error:
-            raise DataError(error.what, where=where, hint=error.hint) from error
-        except Exception as error:  # Decoders of damaged images raise almost anything.
-            raise DataError(f"cannot be read: {one_line(error)}", where=where) from error
-    if isinstance(image, (str, bytes, Mapping)) or not hasattr(image, "__len__"):
-        raise DataError(f"{type(image).__name__} is no image", where=where)
-    pixels = array_tensor(image, type(image).__name__, where)
-    if pixels.ndim == 2:
-        pixels = pixels.unsqueeze(0)
-    elif pixels.ndim == 3:
-        pixels = channels_first(pixels, last=not isinstance(image, Tensor))
-    else:
-        raise DataError(
-            f"an image of shape {tuple(pixels.shape)}", where=where, hint="Give (C, H, W)"
-        )
-    return unit_range(pixels, where, white)
+def _axes(array: Any) -> int:
+    return int(getattr(array, "ndim", 0))
 
 
-def _is_pair(source: Any) -> bool:
-    """(inputs, labels): two arrays, of which the first holds images."""
-    return (
-        isinstance(source, (tuple, list))
-        and len(source) == 2
-        and isinstance(source[0], (Tensor, np.ndarray))
-        and source[0].ndim >= 3
-        and isinstance(source[1], (Tensor, np.ndarray, list, tuple))
-    )
+def _hub_rows(rows: Any, name: str, white: float | None, **about: Any) -> HuggingFaceDataset:
+    preprocessing = Preprocessing.of(white=white)
+    found = HuggingFaceDataset(rows, name=name, preprocessing=preprocessing, **about)
+    # Unlike what the Hub gives, these rows may have a transformation of the user's.
+    found.reads_alike = False
+    return found
 
 
 def _pair(item: Any, where: object) -> tuple[Any, Any]:
@@ -217,7 +190,7 @@ def _pair(item: Any, where: object) -> tuple[Any, Any]:
 
 
 def _checksum(pixels: Tensor) -> int:
-    return zlib.crc32(np.ascontiguousarray(pixels.numpy()))
+    return zlib.crc32(np.ascontiguousarray(pixels.numpy()).data)
 
 
 def _stored_labels(source: Any) -> Sequence[Any] | None:
@@ -291,8 +264,11 @@ def _draws(total: int) -> int:
 
 
 def _indices(loader: DataLoader[Any], called: str) -> Iterator[int]:
-    for chunk in loader.sampler if loader.batch_sampler is None else loader.batch_sampler:
-        for index in [chunk] if loader.batch_sampler is None else chunk:
+    chunks: Any = loader.batch_sampler
+    if chunks is None:
+        chunks = ([index] for index in loader.sampler)
+    for chunk in chunks:
+        for index in chunk:
             try:
                 yield int(index)
             except (TypeError, ValueError) as error:
@@ -316,14 +292,12 @@ def _materialised(
         labels.append(label)
     if not images:
         raise DataError("the data set is empty", where=where)
-    again = _samples(source, where, white)
-    for image, label, (pixels, its) in zip_longest(images, labels, again, fillvalue=(None, None)):
-        if pixels is None or not (torch.equal(image, pixels) and np.array_equal(label, its)):
-            raise DataError(
-                "gives other samples, or another order, when it is read again",
-                where=where,
-                hint="Leave out shuffling and random augmentation, or give the tensors themselves",
-            )
+    if not _gives_again(source, where, white, images, labels):
+        raise DataError(
+            "gives other samples, or another order, when it is read again",
+            where=where,
+            hint="Leave out shuffling and random augmentation, or give the tensors themselves",
+        )
     shapes = {tuple(image.shape) for image in images}
     if len(shapes) > 1:
         raise DataError(f"images have the shapes {sorted(shapes)[:3]}", where=where)
@@ -337,13 +311,26 @@ def _materialised(
     )
 
 
+def _gives_again(
+    source: Any, where: str, white: float | None, images: list[Tensor], labels: list[Any]
+) -> bool:
+    count = 0
+    for pixels, label in _samples(source, where, white):
+        if count == len(images) or not torch.equal(images[count], pixels):
+            return False
+        if not np.array_equal(label, labels[count]):
+            return False
+        count += 1
+    return count == len(images)
+
+
 def _samples(source: Any, where: str, white: float | None) -> Iterator[tuple[Tensor, Any]]:
     """float32 (C, H, W) and the label of each, whether an iteration gives them singly or not."""
     batched = isinstance(source, DataLoader) and source.batch_size is not None
     for position, item in enumerate(source):
         place = f"{where} item {position}"
         image, label = _pair(item, place)
-        if not (batched or getattr(image, "ndim", 0) == 4):
+        if not (batched or _axes(image) == 4):
             yield to_pixels(image, where=place, white=white), label
             continue
         if len(image) != len(label):

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
-from robench.datasets import ArrayDataset, from_torch, load_dataset
+from robench.datasets import ArrayDataset, from_torch, load_dataset, load_training_splits
 from robench.errors import DataError, UnknownNameError, UsageError
 
 INPUTS = torch.rand(6, 3, 4, 4, generator=torch.Generator().manual_seed(1))
@@ -45,6 +45,22 @@ def test_files_with_inputs_and_labels(tmp_path: Path, suffix: str, keys: tuple[s
     assert torch.equal(dataset.batch(range(6)), INPUTS)
     assert torch.equal(dataset.labels, LABELS)
     assert load_dataset(f"file:{path}", n=3).spec().n == 3
+
+
+def test_splits_in_a_file_are_never_mixed(tmp_path: Path) -> None:
+    path = save(tmp_path / "d.npz", x_train=INPUTS, y_train=LABELS, x_test=INPUTS[:3] / 2,
+                y_test=LABELS[:3])  # fmt: skip
+    assert torch.equal(load_dataset(path).batch(range(3)), INPUTS[:3] / 2)
+    assert torch.equal(load_dataset(path, split="train").batch(range(6)), INPUTS)
+    with pytest.raises(UnknownNameError, match=r"no split 'validation'.*: test, train"):
+        load_dataset(path, split="validation")
+    train, validation = load_training_splits(path)
+    assert len(train) + len(validation) == 6, "both are of the training split"
+    only = save(tmp_path / "e.npz", x_test=INPUTS, y_test=LABELS)
+    with pytest.raises(UnknownNameError, match="There are: test"):
+        load_training_splits(only)
+    whole = save(tmp_path / "f.npz", x=INPUTS, y=LABELS)
+    assert len(load_dataset(whole, split="anything")) == 6
 
 
 def test_channels_last_ids_names_and_masks(tmp_path: Path) -> None:

@@ -53,6 +53,7 @@ def test_every_form_by_every_way(tmp_path: Path, labels: Any) -> None:
         "data set": from_torch(TensorDataset(INPUTS, tensor)),
         "loader": from_torch(DataLoader(TensorDataset(INPUTS, tensor), 3)),
         "batch": from_torch(next(iter(DataLoader(TensorDataset(INPUTS, tensor), 4)))),
+        "rows": from_torch(Rows(columns, {"image": Value(), "label": Value()})),
         "hub": HuggingFaceDataset(
             Rows(columns, {"image": Value(), "label": Value()}), name="x", split="test"
         ),

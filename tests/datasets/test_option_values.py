@@ -1,0 +1,88 @@
+"""Any value of any option: the data set opens, or a RobenchError says what is wrong."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from robench.cli.options import parse_name_values
+from robench.datasets import load_dataset
+from robench.errors import RobenchError
+
+OPTIONS = [
+    *("size", "resize", "crop", "interpolation", "grey", "white", "upright"),
+    *("masks", "class_names", "num_classes", "name"),
+]
+
+plain = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-3, 40),
+    st.floats(width=16),
+    st.text(max_size=8),
+    st.sampled_from(["a", "b", "a,b", "no", "off", "yes", ".5", "bicubic", "0", "[", '["a","b"]']),
+)
+values = plain | st.lists(plain, max_size=3)
+typed = st.text(max_size=12) | plain.map(str) | plain.map(json.dumps)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root: Path = tmp_path_factory.mktemp("options") / "d"
+    for name in "ab":
+        (root / name).mkdir(parents=True)
+        Image.new("RGB", (4, 3), (255, 51, 0)).save(root / name / "0.png")
+    return root
+
+
+def check(folder: Path, options: dict[str, Any]) -> None:
+    try:
+        dataset = load_dataset(folder, **options)
+        pixels = dataset.batch(range(len(dataset)))
+    except RobenchError:
+        return
+    assert len(dataset) == 2
+    assert set(dataset.class_names) >= {"a", "b"}
+    assert 0 <= float(pixels.min()) <= float(pixels.max()) <= 1
+
+
+def check_typed(texts: list[str]) -> None:
+    found = {}
+    for name, text in zip("pqrs", texts, strict=False):
+        found |= parse_name_values([f"{name}={text}"], "--set")
+    for value in found.values():
+        for part in value if isinstance(value, list) else [value]:
+            assert not (isinstance(part, float) and math.isnan(part)), "NaN is no number to type"
+
+
+@settings(max_examples=60, deadline=None)
+@given(options=st.dictionaries(st.sampled_from(OPTIONS), values, max_size=3))
+def test_any_value_from_python(folder: Path, options: dict[str, Any]) -> None:
+    check(folder, options)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(typed, max_size=4))
+def test_any_value_that_is_typed(texts: list[str]) -> None:
+    check_typed(texts)
+
+
+@pytest.mark.slow
+@settings(max_examples=10_000, deadline=None)
+@given(options=st.dictionaries(st.sampled_from(OPTIONS), values, max_size=3))
+def test_ten_thousand_values_from_python(folder: Path, options: dict[str, Any]) -> None:
+    check(folder, options)
+
+
+@pytest.mark.slow
+@settings(max_examples=10_000, deadline=None)
+@given(st.lists(typed, max_size=4))
+def test_ten_thousand_values_that_are_typed(texts: list[str]) -> None:
+    check_typed(texts)

@@ -230,7 +230,7 @@ class _ModelJob:
             saver.save_now()
             raise
         seconds = saver.seconds
-        flags = [*prepared.flags, *cascade.flags(attacked)]
+        flags = [*self.model.remarks, *prepared.flags, *cascade.flags(attacked)]
         if buffer_fingerprint(self.model) != before:
             flags.append(
                 Flag(

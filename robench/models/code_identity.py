@@ -1,81 +1,144 @@
-"""What a module computes, as a hash: its code, and every attribute that is no parameter.
+"""What a module computes, as a hash: its code, and every object that it holds or mentions.
 
 Stored results must not be taken for those of a module whose ``forward`` was edited, whose setting
 was changed, or that lies in a list instead of being registered. What cannot be hashed makes the
 identity unique: its results are then never reused, rather than reused wrongly.
+
+Everything is looked into alike: an object through its attributes and what it would be pickled as,
+a function through its byte code, defaults, closure and the globals that it mentions, a class
+through its members. By name alone go the classes and functions that torch, NumPy, the standard
+library and robench itself have under that name. Of installed packages, whose whole source is
+hashed, the globals are not looked into.
 """
 
 from __future__ import annotations
 
 import functools
 import hashlib
-import inspect
-import logging
+import io
+import re
 import sys
 import types
 import uuid
+import warnings
+import weakref
+import zipfile
+from abc import ABC
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
-from enum import Enum
-from pathlib import PurePath
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
+from typing import Any, Generic, NamedTuple, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from robench.registry import identity_of
+from robench.models.library_code import is_foreign, is_installed, is_librarys_own, is_of_library
+from robench.models.wrapper import unwrapped
+from robench.registry import source_hash
 
-_PLAIN = (type(None), bool, int, float, complex, str, bytes, range, slice, Enum, PurePath)
-_TORCH = (torch.dtype, torch.device, torch.layout, torch.memory_format)
-_INTERNAL = set(vars(nn.Module())) - {"_forward_hooks", "_forward_pre_hooks"}
-_SAME_EVERYWHERE = {"torch", "numpy", *sys.stdlib_module_names} - {"__main__"}
-"""Top-level modules whose versions change a number by rounding only"""
+_BY_REPR = (type(None), bool, float, complex, str, bytes, bytearray, range, types.EllipsisType)
+_TORCH_BY_REPR = (torch.dtype, torch.device, torch.layout, torch.memory_format, np.dtype)
+_CONTAINERS = (dict, list, tuple, set, frozenset, deque)
+
+_STATELESS = {object, ABC, Generic, Protocol}
+"""Bases that keep nothing of an object where Python cannot see it"""
+
+_C_MEMBERS = (
+    types.WrapperDescriptorType,
+    types.MethodDescriptorType,
+    types.ClassMethodDescriptorType,
+    types.GetSetDescriptorType,
+    types.MemberDescriptorType,
+    types.BuiltinFunctionType,
+)
+_NOT_CODE = {"__module__", "__doc__", "__annotations__", "__abstractmethods__", "_abc_impl"} | {
+    "__dataclass_fields__",
+    "__dataclass_params__",
+    "__orig_bases__",
+    "__parameters__",
+    "__static_attributes__",
+    "__firstlineno__",
+    "__slotnames__",
+    "_autograd_function_id",
+}
+"""Members of a class that compute nothing"""
+
+_HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
+_COMPUTING = {"_parameters", "_buffers", "_modules", "training"}
+_BOOKKEEPING = set(vars(nn.Module())) - _COMPUTING | {"_compiled_call_impl", "_is_torch_compile"}
+_OF_A_GRAPH = {"_graph", "_code", "meta", "_tracer_cls", "_tracer_extras", "_lineno_map"}
+"""Attributes of ``torch.fx.GraphModule`` that its code says again"""
+
+_MANGLED = re.compile(rb"___torch_mangle_\d+")
+_NO_PART_OF_A_PROGRAM = re.compile(
+    r"\.debug_pkl$|/version$|/byteorder$|/\.data/|/\.format_version$"
+)
 
 
-def code_identity(module: nn.Module) -> str:
-    """SHA-256 of all that decides what a module computes besides its parameters and buffers.
+class CodeIdentity(NamedTuple):
+    """What decides the numbers of some objects."""
 
-    These are its structure, its forward hooks, every attribute with what it refers to, and the
-    source of every package outside torch, numpy and the standard library that any of it is from.
+    sha256: str
+    unique_because: tuple[str, ...]
+    """What could not be hashed, so that this identity is never found again; usually nothing"""
+
+
+def code_identity(*things: object) -> CodeIdentity:
+    """SHA-256 of all that decides what modules, functions or other objects compute.
+
+    That is their attributes with all that these refer to, parameters and buffers included, their
+    code, and the source of every package that any of it is from, but torch, NumPy, robench and
+    the standard library.
     """
     seen = _Seen()
-    for name, part in module.named_modules():
-        seen.add(name)
-        seen.module(part)
-    for top in sorted(seen.packages):
-        seen.add(str(identity_of(seen.packages[top])))
-    return seen.digest.hexdigest()
+    with warnings.catch_warnings():
+        # Objects are asked how they would be pickled, which some deprecate.
+        warnings.simplefilter("ignore")
+        try:
+            for thing in things:
+                seen.value(thing)
+        except RecursionError:
+            seen.add(seen.unknown("objects nested too deeply"))
+        for name in sorted(seen.sources):
+            seen.add(source_hash(name) or seen.unknown(f"{name}, which has no source file"))
+    return CodeIdentity(seen.digest.hexdigest(), tuple(dict.fromkeys(seen.reasons)))
 
 
 class _Seen:
-    """A hash over objects, each one looked into once."""
+    """A hash over objects, each one looked into once and known by its place after that."""
 
     def __init__(self) -> None:
         self.digest = hashlib.sha256()
-        self.packages: dict[str, object] = {}
-        """Top-level package → something that is from it"""
+        self.sources: set[str] = set()
+        """Top-level modules and packages whose source belongs to the hash"""
+        self.reasons: list[str] = []
+        self._path: list[str] = []
         self._places: dict[int, int] = {}
         self._alive: list[object] = []  # so that no id is given out again
+        self._mangled: dict[bytes, bytes] = {}
 
     def add(self, text: str) -> None:
         """Hash a text, apart from the next one."""
-        self.digest.update(f"{len(text)}:{text}".encode())
+        content = text.encode(errors="surrogatepass")
+        self.digest.update(b"%d:%b" % (len(content), content))
 
-    def module(self, part: nn.Module) -> None:
-        """A module by itself, without its parameters, buffers and registered modules."""
-        self._kind(type(part))
-        self.add(part.extra_repr())
-        if not self._is_new(part):
-            return
-        if isinstance(part, torch.jit.ScriptModule):
-            self.add(str(part.inlined_graph))
-        else:
-            attributes = {k: v for k, v in vars(part).items() if k not in _INTERNAL}
-            for hooks in ("_forward_hooks", "_forward_pre_hooks"):
-                # Their keys count up through the life of the process.
-                attributes[hooks] = list(attributes[hooks].values())
-            self._pairs(attributes)
+    def unknown(self, what: str) -> str:
+        """Note what cannot be hashed; returns a text that is never the same twice."""
+        self.reasons.append(f"{what} at {'.'.join(self._path)}" if self._path else what)
+        return uuid.uuid4().hex
+
+    def value(self, value: Any) -> None:
+        """Hash any object."""
+        kind = type(value)
+        if kind in _BY_REPR or isinstance(value, _TORCH_BY_REPR):
+            self.add(f"{kind.__name__} {value!r}")
+        elif kind is int:
+            self.add(f"int {value:x}")  # a decimal text has a limit of digits
+        elif isinstance(value, np.generic) and is_librarys_own(value):
+            self._array(np.asarray(value))
+        elif self._is_new(value):
+            self._look_into(value, kind)
 
     def _is_new(self, value: object) -> bool:
         place = self._places.setdefault(id(value), len(self._places))
@@ -85,81 +148,253 @@ class _Seen:
         self._alive.append(value)
         return True
 
-    def _kind(self, kind: Any) -> None:
-        """A class or function by name; the code of its package is hashed at the end."""
+    def _look_into(self, value: Any, kind: type) -> None:
         self.add(f"{kind.__module__}.{kind.__qualname__}")
-        for each in (kind, *getattr(kind, "__mro__", ())):
-            top = str(each.__module__ or "builtins").partition(".")[0]
-            if top not in _SAME_EVERYWHERE:
-                self.packages.setdefault(top, each)
-
-    def _pairs(self, values: Mapping[Any, Any]) -> None:
-        for name in sorted(values, key=repr):
-            self._value(name)
-            self._value(values[name])
+        if isinstance(value, type):
+            self._class(value)
+        elif isinstance(value, types.FunctionType):
+            self._function(value)
+        elif isinstance(value, types.CodeType):
+            self._code(value)
+        elif isinstance(value, types.ModuleType):
+            self._module_of(value.__name__)
+        elif isinstance(value, (torch.jit.ScriptModule, torch.jit.ScriptFunction)):
+            self._program(value)
+        elif isinstance(value, nn.Module):
+            self._network(unwrapped(value))
+        elif (parts := _parts(value)) is not None:
+            self._all(parts)
+        else:
+            self._object(value, kind)
 
     def _all(self, values: Iterable[Any]) -> None:
+        values = list(values)
+        self.add(str(len(values)))
         for value in values:
-            self._value(value)
-        self.add("end")
+            self.value(value)
 
-    def _value(self, value: Any) -> None:
-        self.add(type(value).__qualname__)
-        if isinstance(value, (*_PLAIN, *_TORCH, np.generic, np.dtype)):
-            self.add(repr(value))
-        elif isinstance(value, (Tensor, np.ndarray)):
+    def _pairs(self, values: Mapping[Any, Any]) -> None:
+        self.add(str(len(values)))
+        for name in list(values):
+            self.value(name)
+            self._path.append(str(name) if isinstance(name, (str, int)) else type(name).__name__)
+            self.value(values[name])
+            self._path.pop()
+
+    # --- objects -----------------------------------------------------------------------------
+
+    def _network(self, module: nn.Module) -> None:
+        self.value(type(module))
+        own = {k: v for k, v in vars(module).items() if k not in _BOOKKEEPING}
+        if isinstance(module, torch.fx.GraphModule):
+            own = {k: v for k, v in own.items() if k not in _OF_A_GRAPH}
+            self.add(module.code)
+        self._pairs(own)
+        for name in _HOOKS:
+            # The keys count up through the life of the process.
+            marks = [
+                vars(module).get(f"{name}_{how}", {}) for how in ("with_kwargs", "always_called")
+            ]
+            for key, hook in (vars(module).get(name) or {}).items():
+                self.add(f"{name} {[key in mark for mark in marks]}")
+                self.value(hook)
+
+    def _object(self, value: Any, kind: type) -> None:
+        self.value(kind)
+        if isinstance(value, (Tensor, np.ndarray)):
             self._array(value)
-        elif isinstance(value, nn.Module) and id(value) not in self._places:
-            for name, part in value.named_modules():
-                self.add(name)
-                self.module(part)
-            self._pairs(dict((*value.named_parameters(), *value.named_buffers())))
-        elif not self._is_new(value):
+            self._pairs({k: v for k, v in _attributes(value) if not k.startswith("_dynamo")})
             return
-        elif isinstance(value, (types.ModuleType, logging.Logger)):
-            self.add(getattr(value, "__name__", ""))
-        elif isinstance(value, Mapping):
-            self._pairs(value)
-        elif isinstance(value, (list, tuple, deque)):
-            self._all(value)
+        if isinstance(value, _CONTAINERS):
+            self._content(value)
+            if kind in _CONTAINERS[:-1]:
+                return
+        if not is_librarys_own(kind):
+            self._pairs(dict(_attributes(value)))
+        hidden = {base for base in kind.__mro__ if is_librarys_own(base)} - _STATELESS
+        if hidden or not hasattr(value, "__dict__"):
+            self._pickled(value)
+
+    def _content(self, value: Any) -> None:
+        # What the built-in container holds, whatever a subclass of it says.
+        if isinstance(value, dict):
+            self._pairs(dict(dict.items(value)))
         elif isinstance(value, (set, frozenset)):
-            self._all(sorted(value, key=repr))
-        elif isinstance(value, functools.partial):
-            self._all((value.func, value.args, value.keywords))
-        elif callable(value) and hasattr(value, "__qualname__"):
-            self._function(value)
-        elif hasattr(value, "__dict__"):
-            self._kind(type(value))
-            self._pairs(vars(value))
+            self._all(sorted(value, key=lambda each: repr(each) if type(each) in _BY_REPR else ""))
         else:
-            self.add(uuid.uuid4().hex)
+            base = next(base for base in (list, tuple, deque) if isinstance(value, base))
+            self._all(base.__iter__(value))
+
+    def _pickled(self, value: Any) -> None:
+        """What rebuilds the object; nothing of it is kept or run."""
+        try:
+            reduced = value.__reduce_ex__(4)
+        except Exception:  # Any object's own code.
+            self.add(self.unknown(f"a {type(value).__module__}.{type(value).__qualname__}"))
+            return
+        if not isinstance(reduced, str):
+            self._all(list(part) if isinstance(part, Iterator) else part for part in reduced)
+        elif hasattr(value, "__wrapped__"):
+            self._pairs(vars(value))
+        elif is_librarys_own(value) or (isinstance(value, np.ufunc) and _is_of_numpy(value)):
+            self.add(reduced)
+        else:
+            self.add(self.unknown(f"{reduced}, a {type(value).__qualname__},"))
 
     def _array(self, value: Tensor | np.ndarray[Any, Any]) -> None:
-        try:
-            plain = value.detach().cpu() if isinstance(value, Tensor) else torch.from_numpy(value)
-            content = plain.contiguous().flatten().view(torch.uint8).numpy().tobytes()
-        except (TypeError, ValueError, RuntimeError):  # sparse ones, objects
-            self.add(uuid.uuid4().hex)
+        if isinstance(value, np.ndarray):
+            self.add(f"{value.dtype!r} {value.shape}")
+            if value.dtype.hasobject:
+                self.value(np.asarray(value).tolist())
+            else:
+                self.digest.update(np.ascontiguousarray(value).tobytes())
             return
-        self.add(f"{plain.dtype} {tuple(plain.shape)}")
-        self.digest.update(content)
+        try:
+            plain = value.detach()
+            self.add(f"{plain.dtype} {tuple(plain.shape)} {plain.layout}")
+            plain = plain.to_dense() if plain.layout != torch.strided else plain
+            plain = plain.cpu().resolve_conj().resolve_neg().contiguous().flatten()
+            self.digest.update(plain.view(torch.uint8).numpy().data)
+        except (TypeError, ValueError, RuntimeError, NotImplementedError):  # quantised, on meta
+            self.add(self.unknown(f"a tensor of {value.dtype}"))
 
-    def _function(self, value: Callable[..., Any]) -> None:
-        self._kind(value)
-        if isinstance(value, types.MethodType):
-            self._all((value.__self__, value.__func__))
-        elif isinstance(value, types.FunctionType):
-            self._code(value.__code__)
-            closure = inspect.getclosurevars(value).nonlocals
-            self._all((value.__defaults__, value.__kwdefaults__, closure))
-        elif isinstance(value, types.BuiltinFunctionType) and not isinstance(value.__self__, type):
-            self._value(value.__self__)
+    def _program(self, value: Any) -> None:
+        """TorchScript: what its file would hold, without what names places in a source."""
+        try:
+            if isinstance(value, torch.jit.ScriptFunction):
+                content = value.save_to_buffer({})
+            else:
+                buffer = io.BytesIO()
+                torch.jit.save(value, buffer)
+                content = buffer.getvalue()
+        except Exception:  # Objects that TorchScript cannot save raise several things.
+            self.add(self.unknown("a TorchScript module that cannot be saved"))
+            return
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            for name in archive.namelist():
+                if not _NO_PART_OF_A_PROGRAM.search(name):
+                    for part in (name.encode(), archive.read(name)):
+                        self.add(_MANGLED.sub(self._counted, part).hex())
+
+    def _counted(self, found: re.Match[bytes]) -> bytes:
+        # torch's numbers count up through the life of the process.
+        return self._mangled.setdefault(found[0], b"mangled_%d" % len(self._mangled))
+
+    # --- code --------------------------------------------------------------------------------
+
+    def _class(self, kind: type) -> None:
+        self.add(f"{kind.__module__}.{kind.__qualname__}")
+        library = is_librarys_own(kind)
+        if not library:
+            self._module_of(kind.__module__)
+            self._all((type(kind), *kind.__bases__))
+        for name, member in list(vars(kind).items()):
+            if isinstance(member, _C_MEMBERS) or name in _NOT_CODE:
+                continue
+            # A library's own class may have been given another method.
+            if not library or (isinstance(member, types.FunctionType) and is_foreign(member)):
+                self.add(name)
+                self.value(member)
+
+    def _function(self, function: types.FunctionType) -> None:
+        self.add(f"{function.__globals__.get('__name__')}.{function.__qualname__}")
+        if is_librarys_own(function):
+            return
+        self._code(function.__code__)
+        self._all((function.__defaults__, function.__kwdefaults__))
+        self._all(_contents(function.__closure__ or ()))
+        self._pairs(vars(function))
+        if is_foreign(function):
+            self._module_of(function.__globals__["__name__"])
+            if not is_installed(function.__code__):
+                self._mentioned(function)
 
     def _code(self, code: types.CodeType) -> None:
-        # Two lambdas of one line have one source: the byte code tells them apart.
-        self.add(f"{code.co_code.hex()} {code.co_names} {code.co_varnames}")
-        for constant in code.co_consts:
-            if isinstance(constant, types.CodeType):
-                self._code(constant)
-            else:
-                self._value(constant)
+        self.add(
+            f"{code.co_code.hex()} {code.co_exceptiontable.hex()} {code.co_flags} {code.co_names} "
+            f"{code.co_varnames} {code.co_freevars} {code.co_cellvars} "
+            f"{code.co_argcount} {code.co_posonlyargcount} {code.co_kwonlyargcount}"
+        )
+        self._all(code.co_consts)
+
+    def _mentioned(self, function: types.FunctionType) -> None:
+        """Globals that the function's code names, and what it names of the modules among them."""
+        names = sorted(set(_names(function.__code__)))
+        known = function.__globals__
+        found = [
+            (n, known.get(n, sys.modules.get(n))) for n in names if n in known or n in sys.modules
+        ]
+        modules = set[str]()
+        for name, value in found:
+            if not isinstance(value, types.ModuleType):
+                self.add(name)
+                self._path.append(name)
+                self.value(value)
+                self._path.pop()
+            elif value.__name__ not in modules:
+                modules.add(value.__name__)
+                self._module_of(value.__name__)
+                library = is_of_library(value.__name__)
+                for inner in names:
+                    part = vars(value).get(inner, found)
+                    is_module = isinstance(part, types.ModuleType)
+                    patched = isinstance(part, types.FunctionType) and is_foreign(part)
+                    if part is not found and (is_module or patched or not library):
+                        found.append((inner, part))
+
+    def _module_of(self, name: str) -> None:
+        """The source of a module, or of the whole package that it is in, belongs to the hash."""
+        self.add(name)
+        # A name that is no module's, as in what ``namedtuple`` makes, has no source of its own.
+        if name in sys.modules and not is_of_library(name):
+            top = name.partition(".")[0]
+            self.sources.add(top if hasattr(sys.modules.get(top), "__path__") else name)
+
+
+def _is_of_numpy(value: np.ufunc) -> bool:
+    return getattr(np, value.__name__, None) is value
+
+
+def _parts(value: Any) -> Iterable[Any] | None:
+    """What there is to some kinds of objects that hide it or cannot be pickled."""
+    kind = type(value)
+    if kind is types.MethodType:
+        return value.__self__, value.__func__
+    if kind is property:
+        return value.fget, value.fset, value.fdel
+    if kind in (classmethod, staticmethod):
+        return (value.__func__,)
+    if kind is functools.cached_property:
+        return (value.func,)
+    if kind is types.MappingProxyType:
+        return (dict(value),)
+    if kind is weakref.ref:
+        return (value(),)
+    if kind is slice:
+        return value.start, value.stop, value.step
+    return None
+
+
+def _attributes(value: Any) -> Iterator[tuple[str, Any]]:
+    """Of an object's dictionary and of its slots."""
+    yield from getattr(value, "__dict__", {}).items()
+    for kind in type(value).__mro__:
+        for name, member in vars(kind).items():
+            if isinstance(member, types.MemberDescriptorType):
+                with suppress(AttributeError):  # It is not filled.
+                    yield f"{kind.__qualname__}.{name}", member.__get__(value)
+
+
+def _contents(cells: Iterable[types.CellType]) -> Iterator[Any]:
+    for cell in cells:
+        try:
+            yield cell.cell_contents
+        except ValueError:  # It is not filled yet.
+            yield "empty"
+
+
+def _names(code: types.CodeType) -> Iterator[str]:
+    yield from code.co_names
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield from _names(constant)

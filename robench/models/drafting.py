@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import re
+from collections import deque
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
+import torch
 from torch import Tensor, nn
 
 from robench.errors import CardError, CheckpointError
@@ -18,7 +20,7 @@ from robench.models.checkpoints import (
     detect_format,
     read_checkpoint,
 )
-from robench.models.state_dicts import WRAPPER_PREFIXES
+from robench.models.state_dicts import WRAPPER_PREFIXES, inner_name
 from robench.records import (
     ArchitectureSpec,
     ForwardSpec,
@@ -84,23 +86,44 @@ def matching_prefix(network: nn.Module, names: Mapping[str, object]) -> str | No
     """The prefix without which the names are the network's; None if there is none.
 
     A prefix such as ``model.`` may belong to the network's own names, which only the network
-    can tell.
+    can tell. Names that do not have it are those of further modules, if it is the only one.
+
+    Raises:
+        CheckpointError: the network is there under several prefixes, with different weights.
     """
     wanted = set(network.state_dict())
+    fitting: list[str] = []
     for prefix in _growing_prefixes(names):
-        if wanted == {name.removeprefix(prefix) for name in names}:
-            return prefix
-    return None
+        own = {inner_name(n.removeprefix(prefix), wanted) for n in names if n.startswith(prefix)}
+        if own == wanted:
+            fitting.append(prefix)
+            if all(name.startswith(prefix) for name in names):
+                return prefix
+    first = fitting[0] if fitting else None
+    for other in fitting[1:]:
+        if any(not _equal(names, f"{first}{name}", f"{other}{name}") for name in wanted):
+            raise CheckpointError(
+                f"holds the network several times, under {' and '.join(map(repr, fitting))}",
+                hint="Name one: weights.strip_prefix in a card, prefix= in Python",
+            )
+    return first
+
+
+def _equal(names: Mapping[str, object], one: str, other: str) -> bool:
+    first, second = names.get(one), names.get(other)
+    if isinstance(first, Tensor) and isinstance(second, Tensor):
+        return torch.equal(first, second)
+    return False
 
 
 def _growing_prefixes(names: Mapping[str, object]) -> Iterator[str]:
-    """``""``, then ever longer chains of wrapper prefixes that all names share."""
-    longer = [""]
-    while longer and names:
-        prefix = longer[0]
+    """``""``, then ever longer chains of wrapper prefixes that some names begin with."""
+    waiting = deque([""])
+    while waiting and names:
+        prefix = waiting.popleft()
         yield prefix
-        longer = [
-            prefix + p for p in WRAPPER_PREFIXES if all(n.startswith(prefix + p) for n in names)
+        waiting += [
+            prefix + p for p in WRAPPER_PREFIXES if any(n.startswith(prefix + p) for n in names)
         ]
 
 
@@ -207,4 +230,5 @@ def _fitting(
             return key, prefix
     # Nothing fits: the likeliest guess makes the most telling list of differences.
     key, tensors = next(iter(found.items()))
-    return key, list(_growing_prefixes(tensors))[-1]
+    shared = [p for p in _growing_prefixes(tensors) if all(n.startswith(p) for n in tensors)]
+    return key, shared[-1]

@@ -4,42 +4,45 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from robench.devices import resolve_device
+from robench.devices import resolve_device, single_precision
 from robench.errors import CardError, UnsafeCheckpointError, UsageError
 from robench.models.architectures.build import (
-    architecture_code,
     build_architecture,
+    foreign_builder,
     runs_foreign_code,
 )
 from robench.models.cards import CARD_NAME
 from robench.models.catalogue import SOURCES
 from robench.models.checkpoints import PROGRAM, load_program, read_checkpoint, verify_sha256
-from robench.models.code_identity import code_identity
+from robench.models.code_identity import CodeIdentity, code_identity
 from robench.models.drafting import draft_card
-from robench.models.state_dicts import extract_state_dict, load_strictly, strip_prefix
+from robench.models.state_dicts import extract_state_dict, fit_names, load_strictly
 from robench.models.weights_files import locate_weights
-from robench.models.wrapper import RobenchModel, buffer_fingerprint
+from robench.models.wrapper import RobenchModel, buffer_fingerprint, unwrapped
 from robench.models.zoo import LocatedCard, find_card
 from robench.records import (
     ArchitectureSpec,
     AttentionSpec,
+    Flag,
     ForwardSpec,
     InputSpec,
     ModelCard,
     ModelSummary,
+    PreprocessingSpec,
     canonical_hash,
     parse,
 )
 from robench.threat_models import ThreatModel
 
 
+@single_precision()
 def load_model(
     model: str | os.PathLike[str] | LocatedCard | ModelCard,
     *,
@@ -87,24 +90,91 @@ def load_model(
         )
     weights = locate_weights(card.weights, located.folder)
     verify_sha256(weights, card.weights.sha256)
+    remarks: list[Flag] = []
+    fingerprint, identity = card.fingerprint, None
     if card.architecture.name == PROGRAM:
+        # A program's code is its weights file, which the card's hash covers.
         network = load_program(weights, trust_pickle=trust_pickle)
     else:
+        builder = foreign_builder(card.architecture)
         content = read_checkpoint(weights, trust_pickle=trust_pickle)
-        state = extract_state_dict(content, card.weights.key, where=weights)
-        state = strip_prefix(state, card.weights.strip_prefix, where=weights)
         network = build_architecture(card.architecture, card.num_classes, card.input.channels)
+        state = extract_state_dict(content, card.weights.key, where=weights)
+        state, left_out = fit_names(state, card.weights.strip_prefix, network, where=weights)
         load_strictly(network, state, where=weights)
+        remarks += _left_out(card, left_out)
+        identity = code_identity(network.eval())
+        if builder is not None:
+            code = [identity.sha256, code_identity(builder).sha256]
+            fingerprint = canonical_hash([fingerprint, *code])
+            remarks += _not_reusable(identity)
     loaded = RobenchModel(
         network,
         num_classes=card.num_classes,
-        summary=_summarise(card, network),
+        summary=_summarise(card, network, fingerprint),
         input_spec=card.input,
         forward_spec=card.forward,
         attention=card.attention,
         preprocessing=card.preprocessing,
+        remarks=remarks,
+        identity=None if identity is None else identity.sha256,
     )
     return loaded.to(place)
+
+
+def as_it_is_now(model: RobenchModel) -> RobenchModel:
+    """A shallow copy whose records are those of the network as it is now.
+
+    Whoever holds a loaded model may have trained or changed its network since: such a network is
+    another one.
+    """
+    model = copy.copy(model)
+    identity = None if model.identity is None else code_identity(model.network)
+    if identity is not None and identity.sha256 != model.identity:
+        fingerprint = canonical_hash([model.summary.fingerprint, identity.sha256])
+        model.summary = model.summary.model_copy(update={"fingerprint": fingerprint})
+        model.remarks += (_CHANGED, *_not_reusable(identity))
+        model.identity = identity.sha256
+    return model
+
+
+_CHANGED = Flag(
+    name="changed_since_loaded",
+    severity="note",
+    evidence="the network is not what it was when the model was loaded or wrapped",
+)
+
+
+def _left_out(card: ModelCard, names: Sequence[str]) -> list[Flag]:
+    """The flag that says which entries of the weights file were no part of the network."""
+    if not names:
+        return []
+    modules = dict.fromkeys(name.rpartition(".")[0] or name for name in names)
+    shown = ", ".join(list(modules)[:3]) + (", …" if len(modules) > 3 else "")
+    return [
+        Flag(
+            name="weights_left_out",
+            severity="note",
+            evidence=f"{len(names)} entries of the weights file do not begin with "
+            f"{card.weights.strip_prefix!r} and were not loaded: {shown}",
+            count=len(names),
+        )
+    ]
+
+
+def _not_reusable(identity: CodeIdentity) -> list[Flag]:
+    """The flag that says why a record of this model will not be found again."""
+    if not identity.unique_because:
+        return []
+    reasons = "; ".join(identity.unique_because[:3])
+    return [
+        Flag(
+            name="not_reusable",
+            severity="note",
+            evidence=f"this record is never read again in place of a run, because the model holds "
+            f"what cannot be compared: {reasons}",
+        )
+    ]
 
 
 def _locate(
@@ -127,10 +197,7 @@ def _locate(
     return find_card(model, dataset, threat_model)
 
 
-def _summarise(card: ModelCard, network: nn.Module) -> ModelSummary:
-    # A program's code is its weights file, which the card's hash covers.
-    is_program = card.architecture.name == PROGRAM
-    code = None if is_program else architecture_code(card.architecture)
+def _summarise(card: ModelCard, network: nn.Module, fingerprint: str) -> ModelSummary:
     return ModelSummary(
         id=card.id,
         name=card.display_name or card.name,
@@ -140,7 +207,7 @@ def _summarise(card: ModelCard, network: nn.Module) -> ModelSummary:
         parameters=sum(p.numel() for p in network.parameters()),
         threat_model=card.threat_model,
         weights_sha256=card.weights.sha256,
-        fingerprint=card.fingerprint if code is None else canonical_hash([card.fingerprint, code]),
+        fingerprint=fingerprint,
     )
 
 
@@ -174,6 +241,8 @@ def wrap_module(
     dataset: str = "custom",
     threat_model: ThreatModel | str = "Linf-8/255",
     defense: str = "unknown",
+    preprocessing: PreprocessingSpec | None = None,
+    remarks: Sequence[Flag] = (),
     share: bool = False,
 ) -> RobenchModel:
     """Evaluate a module of one's own, without a card.
@@ -182,10 +251,12 @@ def wrap_module(
     of the network in training nor sees the next step's.
 
     Args:
-        module: takes (N, C, H, W) float inputs; its device is kept.
-        num_classes, input, forward, name, dataset, threat_model, defense: as for
+        module: takes (N, C, H, W) float inputs; its device is kept. What ``torch.compile`` or data
+            parallelism made of a module stands for that module.
+        num_classes, input, forward, name, dataset, threat_model, defense, preprocessing: as for
             :func:`draft_card`.
         attention: how to look at its attention.
+        remarks: what every record of it says beside its figures.
         share: use the module itself, which is then frozen and put in evaluation mode.
 
     Raises:
@@ -203,10 +274,14 @@ def wrap_module(
             raise UsageError(
                 f"the module cannot be copied: {error}", where=name, hint="Pass share=True"
             ) from error
+    module = unwrapped(module).eval()
+    for parameter in module.parameters():
+        parameter.requires_grad_(False)  # TorchScript's files hold what is trained
     weights = buffer_fingerprint(module)
+    identity = code_identity(module)
     parts = {
         "weights": weights,
-        "code": code_identity(module),
+        "code": identity.sha256,
         "num_classes": num_classes,
         "input": input_spec.model_dump(mode="json"),
         "forward": forward_spec.model_dump(mode="json"),
@@ -230,4 +305,7 @@ def wrap_module(
         input_spec=input_spec,
         forward_spec=forward_spec,
         attention=attention_spec,
+        preprocessing=preprocessing,
+        remarks=(*remarks, *_not_reusable(identity)),
+        identity=identity.sha256,
     )

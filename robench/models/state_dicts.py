@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Final
 
 import torch
@@ -13,6 +13,11 @@ from robench.registry import near_misses
 
 WRAPPER_PREFIXES: Final = ("module.", "_orig_mod.", "model.", "network.", "net.", "encoder.")
 """Prefixes that data parallelism, compilation and training frameworks leave on names."""
+
+_IN_THE_MIDDLE: Final = {"module", "_orig_mod", "_fsdp_wrapped_module"} | {
+    "_checkpoint_wrapped_module"
+}
+"""What the same leave inside a name where a part of the network was wrapped"""
 
 _SHOWN: Final = 8
 
@@ -57,24 +62,49 @@ def _leads(key: object, path: str) -> bool:
     return isinstance(key, str) and (path == key or path.startswith(f"{key}."))
 
 
-def strip_prefix(state: Mapping[str, Tensor], prefix: str, *, where: object) -> dict[str, Tensor]:
-    """Remove ``prefix`` from every name that has it.
+def fit_names(
+    state: Mapping[str, Tensor], prefix: str, network: nn.Module, *, where: object
+) -> tuple[dict[str, Tensor], list[str]]:
+    """The entries that are the network's, by its own names, and the names of all others.
+
+    ``prefix`` is taken off where a name begins with it. Entries without it are those of further
+    modules beside the network, left out if the network has all that it needs without them.
+    Wrappers' names in the middle of a name are taken out where the network has none.
 
     Raises:
-        KeyMismatchError: no name has it, or removing it makes two names equal.
+        KeyMismatchError: no name begins with the prefix, or two names become equal.
     """
-    if not prefix:
-        return dict(state)
-    if not any(name.startswith(prefix) for name in state):
+    if prefix and not any(name.startswith(prefix) for name in state):
         raise KeyMismatchError(
             f"no parameter name begins with {prefix!r}",
             where=where,
             hint=f"They are like {next(iter(state), '')!r}; correct weights.strip_prefix",
         )
-    stripped = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
-    if len(stripped) != len(state):
+    wanted = set(network.state_dict())
+    own = {n.removeprefix(prefix): t for n, t in state.items() if n.startswith(prefix)}
+    own = {inner_name(name, wanted): tensor for name, tensor in own.items()}
+    others = {n: t for n, t in state.items() if not n.startswith(prefix)}
+    count = len(own) + len(others)
+    left_out: list[str] = []
+    if all(name in own for name in wanted if not is_counter(name)):
+        left_out, others = list(others), {}
+        count -= len(left_out)
+    fitted = {**own, **others}
+    if len(fitted) != count or len(own) != sum(n.startswith(prefix) for n in state):
         raise KeyMismatchError(f"names collide without the prefix {prefix!r}", where=where)
-    return stripped
+    return fitted, left_out
+
+
+def inner_name(name: str, wanted: Collection[str]) -> str:
+    """``name`` without the wrappers in its middle, if that is what the network calls it."""
+    first, *rest = name.split(".")
+    plain = ".".join([first, *(part for part in rest if part not in _IN_THE_MIDDLE)])
+    return plain if name not in wanted and plain in wanted else name
+
+
+def is_counter(name: str) -> bool:
+    """Whether it is batch normalisation's counter, which evaluation does not read."""
+    return name.endswith("num_batches_tracked")
 
 
 def load_strictly(network: nn.Module, state: Mapping[str, Tensor], *, where: object) -> None:
@@ -90,7 +120,7 @@ def load_strictly(network: nn.Module, state: Mapping[str, Tensor], *, where: obj
         CheckpointError: sparse or quantised tensors.
     """
     wanted = {k: v for k, v in network.state_dict().items() if isinstance(v, Tensor)}
-    missing = [k for k in wanted if k not in state and not k.endswith("num_batches_tracked")]
+    missing = [k for k in wanted if k not in state and not is_counter(k)]
     unexpected = [k for k in state if k not in wanted]
     if missing or unexpected:
         lists = (("missing from", missing), ("unexpected in", unexpected))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from robench.errors import ModelError, UsageError
 from robench.records import (
     AttentionSpec,
+    Flag,
     ForwardSpec,
     InputSpec,
     ModelSummary,
@@ -41,6 +42,9 @@ class RobenchModel(nn.Module):
         attention: how to look at its attention and features.
         preprocessing: how images of other sizes are prepared for it; None: as their data set does.
         summary: what records and leaderboards say about it.
+        remarks: what every record of it says beside that.
+        identity: of the network as ``summary`` was made (see
+            :func:`robench.models.code_identity.code_identity`); None: not known.
     """
 
     network: nn.Module
@@ -57,6 +61,8 @@ class RobenchModel(nn.Module):
         forward_spec: ForwardSpec | None = None,
         attention: AttentionSpec | None = None,
         preprocessing: PreprocessingSpec | None = None,
+        remarks: Sequence[Flag] = (),
+        identity: str | None = None,
     ) -> None:
         super().__init__()
         self.network = network
@@ -66,6 +72,8 @@ class RobenchModel(nn.Module):
         self.forward_spec = forward_spec or ForwardSpec()
         self.attention = attention or AttentionSpec()
         self.preprocessing = preprocessing
+        self.remarks = tuple(remarks)
+        self.identity = identity
         self.output_name: str | None = None
         # Plain attributes, because torch.compile guards on them more cheaply than on pydantic's.
         self._arguments: dict[str, Any] = dict(self.forward_spec.arguments)
@@ -134,14 +142,15 @@ class RobenchModel(nn.Module):
             raise ModelError(
                 f"the network returns {_describe(logits)} where logits should be",
                 where=self.summary.id,
-                hint="Say in the card's forward.output where they are, e.g. output = [0]",
+                hint=_output_hint(logits, self._path, (inputs.shape[0], self.num_classes)),
             )
         if logits.shape != (inputs.shape[0], self.num_classes):
             raise ModelError(
                 f"expected logits of shape ({inputs.shape[0]}, {self.num_classes}), "
                 f"got {tuple(logits.shape)}",
                 where=self.summary.id,
-                hint="Check num_classes and forward.output in the card",
+                hint="Check num_classes, and forward.output in the card, forward={'output': …} in "
+                "Python or --forward output=…",
             )
         return logits
 
@@ -156,27 +165,68 @@ def _per_channel(values: Sequence[float] | None, identity: float) -> Tensor | No
 def _follow(returned: Any, path: OutputPath, where: str) -> Any:
     value = returned
     for step in path:
+        parts = _named_parts(value)
+        # Hugging Face's outputs answer to numbers too, and objects to attributes that they hide.
         try:
-            # Hugging Face's outputs answer to string keys, named tuples only to attributes.
-            named = isinstance(step, str) and not hasattr(value, "__getitem__")
-            value = getattr(value, str(step)) if named else value[step]
-        except (KeyError, IndexError, TypeError, AttributeError) as error:
+            value = parts[step] if step in parts else value[step]
+        except (KeyError, IndexError, TypeError):
+            if isinstance(step, str) and hasattr(value, step):
+                value = getattr(value, step)
+                continue
             raise ModelError(
                 f"nothing at output path {list(path)}: the network returns {_describe(returned)}",
                 where=where,
-                hint="Correct forward.output in the card",
-            ) from error
+                hint="Correct forward.output in the card, forward={'output': …} in Python, or "
+                "--forward output=…",
+            ) from None
     return value
+
+
+def _named_parts(value: Any) -> dict[Any, Any]:
+    """What a network returned, by key, field, or place; nothing of a tensor."""
+    if isinstance(value, Mapping):
+        return dict(value)
+    if hasattr(value, "_asdict"):  # a named tuple
+        return dict(value._asdict())
+    if isinstance(value, (tuple, list)):
+        return dict(enumerate(value))
+    return {} if isinstance(value, Tensor) else dict(getattr(value, "__dict__", {}))
+
+
+def _output_hint(returned: Any, path: OutputPath, shape: tuple[int, int]) -> str:
+    """How to say where the logits are, with their place where there is only one."""
+    parts = _named_parts(returned)
+    fitting = [k for k, v in parts.items() if isinstance(v, Tensor) and v.shape == shape]
+    steps = [*path, *(fitting if len(fitting) == 1 else list(parts)[:1] or [0])]
+    typed = ",".join(map(str, steps))
+    return (
+        f"Say where they are: forward={{'output': {steps}}} in Python, --forward output={typed}, "
+        f"or forward.output in the card"
+    )
 
 
 def _describe(value: Any) -> str:
     if isinstance(value, Tensor):
         return f"a tensor of shape {tuple(value.shape)}"
-    if isinstance(value, dict):
-        return f"a dict with {', '.join(map(repr, list(value)[:6]))}"
-    if isinstance(value, (tuple, list)):
-        return f"a {type(value).__name__} of {len(value)} ({', '.join(map(_describe, value[:4]))})"
-    return f"a {type(value).__name__}"
+    kind, parts = type(value).__name__, _named_parts(value)
+    if isinstance(value, (tuple, list)) and not hasattr(value, "_asdict"):
+        return f"a {kind} of {len(value)} ({', '.join(map(_describe, value[:4]))})"
+    return f"a {kind} with {', '.join(map(repr, list(parts)[:6]))}" if parts else f"a {kind}"
+
+
+def unwrapped(module: nn.Module) -> nn.Module:
+    """The module that compilation (``torch.compile``) or data parallelism has wrapped.
+
+    It computes the same, and lets its layers be looked at.
+    """
+    while True:
+        inner = getattr(module, "_orig_mod", None)
+        if type(module).__module__.startswith("torch._dynamo") and isinstance(inner, nn.Module):
+            module = inner
+        elif isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+            module = module.module
+        else:
+            return module
 
 
 def buffer_fingerprint(module: nn.Module) -> str:

@@ -18,7 +18,7 @@ from robench.errors import (
 )
 from robench.models.catalogue import ARCHITECTURES
 from robench.records import ArchitectureSpec
-from robench.registry import identity_of, import_target, near_misses, unknown_name
+from robench.registry import import_target, near_misses, unknown_name
 
 # These make a library fetch or unpickle files by itself, past the hash check of the card.
 _FORBIDDEN: Final = {
@@ -33,20 +33,21 @@ def runs_foreign_code(spec: ArchitectureSpec) -> bool:
     return bool(colon) and library not in _FORBIDDEN
 
 
-def architecture_code(spec: ArchitectureSpec) -> str | None:
-    """What decides the numbers of a network that is built by code from outside robench.
+def foreign_builder(spec: ArchitectureSpec) -> object | None:
+    """What builds the network, if its code is from outside: the numbers depend on it.
 
     Returns:
-        :func:`robench.registry.identity_of` what builds it; None for robench's own networks and
-        those of torchvision and timm, which compute the same function in all their versions.
+        None for robench's own networks and those of torchvision and timm, which compute the same
+        function in all their versions.
 
     Raises:
         UnknownNameError, UsageError: as for :func:`build_architecture`.
     """
     library, colon, _ = spec.name.partition(":")
     if colon:
-        return None if library in _FORBIDDEN else identity_of(import_target(spec.name))
-    return identity_of(ARCHITECTURES[spec.name])
+        return None if library in _FORBIDDEN else import_target(spec.name)
+    builder = ARCHITECTURES[spec.name]
+    return None if builder.__module__.partition(".")[0] == "robench" else builder
 
 
 def build_architecture(spec: ArchitectureSpec, num_classes: int, in_channels: int) -> nn.Module:
@@ -132,12 +133,13 @@ def _call(
     builder: Callable[..., Any], spec: ArchitectureSpec, sizes: dict[str, Any], *, strict: bool
 ) -> nn.Module:
     """Call ``builder`` with the card's arguments and those of ``sizes`` that it can take."""
-    parameters: Mapping[str, inspect.Parameter]
+    parameters: Mapping[str, inspect.Parameter] = {}
+    takes_any = False
     try:
         parameters = inspect.signature(builder).parameters
     except (TypeError, ValueError):  # Some C callables have no signature.
-        parameters = {}
-    takes_any = not parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+        takes_any = True
+    takes_any |= any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     unknown = [a for a in spec.arguments if not takes_any and a not in parameters]
     if unknown:
         names = [p for p in parameters if p not in ("self", "num_classes", "in_channels")]

@@ -1,0 +1,57 @@
+"""Which code is torch's, NumPy's, the standard library's or robench's own, and goes by its name.
+
+Their versions change a number by rounding only, or raise the revision of results.
+"""
+
+from __future__ import annotations
+
+import sys
+import sysconfig
+import types
+from pathlib import Path
+from typing import Any
+
+_LIBRARIES = {"torch", "numpy", "robench"}
+
+
+def is_of_library(module: str) -> bool:
+    """Whether a module of this name is one of a library's."""
+    top = module.partition(".")[0]
+    return top in _LIBRARIES or _is_of_standard_library(top)
+
+
+def _is_of_standard_library(top: str) -> bool:
+    # By its file too: a user's own module may be called ``test`` or ``code``.
+    if top not in sys.stdlib_module_names or top == "__main__":
+        return False
+    file = getattr(sys.modules.get(top), "__file__", None)
+    return file is None or Path(file).is_relative_to(sysconfig.get_path("stdlib"))
+
+
+def is_librarys_own(value: Any) -> bool:
+    """Whether a function, a class, or an object's class is what a library has by its name.
+
+    Where a function was made counts, not where it says: ``functools.wraps`` copies a name.
+    """
+    if isinstance(value, types.FunctionType):
+        module = value.__globals__.get("__name__")
+    else:
+        module = getattr(value, "__module__", None)
+        value = value if hasattr(value, "__qualname__") else type(value)
+    if not isinstance(module, str) or not is_of_library(module):
+        return False
+    found: Any = sys.modules.get(module)
+    for part in value.__qualname__.split("."):
+        found = getattr(found, part, None)
+    return found is value
+
+
+def is_foreign(function: types.FunctionType) -> bool:
+    """Whether a function was made in a module that is no library's."""
+    name = function.__globals__.get("__name__")
+    return isinstance(name, str) and not is_of_library(name)
+
+
+def is_installed(code: types.CodeType) -> bool:
+    """Whether it is from an installed package, which changes as a whole or not at all."""
+    return bool({"site-packages", "dist-packages"} & set(Path(code.co_filename).parts))

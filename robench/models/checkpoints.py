@@ -12,6 +12,7 @@ import os
 import pickle
 import warnings
 import zipfile
+from collections import OrderedDict
 from collections.abc import Callable
 from enum import StrEnum
 from io import BufferedReader
@@ -28,7 +29,7 @@ from robench.errors import (
     UnsafeCheckpointError,
     one_line,
 )
-from robench.models.pickle_scan import imported_names
+from robench.models.pickle_scan import scan_pickles
 
 _CHUNK: Final = 2**20
 _MAX_EXPANSION: Final = 20
@@ -246,34 +247,87 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
     return tensors
 
 
+class _StandIn:
+    """In place of what a file holds beside the weights: takes anything, and does nothing."""
+
+    def __init__(self, *_arguments: Any, **_named: Any) -> None:
+        return
+
+    def __setstate__(self, state: object) -> None:
+        return
+
+
+class _MappingStandIn:
+    """The same for classes derived from ``dict``: torch's parser fills only those it knows."""
+
+    def __new__(cls, *_arguments: Any) -> Any:
+        return OrderedDict()
+
+
+def _no_items(*_arguments: Any) -> list[Any]:
+    return []
+
+
+_CONTAINERS: Final[dict[str, Any]] = {
+    "collections.deque": _no_items,
+    "collections.defaultdict": _MappingStandIn,
+    "collections.Counter": _MappingStandIn,
+}
+
+
 def _read_pickle(path: Path, trust_pickle: bool) -> Any:
     with _open(path) as stream:
         try:
-            with warnings.catch_warnings(), torch.serialization.safe_globals(_NUMBERS):
-                # Old storages warn about TypedStorage; nobody who evaluates can change that.
-                warnings.simplefilter("ignore")
-                # torch's own documentation: weights_only executes no code of the file.
-                return torch.load(stream, map_location="cpu", weights_only=not trust_pickle)
+            return _parse(stream, _NUMBERS, trust_pickle)
         except MemoryError as error:
             raise CheckpointError("asks for more memory than there is", where=path) from error
         except Exception as error:  # A damaged file makes the parser raise almost anything.
-            names = imported_names(stream)
-            if isinstance(error, pickle.UnpicklingError) and names and not trust_pickle:
-                shown = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
-                raise UnsafeCheckpointError(
-                    f"reading it would execute code: {shown}",
-                    where=path,
-                    hint="Save it as a state dict or safetensors; or --trust-pickle if you trust it",
-                ) from error
-            raise _corrupt(path, error) from error
+            if trust_pickle or not isinstance(error, pickle.UnpicklingError):
+                raise _corrupt(path, error) from error
+            refused: Exception = error
+        scan = scan_pickles(stream)
+        if scan.code:
+            shown = ", ".join(scan.imported[:3]) + (", …" if len(scan.imported) > 3 else "")
+            raise UnsafeCheckpointError(
+                f"reading it would execute code: {shown}",
+                where=path,
+                hint="Save it as a state dict or safetensors; or --trust-pickle if you trust it",
+            ) from refused
+        for usual in (_StandIn, _MappingStandIn):
+            stand_ins = [(_CONTAINERS.get(name, usual), name) for name in scan.beside]
+            try:
+                return _parse(stream, stand_ins, trust_pickle=False)
+            except Exception as error:
+                refused = error
+        if not (scan.whole and isinstance(refused, pickle.UnpicklingError)):
+            raise _corrupt(path, refused) from refused
+        raise CheckpointError(
+            f"holds more than weights, in a form that cannot be read safely: {_reason(refused)}",
+            where=path,
+            hint="Save the state dict alone, with torch.save's own protocol or as safetensors",
+        ) from refused
+
+
+def _parse(stream: BufferedReader, known: list[Any], trust_pickle: bool) -> Any:
+    stream.seek(0)
+    with warnings.catch_warnings(), torch.serialization.safe_globals(known):
+        # Old storages warn about TypedStorage; nobody who evaluates can change that.
+        warnings.simplefilter("ignore")
+        # torch's own documentation: weights_only executes no code of the file.
+        return torch.load(stream, map_location="cpu", weights_only=not trust_pickle)
 
 
 def _corrupt(path: Path, error: BaseException) -> CheckpointError:
-    # torch appends paragraphs of advice about disabling its check; ours is in the hint.
-    reason = one_line(error).partition(" (1) ")[0]
     return CheckpointError(
-        f"is truncated, corrupt or no checkpoint ({reason})", where=path, hint="Fetch it again"
+        f"is truncated, corrupt or no checkpoint ({_reason(error)})",
+        where=path,
+        hint="Fetch it again",
     )
+
+
+def _reason(error: BaseException) -> str:
+    # torch appends paragraphs of advice about disabling its check; ours is in the hint.
+    return one_line(error).partition(" (1) ")[0]
 
 
 class _Exported(nn.Module):

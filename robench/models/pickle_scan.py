@@ -11,9 +11,11 @@ from __future__ import annotations
 import io
 import pickletools
 import re
+import sys
 import zipfile
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any, BinaryIO, Final
 
 _MAX_OPCODES: Final = 5_000_000
@@ -31,33 +33,84 @@ _DATA = re.compile(
     r"|numpy\.(_core|core)\.multiarray\.scalar|numpy\.dtype|numpy\.dtypes\.\w+)$"
 )
 
+# What training scripts leave beside the weights. Nothing of it is imported: a stand-in is read in
+# its place. Of other packages these are classes, by the way that their names are written.
+_BESIDE = re.compile(
+    r"^(argparse\.Namespace|types\.SimpleNamespace|pathlib\.(_local\.)?\w*Path"
+    r"|datetime\.\w+|zoneinfo\.ZoneInfo(\._unpickle)?|decimal\.Decimal|fractions\.Fraction"
+    r"|uuid\.(UUID|SafeUUID)|collections\.\w+|builtins\.(object|slice|range|bytes|str|bool)"
+    r"|copyreg\._reconstructor|array\.(array|_array_reconstructor)|random\.Random"
+    r"|numpy\.(_core|core)\.(multiarray\._reconstruct|numeric\._frombuffer)"
+    r"|numpy\.(ndarray|matrix|bool_?|str_|bytes_|void|record|[a-z]+\d+(_\w+)?)"
+    r"|numpy\.random\._\w+\.\w+|numpy\.ma\.core\.(_mareconstruct|MaskedArray)"
+    r"|torch\.optim\.(\w+\.)+[A-Z]\w+)$"
+)
+_CLASS = re.compile(r"^(\w+\.)+[A-Z]\w*$")
 
-def imported_names(stream: BinaryIO) -> list[str]:
-    """``module.attribute`` of everything that the pickles of a checkpoint file would import, in
-    order, each once, without what only rebuilds tensors, containers and numbers.
 
-    The file is in the zip or the legacy layout. Damage ends the scan of the pickle it is in, not
-    the scan of the others; what comes before it would be imported all the same.
+@dataclass(frozen=True)
+class PickleScan:
+    """What the pickles of a checkpoint file would import, found without running them.
+
+    Attributes:
+        names: ``module.attribute``, in order, each once.
+        whole: every pickle came to its end.
+    """
+
+    names: tuple[str, ...]
+    whole: bool
+
+    @property
+    def imported(self) -> list[str]:
+        """The names without what only rebuilds tensors, containers and numbers."""
+        return [name for name in self.names if not _DATA.match(name)]
+
+    @property
+    def code(self) -> list[str]:
+        """Of these the ones that are not harmless beside weights."""
+        return [name for name in self.imported if not _is_beside(name)]
+
+    @property
+    def beside(self) -> list[str]:
+        """The names that a stand-in can take the place of."""
+        ours = ("numpy.", "builtins.")
+        return [name for name in self.names if _is_beside(name) or name.startswith(ours)]
+
+
+def _is_beside(name: str) -> bool:
+    top = name.partition(".")[0]
+    ours = top in sys.stdlib_module_names or top in ("torch", "numpy")
+    return bool(_BESIDE.match(name)) or (bool(_CLASS.match(name)) and not ours)
+
+
+def scan_pickles(stream: BinaryIO) -> PickleScan:
+    """Scan a checkpoint file in the zip or the legacy layout.
+
+    Damage ends the scan of the pickle it is in, not the scan of the others; what comes before it
+    would be imported all the same.
     """
     names: dict[str, None] = {}
-    for data in _pickles(stream):
-        for _ in range(_LEGACY_PICKLES):
-            if not _add_names(data, names):
-                break
-    return [name for name in names if not _DATA.match(name)]
+    ends = []
+    for data, expected in _pickles(stream):
+        ends += [_add_names(data, names)]
+        while ends[-1] and expected > 1:
+            expected -= 1
+            ends += [_add_names(data, names)]
+    return PickleScan(tuple(names), bool(ends) and all(ends))
 
 
-def _pickles(stream: BinaryIO) -> Iterator[io.BytesIO]:
+def _pickles(stream: BinaryIO) -> Iterator[tuple[io.BytesIO, int]]:
+    """Each entry that holds pickles, and how many there should be in it."""
     stream.seek(0)
     if not zipfile.is_zipfile(stream):
         stream.seek(0)
-        yield io.BytesIO(stream.read(_MAX_PICKLE))
+        yield io.BytesIO(stream.read(_MAX_PICKLE)), _LEGACY_PICKLES
         return
     try:
         with zipfile.ZipFile(stream) as archive:
             for entry in archive.infolist():
                 if entry.filename.endswith(".pkl") and entry.file_size <= _MAX_PICKLE:
-                    yield io.BytesIO(archive.read(entry))
+                    yield io.BytesIO(archive.read(entry)), 1
     except Exception:  # A damaged archive raises many things; torch refuses it by itself.
         return
 

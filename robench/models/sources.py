@@ -16,7 +16,7 @@ from robench.models.checkpoints import shard_names
 from robench.models.drafting import draft_card
 from robench.models.loading import wrap_module
 from robench.models.wrapper import RobenchModel
-from robench.records import ArchitectureSpec, InputSpec, ModelCard, PreprocessingSpec
+from robench.records import ArchitectureSpec, Flag, InputSpec, ModelCard, PreprocessingSpec
 from robench.registry import near_misses
 
 _WEIGHTS: Final = (
@@ -221,11 +221,61 @@ def load_from_robustbench(address: str) -> RobenchModel:
             f"cannot be loaded: {type(error).__name__}: {one_line(error)}",
             where=f"robustbench:{address}",
         ) from error
+    preprocessing, remarks = None, list[Flag]()
+    if dataset == "imagenet":  # the others have one size
+        preprocessing = _robustbench_preprocessing(dataset, threat, name)
+        if preprocessing is None:
+            evidence = (
+                f"how RobustBench prepares images for {name} could not be found out: they "
+                "were prepared as the data set does it"
+            )
+            remarks = [Flag(name="preprocessing_unknown", severity="warning", evidence=evidence)]
     return wrap_module(
         module,
         num_classes=num_classes,
         name=name,
         dataset=dataset,
         threat_model=radius,
+        preprocessing=preprocessing,
+        remarks=remarks,
         share=True,
     )
+
+
+def _robustbench_preprocessing(dataset: str, threat: str, name: str) -> PreprocessingSpec | None:
+    """What RobustBench does to images for this model; None where it does not say, or it is odd."""
+    try:
+        # Of the optional package, and not in all of its versions.
+        from robustbench.data import get_preprocessing
+        from robustbench.model_zoo.enums import BenchmarkDataset, ThreatModel
+
+        transform = get_preprocessing(BenchmarkDataset(dataset), ThreatModel(threat), name, None)
+        return preprocessing_of(transform)
+    except Exception:  # Whatever another version raises means the same.
+        return None
+
+
+def preprocessing_of(transform: Any) -> PreprocessingSpec | None:
+    """torchvision's ``Compose`` of ``Resize``, ``CenterCrop`` and conversions, as a card says it.
+
+    Returns:
+        None for any other transform.
+    """
+    # Takes a second to import, and only such models need it.
+    from torchvision.transforms import CenterCrop, Compose, PILToTensor, Resize, ToTensor
+
+    fields: dict[str, Any] = {}
+    for step in transform.transforms if isinstance(transform, Compose) else [transform]:
+        if isinstance(step, Resize) and not fields:
+            whole = isinstance(step.size, int) or len(step.size) == 1
+            size = step.size if isinstance(step.size, int) else step.size[0]
+            fields |= {"resize": size} if whole else {"size": tuple(step.size)}
+            fields["interpolation"] = step.interpolation.value
+        elif isinstance(step, CenterCrop) and "crop" not in fields:
+            height, width = step.size if not isinstance(step.size, int) else (step.size,) * 2
+            if height != width:
+                return None
+            fields["crop"] = height
+        elif not isinstance(step, (ToTensor, PILToTensor)):
+            return None
+    return PreprocessingSpec(**fields)

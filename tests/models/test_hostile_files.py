@@ -26,7 +26,7 @@ from robench.models import draft_card, load_checkpoint, read_checkpoint
 from robench.models.architectures.resnet import DigitsResNet
 from robench.models.checkpoints import checkpoint_sha256, verify_sha256
 from robench.models.drafting import find_state_dicts
-from robench.models.pickle_scan import imported_names
+from robench.models.pickle_scan import scan_pickles
 from robench.records import ArchitectureSpec, InputSpec
 
 SPEC = ArchitectureSpec(name="digits_resnet", arguments={"width": 2})
@@ -184,13 +184,13 @@ def test_object_arrays_of_numpy_are_refused(tmp_path: Path, canary: Path) -> Non
     ],
 )
 def test_scan_finds_names_however_they_are_spelled(program: bytes, expected: str) -> None:
-    assert expected in ", ".join(imported_names(io.BytesIO(program)))
+    assert expected in ", ".join(scan_pickles(io.BytesIO(program)).imported)
 
 
 def test_scan_follows_whatever_pickle_writes() -> None:
     content = {"a": [1, (2.5, None)], "b": {Path("x"): {3}}, "c": b"bytes", "d": [True] * 300}
     for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
-        found = imported_names(io.BytesIO(pickle.dumps(content, protocol)))
+        found = scan_pickles(io.BytesIO(pickle.dumps(content, protocol))).imported
         names = {name.rpartition(".")[2] for name in found}
         assert names <= {"PosixPath", "WindowsPath", "_reconstructor", "object"}, protocol
         assert names & {"PosixPath", "WindowsPath"}
@@ -200,7 +200,7 @@ def test_scan_of_honest_checkpoints_finds_nothing(tmp_path: Path) -> None:
     for write in (zipped, legacy, protocol_4):
         write({"net": tensors(), "acc": 1.0, "half": torch.ones(2).half()}, tmp_path / "m")
         with (tmp_path / "m").open("rb") as stream:
-            assert imported_names(stream) == []
+            assert scan_pickles(stream).imported == []
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -209,8 +209,8 @@ def test_scan_never_fails_on_noise(seed: int) -> None:
     opcodes = bytes(range(256))
     for _ in range(300):
         noise = bytes(source.choices(opcodes, k=source.randrange(1, 80)))
-        imported_names(io.BytesIO(b"\x80\x04" + noise))
-        imported_names(io.BytesIO(noise))
+        scan_pickles(io.BytesIO(b"\x80\x04" + noise))
+        scan_pickles(io.BytesIO(noise))
 
 
 # --- files that are no checkpoints ----------------------------------------------------------------

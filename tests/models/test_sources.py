@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import types
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from fake_model_hubs import serve_hub, serve_robustbench
 from safetensors.torch import save_file
 from torch import nn
+from torchvision import transforms as T
 
 from robench.datasets import Preprocessing
 from robench.errors import (
@@ -22,6 +24,7 @@ from robench.errors import (
 )
 from robench.models import load_model
 from robench.models.sources import fetch_hub_weights
+from robench.records import PreprocessingSpec
 
 INPUTS = torch.rand(1, 3, 160, 160, generator=torch.Generator().manual_seed(0))
 ADDRESS = "hf:someone/tiny_vit"
@@ -180,6 +183,55 @@ def test_a_robustbench_model_by_its_name(robustbench: nn.Module) -> None:
     inputs = torch.rand(2, 3, 4, 4)
     torch.testing.assert_close(model(inputs), robustbench(inputs))
     assert model.summary.id == "cifar10/L2-0.5/Known2023_WRN"
+
+
+def _robustbench_says(monkeypatch: pytest.MonkeyPatch, transform: Any) -> None:
+    """What RobustBench's package has beside ``load_model``."""
+    data, zoo, enums = (types.ModuleType(f"robustbench{n}") for n in (".data", ".zoo", ".enums"))
+    data.get_preprocessing = (  # type: ignore[attr-defined]
+        lambda dataset, threat, name, given: transform if name == "Known2023_WRN" else None
+    )
+    enums.BenchmarkDataset = enums.ThreatModel = str  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "robustbench.data", data)
+    monkeypatch.setitem(sys.modules, "robustbench.model_zoo", zoo)
+    monkeypatch.setitem(sys.modules, "robustbench.model_zoo.enums", enums)
+
+
+@pytest.mark.parametrize(
+    "steps, expected",
+    [
+        ([T.Resize(256), T.CenterCrop(224)], {"resize": 256, "crop": 224}),
+        ([T.CenterCrop(288)], {"crop": 288}),
+        ([T.Resize((32, 48))], {"size": (32, 48)}),
+        (
+            [T.Resize(256, T.InterpolationMode.BICUBIC), T.CenterCrop(224)],
+            {"resize": 256, "crop": 224, "interpolation": "bicubic"},
+        ),
+        ([T.Grayscale()], None),
+        ([T.CenterCrop(224), T.Resize(256)], None),
+    ],
+)
+def test_what_robustbench_does_to_images_is_kept_or_said_to_be_unknown(
+    robustbench: nn.Module,
+    monkeypatch: pytest.MonkeyPatch,
+    steps: list[Any],
+    expected: dict[str, Any] | None,
+) -> None:
+    _robustbench_says(monkeypatch, T.Compose([*steps, T.ToTensor()]))
+    model = load_model("robustbench:imagenet/Linf/Known2023_WRN")
+    if expected is None:
+        assert model.preprocessing is None
+        assert [flag.name for flag in model.remarks] == ["preprocessing_unknown"]
+    else:
+        assert model.preprocessing == PreprocessingSpec(**expected)
+        assert model.remarks == ()
+    # Data sets of one size need none.
+    assert load_model("robustbench:cifar10/L2/Known2023_WRN").remarks == ()
+
+
+def test_a_robustbench_without_preprocessings_is_said(robustbench: nn.Module) -> None:
+    (flag,) = load_model("robustbench:imagenet/Linf/Known2023_WRN").remarks
+    assert flag.name == "preprocessing_unknown"
 
 
 def test_robustbench_errors(robustbench: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:

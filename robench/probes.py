@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from robench.errors import ModelError, UsageError
+from robench.errors import ModelError, UsageError, first_line
 from robench.registry import unknown_name
 
 _WRAPPED = "network"
@@ -123,6 +123,27 @@ def forward_hooks(
                     f"{type(module).__name__} lets nobody look at its layers: {error}"
                 ) from error
         yield
+
+
+@contextmanager
+def precision_named(model: nn.Module) -> Iterator[None]:
+    """Say so where a pass inside fails and the network is not in float32, as its inputs are.
+
+    Raises:
+        ModelError: in place of torch's error.
+    """
+    try:
+        yield
+    except (RuntimeError, TypeError) as error:
+        tensors = [*model.parameters(), *model.buffers()]
+        others = {t.dtype for t in tensors if t.is_floating_point()} - {torch.float32}
+        if not others:
+            raise
+        raise ModelError(
+            f"the network is in {' and '.join(sorted(map(str, others)))} and fails on float32 "
+            f"inputs: {first_line(error)}",
+            hint="Convert it with .float(), or wrap it in a module that casts inputs and logits",
+        ) from error
 
 
 def checked_inputs(inputs: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from robench.attention.feature_sum import feature_sum
 from robench.attention.grad_cam import grad_cam
 from robench.attention.rollout import rollout
 from robench.errors import UsageError
-from robench.probes import resolve_layer
+from robench.probes import precision_named, resolve_layer
 from robench.registry import Registry
 
 
@@ -100,14 +100,16 @@ class AttentionExtractor:
             UsageError: malformed inputs or targets.
         """
         self.prepare(inputs)
-        return self._method.maps(
-            self._model, inputs, targets, layer=self._layer, create_graph=create_graph
-        )
+        with precision_named(self._model):
+            return self._method.maps(
+                self._model, inputs, targets, layer=self._layer, create_graph=create_graph
+            )
 
     def prepare(self, inputs: Tensor) -> None:
         """Choose the layer, by a forward pass of the first input, if that is still to do."""
         if self._layer is None and self._method.find_layer is not None:
-            self._layer = self._method.find_layer(self._model, inputs)
+            with precision_named(self._model):
+                self._layer = self._method.find_layer(self._model, inputs)
 
     def describe(self) -> str:
         """Method and layer for the record, such as ``grad_cam@blocks.2``.
@@ -123,3 +125,15 @@ class AttentionExtractor:
                 hint="Compute maps or call prepare(inputs) first",
             )
         return f"{self._name}@{self._layer}"
+
+
+def attention_maps(
+    model: nn.Module,
+    inputs: Tensor,
+    targets: Tensor,
+    *,
+    method: str = "grad_cam",
+    layer: str | None = None,
+) -> Tensor:
+    """Maps (N, h, w) of one batch; arguments and errors are those of :class:`AttentionExtractor`."""
+    return AttentionExtractor(model, method=method, layer=layer)(inputs, targets)

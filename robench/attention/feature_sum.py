@@ -7,7 +7,8 @@ distillation and bi-directional metric learning", ICCV 2021.
 import torch
 from torch import Tensor, nn
 
-from robench.attention.feature_maps import channels_first, find_spatial_layer, tapped
+from robench.attention.feature_maps import as_map, find_spatial_layer, tapped
+from robench.attention.token_grids import declared
 from robench.errors import UsageError
 from robench.probes import at_least_float32, checked_inputs
 
@@ -61,5 +62,6 @@ def feature_sum(
         chosen = find_spatial_layer(model, inputs) if layer is None else layer
         with tapped(model, chosen) as feature_map, torch.set_grad_enabled(create_graph):
             model(inputs)
-            features = channels_first(feature_map(), inputs)
+            prefix = declared(model, "num_prefix_tokens", int)
+            features = as_map(feature_map(), inputs, prefix)
             return feature_sum_map(at_least_float32(features))

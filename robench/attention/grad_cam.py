@@ -8,11 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from robench.attention.feature_maps import (
-    channels_first,
+    as_map,
     checked_targets,
     find_spatial_layer,
     tapped,
 )
+from robench.attention.token_grids import declared
 from robench.errors import ModelError
 from robench.probes import at_least_float32, checked_inputs, checked_logits
 
@@ -69,7 +70,8 @@ def grad_cam(
             targets = checked_targets(targets, logits)
             scores = logits.gather(1, targets[:, None]).sum()
             gradient = _gradient(scores, features, chosen, create_graph)
-            maps = _weighted(channels_first(features, inputs), channels_first(gradient, inputs))
+            prefix = declared(model, "num_prefix_tokens", int)
+            maps = _weighted(as_map(features, inputs, prefix), as_map(gradient, inputs, prefix))
     return maps if create_graph else maps.detach()
 
 

@@ -6,19 +6,14 @@ multiplied through the layers.
 """
 
 from collections.abc import Sequence
-from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from robench.attention.softmax_weights import recorded_weights
+from robench.attention.token_grids import declared, token_grid
 from robench.errors import ModelError, UsageError
 from robench.probes import checked_inputs, undisturbed
-
-T = TypeVar("T")
-
-_MOST_PREFIX_TOKENS = 5
-"""A class token and four registers; a larger remainder means that the grid was guessed wrong."""
 
 
 def rollout(
@@ -60,10 +55,10 @@ def rollout(
             weights, start = _global(recorded, inputs.shape[0])
             tokens = int(weights[0].shape[-1])
             size = (int(inputs.shape[2]), int(inputs.shape[3]))
-            prefix, grid = token_grid(tokens, size, _declared(model, "num_prefix_tokens", int))
+            prefix, grid = token_grid(tokens, size, declared(model, "num_prefix_tokens", int))
             if start is None:
                 start = weights[0].new_zeros(inputs.shape[0], tokens)
-                if prefix > 0 and _declared(model, "has_class_token", bool) is not False:
+                if prefix > 0 and declared(model, "has_class_token", bool) is not False:
                     start[:, 0] = 1
                 else:
                     start[:, prefix:] = 1 / (tokens - prefix)
@@ -96,38 +91,6 @@ def rollout_tokens(weights: Sequence[Tensor], start: Tensor, *, residual: float 
     return row[:, 0]
 
 
-def token_grid(
-    tokens: int, size: tuple[int, int], prefix: int | None = None
-) -> tuple[int, tuple[int, int]]:
-    """Prefix tokens and (rows, columns) of patches, given square patches.
-
-    Args:
-        tokens: T, patches and prefix.
-        size: (H, W) of the inputs.
-        prefix: tokens before the patches if known; None: as few as fit, where patches tile the
-            image exactly.
-
-    Raises:
-        ModelError: no square patch explains the number of tokens.
-
-    >>> token_grid(197, (224, 224)), token_grid(32, (32, 64))
-    ((1, (14, 14)), (0, (4, 8)))
-    """
-    height, width = size
-    for patch in range(1, min(size) + 1):
-        rows, columns = height // patch, width // patch
-        spare = tokens - rows * columns
-        whole = height % patch == 0 and width % patch == 0
-        guessed = whole and 0 <= spare <= _MOST_PREFIX_TOKENS
-        if spare == prefix or (prefix is None and guessed):
-            return spare, (rows, columns)
-    known = "" if prefix is None else f", {prefix} of them before the patches"
-    raise ModelError(
-        f"{tokens} tokens{known} do not form a grid of square patches on {height} x {width} inputs",
-        hint="Rollout needs one token for each patch; use Grad-CAM otherwise",
-    )
-
-
 def _global(recorded: list[Tensor], n: int) -> tuple[list[Tensor], Tensor | None]:
     """Weights (N, T, T) of each layer, and the row of a last pooling attention if there is one."""
     if not recorded:
@@ -151,9 +114,3 @@ def _global(recorded: list[Tensor], n: int) -> tuple[list[Tensor], Tensor | None
             "use Grad-CAM for windowed or hierarchical transformers",
         )
     return recorded, pooling
-
-
-def _declared(model: nn.Module, attribute: str, kind: type[T]) -> T | None:
-    """What the network says of itself, as timm's transformers do."""
-    values = (getattr(module, attribute, None) for module in model.modules())
-    return next((value for value in values if isinstance(value, kind)), None)

@@ -41,7 +41,7 @@ INPUTS = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(1))
 TARGETS = torch.tensor([0, 1, 2, 3])
 
 
-@pytest.mark.parametrize("module", ["feature_sum", "rollout"])
+@pytest.mark.parametrize("module", ["feature_sum", "rollout", "token_grids"])
 def test_examples_in_docstrings_run(module: str) -> None:
     # Functions of the same names stand before the modules in the package.
     result = doctest.testmod(importlib.import_module(f"robench.attention.{module}"))

@@ -13,12 +13,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from robench.attacks.base import nth_best_rival
 from robench.errors import AttackError, MissingDependencyError
 from robench.registry import unknown_name
 from robench.threat_models import ThreatModel
 
 _VERSIONS = ("standard", "plus", "rand")
 _ART_NORMS: dict[str, Any] = {"Linf": np.inf, "L2": 2, "L1": 1}
+
+_ALWAYS_TARGETED = {"SaliencyMapMethod", "LowProFool"}
+"""ART's attacks that read the labels as targets and have no parameter that says so"""
+_BATCH = 128
 
 
 @dataclass
@@ -116,7 +121,9 @@ def art_attacks() -> dict[str, type[Any]]:
 class ARTAttack:
     """One of ART's evasion attacks.
 
-    ``eps`` and ``norm`` are filled in from the threat model where the attack has them; all other
+    ``eps`` and ``norm`` are filled in from the threat model where the attack has them. A step that
+    is left out is the same share of ε as ART's default is of ART's ε. A search is untargeted
+    unless its parameters say otherwise; it then aims at the likeliest wrong class. All other
     parameters are passed on as they are.
 
     Args:
@@ -167,18 +174,37 @@ class ARTAttack:
                 clip_values=(0.0, 1.0),
                 device_type=device,
             )
-            attack = self.kind(classifier, **self._parameters())
-            adv_inputs = attack.generate(x=inputs.cpu().numpy(), y=labels.cpu().numpy())
+            attack = self.kind(classifier, **self.parameters())
+            # What ART is given is what to leave, or of a targeted search what to reach.
+            targeted = getattr(attack, "targeted", self.kind.__name__ in _ALWAYS_TARGETED)
+            aims = _best_rivals(model, inputs, labels) if targeted else labels
+            adv_inputs = attack.generate(x=inputs.cpu().numpy(), y=aims.cpu().numpy())
         except (TypeError, ValueError) as error:
             raise AttackError(f"ART's {self.kind.__name__}: {error}", where=self.name) from error
         return torch.as_tensor(adv_inputs, dtype=inputs.dtype, device=inputs.device)
 
-    def _parameters(self) -> dict[str, Any]:
-        accepted = inspect.signature(self.kind).parameters
+    def parameters(self) -> dict[str, Any]:
+        """What ART's class is called with: the user's, and what is filled in."""
+        defaults = {n: p.default for n, p in inspect.signature(self.kind).parameters.items()}
         from_threat_model = {
             "eps": self.threat_model.radius,
             "norm": _ART_NORMS[self.threat_model.norm],
+            "targeted": False,
             "verbose": False,
         }
-        filled = {name: value for name, value in from_threat_model.items() if name in accepted}
-        return {**filled, **self.params}
+        filled = {name: value for name, value in from_threat_model.items() if name in defaults}
+        filled |= self.params
+        own_eps, own_step = defaults.get("eps"), defaults.get("eps_step")
+        if _is_number(own_eps) and _is_number(own_step) and _is_number(filled["eps"]):
+            filled.setdefault("eps_step", filled["eps"] * own_step / own_eps)
+        return filled
+
+
+def _best_rivals(model: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor:
+    with torch.no_grad():
+        logits = torch.cat([model(part) for part in torch.split(inputs, _BATCH)])
+    return nth_best_rival(logits, labels, torch.zeros_like(labels))
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0

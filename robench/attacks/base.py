@@ -89,8 +89,8 @@ class Slots:
     """int64 (B,): which of the sample's searches, 0 … ``Attack.searches(K)`` − 1"""
 
     def targets(self, restarts: int) -> Tensor:
-        """int64 (B,): the classes to aim at, likeliest first, each in ``restarts`` searches."""
-        return nth_best_class(self.clean_logits, 1 + self.search // restarts)
+        """int64 (B,): the wrong classes, likeliest first, each in ``restarts`` searches."""
+        return nth_best_rival(self.clean_logits, self.labels, self.search // restarts)
 
     def fresh(self, targets: Tensor | None = None) -> dict[str, Any]:
         """The fields of a :class:`State` before the first step, aiming at ``targets``, (B,)."""
@@ -245,9 +245,15 @@ def _parts(state: Any) -> dict[str, Any]:
     return {n: v for n, v in values.items() if isinstance(v, Tensor) or is_dataclass(v)}
 
 
-def nth_best_class(logits: Tensor, n: Tensor) -> Tensor:
-    """The class with the ``n``-th largest logit, 0 the largest: (B, K), int64 (B,) → (B,)."""
-    return logits.argsort(dim=1, descending=True).gather(1, n[:, None]).squeeze(1)
+def nth_best_rival(logits: Tensor, labels: Tensor, n: Tensor) -> Tensor:
+    """The class with the ``n``-th largest logit among those that are wrong, 0 the largest.
+
+    Shapes (B, K), int64 (B,), int64 (B,) → (B,). Whether the label itself is on top, as it is for
+    the output that samples were chosen by, or another class, as may be for a further output,
+    makes no difference.
+    """
+    rivals = logits.scatter(1, labels[:, None], -torch.inf)
+    return rivals.argsort(dim=1, descending=True).gather(1, n[:, None]).squeeze(1)
 
 
 def evaluate(

@@ -220,6 +220,52 @@ def test_art_is_reproducible_by_seed() -> None:
     assert not torch.equal(one, other)
 
 
+@pytest.mark.parametrize(
+    "attack", ["ProjectedGradientDescent", "BasicIterativeMethod", "MomentumIterativeMethod"]
+)
+@pytest.mark.parametrize("params", [{}, {"eps": 0.003}])
+def test_arts_step_keeps_arts_own_share_of_eps(attack: str, params: dict[str, Any]) -> None:
+    """ART's default is a step of 0.1 for an ε of 0.3, whoever says what ε is."""
+    from robench.attacks.adapters import ARTAttack
+
+    built = ARTAttack(ThreatModel.of("Linf", 0.015), foreign_name=attack, **params)
+    filled = built.parameters()
+    assert filled["eps_step"] == pytest.approx(params.get("eps", 0.015) / 3)
+    own = ARTAttack(LINF, foreign_name=attack, eps_step=0.02).parameters()
+    assert (own["eps"], own["eps_step"]) == (0.15, 0.02)
+
+
+class _Recording:
+    """In place of an attack of ART's: keeps the labels that it is given."""
+
+    seen: np.ndarray[Any, Any]
+
+    def __init__(self, estimator: Any, targeted: bool = True) -> None:
+        self.targeted = targeted
+
+    def generate(self, x: np.ndarray[Any, Any], y: np.ndarray[Any, Any]) -> Any:
+        _Recording.seen = y
+        return x
+
+
+@pytest.mark.parametrize("params, aims_at_rivals", [({}, False), ({"targeted": True}, True)])
+def test_arts_targeted_searches_aim_at_the_likeliest_wrong_class(
+    params: dict[str, Any], aims_at_rivals: bool
+) -> None:
+    """Some of ART's attacks are targeted by default: given the true labels they would aim at them."""
+    from robench.attacks.adapters import ARTAttack
+
+    model, inputs = TinyCNN(), images(8)
+    order = model(inputs).argsort(dim=1, descending=True)
+    built = ARTAttack(LINF, foreign_name="BoundaryAttack", **params)
+    built.kind = _Recording
+    # Of some samples another class than the label is on top.
+    labels = torch.where(torch.arange(8) < 4, order[:, 0], order[:, 1])
+    rivals = torch.where(torch.arange(8) < 4, order[:, 1], order[:, 0])
+    built.propose(model, inputs, labels, 0)
+    assert _Recording.seen.tolist() == (rivals if aims_at_rivals else labels).tolist()
+
+
 def test_the_references_autoattack_runs_by_name() -> None:
     """On a model so weak that its first attack breaks everything; proposals hold up in fp32."""
     model, inputs = TinyCNN(seed=2), images(12, seed=8)

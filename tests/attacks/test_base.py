@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from robench.attacks.apgd import APGD
-from robench.attacks.base import Attack, State, evaluate, join, nth_best_class, slot_keys, take
+from robench.attacks.base import Attack, State, evaluate, join, nth_best_rival, slot_keys, take
 from robench.attacks.carlini_wagner import CarliniWagnerL2
 from robench.attacks.fab import FAB
 from robench.attacks.losses import LOSSES, Loss
@@ -79,10 +79,14 @@ def test_slots_may_be_taken_by_mask() -> None:
     assert len(take(state, torch.zeros(6, dtype=torch.bool)).labels) == 0
 
 
-def test_the_nth_best_class_counts_from_the_largest_logit() -> None:
-    logits = torch.tensor([[0.1, 3.0, 2.0], [5.0, 4.0, 6.0]])
-    assert nth_best_class(logits, torch.tensor([0, 0])).tolist() == [1, 2]
-    assert nth_best_class(logits, torch.tensor([1, 2])).tolist() == [2, 1]
+@pytest.mark.parametrize("label", [0, 1, 2])
+def test_targets_are_the_wrong_classes_from_the_likeliest_on(label: int) -> None:
+    # Whichever class is on top: a further output may well prefer another one than the label.
+    logits = torch.tensor([[0.0, 2.0, 1.0]])
+    aimed = [
+        int(nth_best_rival(logits, torch.tensor([label]), torch.tensor([n]))) for n in range(2)
+    ]
+    assert aimed == [rival for rival in (1, 2, 0) if rival != label]
 
 
 @pytest.mark.parametrize("needed", ["all", "none", "some"])

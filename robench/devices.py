@@ -2,7 +2,8 @@
 
 import gc
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import chain
 from typing import Generic, TypeVar
 
@@ -50,6 +51,17 @@ def device_of(model: nn.Module) -> torch.device:
     """Where a model's parameters, or else its buffers, are; the CPU where it has neither."""
     tensor = next(chain(model.parameters(), model.buffers()), None)
     return torch.device("cpu") if tensor is None else tensor.device
+
+
+@contextmanager
+def single_precision() -> Iterator[None]:
+    """What is made inside is float32 by default, whatever torch's default is in this process."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 def synchronise() -> None:

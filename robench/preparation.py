@@ -17,13 +17,13 @@ from robench.attacks import build_attack
 from robench.attacks.suites import load_suite
 from robench.attention.catalogue import AttentionExtractor
 from robench.datasets import Dataset
-from robench.devices import device_of, resolve_device
+from robench.devices import device_of, resolve_device, single_precision
 from robench.errors import CardError, ModelError, UsageError, first_line
 from robench.evaluation.prepared_model import Settings
 from robench.evaluation.runner import Listener, evaluate_model
 from robench.files import ensure_writable
 from robench.models.wrapper import RobenchModel
-from robench.probes import resolve_layer
+from robench.probes import precision_named, resolve_layer
 from robench.records import Suite
 from robench.request import Request
 from robench.request_loading import PROBE, load_requested, threat_model_for
@@ -68,6 +68,7 @@ class Prepared:
             save_adversarial=self.request.save_adversarial,
         )
 
+    @single_precision()
     def run(self, listener: Listener | None = None) -> list[StoredRecord]:
         """Run what is missing in the results folder; all records, model by model.
 
@@ -95,6 +96,7 @@ class Prepared:
         return records
 
 
+@single_precision()
 def prepare(request: Request) -> Prepared:
     """Check a request and load what it names. Writes nothing.
 
@@ -128,7 +130,7 @@ def prepare(request: Request) -> Prepared:
 
 
 def _check_fit(model: RobenchModel, dataset: Dataset) -> None:
-    """One forward pass of a few samples, before hours are spent."""
+    """Two forward passes at most, of a few samples and of one alone, before hours are spent."""
     if model.num_classes != dataset.num_classes:
         raise UsageError(
             f"the model has {model.num_classes} classes, {dataset.name} has {dataset.num_classes}",
@@ -140,11 +142,13 @@ def _check_fit(model: RobenchModel, dataset: Dataset) -> None:
     _check_layers(model)
     inputs = dataset.batch(range(min(PROBE, len(dataset)))).to(device_of(model))
     try:
-        with torch.no_grad():
+        with torch.no_grad(), precision_named(model):
             logits = model(inputs)
+    except ModelError:
+        raise
     except (RuntimeError, ValueError, TypeError) as error:
         # One that fails on some samples can be evaluated: those count as errored.
-        if any(_takes(model, one) for one in torch.split(inputs, 1)):
+        if len(inputs) > 1 and _takes(model, inputs[-1:]):
             return
         raise ModelError(
             f"the model does not take {dataset.name}'s inputs {tuple(inputs.shape)}: "
@@ -158,13 +162,19 @@ def _check_fit(model: RobenchModel, dataset: Dataset) -> None:
             where=model.summary.id,
             hint="The weights hold or produce NaN or infinity: check the checkpoint",
         )
+    if len(inputs) > 1 and not _takes(model, inputs[:1]):
+        raise ModelError(
+            f"the model takes {len(inputs)} inputs at a time and fails on one alone",
+            where=model.summary.id,
+            hint="Evaluation uses batches of several sizes: let the model take any",
+        )
 
 
 def _takes(model: RobenchModel, inputs: Tensor) -> bool:
     try:
         with torch.no_grad():
             model(inputs)
-    except (RuntimeError, ValueError, TypeError):
+    except (ModelError, RuntimeError, ValueError, TypeError):
         return False
     return True
 

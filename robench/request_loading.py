@@ -13,11 +13,12 @@ from robench.errors import CardError, UsageError
 from robench.models import wrap_module
 from robench.models.catalogue import SOURCES
 from robench.models.drafting import draft_card
-from robench.models.loading import load_model
+from robench.models.loading import as_it_is_now, load_model
 from robench.models.wrapper import RobenchModel
 from robench.models.zoo import LocatedCard, find_card, list_cards
 from robench.records import (
     ArchitectureSpec,
+    Flag,
     ForwardSpec,
     InputSpec,
     ModelCard,
@@ -175,7 +176,7 @@ def load_samples(request: Request, preprocessing: PreprocessingSpec | None = Non
 
 def _load(request: Request, model: Chosen, samples: Samples) -> tuple[RobenchModel, Dataset]:
     if isinstance(model, RobenchModel):
-        return model, samples(model.preprocessing)
+        return _prepared_alike(as_it_is_now(model), samples(model.preprocessing))
     if isinstance(model, nn.Module):
         dataset = samples(None)
         wrapped = wrap_module(
@@ -190,10 +191,41 @@ def _load(request: Request, model: Chosen, samples: Samples) -> tuple[RobenchMod
         return wrapped, dataset
     if isinstance(model, LocatedCard) or request.architecture is None:
         loaded = load_model(model, trust_pickle=request.trust_pickle, trust_code=request.trust_code)
-        return loaded, samples(loaded.preprocessing)
+        return _prepared_alike(loaded, samples(loaded.preprocessing))
     dataset = samples(None)
     card = draft_requested(request, model, dataset)
-    return load_model(card, trust_pickle=request.trust_pickle), dataset
+    loaded = load_model(card, trust_pickle=request.trust_pickle)
+    library, colon, _ = card.architecture.name.partition(":")
+    if colon and library in ("timm", "torchvision") and card.input.mean is None:
+        _remark(
+            loaded,
+            "normalisation_unknown",
+            f"the network of {library} was given inputs in [{card.input.low:g}, "
+            f"{card.input.high:g}] as they are, for neither its weights file nor --input says by "
+            "which mean and std it normalises",
+        )
+    return loaded, dataset
+
+
+def _prepared_alike(model: RobenchModel, dataset: Dataset) -> tuple[RobenchModel, Dataset]:
+    """Both; the model's records say so where its own way to prepare images was not taken."""
+    wanted, done = model.preprocessing, dataset.preprocessing
+    if wanted is not None and wanted != done:
+        _remark(
+            model,
+            "other_preprocessing",
+            f"the model's images are to be prepared by {_in_words(wanted)}; these samples were "
+            f"prepared by {'nothing' if done is None else _in_words(done)}",
+        )
+    return model, dataset
+
+
+def _in_words(spec: PreprocessingSpec) -> str:
+    return ", ".join(f"{k} {v}" for k, v in spec.model_dump(exclude_none=True).items())
+
+
+def _remark(model: RobenchModel, name: str, evidence: str) -> None:
+    model.remarks += (Flag(name=name, severity="warning", evidence=evidence),)
 
 
 def draft_requested(
@@ -259,7 +291,7 @@ def _check_belonging(request: Request) -> None:
     )
     if request.architecture is None and about_weights:
         raise UsageError(
-            "--arch-arg and --input are for weights without a card",
+            "--arch-arg, --input and --forward are for weights without a card",
             hint="Name their architecture with --arch",
         )
     if bare > 1:

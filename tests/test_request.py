@@ -41,6 +41,7 @@ TYPED: dict[str, tuple[list[str], Any]] = {
     "architecture": (["--arch", "resnet18"], "resnet18"),
     "architecture_arguments": (["--arch-arg", "width=16"], {"width": 16}),
     "input": (["--input", "high=255"], {"high": 255}),
+    "forward": (["--forward", "output=logits"], {"output": "logits"}),
     "trust_pickle": (["--trust-pickle"], True),
     "trust_code": (["--trust-code"], True),
     "device": (["--device", "cpu"], "cpu"),
@@ -54,7 +55,6 @@ TYPED: dict[str, tuple[list[str], Any]] = {
 
 PYTHON_ONLY = {
     "at_most": "the command line's default of --n",
-    "forward": "a card says it",
     "num_classes": "of a module",
     "name": "of a module",
 }

@@ -98,6 +98,10 @@ class RequestOptions:
             "NAME=VALUE", "What weights without a card expect, as mean=0.5 std=0.25, or high=255."
         ),
     ]
+    forward: Annotated[
+        list[str] | None,
+        option("NAME=VALUE", "Where such weights' logits are, as output=logits or output=0."),
+    ]
     trust_pickle: Annotated[bool, flag("Execute the code in the weights file.", "--trust-pickle")]
     trust_code: Annotated[
         bool, flag("Import and call the code that cards, suites or --dataset name.", "--trust-code")
@@ -120,7 +124,7 @@ class RequestOptions:
 SAMPLES = ("dataset", "split", "data_root", "dataset_options", "download")
 """Where the samples are."""
 
-WEIGHTS = ("architecture", "architecture_arguments", "input", "trust_pickle")
+WEIGHTS = ("architecture", "architecture_arguments", "input", "forward", "trust_pickle")
 """What weights without a card do not say themselves."""
 
 
@@ -140,6 +144,7 @@ _NAME_VALUES = {
     "dataset_options": "--dataset-option",
     "architecture_arguments": "--arch-arg",
     "input": "--input",
+    "forward": "--forward",
 }
 """Fields that are given as NAME=VALUE, and their options."""
 

@@ -104,6 +104,11 @@ class ForwardSpec(Frozen):
     outputs_arguments: dict[str, Any] = Field(default_factory=dict)
     """Keyword arguments that replace ``arguments`` when a named output is asked for."""
 
+    @field_validator("output", mode="before")
+    @classmethod
+    def _one_step(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, (int, str)) else value
+
 
 class AttentionSpec(Frozen):
     """How to look at the network's attention and features."""

@@ -284,7 +284,7 @@ def _read_pickle(path: Path, trust_pickle: bool) -> Any:
         except Exception as error:  # A damaged file makes the parser raise almost anything.
             if trust_pickle or not isinstance(error, pickle.UnpicklingError):
                 raise _corrupt(path, error) from error
-            refused: Exception = error
+            refused = error
         scan = scan_pickles(stream)
         if scan.code:
             shown = ", ".join(scan.imported[:3]) + (", …" if len(scan.imported) > 3 else "")
@@ -293,19 +293,29 @@ def _read_pickle(path: Path, trust_pickle: bool) -> Any:
                 where=path,
                 hint="Save it as a state dict or safetensors; or --trust-pickle if you trust it",
             ) from refused
-        for usual in (_StandIn, _MappingStandIn):
-            stand_ins = [(_CONTAINERS.get(name, usual), name) for name in scan.beside]
-            try:
-                return _parse(stream, stand_ins, trust_pickle=False)
-            except Exception as error:
-                refused = error
-        if not (scan.whole and isinstance(refused, pickle.UnpicklingError)):
-            raise _corrupt(path, refused) from refused
-        raise CheckpointError(
-            f"holds more than weights, in a form that cannot be read safely: {_reason(refused)}",
-            where=path,
-            hint="Save the state dict alone, with torch.save's own protocol or as safetensors",
-        ) from refused
+        try:
+            return _parse_with_stand_ins(stream, scan.beside)
+        except Exception as error:
+            if not scan.whole:
+                raise _corrupt(path, error) from error
+            raise CheckpointError(
+                f"holds more than weights, in a form that cannot be read safely: {_reason(error)}",
+                where=path,
+                hint="Save the state dict alone, with torch.save's own protocol or as safetensors",
+            ) from error
+
+
+def _parse_with_stand_ins(stream: BufferedReader, names: list[str]) -> Any:
+    kinds = {name: _CONTAINERS.get(name) or type(name, (_StandIn,), {}) for name in names}
+    while True:
+        try:
+            return _parse(stream, [(kind, name) for name, kind in kinds.items()], False)
+        except pickle.UnpicklingError as error:
+            text = str(error)
+            mappings = [name for name, kind in kinds.items() if f"got {kind!r}" in text]
+            if "SETITEM" not in text or not mappings:
+                raise
+            kinds |= dict.fromkeys(mappings, _MappingStandIn)
 
 
 def _parse(stream: BufferedReader, known: list[Any], trust_pickle: bool) -> Any:

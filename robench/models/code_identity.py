@@ -129,7 +129,8 @@ class _Seen:
         return uuid.uuid4().hex
 
     def value(self, value: Any) -> None:
-        """Hash any object."""
+        """Hash any object; a compiled module is the module inside."""
+        value = unwrapped(value) if isinstance(value, nn.Module) else value
         kind = type(value)
         if kind in _BY_REPR or isinstance(value, _TORCH_BY_REPR):
             self.add(f"{kind.__name__} {value!r}")
@@ -161,7 +162,7 @@ class _Seen:
         elif isinstance(value, (torch.jit.ScriptModule, torch.jit.ScriptFunction)):
             self._program(value)
         elif isinstance(value, nn.Module):
-            self._network(unwrapped(value))
+            self._network(value)
         elif (parts := _parts(value)) is not None:
             self._all(parts)
         else:
@@ -191,8 +192,7 @@ class _Seen:
             self.add(module.code)
         self._pairs(own)
         for name in _HOOKS:
-            # The keys count up through the life of the process.
-            marks = [
+            marks = [  # the keys count up through the life of the process
                 vars(module).get(f"{name}_{how}", {}) for how in ("with_kwargs", "always_called")
             ]
             for key, hook in (vars(module).get(name) or {}).items():

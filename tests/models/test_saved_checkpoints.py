@@ -181,6 +181,7 @@ HARMLESS: dict[str, Any] = {
     "own class": Config(),
     "own dictionary": _settings(),
     "own slots": Frozen(),
+    "several kinds": [_settings(), Frozen(), Config(), np.zeros(2), Path("x")],
     "optimiser": torch.optim.SGD([torch.ones(1)]),
 }
 

@@ -69,8 +69,8 @@ def session(tmp_path_factory: pytest.TempPathFactory) -> Session:
     commands = {
         "attacks": ["attacks", "--json"],
         "refused": run,
-        "run": [*run, "--trust-code", "--workers", "1", "--device", "cpu"],
         "doctor": ["doctor", "standard", "--n", "40", "--json"],
+        "run": [*run, "--trust-code", "--workers", "1", "--device", "cpu"],
     }
     code = (
         "import contextlib, io, json, sys\n"
@@ -83,6 +83,8 @@ def session(tmp_path_factory: pytest.TempPathFactory) -> Session:
         "            main(words)\n"
         "        except SystemExit as end:\n"
         "            printed[name] = [end.code or 0, out.getvalue(), err.getvalue()]\n"
+        "    if name == 'doctor':\n"
+        "        printed['compiler'] = 'torch._dynamo' in sys.modules\n"
         "from robench.datasets import load_dataset, load_training_splits\n"
         "data = load_dataset('bright-or-dark', size=6)\n"
         "parts = load_training_splits('bright-or-dark')\n"
@@ -149,6 +151,11 @@ def test_adding_a_check(session: Session) -> None:
     assert "40 samples are predicted with more than 99 %" in found[0]["evidence"]
     flags = pd.read_csv(session.results / "leaderboard.csv")["validity"][0]
     assert "overconfident(note)" in flags
+
+
+def test_examining_does_not_import_torchs_compiler(session: Session) -> None:
+    """It is large, and no check needs it."""
+    assert session.printed["compiler"] is False
 
 
 def test_adding_a_data_set(session: Session) -> None:

@@ -2,62 +2,49 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
+import importlib
+import multiprocessing
 import sys
-import textwrap
-from typing import Any
+from collections.abc import Callable
 
 import pytest
 import torch
+from forks import in_a_fork
 
 from robench.evaluation.environment import PeakMemory
 
 
-def in_a_fresh_process(code: str) -> Any:
-    """What a new interpreter prints, as JSON: peaks are counted from a process's beginning."""
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+def hold(mib: int) -> None:
+    torch.ones(mib * 2**18)  # float32, written to
 
 
-BEGINNING = """
-    import json, multiprocessing, torch
-    from robench.evaluation.environment import PeakMemory
-
-    def hold(mib):
-        torch.ones(mib * 2**18)  # float32, written to
-
-    def worker(mib):
-        child = multiprocessing.get_context("fork").Process(target=hold, args=(mib,))
-        child.start()
-        child.join()
-
-    def job(*calls):
-        memory = PeakMemory(torch.device("cpu"))
-        for call, mib in calls:
-            call(mib)
-        return memory.mib()
-"""
+def worker(mib: int) -> None:
+    child = multiprocessing.get_context("fork").Process(target=hold, args=(mib,))
+    child.start()
+    child.join()
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="forks, and KiB")
-def test_memory_is_the_jobs_with_its_workers_or_undefined() -> None:
-    first, smaller, larger, helped, less = in_a_fresh_process(
-        BEGINNING
-        + """
-    jobs = [
+def job(*calls: tuple[Callable[[int], None], int]) -> float | None:
+    memory = PeakMemory(torch.device("cpu"))
+    for call, mib in calls:
+        call(mib)
+    return memory.mib()
+
+
+def five_jobs() -> list[float | None]:
+    return [
         job((hold, 300)),
         job((hold, 100)),
         job((hold, 500)),
         job((hold, 100), (worker, 1200)),
         job((hold, 700), (worker, 100)),
     ]
-    print(json.dumps(jobs))
-    """
-    )
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="forks, and KiB")
+def test_memory_is_the_jobs_with_its_workers_or_undefined() -> None:
+    # In a process of their own: peaks are counted from a process's beginning.
+    first, smaller, larger, helped, less = in_a_fork(five_jobs)
     assert first >= 300
     assert smaller is None  # hidden by what the first held
     assert larger >= first + 150
@@ -65,17 +52,21 @@ def test_memory_is_the_jobs_with_its_workers_or_undefined() -> None:
     assert less is None  # its workers may have held as much as the earlier one's
 
 
+def peak_of_robench_without_resource() -> float | None:
+    for name in [name for name in sys.modules if name.partition(".")[0] == "robench"]:
+        del sys.modules[name]
+    sys.modules["resource"] = None  # type: ignore[assignment] # importing it fails
+    for name in ("api", "cli.main", "inspection.verification"):
+        importlib.import_module(f"robench.{name}")
+    environment = importlib.import_module("robench.evaluation.environment")
+    peak: float | None = environment.PeakMemory(torch.device("cpu")).mib()
+    return peak
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="forks")
 def test_where_the_system_does_not_count_memory_is_undefined() -> None:
     """As on Windows, which has no ``resource``: nothing that evaluates needs it."""
-    assert in_a_fresh_process(
-        """
-        import json, sys
-        sys.modules["resource"] = None  # importing it fails
-        import torch, robench.api, robench.cli.main, robench.inspection.verification
-        from robench.evaluation.environment import PeakMemory
-        print(json.dumps([PeakMemory(torch.device("cpu")).mib()]))
-        """
-    ) == [None]
+    assert in_a_fork(peak_of_robench_without_resource) is None
 
 
 def test_on_cuda_the_devices_count_begins_anew(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,11 +6,11 @@ import io
 import multiprocessing
 import os
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -248,37 +248,28 @@ def test_a_worker_has_one_thread() -> None:
         torch.set_num_threads(before)
 
 
-_ORPHAN = """
-import os, sys, time
-sys.path.insert(0, {tests!r})
-sys.path.insert(0, {support!r})
-import torch, test_worker_pool
+def _search_slowly(pids: Connection) -> None:
+    def linger() -> None:
+        pids.send(os.getpid())
+        time.sleep(0.2)
 
-def linger():
-    print(os.getpid(), flush=True)
-    time.sleep(0.2)
-
-run = test_worker_pool.cascade(2, network=test_worker_pool.InChildren(linger))
-run.run(torch.zeros(test_worker_pool.N, 1, 6, 6))
-"""
+    cascade(2, network=InChildren(linger)).run(torch.zeros(N, 1, 6, 6))
 
 
 def test_workers_end_with_the_process_that_started_them() -> None:
-    here = Path(__file__).resolve()
-    code = _ORPHAN.format(tests=str(here.parent), support=str(here.parents[1] / "support"))
-    with subprocess.Popen(
-        [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True
-    ) as parent:
-        assert parent.stdout is not None
-        seen: set[int] = set()
-        while len(seen) < 2:
-            seen.add(int(parent.stdout.readline()))
-        parent.kill()
-        parent.wait()
-        deadline = time.monotonic() + 30
-        while time.monotonic() < deadline and any(_lives(pid) for pid in seen):
-            time.sleep(0.05)
-        assert not any(_lives(pid) for pid in seen)
+    context = multiprocessing.get_context("fork")
+    receiver, sender = context.Pipe(duplex=False)
+    parent = context.Process(target=_search_slowly, args=(sender,))
+    parent.start()
+    seen: set[int] = set()
+    while len(seen) < 2:
+        seen.add(receiver.recv())
+    parent.kill()
+    parent.join()
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline and any(_lives(pid) for pid in seen):
+        time.sleep(0.05)
+    assert not any(_lives(pid) for pid in seen)
 
 
 def _lives(pid: int) -> bool:

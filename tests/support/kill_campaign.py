@@ -6,7 +6,8 @@ A process of its own, so that torch is imported once and every run is a fork of 
 
 FOLDER/reference holds the unbroken run, FOLDER/0, /1, … the broken ones: when one is complete,
 the next begins, until STOPS runs have been stopped, by the signals in turn: KILL, INT (as Ctrl-C
-sends it) or TERM. With STOPS 0, until each signal has stopped each attack of short-aa.
+sends it) or TERM. With STOPS 0, of a shorter suite, until each signal has stopped each attack of
+its cascade.
 """
 
 from __future__ import annotations
@@ -36,29 +37,33 @@ from robench.models.wrapper import RobenchModel
 from robench.records import AttackSpec, Suite
 from robench.results import Store
 
-SUITE = Suite(
-    name="campaign",
-    attacks=(
-        AttackSpec(
-            name="fgsm",
-            attack="pgd",
-            params={"steps": 1, "relative_step_size": 1.0, "random_start": False},
-        ),
-        AttackSpec(name="pgd-40", attack="pgd", params={"steps": 40, "relative_step_size": 0.1}),
-        AttackSpec(
-            name="short-aa",
-            stages=(
-                AttackSpec(
-                    name="apgd-t",
-                    attack="apgd",
-                    params={"loss": "dlr-targeted", "steps": 10, "targets": 3},
+
+def suite(steps: int, cascade_steps: int, queries: int) -> Suite:
+    """An attack of one step, one of many, and a cascade of three attacks."""
+    targeted = {"loss": "dlr-targeted", "steps": cascade_steps, "targets": 3}
+    return Suite(
+        name="campaign",
+        attacks=(
+            AttackSpec(
+                name="fgsm",
+                attack="pgd",
+                params={"steps": 1, "relative_step_size": 1.0, "random_start": False},
+            ),
+            AttackSpec(
+                name="pgd", attack="pgd", params={"steps": steps, "relative_step_size": 0.1}
+            ),
+            AttackSpec(
+                name="short-aa",
+                stages=(
+                    AttackSpec(name="apgd-t", attack="apgd", params=targeted),
+                    AttackSpec(name="fab-t", attack="fab", params={"steps": 8, "targets": 3}),
+                    AttackSpec(name="square", attack="square", params={"queries": queries}),
                 ),
-                AttackSpec(name="fab-t", attack="fab", params={"steps": 8, "targets": 3}),
-                AttackSpec(name="square", attack="square", params={"queries": 300}),
             ),
         ),
-    ),
-)
+    )
+
+
 BATCH = 50
 INTERRUPTED = 130
 """Exit status of a run that was interrupted and has saved what it had"""
@@ -115,18 +120,20 @@ class Marks(Silent):
         self.outside += self.counter.value - self.last_step
 
 
-def run(model: RobenchModel, folder: Path, samples: int, listener: Any = None) -> None:
+def run(
+    model: RobenchModel, folder: Path, suite: Suite, samples: int, listener: Any = None
+) -> None:
     evaluate_model(
         model,
         load_dataset("digits").subset(samples),
-        SUITE,
+        suite,
         store=Store(folder),
         listener=listener,
         settings=Settings(batch_size=BATCH, precision="fp32", snapshot_seconds=0.0),
     )
 
 
-def child_of(model: RobenchModel, folder: Path, samples: int) -> int:
+def child_of(model: RobenchModel, folder: Path, suite: Suite, samples: int) -> int:
     """A fork that makes a run; its process id."""
     # It must not be interrupted before it is ready to save, nor come back as a second parent.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
@@ -136,7 +143,7 @@ def child_of(model: RobenchModel, folder: Path, samples: int) -> int:
         try:
             signal.signal(signal.SIGINT, signal.default_int_handler)
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-            run(model, folder, samples)
+            run(model, folder, suite, samples)
             status = 0
         except KeyboardInterrupt:
             status = INTERRUPTED
@@ -170,16 +177,17 @@ def main(folder: Path, stops: int, seed: int, samples: int, signals: list[str]) 
         for shift in range(len(signals) if stops == 0 else 0)
         for number in range(len(steps))
     ]
+    attacks = suite(40, 10, 300) if stops else suite(6, 6, 60)
     marks = Marks(counter)
     start = time.perf_counter()
-    run(model, folder / "reference", samples, marks)
+    run(model, folder / "reference", attacks, samples, marks)
     duration = time.perf_counter() - start
     reference = counter.value
     rng = random.Random(seed)
     stopped, finished, costs = dict.fromkeys(signals, 0), 0, []
     before = counter.value
     while plan or sum(stopped.values()) < stops or finished == 0:
-        child = child_of(model, folder / str(finished), samples)
+        child = child_of(model, folder / str(finished), attacks, samples)
         name = plan[0][0] if plan else signals[sum(stopped.values()) % len(signals)]
         if plan:
             wait_for(child, steps[plan[0][1]].made, rng.randint(1, 4))
@@ -198,7 +206,7 @@ def main(folder: Path, stops: int, seed: int, samples: int, signals: list[str]) 
             costs.append(counter.value - before)
             before = counter.value
     # The last, unfinished round is completed too.
-    run(model, folder / str(finished), samples)
+    run(model, folder / str(finished), attacks, samples)
     costs.append(counter.value - before)
     return {
         "stopped": stopped,

@@ -1,10 +1,11 @@
 """The fast minimum-norm attack, FMN, for Linf, L2 and L1.
 
 Pintor, Roli, Brendel & Biggio, "Fast minimum-norm adversarial attacks through adaptive norm
-constraints", NeurIPS 2021, algorithm 1, with its defaults. Each step moves along the normalised
+constraints", NeurIPS 2021, algorithm 1. Each step moves along the normalised
 gradient of the margin and is projected onto a ball of the search's own, which shrinks after a find
 and grows after a miss. Before the first find its radius is the distance to the boundary as the
-linear model of the step has it.
+linear model of the step has it, and a little more; the paper adds it to what the pixel box has left
+of the perturbation, from where L2 searches never reach a distant boundary.
 """
 
 from dataclasses import dataclass, replace
@@ -64,9 +65,9 @@ class FMN(MinimumNorm[AdaptiveBallState]):
         at, device = state.step.clamp(max=self.steps - 1), state.step.device
         length, share = self._lengths.to(device)[at], self._shares.to(device)[at]
         state = self.remember(state, state.point, lead, lead > 0)
-        size = norm_of(state.point - state.inputs, self.norm)
-        # A little beyond the linear model's boundary: on it, rounding would decide.
-        ahead = size - lead * (1 + share) / (norm_of(slope, DUAL[self.norm]) + _TINY)
+        # On the linear model's boundary itself rounding would decide.
+        reached = torch.where(state.radius.isfinite(), state.radius, 0.0)
+        ahead = reached - lead * (1 + share) / (norm_of(slope, DUAL[self.norm]) + _TINY)
         wider = torch.where(state.found_size.isfinite(), state.radius * (1 + share), ahead)
         smaller = torch.minimum(state.radius * (1 - share), state.found_size)
         radius = torch.where(lead > 0, smaller, wider)

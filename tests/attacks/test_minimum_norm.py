@@ -1,0 +1,92 @@
+"""Minimum-norm attacks beside Foolbox's, with each other, and what their parameters may be."""
+
+import warnings
+from typing import Any
+
+import pytest
+import torch
+from attack_models import digits_data, digits_network, predictions, run_search
+from torch import Tensor
+
+from robench.attacks.carlini_wagner import CarliniWagnerL2
+from robench.attacks.ddn import DDN
+from robench.attacks.fmn import FMN
+from robench.errors import AttackError
+from robench.evaluation.samples import SearchResult
+from robench.geometry import norm_of
+from robench.threat_models import Norm, ThreatModel
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # it imports from where SciPy moved things away
+    foolbox = pytest.importorskip("foolbox", exc_type=ImportError)
+
+EPS: dict[Norm, str] = {"Linf": "0.1", "L2": "0.5", "L1": "1.5"}
+
+
+def _samples() -> tuple[torch.nn.Module, Tensor, Tensor]:
+    model = digits_network(eps=0.1)
+    _, _, inputs, labels = digits_data()
+    right = predictions(model, inputs) == labels
+    return model, inputs[right][:40], labels[right][:40]
+
+
+def _found(kind: Any, norm: Norm, **parameters: Any) -> SearchResult:
+    attack = kind(ThreatModel.of(norm, EPS[norm]), **parameters)
+    return run_search(attack, *_samples()).found
+
+
+@pytest.mark.parametrize(
+    ("kind", "norm", "theirs"),
+    [
+        (FMN, "Linf", foolbox.attacks.LInfFMNAttack),
+        (FMN, "L2", foolbox.attacks.L2FMNAttack),
+        (FMN, "L1", foolbox.attacks.L1FMNAttack),
+        (DDN, "L2", foolbox.attacks.DDNAttack),
+    ],
+)
+def test_no_worse_than_foolboxs(kind: Any, norm: Norm, theirs: Any) -> None:
+    model, inputs, labels = _samples()
+    network = foolbox.PyTorchModel(model, bounds=(0, 1), device="cpu")
+    points, _, succeeded = theirs(steps=100)(network, inputs, labels, epsilons=None)
+    reference = torch.where(succeeded, norm_of(points - inputs, norm), torch.inf)
+    mine = _found(kind, norm).found_size
+    assert bool(mine.isfinite().all())
+    assert float(mine.median()) <= 1.02 * float(reference.median())
+    assert float(mine.max()) <= 1.1 * float(reference.max())
+
+
+def test_a_fifth_of_carlini_wagners_passes_is_enough() -> None:
+    slow = _found(CarliniWagnerL2, "L2", rounds=5, steps=100)
+    for kind in (DDN, FMN):
+        found = _found(kind, "L2")
+        assert int(found.broken.sum()) >= int(slow.broken.sum())
+        assert float(found.found_size.median()) <= 1.01 * float(slow.found_size.median())
+        assert 5 * int(found.backwards.max()) <= int(slow.backwards.max())
+
+
+@pytest.mark.parametrize("norm", ["Linf", "L2", "L1"])
+def test_what_is_found_is_as_large_as_it_says(norm: Norm) -> None:
+    _, inputs, _ = _samples()
+    found = _found(FMN, norm)
+    size = norm_of(found.adv_inputs - inputs, norm)
+    torch.testing.assert_close(
+        size[found.broken], found.found_size[found.broken], rtol=1e-4, atol=1e-6
+    )
+    assert torch.equal(found.broken, found.found_size <= float(EPS[norm]))
+
+
+@pytest.mark.parametrize(
+    ("kind", "norm", "parameters", "says"),
+    [
+        (DDN, "Linf", {}, "minimises the L2 norm"),
+        (DDN, "L2", {"initial_norm": 0.0}, "initial_norm must be above 0"),
+        (DDN, "L2", {"shrinkage": 1.0}, "shrinkage must be below 1"),
+        (FMN, "Linf", {"steps": 0}, "steps must be at least 1"),
+        (FMN, "L1", {"step_size": 0.0}, "step_size must be above 0"),
+    ],
+)
+def test_parameters_that_make_no_sense(
+    kind: Any, norm: Norm, parameters: dict[str, Any], says: str
+) -> None:
+    with pytest.raises(AttackError, match=says):
+        kind(ThreatModel.of(norm, EPS[norm]), **parameters)

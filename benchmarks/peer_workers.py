@@ -182,8 +182,8 @@ def torchattacks(job: Job) -> Result:
 
 
 def foolbox(job: Job) -> Result:
-    from foolbox import PyTorchModel
     from foolbox.attacks import LinfPGD
+    from foolbox.models.pytorch import PyTorchModel
 
     model = PyTorchModel(job.model, bounds=(0, 1), device=job.device)
     attack = LinfPGD(rel_stepsize=_PGD_STEP_SIZE, steps=_PGD_STEPS)

@@ -60,7 +60,8 @@ def test_a_fifth_of_carlini_wagners_passes_is_enough() -> None:
     for kind in (DDN, FMN):
         found = _found(kind, "L2")
         assert int(found.broken.sum()) >= int(slow.broken.sum())
-        assert float(found.found_size.median()) <= 1.01 * float(slow.found_size.median())
+        # DDN's norm changes by 5 % at a time.
+        assert float(found.found_size.median()) <= 1.05 * float(slow.found_size.median())
         assert 5 * int(found.backwards.max()) <= int(slow.backwards.max())
 
 

@@ -8,6 +8,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from robench.text import visible
+
 _WIDEST = 100_000
 """Of a table: wide enough that Rich never wraps a cell."""
 
@@ -67,9 +69,9 @@ def format_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="")
     for column, title in enumerate(header):
         right = bool(body) and all(_is_number(row[column]) for row in body)
-        table.add_column(Text(title), justify="right" if right else "left", no_wrap=True)
+        table.add_column(Text(visible(title)), justify="right" if right else "left", no_wrap=True)
     for row in body:
-        table.add_row(*map(Text, row))
+        table.add_row(*(Text(visible(cell)) for cell in row))
     console = Console(width=_WIDEST, color_system=None)
     with console.capture() as capture:
         console.print(table)

@@ -12,6 +12,7 @@ import typer
 from robench.cli.options import JsonFlag, ResultsFolder, filter_options, option, request_options
 from robench.errors import UsageError
 from robench.request import Request
+from robench.text import file_name
 
 if TYPE_CHECKING:
     from robench.results import RecordFilter, Store, StoredRecord
@@ -169,8 +170,10 @@ def _write_model_info(found: list[StoredRecord], folder: Path) -> list[Path]:
         specs = [spec.for_norm(result.threat_model.norm) for spec in standard]
         card = cards.get(result.model.id)
         info = model_info(result, specs, card)
-        name = card.name if card is not None else result.model.id.rpartition("/")[2]
-        path = folder / result.dataset.name / result.threat_model.slug / f"{name}.json"
+        own = card.name if card is not None else result.model.id.rpartition("/")[2]
+        name = file_name(own)
+        place = folder / file_name(result.dataset.name) / file_name(result.threat_model.slug)
+        path = place / f"{name}.json"
         if path in written:
             path = path.with_stem(f"{name}-n{result.n}-seed{result.group.seed}")
         atomic_write(path, (json.dumps(info, indent=2, ensure_ascii=False) + "\n").encode())

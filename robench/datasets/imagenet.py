@@ -129,7 +129,7 @@ def _unpack(home: Path, part: str) -> None:
 
         try:
             ImageNet(str(home), split=part)
-        except (RuntimeError, OSError, ImportError) as error:
+        except Exception as error:  # A damaged archive makes the reader raise almost anything.
             raise DataError(f"cannot be unpacked: {one_line(error)}", where=archive) from error
         return
     raise DataError(

@@ -154,8 +154,8 @@ def read_voc(folder: Path) -> BoxMasks:
                 # VOC counts pixels from 1 and includes the last one.
                 found.append((left - 1, top - 1, right, bottom))
             size = _size(tree.findtext("size/width"), tree.findtext("size/height"))
-        except (ElementTree.ParseError, TypeError, ValueError) as error:
-            raise DataError(f"no Pascal-VOC annotation: {error}", where=path) from error
+        except Exception as error:  # A damaged file makes the parser raise almost anything.
+            raise DataError(f"no Pascal-VOC annotation: {one_line(error)}", where=path) from error
         boxes[key] = found
         if size is not None:
             sizes[key] = size
@@ -183,7 +183,7 @@ def read_coco(path: Path) -> BoxMasks:
             left, top, width, height = (float(v) for v in annotation["bbox"])
             box = (left, top, left + width, top + height)
             boxes.setdefault(names[annotation["image_id"]], []).append(box)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except Exception as error:  # A damaged file makes the parser raise almost anything.
         raise DataError(f"no COCO annotation file: {error!r}", where=path) from error
     return BoxMasks(boxes, sizes)
 

@@ -46,7 +46,7 @@ def load_torchvision(
     part: dict[str, Any] = {"split": split} if kind == "SVHN" else {"train": split == "train"}
     try:
         source: Any = getattr(sets, kind)(str(folder), download=download, **part)
-    except (RuntimeError, OSError) as error:
+    except Exception as error:  # Damaged files make the readers raise almost anything.
         if download:
             raise DataError(
                 f"{name} could not be fetched: {error}", where=folder, hint="Try again later"

@@ -15,9 +15,10 @@ from robench.reporting.export import samples_frame, write_tables
 from robench.reporting.findings import attention_findings, attention_sentences
 from robench.reporting.metric_tables import attention_table, class_table, worst_classes
 from robench.reporting.model_results import GroupKey, ModelResult, collect
-from robench.reporting.plots.render import group_slug, safe_name
+from robench.reporting.plots.render import group_slug
 from robench.reporting.plots.samples import attention_overlays
 from robench.reporting.plots.style import save
+from robench.text import file_name
 
 _METRICS = ("metric", "mean", "n", "mean_broken", "n_broken", "mean_survived", "n_survived")
 _FINDINGS = ("model", "finding", "auc", "auc_low", "auc_high", "rank_biserial", "p_holm", "verdict")
@@ -50,7 +51,7 @@ class AttentionReport:
     @property
     def folder(self) -> str:
         """Where its files go, such as ``digits-Linf-0.2-n500-seed0/pgd-20``."""
-        return f"{group_slug(self.group)}/{safe_name(self.attack)}"
+        return f"{group_slug(self.group)}/{file_name(self.attack)}"
 
     def text(self) -> str:
         """For a terminal: metrics of each model, findings, and the classes that come off worst."""
@@ -108,7 +109,7 @@ def write_reports(reports: Sequence[AttentionReport], folder: Path) -> list[Path
         used: set[str] = set()
         for study, _ in report.looks:
             stored = study.stored
-            name = safe_name(stored.record.model.name)
+            name = file_name(stored.record.model.name)
             if name in used:
                 # Two checkpoints under one name.
                 name = f"{name}-{stored.record.model.fingerprint[:8]}"

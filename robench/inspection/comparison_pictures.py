@@ -10,18 +10,18 @@ import numpy as np
 import numpy.typing as npt
 
 from robench.datasets import Dataset
-from robench.inspection.verification import check_samples, positions, predictions
+from robench.inspection.verification import check_samples, positions, predictions, registered_name
 from robench.records import Outcome
 from robench.reporting.compare import Comparison
 from robench.reporting.model_results import ModelResult
 from robench.reporting.plots.accuracies import difference_plot
-from robench.reporting.plots.render import safe_name
 from robench.reporting.plots.samples import resisted_by_one
 from robench.reporting.plots.style import save
 from robench.request import Request
 from robench.request_loading import load_samples
 from robench.results import Store, StoredRecord
 from robench.results.arrays import Array, ArrayRows
+from robench.text import file_name
 
 Floats = npt.NDArray[np.floating[Any]]
 
@@ -90,7 +90,7 @@ def draw_comparison(
                 [predictions(of.table["adv_prediction"].iloc[rows]).numpy() for of, rows in pair],
             )
             if drawn is not None:
-                files += save(drawn, folder / safe_name(f"resisted_by_{winner}_not_by_{loser}"))
+                files += save(drawn, folder / file_name(f"resisted_by_{winner}_not_by_{loser}"))
     return files, notes
 
 
@@ -130,7 +130,9 @@ def _deciding_attack(
 
 def _samples(result: ModelResult, data_root: str | Path | None) -> Dataset:
     spec = result.dataset
-    request = Request(dataset=spec.name, split=spec.split, n=spec.n, data_root=data_root)
+    request = Request(
+        dataset=registered_name(spec.name), split=spec.split, n=spec.n, data_root=data_root
+    )
     samples = load_samples(request, spec.preprocessing)
     check_samples(samples, spec)
     return samples

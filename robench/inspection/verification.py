@@ -11,14 +11,16 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from robench.datasets import Dataset
+from robench.datasets import DATASETS, Dataset
 from robench.devices import resolve_device
 from robench.errors import RobenchError, StoreError, UsageError
 from robench.evaluation.adjudicate import Adjudicator
 from robench.evaluation.adversarial_inputs import KeptInputs
 from robench.models.loading import load_model
 from robench.models.wrapper import RobenchModel
+from robench.models.zoo import find_card
 from robench.records import DatasetSpec, Outcome
+from robench.registry import unknown_name
 from robench.request import Request
 from robench.request_loading import load_samples
 from robench.results import Store, StoredRecord
@@ -68,8 +70,9 @@ def _verify(store: Store, stored: StoredRecord, request: Request, device: torch.
     except StoreError as error:
         return verified(False, 0, str(error))
     try:
-        model = load_model(record.model.id, trust_pickle=request.trust_pickle)
-        data = record.dataset.name if request.dataset is None else request.dataset
+        # A record's names are looked for among what is here: none leads to the network or to code.
+        model = load_model(find_card(record.model.id), trust_pickle=request.trust_pickle)
+        data = registered_name(record.dataset.name) if request.dataset is None else request.dataset
         request = replace(request, dataset=data, split=record.dataset.split, n=record.dataset.n)
         samples = load_samples(request, model.preprocessing)
     except RobenchError as error:
@@ -83,6 +86,13 @@ def _verify(store: Store, stored: StoredRecord, request: Request, device: torch.
     first, what = next(iter(disagreements.items()))
     count = f"{len(disagreements)} of {judged}"
     return verified(False, judged, f"{count} verdicts differ, first {first}: {what}")
+
+
+def registered_name(name: str) -> str:
+    """The name of a data set in a record, if it is one that is registered here."""
+    if name in DATASETS:
+        return name
+    raise unknown_name("data set", name, list(DATASETS))
 
 
 def reverify(

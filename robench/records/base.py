@@ -4,12 +4,15 @@ import hashlib
 import json
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from robench.errors import RobenchError
+from robench.text import visible
 
 M = TypeVar("M", bound=BaseModel)
 
+Shown = Annotated[str, AfterValidator(visible)]
+"""Text from anywhere that people are shown: no terminal obeys it, wherever it is printed."""
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$", max_length=100)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
@@ -63,8 +66,8 @@ def parse(
 class Flag(Frozen):
     """A reason to doubt the number, as data."""
 
-    name: str
+    name: Shown
     severity: Literal["note", "warning", "severe"]
-    evidence: str
+    evidence: Shown
     """What was seen, with figures."""
     count: int | None = None

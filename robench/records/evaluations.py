@@ -5,7 +5,7 @@ from enum import StrEnum
 
 from pydantic import Field
 
-from robench.records.base import Flag, Frozen, Sha256, canonical_hash
+from robench.records.base import Flag, Frozen, Sha256, Shown, canonical_hash
 from robench.records.cards import PreprocessingSpec
 from robench.records.suites import AttackSpec
 from robench.threat_models import ThreatModel
@@ -57,15 +57,15 @@ class SampleOutcome(Frozen):
 class DatasetSpec(Frozen):
     """Which samples were used."""
 
-    name: str
-    split: str
+    name: Shown
+    split: Shown
     fingerprint: Sha256
     """Hash over sample ids, labels and pixels, in order of ids."""
     masks: Sha256 | None = None
     """Hash over the masks of the objects, in order of ids; None: there are none, or not recorded."""
     n: int = Field(ge=1)
     num_classes: int = Field(ge=2)
-    class_names: tuple[str, ...] = ()
+    class_names: tuple[Shown, ...] = ()
     preprocessing: PreprocessingSpec | None = None
     """What was done to images of other sizes; None: nothing, or not recorded then."""
 
@@ -73,11 +73,11 @@ class DatasetSpec(Frozen):
 class ModelSummary(Frozen):
     """What a leaderboard needs to know of a model without its card."""
 
-    id: str
-    name: str
-    dataset: str
-    defense: str
-    architecture: str
+    id: Shown
+    name: Shown
+    dataset: Shown
+    defense: Shown
+    architecture: Shown
     parameters: int
     threat_model: ThreatModel
     """What it was trained or carded for; the record's own says what it was attacked under."""
@@ -88,8 +88,8 @@ class ModelSummary(Frozen):
 class StageResult(Frozen):
     """One stage of a cascade."""
 
-    name: str
-    search: str | None = None
+    name: Shown
+    search: Shown | None = None
     """What this run of the stage searched on, where it was not what the record names."""
     attempted: int
     broken: int
@@ -97,7 +97,7 @@ class StageResult(Frozen):
     forwards: int
     backwards: int
     seconds: float
-    skipped: str | None = None
+    skipped: Shown | None = None
     """Why the stage did not run, if it did not."""
 
 
@@ -138,9 +138,9 @@ class Cost(Frozen):
 class Environment(Frozen):
     """Where and how it ran."""
 
-    device: str
-    device_name: str
-    precision: str
+    device: Shown
+    device_name: Shown
+    precision: Shown
     """What the search used: precision and layout, as chosen."""
     precision_reason: str | None = None
     """Why that was chosen, with the rates that were measured, if any were"""
@@ -169,15 +169,36 @@ class EvaluationRecord(Frozen):
     stages: tuple[StageResult, ...] = ()
     audit: AuditResult | None = None
     flags: tuple[Flag, ...] = ()
-    metrics: dict[str, MetricSummary] = Field(default_factory=dict)
-    attention_method: str | None = None
+    metrics: dict[Shown, MetricSummary] = Field(default_factory=dict)
+    attention_method: Shown | None = None
     """The map and the layer it was taken at."""
-    class_robust_acc: dict[str, float] = Field(default_factory=dict)
+    class_robust_acc: dict[Shown, float] = Field(default_factory=dict)
     """Robust accuracy in percent by class name."""
     cost: Cost
     environment: Environment
-    created: str
+    created: Shown
     """UTC, ISO 8601."""
+
+    def has_its_key(self) -> bool:
+        """Whether the key is the content's: of this version or an earlier one of the results.
+
+        Before the asked precision was recorded, keys were made of other parts; those are believed.
+        """
+        if self.precision is None:
+            return True
+        return self.key in {
+            job_key(
+                model=self.model.fingerprint,
+                dataset=self.dataset,
+                threat_model=self.threat_model,
+                attack=self.attack,
+                seed=self.seed,
+                precision=self.precision,
+                foreign=self.foreign,
+                revision=revision,
+            )
+            for revision in range(1, RESULTS_REVISION + 1)
+        }
 
     @property
     def n(self) -> int:
@@ -198,6 +219,7 @@ def job_key(
     seed: int,
     precision: str,
     foreign: Mapping[str, str],
+    revision: int = RESULTS_REVISION,
 ) -> str:
     """The content address of a record: a hash of exactly what determines its numbers.
 
@@ -206,7 +228,7 @@ def job_key(
     """
     return canonical_hash(
         {
-            "revision": RESULTS_REVISION,
+            "revision": revision,
             "model": model,
             "dataset": dataset.fingerprint,
             "masks": dataset.masks,

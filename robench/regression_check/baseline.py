@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from scipy import stats
 
-from robench.errors import UsageError
+from robench.errors import UsageError, one_line
 from robench.reporting.differences import Difference
 from robench.reporting.leaderboard import read_leaderboard
 from robench.reporting.model_results import ModelResult, collect, find_pair
@@ -68,8 +68,8 @@ def leaderboard_row(path: str | Path, model: str, candidate: ModelResult) -> Lea
             & (frame["eps"] == candidate.threat_model.written)
             & (frame["seed"] == candidate.group.seed)
         ]
-    except (OSError, ValueError, KeyError) as error:
-        raise UsageError(f"not a leaderboard: {error}", where=path) from error
+    except Exception as error:  # A damaged file makes the parser raise almost anything.
+        raise UsageError(f"not a leaderboard: {one_line(error)}", where=path) from error
     if len(same) != 1:
         raise UsageError(
             f"{len(same)} rows for {model!r} on {candidate.group}",

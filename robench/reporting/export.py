@@ -11,6 +11,7 @@ from robench.files import atomic_write
 from robench.records import AttackSpec, ModelCard, Provenance
 from robench.reporting.model_results import ModelResult
 from robench.results import StoredRecord
+from robench.text import cell
 
 
 def samples_frame(records: Iterable[StoredRecord]) -> pd.DataFrame:
@@ -47,8 +48,12 @@ def samples_frame(records: Iterable[StoredRecord]) -> pd.DataFrame:
 def csv_bytes(frame: pd.DataFrame, **options: Any) -> bytes:
     """A table as UTF-8 CSV; undefined is empty, numbers keep all their digits unless ``options``
     of pandas say otherwise."""
-    text: str = frame.to_csv(index=False, lineterminator="\n", **options)
-    return text.encode()
+    # A name that a spreadsheet would take for a formula stays text.
+    plain = frame.copy()
+    for name in plain.select_dtypes(exclude=["number", "bool"]):
+        plain[name] = [cell(v) if isinstance(v, str) else v for v in plain[name]]
+    text: str = plain.rename(columns=cell).to_csv(index=False, lineterminator="\n", **options)
+    return text.encode(errors="backslashreplace")
 
 
 def write_tables(folder: Path, **frames: pd.DataFrame) -> list[Path]:

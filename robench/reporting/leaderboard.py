@@ -33,6 +33,7 @@ from robench.records import Suite
 from robench.reporting.export import csv_bytes
 from robench.reporting.model_results import ModelResult, by_group, class_name, collect
 from robench.results import RecordFilter, Store, StoredRecord
+from robench.text import uncell
 
 NO_FLAG = "no_flag_raised"
 
@@ -139,7 +140,8 @@ def read_leaderboard(path: str | Path) -> pd.DataFrame:
     whole = {name: "Int64" for name, kind in _KINDS.items() if kind == "whole"}
     # Only the empty field is undefined: a model may well be called "NA".
     frame = pd.read_csv(path, dtype=text, keep_default_na=False, na_values=[""])
-    return frame.astype(whole)
+    names = {name: frame[name].map(uncell, na_action="ignore") for name in text if name in frame}
+    return frame.assign(**names).astype(whole)
 
 
 def _ranked(members: list[ModelResult], suite: Suite | None) -> list[dict[str, Any]]:

@@ -1,14 +1,18 @@
 """What people read of a results folder: CSV, figures, page. Needs no torch."""
 
+import logging
 from pathlib import Path
 
+from robench.errors import RobenchError, one_line
 from robench.files import atomic_write
 from robench.reporting.catalogue import reports
 from robench.reporting.export import write_tables
 from robench.reporting.leaderboard import build_leaderboard, leaderboard_csv
-from robench.reporting.model_results import collect
+from robench.reporting.model_results import ModelResult, collect
 from robench.reporting.page import build_page
 from robench.results import Store, StoredRecord
+
+log = logging.getLogger("robench.reporting")
 
 CSV_NAME = "leaderboard.csv"
 PAGE_NAME = "index.html"
@@ -34,11 +38,22 @@ def publish(store: Store, records: list[StoredRecord], *, plots: bool = True) ->
     written = write_tables(store.folder, **tables)
     if not plots:
         return [csv, *written]
-    # Loads matplotlib, which takes half a second.
-    from robench.reporting.plots.render import render_plots
-
-    figures = render_plots(results, store.folder / "plots", store=store)
+    figures = _figures(results, store)
     shown = [path for path in figures if path.suffix == ".png"]
     page = store.folder / PAGE_NAME
     atomic_write(page, build_page(frame, figures=shown, tables=tables).encode())
     return [csv, page, *written, *figures]
+
+
+def _figures(results: list[ModelResult], store: Store) -> list[Path]:
+    """The figures, or none where matplotlib does not work here: the numbers are more than they."""
+    try:
+        # Loads matplotlib, which takes half a second and reads its user's configuration.
+        from robench.reporting.plots.render import render_plots
+
+        return render_plots(results, store.folder / "plots", store=store)
+    except RobenchError:
+        raise
+    except Exception as error:
+        log.warning("no figures: %s: %s", type(error).__name__, one_line(error))
+        return []

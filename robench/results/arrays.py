@@ -8,7 +8,6 @@ written as they come, and rows that are asked for in their order are read in one
 import contextlib
 import math
 import zipfile
-import zlib
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-from robench.errors import CorruptRecordError
+from robench.errors import CorruptRecordError, RobenchError, one_line
 from robench.files import file_error, file_sha256
 
 Array = npt.NDArray[Any]
@@ -28,8 +27,6 @@ ADVERSARIAL = "adversarial"
 _FAST, _SMALL = 1, 6
 """Levels of deflation. Of adversarial inputs level 6 makes up to a third less, in up to six times
 the time."""
-
-_DAMAGE = (AttributeError, KeyError, ValueError, EOFError, zipfile.BadZipFile, zlib.error)
 
 
 @dataclass(frozen=True)
@@ -154,5 +151,7 @@ def _reading(path: Path) -> Iterator[None]:
         raise CorruptRecordError("its arrays are missing", where=path) from error
     except OSError as error:
         raise file_error("read", path, error) from error
-    except _DAMAGE as error:
-        raise CorruptRecordError(f"arrays cannot be read: {error}", where=path) from error
+    except RobenchError:
+        raise
+    except Exception as error:  # A damaged file makes the decoder raise almost anything.
+        raise CorruptRecordError(f"arrays cannot be read: {one_line(error)}", where=path) from error

@@ -37,6 +37,7 @@ from robench.results.claims import Claim
 from robench.results.progress import Progress
 from robench.results.stored_record import (
     StoredRecord,
+    check_consistency,
     parse_record,
     read_document,
     render_document,
@@ -192,7 +193,9 @@ class Store:
         arrays_path = None if arrays is None else path.parent / arrays["name"]
         if arrays_path is not None:
             npz.check_size(arrays_path, arrays["bytes"])
-        return StoredRecord(parse_record(document["record"], path), arrow, path, arrays_path)
+        stored = StoredRecord(parse_record(document["record"], path), arrow, path, arrays_path)
+        check_consistency(stored)
+        return stored
 
     def verify(self, key: str) -> None:
         """Read all files of a record and compare every checksum; errors as of :meth:`read`."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -16,7 +17,7 @@ from typing import Any, BinaryIO
 
 import pandas as pd
 
-from robench.errors import CorruptRecordError, StoreError
+from robench.errors import CorruptRecordError, StoreError, one_line
 from robench.files import atomic_write, file_error, file_errors, file_sha256
 from robench.formatting import plain
 from robench.records import (
@@ -24,6 +25,7 @@ from robench.records import (
     DatasetSpec,
     EvaluationRecord,
     ModelSummary,
+    Outcome,
     SampleOutcome,
     canonical_hash,
     parse,
@@ -196,15 +198,27 @@ def read_document(path: Path, key: str) -> dict[str, Any]:
         raise file_error("read", path, error) from error
     try:
         document = json.loads(content)
-    except ValueError as error:
-        raise CorruptRecordError(f"no JSON: {error}", where=path) from error
+    except (ValueError, RecursionError) as error:
+        raise CorruptRecordError(f"no JSON: {one_line(error)}", where=path) from error
     if not isinstance(document, dict) or document.get("format") != _FORMAT:
         raise CorruptRecordError("not a robench record", where=path)
     checksum = document.pop("checksum", None)
     if checksum != canonical_hash(document):
         raise CorruptRecordError("the record's checksum is wrong", where=path)
-    if document["record"].get("key") != key:
+    record, files = document.get("record"), document.get("files")
+    if not isinstance(record, dict) or record.get("key") != key:
         raise CorruptRecordError("the record's key is not its file's name", where=path)
+    if not isinstance(files, dict) or "table" not in files:
+        raise CorruptRecordError("names no table", where=path)
+    for entry in files.values():
+        name = entry.get("name") if isinstance(entry, dict) else None
+        # A record's files lie beside it: what it names leads nowhere else.
+        if (
+            not isinstance(name, str)
+            or Path(name).name != name
+            or not {"sha256", "bytes"} <= {*entry}
+        ):
+            raise CorruptRecordError(f"names the file {name!r}, not one beside it", where=path)
     return document
 
 
@@ -226,3 +240,49 @@ def parse_record(content: dict[str, Any], path: Path) -> EvaluationRecord:
             hint="Read it with the robench that wrote it, or evaluate in another results folder",
         )
     return parse(EvaluationRecord, content, CorruptRecordError, where=path)
+
+
+def check_consistency(stored: StoredRecord) -> None:
+    """Refuse a record whose parts contradict each other: it was edited, or put together.
+
+    Raises:
+        CorruptRecordError: its key is not its content's; its counts or its classes' accuracies are
+            not its rows'; or its rows contradict themselves.
+    """
+    record = stored.record
+    try:
+        problem = _contradiction(record, stored.table)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        problem = f"the table is none of samples ({one_line(error)})"
+    if problem is not None:
+        raise CorruptRecordError(f"contradicts itself: {problem}", where=stored.path)
+
+
+def _contradiction(record: EvaluationRecord, table: pd.DataFrame) -> str | None:
+    if not record.has_its_key():
+        return "its key is not that of its content"
+    outcome, label, ids = table["outcome"], table["label"], table["sample_id"]
+    counted = {kind.value: count for kind, count in record.counts.items() if count}
+    if (found := outcome.value_counts().to_dict()) != counted:
+        return f"it counts {counted} but its samples are {found}"
+    if record.dataset.n != len(table):
+        return f"it has {len(table)} samples of {record.dataset.n}"
+    if ids.isna().any() or ids.duplicated().any():
+        return "a sample has no id of its own"
+    if not label.between(0, record.dataset.num_classes - 1).all():
+        return "a label is none of the classes"
+    wrong = (table["clean_prediction"] != label).fillna(False).astype(bool)
+    right = (table["clean_prediction"] == label).fillna(False).astype(bool)
+    fooled = (table["adv_prediction"] == label).fillna(False).astype(bool)
+    if (
+        (right & (outcome == Outcome.CLEAN_ERROR)).any()
+        or (wrong & outcome.isin([Outcome.SURVIVED, Outcome.BROKEN])).any()
+        or (fooled & (outcome == Outcome.BROKEN)).any()
+    ):
+        return "the outcome of a sample is not what its predictions say"
+    names = {name: place for place, name in enumerate(record.dataset.class_names)}
+    for name, accuracy in record.class_robust_acc.items():
+        survived = outcome[label == names[name]] == Outcome.SURVIVED
+        if not math.isclose(100 * survived.mean(), accuracy, abs_tol=1e-6):
+            return f"the accuracy of class {name!r} is not that of its samples"
+    return None

@@ -5,7 +5,6 @@ metric, sorted by name. A metric that a sample lacks is null and one that is und
 that reading gives back exactly what was written. The bytes depend on the content alone.
 """
 
-import io
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import ValidationError
 
-from robench.errors import CorruptRecordError, StoreError
+from robench.errors import CorruptRecordError, StoreError, one_line
 from robench.records import Outcome, SampleOutcome
 
 # Columns that every table has; all further ones are metrics.
@@ -92,9 +91,10 @@ def table_to_frame(table: Any) -> pd.DataFrame:
 
 def parquet_bytes(table: Any) -> bytes:
     """``pyarrow.Table`` → Parquet file content."""
-    buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="zstd", version="2.6")
-    return buffer.getvalue()
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd", version="2.6")
+    content: bytes = sink.getvalue().to_pybytes()
+    return content
 
 
 def table_from_parquet(content: bytes) -> Any:
@@ -103,9 +103,14 @@ def table_from_parquet(content: bytes) -> Any:
     Raises:
         CorruptRecordError: the bytes are no Parquet file.
     """
+    # `pq.read_table` reads ahead in Arrow's own I/O threads, whatever `use_threads` says, and these
+    # hold the Python object that they read from. A thread that lets go of it while the interpreter
+    # ends asks for the lock of an interpreter that is gone: Python ends the thread by unwinding it,
+    # C++ forbids that, and the process aborts. Without reading ahead no such thread is started.
     try:
-        # Without threads: with a pool of one (OMP_NUM_THREADS=1) Arrow sometimes aborts the process
-        # at its exit, and these tables are small.
-        return pq.read_table(io.BytesIO(content), use_threads=False)
-    except (pa.ArrowException, OSError, ValueError) as error:
-        raise CorruptRecordError(f"the table is no readable Parquet file: {error}") from error
+        file = pq.ParquetFile(pa.BufferReader(content), pre_buffer=False)
+        return file.read(use_threads=False)
+    except Exception as error:  # A damaged file makes the decoder raise almost anything.
+        raise CorruptRecordError(
+            f"the table is no readable Parquet file: {one_line(error)}"
+        ) from error

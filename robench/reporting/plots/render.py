@@ -2,7 +2,6 @@
 
 import json
 import logging
-import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from robench.reporting.plots.robust_against import security_curves
 from robench.reporting.plots.samples import sample_panel
 from robench.reporting.plots.style import save
 from robench.results import SamplePanel, Store
+from robench.text import file_name
 
 log = logging.getLogger("robench.reporting")
 
@@ -28,7 +28,7 @@ log = logging.getLogger("robench.reporting")
 def group_slug(group: GroupKey) -> str:
     """A folder's name for a group: ``digits-Linf-0.2-n500-seed0``."""
     written = (group.written or group.threat).replace("/", "_")
-    return f"{safe_name(group.dataset)}-{written}-n{group.n}-seed{group.seed}"
+    return f"{file_name(group.dataset)}-{written}-n{group.n}-seed{group.seed}"
 
 
 def render_plots(
@@ -55,19 +55,24 @@ def render_plots(
             # Other samples under the same name and number.
             slug = f"{slug}-{group.fingerprint[:8]}"
         used.add(slug)
+        drawn: set[str] = set()
         best_first = sorted(members, key=lambda r: (-r.robust_acc.estimate, r.model.id))
         for name, report in figures.items():
             code = identity_of(report.function)
             gallery.keep(f"{slug}/{name}", report, best_first, code=code)
         for result in best_first:
             attack = result.attention_attack or next(iter(result.attacks))
-            model = safe_name(result.model.name)
+            model = file_name(result.model.name)
+            if model in drawn:
+                # Other names that come to the same file.
+                model = f"{model}-{result.model.fingerprint[:8]}"
+            drawn.add(model)
             gallery.keep(f"{slug}/confusion_{model}", confusion_under_attack, result, attack)
             if store is not None:
                 gallery.keep(f"{slug}/samples_{model}", _panel, result, attack, store)
     for (dataset, norm), members in _by_norm(groups).items():
         for attack in sorted({name for result in members for name in result.attacks}):
-            stem = f"security_curves_{safe_name(dataset)}_{norm}_{safe_name(attack)}"
+            stem = f"security_curves_{file_name(dataset)}_{norm}_{file_name(attack)}"
             gallery.keep(stem, security_curves, members, attack)
     gallery.close()
     return gallery.files
@@ -89,7 +94,7 @@ class _Gallery:
         )
         try:
             self._drawn: dict[str, str] = dict(json.loads(self._manifest.read_text()))
-        except (OSError, ValueError, TypeError):
+        except (OSError, ValueError, TypeError, RecursionError):
             # Not there, or not ours: everything is drawn anew.
             self._drawn = {}
         self._kept: dict[str, str] = {}
@@ -159,8 +164,3 @@ def _by_norm(
         family = families.setdefault((group.dataset, group.norm), {})
         family.setdefault((group.fingerprint, group.seed), []).extend(members)
     return {key: max(family.values(), key=len) for key, family in families.items()}
-
-
-def safe_name(name: str) -> str:
-    """A model's or class's name as part of a file's name."""
-    return re.sub(r"[^A-Za-z0-9._+-]+", "_", name)

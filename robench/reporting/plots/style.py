@@ -8,6 +8,7 @@ and no random ids: the same figure gives the same bytes with the same matplotlib
 
 import functools
 import io
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,7 +56,17 @@ _RC: dict[Any, Any] = {
     "legend.fontsize": 8,
     "svg.hashsalt": "robench",
     "svg.fonttype": "path",
+    # Names are text, whatever is in them: no formula between dollars, nothing for TeX.
+    "text.parse_math": False,
+    "text.usetex": False,
 }
+
+
+def _settings() -> dict[Any, Any]:
+    """Matplotlib's defaults with ours: nobody's configuration changes a figure."""
+    kept = ("backend", "backend_fallback", "interactive", "toolbar")
+    defaults = {k: v for k, v in matplotlib.rcParamsDefault.items() if k not in kept}
+    return {**defaults, **_RC}
 
 
 @dataclass(frozen=True)
@@ -86,7 +97,7 @@ def styled(draw: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(draw)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
-        with matplotlib.rc_context(_RC):
+        with matplotlib.rc_context(_settings()):
             return draw(*args, **kwargs)
 
     return wrapper
@@ -148,7 +159,9 @@ def save(figure: Figure, stem: Path) -> tuple[Path, Path]:
         StoreError: they cannot be written.
     """
     written = []
-    with matplotlib.rc_context(_RC):
+    with matplotlib.rc_context(_settings()), warnings.catch_warnings():
+        # Of a name that the font lacks characters of, or that leaves no room.
+        warnings.simplefilter("ignore", UserWarning)
         for suffix, metadata in ((".png", {"Software": None}), (".svg", {"Date": None})):
             buffer = io.BytesIO()
             figure.savefig(buffer, format=suffix[1:], dpi=_DPI, metadata=metadata)

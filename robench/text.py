@@ -1,0 +1,40 @@
+"""Names that others chose are text everywhere: in terminals, spreadsheets and the names of files.
+
+Imports nothing heavy: every record's names go through here.
+"""
+
+import hashlib
+import re
+
+_UNSEEN = re.compile(
+    # Control characters; marks that reverse or join what is around them; halves of characters.
+    "[\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f"
+    "\ufeff\ufff9-\ufffb\ud800-\udfff\U000e0000-\U000e007f]"
+)
+_FORMULA = re.compile("[=+\\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
+_LONGEST = 100
+
+
+def visible(text: str) -> str:
+    """``text`` in one line, with an escape such as ``\\x1b`` for what a terminal would obey or hide."""
+    return _UNSEEN.sub(lambda found: ascii(found[0])[1:-1], text)
+
+
+def cell(text: str) -> str:
+    """``text`` as a cell of a CSV file, with an apostrophe before what would be a formula."""
+    formula = _FORMULA.match(text) and not _NUMBER.fullmatch(text)
+    return f"'{text}" if formula or text.startswith("'") else text
+
+
+def uncell(text: str) -> str:
+    """What :func:`cell` was given."""
+    return text.removeprefix("'")
+
+
+def file_name(name: str) -> str:
+    """A name as one part of a path: it leads nowhere, and is hidden and too long for no system."""
+    safe = re.sub(r"[^A-Za-z0-9._+-]+", "_", name)
+    if len(safe) > _LONGEST:
+        safe = f"{safe[: _LONGEST - 9]}-{hashlib.sha256(name.encode(errors='replace')).hexdigest()[:8]}"
+    return re.sub(r"^\.+", "_", safe) or "_"

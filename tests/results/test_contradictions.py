@@ -1,0 +1,285 @@
+"""Records that were edited or put together, damaged files, and names that are not only names."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+import pandas as pd
+import pytest
+from invoke_cli import invoke
+from record_factory import make_record, make_samples
+
+from robench.errors import CorruptRecordError, RobenchError
+from robench.records import Outcome, canonical_hash
+from robench.reporting.export import csv_bytes
+from robench.reporting.leaderboard import build_leaderboard, leaderboard_csv, read_leaderboard
+from robench.reporting.publish import publish
+from robench.results import Store
+from robench.results.tables import parquet_bytes, samples_to_table
+from robench.text import cell, file_name, uncell, visible
+
+LETTERS = "CBSSBSSE"
+
+
+def stored(folder: Path, **options: Any) -> tuple[Store, str]:
+    samples = make_samples(LETTERS)
+    record = make_record(samples, **options)
+    store = Store(folder)
+    store.write(record, samples)
+    return store, record.key
+
+
+def rewrite(store: Store, key: str, edit: Callable[[dict[str, Any]], None]) -> None:
+    """Edit the JSON as a careful forger would: the checksum is right again."""
+    path = store.path_of(key)
+    document = json.loads(path.read_bytes())
+    document.pop("checksum")
+    edit(document)
+    document["checksum"] = canonical_hash(document)
+    path.write_text(json.dumps(document))
+
+
+def better(document: dict[str, Any]) -> None:
+    document["record"]["counts"].update(survived=5, broken=1)
+
+
+def renamed_eps(document: dict[str, Any]) -> None:
+    document["record"]["threat_model"] = "Linf-0.9"
+
+
+def other_seed(document: dict[str, Any]) -> None:
+    document["record"]["seed"] = 7
+
+
+def other_model(document: dict[str, Any]) -> None:
+    document["record"]["model"]["fingerprint"] = canonical_hash("other")
+
+
+def easier(document: dict[str, Any]) -> None:
+    document["record"]["attack"]["params"]["steps"] = 1
+
+
+def fewer(document: dict[str, Any]) -> None:
+    document["record"]["dataset"]["n"] = 99
+
+
+def prouder_class(document: dict[str, Any]) -> None:
+    document["record"]["class_robust_acc"] = {"class 0": 100.0}
+
+
+def outside(document: dict[str, Any]) -> None:
+    document["files"]["table"]["name"] = "../../../secret.parquet"
+
+
+def no_table(document: dict[str, Any]) -> None:
+    document["files"] = {}
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [better, other_seed, other_model, easier, fewer, prouder_class, outside, no_table, renamed_eps],
+)
+def test_edited_records_are_named_by_every_command(tmp_path: Path, edit: Any) -> None:
+    store, key = stored(tmp_path / "r")
+    rewrite(store, key, edit)
+    with pytest.raises(CorruptRecordError):
+        store.read(key)
+    for words in (["results", "list"], ["results", "verify"], ["results", "show", key[:12]]):
+        done = invoke(*words, "--results", tmp_path / "r")
+        assert done.code == 2, words
+        assert key[:12] in done.out + done.err, words
+    for words in (
+        ["leaderboard", "--no-plots"],
+        ["results", "export", "--out", tmp_path / "x.csv"],
+        ["compare", "toy", "toy"],
+    ):
+        done = invoke(*words, "--results", tmp_path / "r")
+        assert f"{key}.json" in done.err, words
+
+
+def edited_rows(**changes: Any) -> list[Any]:
+    rows = make_samples(LETTERS)
+    return [
+        row.model_copy(update=changes) if row.outcome is Outcome.SURVIVED else row for row in rows
+    ]
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [row.model_copy(update={"label": 9}) for row in make_samples(LETTERS)],
+        edited_rows(clean_prediction=1 - 0, label=0),
+        [row.model_copy(update={"adv_prediction": row.label}) for row in make_samples(LETTERS)],
+        make_samples(LETTERS)[1:],
+    ],
+    ids=["labels", "predictions", "fooled", "fewer"],
+)
+def test_edited_tables_are_refused(tmp_path: Path, rows: list[Any]) -> None:
+    store, key = stored(tmp_path)
+    content = parquet_bytes(samples_to_table(rows))
+    path = store.path_of(key).with_suffix(".parquet")
+    path.write_bytes(content)
+    digest = __import__("hashlib").sha256(content).hexdigest()
+    entry = {"name": path.name, "sha256": digest, "bytes": len(content)}
+    rewrite(store, key, lambda document: document["files"].update(table=entry))
+    with pytest.raises(CorruptRecordError, match="contradicts itself"):
+        store.read(key)
+
+
+def test_records_of_an_earlier_revision_are_read(tmp_path: Path) -> None:
+    from robench.records import evaluations
+
+    samples = make_samples(LETTERS)
+    with pytest.MonkeyPatch.context() as patch:
+        # The default was bound when the function was made.
+        patch.setattr(evaluations.job_key, "__kwdefaults__", {"revision": 2})
+        record = make_record(samples)
+    Store(tmp_path).write(record, samples)
+    assert Store(tmp_path).read(record.key).record == record
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks at /proc")
+def test_reading_a_table_starts_no_thread(tmp_path: Path) -> None:
+    (tmp_path / "t").write_bytes(parquet_bytes(samples_to_table(make_samples(LETTERS))))
+    code = (
+        "import os, sys, pathlib\n"
+        "from robench.results.tables import table_from_parquet, parquet_bytes\n"
+        "content = pathlib.Path(sys.argv[1]).read_bytes()\n"
+        "before = len(os.listdir('/proc/self/task'))\n"
+        "parquet_bytes(table_from_parquet(content))\n"
+        "print(len(os.listdir('/proc/self/task')) - before)\n"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "t")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout == "0\n"
+
+
+def test_a_damaged_table_of_any_kind_is_one_error(tmp_path: Path) -> None:
+    from robench.results.tables import table_from_parquet
+
+    content = parquet_bytes(samples_to_table(make_samples(LETTERS)))
+    generator = np.random.default_rng(0)
+    for _ in range(100):
+        damaged = bytearray(content)
+        for place in generator.integers(0, len(content), 3):
+            damaged[place] = int(generator.integers(0, 256))
+        cut = int(generator.integers(len(content) // 2, len(content) + 1))
+        with contextlib.suppress(RobenchError):
+            table_from_parquet(bytes(damaged[:cut]))
+
+
+NAMES = [
+    '=HYPERLINK("http://x")',
+    "+1+1",
+    "@SUM(A1)",
+    "\tx",
+    "\x1b[2J\x1b]0;owned\x07",
+    "a\u202egnp.exe",
+    "<script>alert(1)</script>",
+    "$\\frac{1}{$",
+    "../../../etc/x",
+    "C:\\x|y:*?",
+    "..",
+    "-rf",
+    "名前",
+    "x" * 400,
+]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_name_is_text_everywhere(tmp_path: Path, name: str) -> None:
+    samples = make_samples(LETTERS, values={"attention_deviation": [0.1] * 8})
+    record = make_record(samples, model="toy")
+    record = record.model_copy(
+        update={
+            "model": type(record.model).model_validate(
+                record.model.model_dump() | {"name": name, "id": f"digits/Linf-0.2/{name}"}
+            )
+        }
+    )
+    store = Store(tmp_path / "r")
+    store.write(record, samples)
+    files = publish(store, list(store.records()))
+    assert all(path.resolve().is_relative_to(tmp_path / "r") for path in files)
+    assert any(path.suffix == ".svg" for path in files)
+    for path in files:
+        if path.suffix == ".svg":
+            ElementTree.parse(path)
+        if path.suffix == ".csv":
+            frame = pd.read_csv(path, dtype=str, keep_default_na=False)
+            for value in frame.to_numpy().ravel():
+                assert uncell(value) == value or value.startswith("'")
+                assert not value.startswith(("=", "@", "\t")), value
+        if path.suffix == ".html":
+            assert "<script>alert" not in path.read_text()
+    board = build_leaderboard(store)
+    (tmp_path / "b.csv").write_bytes(leaderboard_csv(board))
+    assert list(read_leaderboard(tmp_path / "b.csv")["model"]) == [visible(name)]
+    for words in (
+        ["results", "list"],
+        ["leaderboard", "--no-plots"],
+        ["results", "show", record.key],
+    ):
+        done = invoke(*words, "--results", tmp_path / "r")
+        assert done.code == 0, done.err
+        assert not any(mark in done.out + done.err for mark in "\x1b\x07\u202e")
+    done = invoke(
+        *("results", "export", "--format", "robustbench", "--out", tmp_path / "out"),
+        *("--results", tmp_path / "r"),
+    )
+    assert done.code == 0, done.err
+    (written,) = (tmp_path / "out").rglob("*.json")
+    assert len(written.relative_to(tmp_path / "out").parts) == 3
+
+
+def test_cells_of_numbers_stay_numbers() -> None:
+    frame = pd.DataFrame({"a": ["-0.5", "=1", "'x", None, "-x"], "=b": [1.5, -2.0, 3, 4, 5]})
+    assert csv_bytes(frame).decode().splitlines() == [
+        "a,'=b",
+        "-0.5,1.5",
+        "'=1,-2.0",
+        "''x,3.0",
+        ",4.0",
+        "'-x,5.0",
+    ]
+    for text in ("=1", "'x", "x", "-1e3", "－１"):
+        assert uncell(cell(text)) == text
+
+
+def test_file_names_lead_nowhere() -> None:
+    for name in ("", ".", "..", "../x", "/x", "a/b", "x" * 999, "\0", "~", ".hidden", "a\\b"):
+        made = file_name(name)
+        assert made == Path(made).name
+        assert made not in ("", ".", "..")
+        assert len(made) <= 100
+        assert (Path("/base") / made).parent == Path("/base")
+
+
+BROKEN = [{"MPLBACKEND": "nonsense"}, {"MATPLOTLIBRC": "rc"}, {"MPLCONFIGDIR": "/proc/none"}]
+
+
+@pytest.mark.parametrize("variables", BROKEN, ids=lambda v: next(iter(v)))
+def test_a_matplotlib_that_does_not_work_is_no_failure(
+    tmp_path: Path, variables: dict[str, str]
+) -> None:
+    stored(tmp_path / "r")
+    (tmp_path / "rc").write_text("text.usetex: True\naxes.grid: what\nfigure.dpi: -1\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "robench", "leaderboard", "--results", "r"],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), **variables},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "r/index.html").is_file()

@@ -95,6 +95,15 @@ class ModelError(RobenchError):
     """A model whose outputs cannot be evaluated."""
 
 
+def ended_process(code: object) -> ModelError:
+    """The error for code of a user's that would end the whole process, as with ``sys.exit()``: an
+    evaluation that ends so has found nothing, whatever its exit code says."""
+    return ModelError(
+        f"the model's code ended the process (exit code {code})",
+        hint="Take sys.exit and os._exit out of it",
+    )
+
+
 class AttackError(RobenchError):
     """An attack that is not defined for this input."""
 

@@ -162,6 +162,12 @@ def cache_folder() -> Path:
     return _named("ROBENCH_CACHE") or platformdirs.user_cache_path("robench", appauthor=False)
 
 
+def config_folder() -> Path:
+    """Where the user's own settings are: ``robench`` in the user's configuration folder
+    (``XDG_CONFIG_HOME`` or ``~/.config`` on Linux, ``~/Library/Application Support`` on macOS)."""
+    return platformdirs.user_config_path("robench", appauthor=False)
+
+
 def data_folder(root: Path | None = None) -> Path:
     """Where data sets are: ``root`` where given, else the folder that ``ROBENCH_DATA`` names, else
     ``data`` in :func:`cache_folder`."""

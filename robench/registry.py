@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Generic, TypeVar, cast
 
 from robench.errors import UnknownNameError, UsageError
+from robench.trust import how_to_trust
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
@@ -64,13 +65,15 @@ def is_target(name: str) -> bool:
     return _TARGET.fullmatch(name) is not None
 
 
-def untrusted_target(kind: str, target: str, where: object = None) -> UsageError:
-    """The error where importing ``target`` was asked for by somebody who is not trusted."""
+def untrusted_target(
+    kind: str, target: str, where: object = None, file: Path | None = None
+) -> UsageError:
+    """The error where importing ``target`` was asked for by somebody who is not trusted, as by the
+    author of ``file``."""
     return UsageError(
         f"the {kind} {target!r} is code that would be imported and run",
         where=where,
-        hint="Allow it with --trust-code (trust_code=True in Python) if you trust its author, "
-        "or install its package with an entry point and use that name",
+        hint=f"{how_to_trust(file)}; or install its package with an entry point and use that name",
     )
 
 
@@ -87,7 +90,7 @@ def import_target(target: str) -> object:
         )
     try:
         value: object = importlib.import_module(module_name)
-    except Exception as error:  # Foreign code may raise anything.
+    except (Exception, SystemExit) as error:  # Foreign code may raise anything.
         raise UsageError(f"cannot import {module_name!r}: {error}", where=target) from error
     for part in attribute.split("."):
         try:

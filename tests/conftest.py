@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import gc
 import os
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -28,3 +30,11 @@ def pytest_collection_finish() -> None:
 def pytest_sessionfinish() -> None:
     """At the end everything is let go: libraries report what they believe to be leaked."""
     gc.unfreeze()
+
+
+@pytest.fixture(autouse=True)
+def own_configuration(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No test reads or changes what the user has trusted."""
+    with tempfile.TemporaryDirectory() as folder:
+        monkeypatch.setenv("XDG_CONFIG_HOME", folder)
+        yield

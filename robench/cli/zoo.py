@@ -46,10 +46,10 @@ def list_models(dataset: _DatasetFilter = None, as_json: JsonFlag = False) -> No
     cards = list_cards(dataset, problems=problems)
     if cards or as_json:
         rows = [
-            (card.id, card.defense, card.architecture.name, card.weights.sha256[:8])
-            for card in (located.card for located in cards)
+            (card.id, card.defense, card.architecture.name, card.weights.sha256[:8], code)
+            for card, code in ((located.card, _code(located)) for located in cards)
         ]
-        table = format_table(("id", "defense", "architecture", "weights"), rows)
+        table = format_table(("id", "defense", "architecture", "weights", ""), rows)
         print_result([_content(located) for located in cards], table, as_json=as_json)
     else:
         folders = ", ".join(map(str, zoo_folders())) or "no folder"
@@ -70,7 +70,9 @@ def show(
     from robench.models.zoo import find_card
 
     located = find_card(model, dataset)
-    text = f"# {located.id}\n# {located.path}\n\n{format_card(located.card)}".rstrip()
+    about = [located.id, str(located.path), *filter(None, [_code(located)])]
+    head = "".join(f"# {line}\n" for line in about)
+    text = f"{head}\n{format_card(located.card)}".rstrip()
     print_result(_content(located), text, as_json=as_json)
 
 
@@ -146,7 +148,14 @@ def verify(
 
 def _content(located: LocatedCard) -> dict[str, Any]:
     card = located.card.model_dump(mode="json")
-    return {"id": located.id, "card": card, "path": str(located.path)}
+    return {"id": located.id, "card": card, "path": str(located.path), "code": _code(located)}
+
+
+def _code(located: LocatedCard) -> str:
+    """What a list says of a card that would run code of its author's choice."""
+    if not located.card.architecture.names_code:
+        return ""
+    return "names code, trusted" if located.trusted else "names code"
 
 
 def _verdict(item: Rechecked) -> str:

@@ -14,6 +14,7 @@ from robench.files import atomic_write
 from robench.models.cards import CARD_NAME, write_card
 from robench.records import AttentionSpec, InputSpec, ModelCard, Provenance, WeightsSpec, parse
 from robench.registry import installed_versions
+from robench.trust import trust
 
 _WEIGHTS_NAME = "weights.safetensors"
 
@@ -89,7 +90,9 @@ def write_model(card: ModelCard, best: Best, folder: Path, *, note: str | None =
             update={"validation": {**figures, "epoch": float(best.epoch)}, "notes": notes}
         ),
     }
-    write_card(card.model_copy(update=update), folder / CARD_NAME)
+    path = write_card(card.model_copy(update=update), folder / CARD_NAME)
+    if card.architecture.names_code:
+        trust(path)  # whoever trains it has just named the code
 
 
 def _command(job: TrainingJob) -> str | None:

@@ -24,6 +24,7 @@ from robench.records import Examination, Provenance, parse
 from robench.request import Request
 from robench.request_loading import draft_requested, load_samples
 from robench.threat_models import ThreatModel
+from robench.trust import trust
 
 _MEASURED = 500
 """Samples on which the clean accuracy is measured."""
@@ -74,7 +75,7 @@ def add_model(
         raise UsageError(
             "there is a model of this id already", where=folder, hint="Choose another --name"
         )
-    here = LocatedCard(card, checkpoint)
+    here = LocatedCard(card, checkpoint, own=True)
     model = load_model(here, trust_pickle=request.trust_pickle)
     accuracy = clean_accuracy(model, samples, card.threat_model)
     few = samples.subset(min(_EXAMINED, len(samples)))
@@ -112,6 +113,8 @@ def add_model(
         target.unlink(missing_ok=True)
         raise StoreError(f"cannot be written: {error.strerror}", where=target) from error
     path = write_card(finished, folder / CARD_NAME)
+    if finished.architecture.names_code:
+        trust(path)  # whoever adds it has just named the code
     return LocatedCard(finished, path), found
 
 

@@ -15,13 +15,13 @@ from torch import Tensor, nn
 from robench.errors import CardError, CheckpointError
 from robench.models.architectures.build import build_architecture
 from robench.models.checkpoints import (
-    PROGRAM,
     checkpoint_sha256,
     detect_format,
     read_checkpoint,
 )
 from robench.models.state_dicts import WRAPPER_PREFIXES, inner_name
 from robench.records import (
+    PROGRAM,
     ArchitectureSpec,
     ForwardSpec,
     InputSpec,

@@ -16,11 +16,10 @@ from robench.errors import CardError, UnsafeCheckpointError, UsageError
 from robench.models.architectures.build import (
     build_architecture,
     foreign_builder,
-    runs_foreign_code,
 )
 from robench.models.cards import CARD_NAME
 from robench.models.catalogue import SOURCES
-from robench.models.checkpoints import PROGRAM, load_program, read_checkpoint, verify_sha256
+from robench.models.checkpoints import load_program, read_checkpoint, verify_sha256
 from robench.models.code_identity import CodeIdentity, code_identity
 from robench.models.drafting import draft_card
 from robench.models.state_dicts import extract_state_dict, fit_names, load_strictly
@@ -28,6 +27,7 @@ from robench.models.weights_files import locate_weights
 from robench.models.wrapper import RobenchModel, buffer_fingerprint, unwrapped
 from robench.models.zoo import LocatedCard, find_card
 from robench.records import (
+    PROGRAM,
     ArchitectureSpec,
     AttentionSpec,
     Flag,
@@ -40,6 +40,7 @@ from robench.records import (
     parse,
 )
 from robench.threat_models import ThreatModel
+from robench.trust import how_to_trust
 
 
 @single_precision()
@@ -62,7 +63,9 @@ def load_model(
         threat_model: narrows a short name.
         device: where to put it.
         trust_pickle: execute the code that the weights file carries.
-        trust_code: import the callable that a card outside the zoo folders names.
+        trust_code: import the callable that the card names, wherever the card is from. Without it
+            only what came with robench, and what the user has trusted
+            (:mod:`robench.trust`), may name code or bring a program.
 
     Raises:
         UnknownNameError, UsageError, CardError: no such card, or a wrong one.
@@ -82,11 +85,12 @@ def load_model(
             model = found
     located = _locate(model, dataset, threat_model)
     card = located.card
-    if runs_foreign_code(card.architecture) and not (located.in_zoo or trust_code):
+    trusted = card.architecture.names_code and located.trusted
+    if card.architecture.imports_code and not (trusted or trust_code or located.own):
         raise UnsafeCheckpointError(
             f"the card would import and call {card.architecture.name}",
             where=located.path,
-            hint="Move the card into a zoo folder of yours, or say --trust-code",
+            hint=how_to_trust(located.folder),
         )
     weights = locate_weights(card.weights, located.folder)
     verify_sha256(weights, card.weights.sha256)
@@ -94,7 +98,7 @@ def load_model(
     fingerprint, identity = card.fingerprint, None
     if card.architecture.name == PROGRAM:
         # A program's code is its weights file, which the card's hash covers.
-        network = load_program(weights, trust_pickle=trust_pickle)
+        network = load_program(weights, trust_pickle=trust_pickle or trusted)
     else:
         builder = foreign_builder(card.architecture)
         content = read_checkpoint(weights, trust_pickle=trust_pickle)
@@ -186,7 +190,7 @@ def _locate(
         return model
     if isinstance(model, ModelCard):
         # A card made in Python is its maker's own.
-        return LocatedCard(model, Path.cwd() / CARD_NAME)
+        return LocatedCard(model, Path.cwd() / CARD_NAME, own=True)
     path = Path(model)
     if path.is_file() and path.suffix != ".toml":
         raise UsageError(

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from robench.errors import ModelError, UsageError
+from robench.errors import ModelError, UsageError, ended_process
 from robench.records import (
     AttentionSpec,
     Flag,
@@ -136,7 +136,10 @@ class RobenchModel(nn.Module):
             ModelError: what the network returns has no logits at the card's path, or of another
                 shape.
         """
-        returned = self.network(self.prepare(inputs), **self._arguments)
+        try:
+            returned = self.network(self.prepare(inputs), **self._arguments)
+        except SystemExit as end:
+            raise ended_process(end.code) from end
         logits = _follow(returned, self._path, self.summary.id)
         if not isinstance(logits, Tensor):
             raise ModelError(

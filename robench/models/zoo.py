@@ -11,6 +11,7 @@ from robench.models.cards import CARD_NAME, read_card
 from robench.records import ModelCard
 from robench.registry import unknown_name
 from robench.threat_models import ThreatModel
+from robench.trust import is_trusted
 
 ZOO_VARIABLE = "ROBENCH_ZOO"
 """Environment variable with further zoo folders, separated as in PATH."""
@@ -23,13 +24,12 @@ class LocatedCard:
     Args:
         card: the validated card.
         path: the card's file.
-        in_zoo: it lies in one of the zoo folders, which are the user's own or came with robench;
-            only such a card may name code to run.
+        own: it was made just now by whoever asks, so that the code it names is theirs.
     """
 
     card: ModelCard
     path: Path
-    in_zoo: bool = True
+    own: bool = False
 
     @property
     def folder(self) -> Path:
@@ -41,12 +41,17 @@ class LocatedCard:
         """``dataset/threat/name``."""
         return self.card.id
 
+    @property
+    def trusted(self) -> bool:
+        """Whether it may name code: it came with robench, or the user has trusted it."""
+        return self.path.resolve().is_relative_to(_packaged_zoo()) or is_trusted(self.path)
+
 
 def _packaged_zoo() -> Path:
     package = Path(__file__).parents[1]
     # A wheel carries the zoo inside the package; a checkout has it beside the package.
     inside = package / "_model_zoo"
-    return inside if inside.is_dir() else package.parent / "model_zoo"
+    return (inside if inside.is_dir() else package.parent / "model_zoo").resolve()
 
 
 def zoo_folders() -> tuple[Path, ...]:
@@ -152,9 +157,7 @@ def find_card(
     if path.is_dir():
         path = path / CARD_NAME
     card = read_card(path)
-    path = path.resolve()
-    in_zoo = any(path.is_relative_to(folder) for folder in zoo_folders())
-    return LocatedCard(card, path, in_zoo)
+    return LocatedCard(card, path.resolve())
 
 
 def _answers_to(card: ModelCard, text: str) -> bool:

@@ -7,6 +7,8 @@ unknown fields, and round-trip through JSON.
 
 from robench.records.base import Flag, canonical_hash, parse
 from robench.records.cards import (
+    LIBRARIES,
+    PROGRAM,
     ArchitectureSpec,
     AttentionSpec,
     Examination,
@@ -35,6 +37,8 @@ from robench.records.evaluations import (
 from robench.records.suites import AttackSpec, AuditSpec, Suite
 
 __all__ = [
+    "LIBRARIES",
+    "PROGRAM",
     "RECORD_SCHEMA_VERSION",
     "ArchitectureSpec",
     "AttackSpec",

@@ -13,12 +13,31 @@ OutputPath = tuple[int | str, ...]
 """How to reach a tensor in what ``forward`` returns: indices and keys, outermost first."""
 
 
+PROGRAM = "program"
+"""The architecture's name in the card of a file that brings its network."""
+
+LIBRARIES = ("torchvision", "timm")
+"""Collections whose architectures are named ``LIBRARY:NAME``."""
+
+
 class ArchitectureSpec(Frozen):
     """Which module to build, without weights."""
 
     name: str
-    """A registered architecture, ``torchvision:NAME``, ``timm:NAME``, or ``package.module:callable``."""
+    """A registered architecture, ``torchvision:NAME``, ``timm:NAME``, ``package.module:callable``,
+    or :data:`PROGRAM`."""
     arguments: dict[str, Any] = Field(default_factory=dict)
+
+    @property
+    def imports_code(self) -> bool:
+        """Whether building it imports a module that the author chose."""
+        library, colon, _ = self.name.partition(":")
+        return bool(colon) and library not in LIBRARIES
+
+    @property
+    def names_code(self) -> bool:
+        """Whether loading runs what the author chose: a callable, or a program among the weights."""
+        return self.name == PROGRAM or self.imports_code
 
 
 class WeightsSpec(Frozen):

@@ -253,9 +253,11 @@ def test_package_paths_stay_in_their_package(network: DigitsResNet, tmp_path: Pa
         load(path, weights={"path": "package:robench/../../etc/passwd"})
 
 
-def test_a_card_outside_the_zoo_runs_no_code_of_its_choice(
+def test_a_card_that_is_not_trusted_runs_no_code_of_its_choice(
     network: DigitsResNet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from robench.trust import trust
+
     (tmp_path / "lib").mkdir()
     (tmp_path / "lib" / "chosen_by_card.py").write_text(
         "from pathlib import Path\n"
@@ -273,8 +275,7 @@ def test_a_card_outside_the_zoo_runs_no_code_of_its_choice(
     assert not (tmp_path / "lib" / "chosen_by_card.ran").exists()
     trusted = load_model(tmp_path, trust_code=True)
     torch.testing.assert_close(trusted(INPUTS), network(INPUTS))
-    # In a zoo folder of the user's it needs no word.
-    monkeypatch.setenv("ROBENCH_ZOO", str(tmp_path))
+    trust(tmp_path / "card.toml")
     torch.testing.assert_close(load_model(tmp_path)(INPUTS), network(INPUTS))
 
 

@@ -136,12 +136,11 @@ def test_ancra_bare_state_dicts(
 
 def test_the_layers_that_the_cards_name_exist() -> None:
     from robench.models import build_architecture
-    from robench.models.architectures.build import runs_foreign_code
 
     cards = [read_card(path) for path in sorted(CARDS.glob("*/card.toml"))]
     assert len(cards) == 4
     for card in cards:
-        if runs_foreign_code(card.architecture):
+        if card.architecture.names_code:
             continue
         with torch.device("meta"):
             network = build_architecture(card.architecture, card.num_classes, card.input.channels)

@@ -70,7 +70,7 @@ def test_names_long_and_short(
     located = find_card(name, dataset, threat)
     assert located.id == expected
     assert located.folder == folder / expected
-    assert located.in_zoo
+    assert not located.trusted
 
 
 def test_ambiguous_names_list_the_candidates(folder: Path) -> None:
@@ -92,11 +92,10 @@ def test_unknown_names_list_near_misses(folder: Path) -> None:
 
 def test_paths_work_inside_and_outside_the_zoo(folder: Path, tmp_path: Path) -> None:
     inside = folder / "digits/Linf-0.2/trades"
-    assert find_card(inside).in_zoo
     assert find_card("model_zoo/digits/Linf-0.2/trades").path == inside / "card.toml"
     outside = put(tmp_path / "elsewhere", "digits", "Linf-0.1", "mine")
     located = find_card(str(outside))
-    assert (located.id, located.in_zoo) == ("digits/Linf-0.1/mine", False)
+    assert located.id == "digits/Linf-0.1/mine"
     assert find_card(outside.parent).path == outside
     with pytest.raises(CardError, match="no such card"):
         find_card("./missing/card.toml")

@@ -14,6 +14,7 @@ from robench.attacks.catalogue import imports_code
 from robench.errors import UsageError
 from robench.records import Suite, parse
 from robench.registry import unknown_name, untrusted_target
+from robench.trust import is_trusted
 
 __all__ = ["list_suites", "load_suite"]
 
@@ -30,29 +31,24 @@ def load_suite(name: str | Path, *, trust_code: bool = False) -> Suite:
 
     Args:
         name: a suite that comes with robench, or the path of a TOML file.
-        trust_code: let the file name classes to import, ``package.module:Class``. Attacks of
-            installed packages with an entry point ``robench.attacks`` need no trust.
+        trust_code: let the file name classes to import, ``package.module:Class``, though the user
+            has not trusted it (:mod:`robench.trust`). Attacks of installed packages with an entry
+            point ``robench.attacks`` need no trust.
 
     Raises:
         UnknownNameError: no such suite; near misses are listed.
         UsageError: the file is not valid, or names code and is not trusted.
     """
-    suite = _load(name, ())
-    if not trust_code:
-        for spec in suite.attacks:
-            for stage in spec.stages or (spec,):
-                if imports_code(stage.attack):
-                    raise untrusted_target("attack", stage.attack, f"suite {suite.name!r}")
-    return suite
+    return _load(name, (), trust_code)
 
 
-def _load(name: str | Path, including: tuple[Path, ...]) -> Suite:
+def _load(name: str | Path, including: tuple[Path, ...], trust_code: bool) -> Suite:
     path = _find(name, including)
     if path in including:
         raise UsageError("suites include each other in a circle", where=path)
     try:
         content: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
         raise UsageError(f"cannot read the suite: {error}", where=path) from error
     entries = content.get("attacks", [])
     attacks: list[Any] = []
@@ -64,11 +60,16 @@ def _load(name: str | Path, including: tuple[Path, ...]) -> Suite:
                     where=path,
                     hint=f"Remove {', '.join(sorted(set(entry) - {'include'}))}",
                 )
-            attacks += _load(str(entry["include"]), (*including, path)).attacks
+            attacks += _load(str(entry["include"]), (*including, path), trust_code).attacks
         else:
             attacks.append(entry)
     content = {"name": path.stem, **content, "attacks": attacks}
-    return parse(Suite, content, UsageError, where=path)
+    suite = parse(Suite, content, UsageError, where=path)
+    for spec in suite.attacks:
+        for stage in spec.stages or (spec,):
+            if imports_code(stage.attack) and not (trust_code or is_trusted(path)):
+                raise untrusted_target("attack", stage.attack, f"suite {suite.name!r}", path)
+    return suite
 
 
 def _find(name: str | Path, including: tuple[Path, ...]) -> Path:

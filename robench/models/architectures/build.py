@@ -20,17 +20,11 @@ from robench.models.catalogue import ARCHITECTURES
 from robench.records import ArchitectureSpec
 from robench.registry import import_target, near_misses, unknown_name
 
-# These make a library fetch or unpickle files by itself, past the hash check of the card.
+# These make one of LIBRARIES fetch or unpickle files by itself, past the hash check of the card.
 _FORBIDDEN: Final = {
     "torchvision": {"weights", "weights_backbone"},
     "timm": {"pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path"},
 }
-
-
-def runs_foreign_code(spec: ArchitectureSpec) -> bool:
-    """Whether building it imports a module that the card chose (``package.module:callable``)."""
-    library, colon, _ = spec.name.partition(":")
-    return bool(colon) and library not in _FORBIDDEN
 
 
 def foreign_builder(spec: ArchitectureSpec) -> object | None:
@@ -158,7 +152,7 @@ def _call(
         network = builder(**{**accepted, **spec.arguments})
     except UnknownNameError:
         raise
-    except Exception as error:  # Foreign code may raise anything.
+    except (Exception, SystemExit) as error:  # Foreign code may raise anything.
         raise ModelError(
             f"cannot be built: {type(error).__name__}: {one_line(error)}",
             where=spec.name,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from robench.cli.apart import evaluate_in_child
 from robench.cli.options import SAMPLES, JsonFlag, flag, option, record_name, request_options
 from robench.request import Request
 
@@ -90,15 +91,9 @@ def _evaluate_missing(request: Request, wanted: RecordFilter, *, fill: bool) -> 
             missing.append(model)
     if not (fill or missing):
         return
-    # Loads torch, which a check of stored records does without.
-    from robench.api import prepare
-    from robench.cli.output import RunDisplay
-
     if not fill:
         request = replace(request, models=tuple(missing))
     if request.n is None and len(sizes) == 1:
         # The samples that the other model was evaluated on.
         request = replace(request, n=sizes.pop())
-    prepared = prepare(request)
-    with RunDisplay(prepared.jobs) as display:
-        prepared.run(display)
+    evaluate_in_child(request)

@@ -10,6 +10,7 @@ import typer
 from typer.core import TyperGroup
 
 import robench
+from robench.cli.apart import COMMAND, evaluate_apart
 from robench.cli.attacks import attacks
 from robench.cli.attention import attention
 from robench.cli.check import check
@@ -19,12 +20,18 @@ from robench.cli.leaderboard import leaderboard
 from robench.cli.options import flag
 from robench.cli.results import results_app
 from robench.cli.run import run
+from robench.cli.streams import lost_output, make_tolerant
 from robench.cli.train import train
+from robench.cli.trust import trust
 from robench.cli.zoo import zoo_app
-from robench.errors import RobenchError
+from robench.errors import RobenchError, ended_process
+from robench.text import visible
 
 _INTERRUPTED = 130
 """128 + SIGINT, as shells report it."""
+
+_PRINTING = ("attacks", "results", "trust", "zoo")
+"""Commands that are in vain when their output is lost; the others have left their files."""
 
 _UNEXPECTED = 2
 """Not 1: ``check`` and ``doctor`` say something else with it."""
@@ -36,10 +43,9 @@ class _ReportingGroup(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
-        except (typer.Exit, typer.Abort, BrokenPipeError):
-            # A closed pipe (`robench results list | head`) is nobody's error: Typer ends quietly.
+        except (typer.Exit, typer.Abort):
             raise
-        except (KeyboardInterrupt, Exception) as error:
+        except (KeyboardInterrupt, SystemExit, Exception) as error:
             message, code = _report(error)
             if ctx.params.get("debug"):
                 traceback.print_exc()
@@ -51,13 +57,17 @@ class _StderrHandler(logging.Handler):
     """Shows warnings in the form of errors, on whatever stderr is at the time."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        print(f"robench: {record.levelname.lower()}: {record.getMessage()}", file=sys.stderr)
+        text = visible(" ".join(record.getMessage().split()))
+        print(f"robench: {record.levelname.lower()}: {text}", file=sys.stderr)
 
 
 def _report(error: BaseException) -> tuple[str, int]:
     """The line to print and the exit code."""
     if isinstance(error, KeyboardInterrupt):
         return "interrupted; finished results are kept", _INTERRUPTED
+    if isinstance(error, SystemExit):
+        # No command of ours ends so.
+        error = ended_process(error.code)
     if isinstance(error, RobenchError):
         text, code = str(error), error.exit_code
     elif callable(message := getattr(error, "format_message", None)):
@@ -70,7 +80,7 @@ def _report(error: BaseException) -> tuple[str, int]:
         text = f"unexpected {type(error).__name__}: {error}. Run it with --debug for the traceback"
         code = _UNEXPECTED
     # One line, whatever a library put into its message.
-    return f"error: {' '.join(text.split())}", code
+    return f"error: {visible(' '.join(text.split()))}", code
 
 
 app = typer.Typer(
@@ -114,6 +124,8 @@ app.command(short_help="Gate a checkpoint: is it worse than a baseline?")(check)
 app.command(short_help="Find what is wrong with a model before it is attacked.")(doctor)
 app.command(short_help="Make a checkpoint with a recipe.")(train)
 app.command(short_help="List attacks, adapters and suites.")(attacks)
+app.command(short_help="Let a folder's cards and suites name code.")(trust)
+app.command(COMMAND, hidden=True)(evaluate_apart)
 app.add_typer(results_app, name="results")
 app.add_typer(zoo_app, name="zoo")
 
@@ -128,7 +140,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
         SystemExit: always. 0: done; 1: ``check`` found the candidate worse, or ``doctor`` something
             to mend; 2: an error, or ``check`` could not tell; 130: interrupted.
     """
-    app(args=_debug_first(sys.argv[1:] if arguments is None else arguments), prog_name="robench")
+    make_tolerant()
+    given = _debug_first(sys.argv[1:] if arguments is None else arguments)
+    try:
+        app(args=given, prog_name="robench")
+    except SystemExit as end:
+        if (lost := lost_output()) is None:
+            raise
+        print(f"robench: warning: the output could not be written: {lost}", file=sys.stderr)
+        words = [word for word in given if not word.startswith("-")]
+        in_vain = words[:1] and words[0] in _PRINTING and words[1:2] != ["add"]
+        raise SystemExit(end.code or (_UNEXPECTED if in_vain else 0)) from None
 
 
 def _debug_first(arguments: Sequence[str]) -> list[str]:

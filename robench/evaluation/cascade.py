@@ -26,7 +26,7 @@ from robench.evaluation.adversarial_inputs import Inputs
 from robench.evaluation.audit import audit_result, draw_audit, escalates
 from robench.evaluation.batch_attacks import run_batch_attack
 from robench.evaluation.cascade_state import CascadeState, PhaseCounts, StageRun, Subset
-from robench.evaluation.flags import attack_flags
+from robench.evaluation.flags import attack_flags, stalled_flags
 from robench.evaluation.prepared_model import PreparedModel, steps_a_sample
 from robench.evaluation.queries import Queries
 from robench.evaluation.samples import Samples, SearchResult
@@ -84,6 +84,7 @@ class Cascade:
         self.attacks = [build_attack(stage, prepared.threat_model) for stage in self.stages]
         self.workers = min(prepared.workers, prepared.choice.batch_size)
         self.batch_size = prepared.choice.batch_size // self.workers
+        self.stalled = 0
         self.progress = progress
         self.save = save
         self.plan = plan_runs(spec, [self._is_rechecked(i) for i in range(len(self.stages))])
@@ -143,9 +144,10 @@ class Cascade:
     def flags(self, state: CascadeState) -> list[Flag]:
         """Reasons to doubt the outcome ``state``."""
         model, n = self.prepared.model, len(self.prepared.dataset)
-        return attack_flags(
+        flags = attack_flags(
             self.spec, self.stages, self.plan, state, num_classes=model.num_classes, n=n
         )
+        return [*flags, *stalled_flags(self.stalled)]
 
     # --- who is due --------------------------------------------------------------------------
 
@@ -179,7 +181,8 @@ class Cascade:
     def _run(self, number: int, begun: Sequence[Shard]) -> None:
         run, counts = self.plan[number], self.state.phases[number]
         # A foreign attack may draw one number for a whole batch, and share what it likes.
-        workers = 1 if isinstance(self.attacks[run.stage], BatchAttack) else self.workers
+        alone = isinstance(self.attacks[run.stage], BatchAttack) or self.stalled
+        workers = 1 if alone else self.workers
         shards = [*begun, *self._shards(counts, begun, workers)]
         self._started = time.perf_counter() - counts.seconds
         pool = WorkerPool(
@@ -195,6 +198,7 @@ class Cascade:
                     self.state = self.state.merged(shard.rows, result, run.stage)
         except AttackError as error:
             skipped = str(error)
+        self.stalled += pool.stalled
         model = self._model_of(run)
         counts = replace(
             self.state.phases[number],

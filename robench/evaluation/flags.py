@@ -96,3 +96,19 @@ def _few_classes(spec: AttackSpec, num_classes: int) -> Flag | None:
         severity="note",
         evidence=f"{num_classes - 1} target classes for {', '.join(short)}",
     )
+
+
+def stalled_flags(count: int) -> list[Flag]:
+    """What is said of ``count`` workers that made no progress: they change no result."""
+    if not count:
+        return []
+    return [
+        Flag(
+            name="workers_stalled",
+            severity="note",
+            evidence=f"{count} workers made no step in five minutes and were ended; their samples "
+            "were searched in the process itself. A thread pool of the model's own, which a fork "
+            "lacks, does this: --workers 1 avoids the wait",
+            count=count,
+        )
+    ]

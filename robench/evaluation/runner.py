@@ -4,7 +4,6 @@ card → model → attack proposes → adjudication decides → record. What is 
 read from there; an interrupted job goes on from its last snapshot.
 """
 
-import pickle
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -95,7 +94,7 @@ def load_snapshot(content: bytes | None) -> dict[str, Any] | None:
         return None
     try:
         loaded: dict[str, Any] = unpacked(content)
-    except (RuntimeError, pickle.UnpicklingError, EOFError):
+    except Exception:
         return None  # of another version; the job starts again
     return loaded if loaded.get("format") == _SNAPSHOT_FORMAT else None
 

@@ -32,11 +32,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from robench.errors import ended_process
 from robench.evaluation.samples import SearchResult
 from robench.evaluation.search import Progress, Save
 
 _PATIENCE = 60.0
 """Seconds that a worker has to end its step when it is asked for a snapshot or to stop"""
+_STALLED = 300.0
+"""Seconds without a step after which a worker counts as hanging, and is ended"""
 _REHEARSAL, _SLOWER = 20.0, 50.0
 """Seconds, and times the parent's, that a fork has for a call before it counts as hanging"""
 
@@ -69,6 +72,8 @@ class WorkerPool:
     """Is told about steps"""
     save: Callable[[Callable[[], list[Shard]]], None]
     """Is offered the unfinished shards between any two steps"""
+    stalled: int = field(default=0, init=False)
+    """Workers that were ended because they made no progress"""
     _shards: list[Shard] = field(default_factory=list, init=False)
     _workers: list[_Worker] = field(default_factory=list, init=False)
 
@@ -79,11 +84,14 @@ class WorkerPool:
     def run(self, shards: Sequence[Shard]) -> Results:
         """Search all shards; each is given with what was found in it, in no particular order.
 
-        A worker that dies, as for want of memory, has its shard searched here. To be closed when
-        the caller stops early: the other searches then end after the step that they are at, and
+        A worker that is killed, as for want of memory, has its shard searched here, and so has one
+        that makes no step in five minutes, which is ended; then no more are forked: a thread pool
+        of the model's own, which a fork lacks, would hang in every one. To be closed when the
+        caller stops early: the other searches then end after the step that they are at, and
         :meth:`unfinished` still tells what they came to.
 
         Raises:
+            ModelError: the model's code ended a worker's process by itself.
             Exception: whatever a search or ``save`` raises.
         """
         self._shards = list(shards)
@@ -110,10 +118,10 @@ class WorkerPool:
 
     def unfinished(self) -> list[Shard]:
         """The shards that were begun, each as it is between two steps."""
-        for worker in self._workers:
-            worker.ask()
-        for worker in self._workers:
-            while worker.asked and not worker.over and worker.pipe.poll(_PATIENCE):
+        # Who has owed an answer since the last time may be hanging: it is not waited for again.
+        patience = [_PATIENCE if worker.ask() else 0.0 for worker in self._workers]
+        for worker, seconds in zip(self._workers, patience, strict=True):
+            while worker.asked and not worker.over and worker.pipe.poll(seconds):
                 self._report(worker.hear())
         return [shard for shard in self._shards if shard.search is not None]
 
@@ -124,9 +132,15 @@ class WorkerPool:
                 while waiting and len(self._workers) < self.size:
                     shard = waiting.pop(0)
                     self._workers.append(_Worker(shard, self.prepare(shard)))
-                ready = multiprocessing.connection.wait([w.pipe for w in self._workers])
-                for worker in [worker for worker in self._workers if worker.pipe in ready]:
-                    self._report(worker.hear())
+                pipes = [worker.pipe for worker in self._workers]
+                ready = multiprocessing.connection.wait(pipes, _STALLED / 10)
+                for worker in list(self._workers):
+                    if worker.pipe in ready:
+                        self._report(worker.hear())
+                    elif worker.silent() > _STALLED:
+                        self.stalled += 1
+                        waiting = []
+                        worker.over = True
                     if worker.result is not None:
                         yield worker.shard, worker.result
                         self._forget(worker.shard)
@@ -157,26 +171,36 @@ class _Worker:
         self.failure: Exception | None = None
         self.over = False
         self.asked = False
+        self._died = False
         self._hearing = False
+        self._heard = time.monotonic()
         self.pipe, theirs = multiprocessing.Pipe()
         self.process = _forked(_work, self.pipe, theirs, search, os.getpid())
         theirs.close()
 
-    def ask(self) -> None:
-        """Ask for the state between two steps, if there is any sense in asking."""
+    def silent(self) -> float:
+        """Seconds since its last word."""
+        return time.monotonic() - self._heard
+
+    def ask(self) -> bool:
+        """Ask for the state between two steps, if there is any sense in asking; whether it was."""
         # An interruption while a message was read may have left the rest of it in the pipe.
-        if not self.over and not self._hearing:
-            with suppress(OSError):
-                self.pipe.send("state")
-                self.asked = True
+        if self.over or self._hearing or self.asked:
+            return False
+        with suppress(OSError):
+            self.pipe.send("state")
+            self.asked = True
+        return self.asked
 
     def hear(self) -> int:
         """Take one message; returns the steps that it reports."""
         self._hearing = True
+        self._heard = time.monotonic()
         try:
             kind, content = self.pipe.recv()
         except (EOFError, OSError):
-            self.over = True  # it died; the shard is still to be done
+            self._died = not self.over  # without a word: the shard is still to be done
+            self.over = True
             return 0
         self._hearing = False
         if kind == "steps":
@@ -194,10 +218,16 @@ class _Worker:
     def end(self) -> None:
         """Not a step more."""
         self.pipe.close()
-        self.process.join(0 if not self.over else 1)
+        # One that has said all ends by itself in a moment.
+        said_all = self.result is not None or self.failure is not None or self._died
+        self.process.join(1 if said_all else 0)
         if self.process.is_alive():
             self.process.kill()
             self.process.join()
+        code = self.process.exitcode
+        # Less than 0: a signal, as of a system without memory left.
+        if self._died and code is not None and code >= 0:
+            self.failure = ended_process(code)
         self.process.close()
 
 
@@ -233,6 +263,8 @@ def _work(
         pipe.send(("result", packed(dict(vars(result)))))
     except (EOFError, ConnectionError):
         return  # nobody listens any more
+    except SystemExit as end:
+        pipe.send(("failure", ended_process(end.code)))
     except Exception as error:
         pipe.send(("failure", _portable(error)))
 

@@ -230,7 +230,6 @@ def test_a_pickle_that_carries_code_is_not_run(tmp_path):
         (["compare", "a", "b"], ["no such results folder"]),
         (["compare", "a"], ["two or more"]),
         (["compare", "a", "b", "--level", "1.5"], ["1.5"]),
-        (["check", "nosuch", "--against", "pgd-at"], ["unknown model 'nosuch'"]),
         (["check", "pgd-at", "--against", "trades", "--margin", "0"], ["margin"]),
         (["check", "pgd-at", "--against", "trades", "--policy", "no.toml"], ["no.toml"]),
         (["zoo", "show", "pgdat"], ["unknown model 'pgdat'", "'pgd-at'"]),

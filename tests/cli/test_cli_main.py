@@ -114,11 +114,12 @@ def test_ctrl_c_says_what_is_kept(failing_load):
     assert done.err == "robench: interrupted; finished results are kept\n"
 
 
-def test_a_closed_pipe_is_no_error_of_robench(failing_load):
-    failing_load(BrokenPipeError(32, "Broken pipe"))
+@pytest.mark.parametrize("error", [BrokenPipeError(32, "Broken pipe"), SystemExit(0)])
+def test_no_command_ends_with_an_exit_code_of_others(failing_load, error):
+    failing_load(error)
     done = invoke("attacks", "quick")
-    assert done.code == 1
-    assert done.err == ""
+    assert done.code == 2
+    assert done.err.startswith("robench: error: ")
 
 
 def test_warnings_of_the_package_reach_stderr(monkeypatch, capsys):

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 import robench
 from robench.datasets import ArrayDataset
+from robench.errors import ModelError
 from robench.evaluation.cascade import Cascade
 from robench.evaluation.prepared_model import Settings, prepare_model
 from robench.evaluation.samples import Samples, SearchResult
@@ -205,6 +206,37 @@ def test_the_samples_of_a_worker_that_dies_are_searched_here(
     run = cascade(2, save=lambda make: make() and None, network=network)
     found = results(run.run(torch.zeros(N, 1, 6, 6)))
     assert (found["stage"], found["points"]) == (expected["stage"], expected["points"])
+
+
+@pytest.mark.parametrize("after", [0, 4])
+def test_the_samples_of_a_worker_that_hangs_are_searched_here(
+    after: int, expected: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("robench.evaluation.worker_pool._STALLED", 1.0)
+    monkeypatch.setattr("robench.evaluation.worker_pool._PATIENCE", 0.2)
+    network = InChildren(lambda: time.sleep(3600), after)
+    run = cascade(2, save=lambda make: make() and None, network=network)
+    attacked = run.run(torch.zeros(N, 1, 6, 6))
+    found = results(attacked)
+    assert (found["stage"], found["points"]) == (expected["stage"], expected["points"])
+    assert not multiprocessing.active_children()
+    (flag,) = [flag for flag in run.flags(attacked) if flag.name == "workers_stalled"]
+    assert flag.count == 2
+
+
+@pytest.mark.parametrize("code", [0, 3])
+def test_a_worker_whose_model_ends_the_process_is_no_result(code: int) -> None:
+    run = cascade(2, network=InChildren(lambda: os._exit(code)))
+    with pytest.raises(ModelError, match=rf"ended the process \(exit code {code}\)"):
+        run.run(torch.zeros(N, 1, 6, 6))
+    assert not multiprocessing.active_children()
+
+
+def test_a_model_that_calls_exit_errs(expected: dict[str, Any]) -> None:
+    run = cascade(2, network=InChildren(lambda: sys.exit(0)))
+    attacked = run.run(torch.zeros(N, 1, 6, 6))
+    assert len(attacked.errors) == N
+    assert "ended the process" in attacked.errors[0]
 
 
 def test_what_a_model_raises_in_a_worker_marks_its_samples() -> None:

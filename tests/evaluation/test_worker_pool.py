@@ -103,14 +103,9 @@ def _attempts(run: Cascade, found: dict[str, Any]) -> list[tuple[Any, int]]:
     return [(a, s[1]) for a, s in zip(run.attacks, found["stages"], strict=True)]
 
 
-@pytest.mark.parametrize(
-    ("snapshots", "least"),
-    [pytest.param(4, 1, id="few"), pytest.param(12, 2, id="many", marks=pytest.mark.slow)],
-)
-@pytest.mark.parametrize("workers_after", [1, 2, 3])
-def test_a_snapshot_of_several_engines_goes_on_anywhere(
-    workers_after: int, snapshots: int, least: int, expected: dict[str, Any]
-) -> None:
+@pytest.fixture(scope="module")
+def every_snapshot() -> list[bytes]:
+    """Of one run with three workers."""
     kept: list[bytes] = []
 
     def keep(make: Any) -> None:
@@ -118,10 +113,24 @@ def test_a_snapshot_of_several_engines_goes_on_anywhere(
         torch.save(make(), file)
         kept.append(file.getvalue())
 
-    run = cascade(3, save=keep)
-    run.run(torch.zeros(N, 1, 6, 6))
+    cascade(3, save=keep).run(torch.zeros(N, 1, 6, 6))
+    return kept
+
+
+@pytest.mark.parametrize(
+    ("snapshots", "least"),
+    [pytest.param(3, 1, id="few"), pytest.param(12, 2, id="many", marks=pytest.mark.slow)],
+)
+@pytest.mark.parametrize("workers_after", [1, 2, 3])
+def test_a_snapshot_of_several_engines_goes_on_anywhere(
+    workers_after: int,
+    snapshots: int,
+    least: int,
+    every_snapshot: list[bytes],
+    expected: dict[str, Any],
+) -> None:
     several = 0
-    for content in kept[:: max(1, len(kept) // snapshots)]:
+    for content in every_snapshot[:: max(1, len(every_snapshot) // snapshots)]:
         saved = torch.load(io.BytesIO(content), weights_only=True)
         several += len(saved["shards"]) > 1
         run = cascade(workers_after)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+import io
 import re
 import shlex
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import PIL.Image
@@ -35,46 +39,61 @@ def digits_of_the_hub() -> Rows:
     return Rows({"image": images, "label": data.labels.tolist()}, features)
 
 
-def test_the_page_from_top_to_bottom(tmp_path, monkeypatch, capsys):
-    serve(monkeypatch, {"OWNER/NAME": {"validation": digits_of_the_hub()}})
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(tmp_path)
+@dataclass(frozen=True)
+class Followed:
+    """What following the page left."""
+
+    folder: Path
+    done: list[str]
+    """The commands, as their first words."""
+    printed: str
+    """By the page's Python."""
+
+
+@pytest.fixture(scope="module")
+def followed(tmp_path_factory) -> Iterator[Followed]:
+    """The page from top to bottom, in a folder that stays the working one."""
+    folder = tmp_path_factory.mktemp("page")
     names: dict[str, object] = {}
     done: list[str] = []
-    for language, block in re.findall(r"^```(\w*)\n(.*?)^```", TEXT, re.M | re.S):
-        if "timm" in block and importlib.util.find_spec("timm") is None:
-            continue
-        if "robustbench:" in block:  # They download; fakes of them are in test_ways_in_models.py.
-            continue
-        if named := re.match(r"# (\w+\.py)\n", block):
-            (tmp_path / named[1]).write_text(block)
-        elif language == "python":
-            exec(block, names)
-        else:
-            for arguments in commands(block):
-                if arguments[0] == "run":
-                    arguments.append("--no-plots")
-                result = invoke(*arguments)
-                assert result.code == 0, (arguments, result.err, result.out)
-                done.append(arguments[0])
-    assert "Outcome" in capsys.readouterr().out
-    assert done.count("doctor") >= 5
-    assert done.count("run") >= 7
+    printed = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch:
+        serve(patch, {"OWNER/NAME": {"validation": digits_of_the_hub()}})
+        patch.chdir(folder)
+        patch.syspath_prepend(folder)
+        for language, block in re.findall(r"^```(\w*)\n(.*?)^```", TEXT, re.M | re.S):
+            if "timm" in block and importlib.util.find_spec("timm") is None:
+                continue
+            # They download; fakes of them are in test_ways_in_models.py.
+            if "robustbench:" in block:
+                continue
+            if named := re.match(r"# (\w+\.py)\n", block):
+                (folder / named[1]).write_text(block)
+            elif language == "python":
+                with contextlib.redirect_stdout(printed):
+                    exec(block, names)
+            else:
+                for arguments in commands(block):
+                    if arguments[0] == "run":
+                        arguments.append("--no-plots")
+                    result = invoke(*arguments)
+                    assert result.code == 0, (arguments, result.err, result.out)
+                    done.append(arguments[0])
+        yield Followed(folder, done, printed.getvalue())
+
+
+def test_the_page_from_top_to_bottom(followed):
+    assert "Outcome" in followed.printed
+    assert followed.done.count("doctor") >= 5
+    assert followed.done.count("run") >= 7
     # Each run ends with a row; the module from Python has its own.
-    models = {stored.record.model.name for stored in Store("results").records()}
+    results = followed.folder / "results"
+    models = {stored.record.model.name for stored in Store(results).records()}
     assert {"my-module", "checkpoint", "own", "resnet18", "program", "mine"} <= models
-    assert (tmp_path / "results" / "leaderboard.csv").is_file()
+    assert (results / "leaderboard.csv").is_file()
 
 
-def test_what_the_page_says_would_happen(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(tmp_path)
-    names: dict[str, object] = {}
-    for _, block in re.findall(r"^```(python)\n(.*?)^```", TEXT, re.M | re.S):
-        if named := re.match(r"# (\w+\.py)\n", block):
-            (tmp_path / named[1]).write_text(block)
-        elif "timm" not in block and "export" not in block:
-            exec(block.replace('results="results"', "results=None"), names)
+def test_what_the_page_says_would_happen(followed):
     forgotten = invoke(
         *("doctor", "own.pt", "--arch", "my_network:build", "--arch-arg", "width=32"),
         *("--dataset", "digits"),

@@ -28,6 +28,7 @@ from robench.records import Suite
 from robench.request import Request
 from robench.request_loading import PROBE, load_requested, threat_model_for
 from robench.results import Store, StoredRecord
+from robench.seeding import own_stream
 from robench.threat_models import ThreatModel, parse_norm
 
 
@@ -121,7 +122,9 @@ def prepare(request: Request) -> Prepared:
         for model, dataset in load_requested(request)
     ]
     for item in planned:
-        _check_fit(item.model, item.dataset)
+        # What a randomised model draws here is not drawn from the caller's generators.
+        with own_stream(0, device):
+            _check_fit(item.model, item.dataset)
     for threat in {item.threat.identity: item.threat for item in planned}.values():
         for spec in suite.for_norm(threat.norm):
             for stage in spec.stages or (spec,):

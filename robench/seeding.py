@@ -8,10 +8,13 @@ generators", OOPSLA 2014): keys are chained through its 64-bit finaliser, and po
 draw hashes ``key + (j + 1)·γ``. Integers wrap around in int64 exactly alike on every device.
 """
 
+import contextlib
 import hashlib
 import math
-from collections.abc import Sequence
+import random
+from collections.abc import Iterator, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -82,3 +85,22 @@ def integers(keys: Tensor, high: int, shape: Sequence[int]) -> Tensor:
     ``high`` must be below 2²⁴; the bias of the multiplication is then below 2⁻²⁴·high.
     """
     return (_shift_right(_bits(keys, shape), 32) * max(high, 1)) >> 32
+
+
+@contextlib.contextmanager
+def own_stream(seed: int, device: torch.device) -> Iterator[None]:
+    """Generators of torch, NumPy and Python that begin at ``seed``, for code that draws from them.
+
+    Afterwards they stand where they stood.
+    """
+    python, arrays = random.getstate(), np.random.get_state()
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        np.random.seed(seed % 2**32)
+        random.seed(seed)
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(arrays)

@@ -2,12 +2,12 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from robench import seeding
 from robench.acceleration.model_choice import SearchChoice, choose_search_model
@@ -20,6 +20,7 @@ from robench.doctor import examine
 from robench.errors import AttackError, ModelError
 from robench.evaluation.adjudicate import Adjudicator
 from robench.evaluation.queries import Queries
+from robench.evaluation.repeated_draws import MostOfDraws, drawn_flag
 from robench.evaluation.sample_metrics import SampleMetrics
 from robench.evaluation.samples import Samples
 from robench.evaluation.worker_pool import survives_fork, worker_count
@@ -136,11 +137,19 @@ def prepare_model(
     device = settings.device
     model = model.to(device)
     batch_size = min(settings.batch_size or _BATCH, _BATCH)
-    logits, errors, probe = _classify(model, dataset, device, batch_size)
+    logits, errors, probe = _classify(model, model, dataset, device, batch_size)
     answered = torch.tensor([row for row in range(len(dataset)) if row not in errors])[:_PROBE]
     labels = dataset.labels[answered].to(device)
     known = logits[answered].to(device)
     flags = [f.flag() for f in examine(model, probe, labels, brief=True, logits=known)]
+    judge: nn.Module = model
+    precision, size = settings.precision, settings.batch_size
+    if is_randomised := any(flag.name == "randomised" for flag in flags):
+        judge = MostOfDraws(model, settings.seed)
+        logits, errors, _ = _classify(judge, model, dataset, device, batch_size)
+        flags.append(drawn_flag())
+        # What is chosen by time would draw in another order the next time.
+        precision, size = "fp32", batch_size
     correct = logits.argmax(dim=1) == dataset.labels
     correct[list(errors)] = False
     rows = correct.nonzero().squeeze(1)
@@ -151,13 +160,15 @@ def prepare_model(
         model,
         probe,
         labels,
-        precision=settings.precision,
+        precision=precision,
         threat_model=threat_model,
-        batch_size=settings.batch_size,
+        batch_size=size,
         workers=workers,
         planned_passes=_planned_passes(planned, threat_model, model, len(rows)),
     )
-    adjudicator = Adjudicator(model, threat_model, batch_size)
+    if is_randomised:
+        choice = replace(choice, reason="outputs are random")
+    adjudicator = Adjudicator(judge, threat_model, batch_size)
     loss = Loss(LOSSES["ce"], labels[:2], labels[:2])
 
     def every_pass() -> None:
@@ -189,13 +200,17 @@ def prepare_model(
 
 
 def _classify(
-    model: RobenchModel, dataset: Dataset, device: torch.device, batch_size: int
+    judge: nn.Module,
+    model: RobenchModel,
+    dataset: Dataset,
+    device: torch.device,
+    batch_size: int,
 ) -> tuple[Tensor, dict[int, str], Tensor]:
-    """Clean logits float32 (n, K) on the CPU, and what the model fails on, by sample.
+    """Clean logits float32 (n, K) on the CPU by ``judge``, and what the model fails on, by sample.
 
     Also the inputs of the first samples that it has logits for, on the device.
     """
-    guarded = Queries(SearchModel(model), model.num_classes, batch_size)
+    guarded = Queries(SearchModel(judge), model.num_classes, batch_size)
     parts: list[Tensor] = []
     errors: dict[int, str] = {}
     probe: list[Tensor] = []

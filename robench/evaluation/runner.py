@@ -24,6 +24,7 @@ from robench.models.wrapper import RobenchModel, buffer_fingerprint
 from robench.records import AttackSpec, DatasetSpec, Flag, Suite, job_key
 from robench.results.store import Store
 from robench.results.stored_record import StoredRecord
+from robench.seeding import own_stream
 from robench.threat_models import ThreatModel
 
 _DEFAULTS = Settings()
@@ -172,9 +173,10 @@ class _ModelJob:
     @cached_property
     def prepared(self) -> PreparedModel:
         """What the attacks start from."""
-        return prepare_model(
-            self.model, self.dataset, self.threat_model, self.settings, self.attacks
-        )
+        with own_stream(self.settings.seed, self.settings.device):
+            return prepare_model(
+                self.model, self.dataset, self.threat_model, self.settings, self.attacks
+            )
 
     def run(self, spec: AttackSpec) -> StoredRecord:
         """The record of one attack, from the store or made now."""
@@ -187,7 +189,9 @@ class _ModelJob:
             with self.store.claim(key, wait=float("inf")):
                 stored = self._from_store(key)
                 if stored is None:
-                    stored = self._make(key, spec, foreign)
+                    # Of a model with random outputs the same seed gives the same record.
+                    with own_stream(self.settings.seed, self.settings.device):
+                        stored = self._make(key, spec, foreign)
                     self.listener.job_finished(stored)
                     return stored
         # The same job may have been done under other names.

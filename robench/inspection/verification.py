@@ -9,13 +9,14 @@ from functools import partial
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from robench.datasets import DATASETS, Dataset
 from robench.devices import resolve_device
 from robench.errors import RobenchError, StoreError, UsageError
 from robench.evaluation.adjudicate import Adjudicator
 from robench.evaluation.adversarial_inputs import KeptInputs
+from robench.evaluation.repeated_draws import MostOfDraws, drawn_flag
 from robench.models.loading import load_model
 from robench.models.wrapper import RobenchModel
 from robench.models.zoo import find_card
@@ -131,7 +132,10 @@ def reverify(
     # Where an attack has nothing to show, the clean input is stored and there is no verdict on it.
     rows = torch.from_numpy(frame["adv_prediction"].notna().to_numpy().nonzero()[0])
     adv_inputs = KeptInputs(adversarial, rows.tolist())
-    judge = Adjudicator(model.to(device), stored.record.threat_model, batch_size)
+    network: nn.Module = model.to(device)
+    if any(flag.name == drawn_flag().name for flag in stored.record.flags):
+        network = MostOfDraws(network, stored.record.seed)
+    judge = Adjudicator(network, stored.record.threat_model, batch_size)
     disagreements: dict[str, str] = {}
     for part in torch.split(torch.arange(len(rows)), batch_size):
         picked = indices[rows[part]]

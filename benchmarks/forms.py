@@ -184,6 +184,7 @@ def main() -> None:
     parser.add_argument("--eps", default="1/255")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--networks", nargs="+", default=["resnet", "transformer", "digits"])
     parser.add_argument("--out", type=Path, default=RESULT)
     options = parser.parse_args()
     here = describe_environment(resolve_device("cpu"), "", 0)
@@ -197,7 +198,8 @@ def main() -> None:
         "began).",
         "",
         f"Command: `OMP_NUM_THREADS=1 python benchmarks/forms.py --n {options.n} "
-        f"--eps {options.eps} --seed {options.seed} --repeats {options.repeats}`",
+        f"--eps {options.eps} --seed {options.seed} --repeats {options.repeats} "
+        f"--networks {' '.join(options.networks)} --out {os.path.relpath(options.out)}`",
         "",
         f"AutoAttack's four attacks in L∞ at a twenty-fifth of their budgets on n = {options.n} "
         f"random images of 3×32×32, ε = {options.eps}, seed {options.seed}; on the digits, "
@@ -206,14 +208,19 @@ def main() -> None:
         "alternation, with the least and the greatest in brackets.",
         "",
     ]
-    resnet = job_for("aa-short", "random:resnet18", n=options.n, eps=options.eps, seed=options.seed)
-    lines += measure("ResNet-18, 11.2 M parameters", resnet, RESNET, options.repeats)
-    transformer = transformer_job(options.n, options.eps, options.seed)
-    lines += measure(
-        "Vision transformer, 5.4 M parameters", transformer, TRANSFORMER, options.repeats
-    )
-    digits = job_for("aa-short", "digits/Linf-0.2/pgd-at", n=_DIGITS_N, seed=options.seed)
-    lines += measure("digits/Linf-0.2/pgd-at, a ResNet on 1×8×8", digits, DIGITS, options.repeats)
+    if "resnet" in options.networks:
+        job = job_for(
+            "aa-short", "random:resnet18", n=options.n, eps=options.eps, seed=options.seed
+        )
+        lines += measure("ResNet-18, 11.2 M parameters", job, RESNET, options.repeats)
+    if "transformer" in options.networks:
+        job = transformer_job(options.n, options.eps, options.seed)
+        title = "Vision transformer, 5.4 M parameters"
+        lines += measure(title, job, TRANSFORMER, options.repeats)
+    if "digits" in options.networks:
+        job = job_for("aa-short", "digits/Linf-0.2/pgd-at", n=_DIGITS_N, seed=options.seed)
+        title = "digits/Linf-0.2/pgd-at, a ResNet on 1×8×8"
+        lines += measure(title, job, DIGITS, options.repeats)
     options.out.write_text("\n".join(lines))
 
 

@@ -134,7 +134,7 @@ _SMALL_CPUS = ("DEFAULT", "NO AVX", "AVX2")
 def is_small_cpu(device: torch.device) -> bool:
     """Whether convolutions are faster channels last there, and bfloat16 many times slower.
 
-    Measured for processors with AVX2 in ``benchmarks/results/forms.md``.
+    Measured for processors with AVX2 in ``benchmarks/results/forms_digits.md``.
     """
     return device.type == "cpu" and torch.backends.cpu.get_cpu_capability() in _SMALL_CPUS
 

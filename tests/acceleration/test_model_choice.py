@@ -134,7 +134,7 @@ def test_a_model_that_falls_at_once_is_not_measured(untimed) -> None:
 def test_processors_without_bfloat16_try_none(digits, untimed, monkeypatch, capability) -> None:
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
     choice = choose(*digits, "auto")
-    # Without AVX-512 convolutions are faster channels last (benchmarks/results/forms.md).
+    # Without AVX-512 convolutions are faster channels last (benchmarks/results/forms_digits.md).
     assert descriptions(choice) == ("fp32 folded channels-last",) * 4
     assert choice.reason == "no lower precision is of use here"
     assert not choice.is_short

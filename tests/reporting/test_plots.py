@@ -69,7 +69,7 @@ def results_for(names: list[str], n: int = 60, threat: str = "Linf-0.2") -> list
 
 def overlapping(figure: Figure) -> list[tuple[str, str]]:
     """Pairs of visible texts that share more than a hair's breadth."""
-    figure.canvas.draw()
+    figure.draw_without_rendering()
     # Ticks outside an axis' view are objects with a place too, but nobody sees them.
     unseen = {
         id(tick.label1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -73,9 +74,9 @@ def compare(
         # Reads the samples, and so loads torch.
         from robench.inspection.comparison_pictures import draw_comparison
 
-        files, gaps = draw_comparison(
-            comparison, first, rest, store, pictures, data_root=request.data_root
-        )
+        # A data set is read by the name that the user gave; one that a record gives has to be known.
+        request = replace(request, dataset=wanted.dataset)
+        files, gaps = draw_comparison(comparison, first, rest, store, pictures, request=request)
         for gap in gaps:
             typer.echo(f"robench: warning: {gap}", err=True)
         typer.echo(f"Written: {', '.join(str(file) for file in files)}", err=True)

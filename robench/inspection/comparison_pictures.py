@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ def draw_comparison(
     store: Store,
     folder: Path,
     *,
-    data_root: str | Path | None = None,
+    request: Request,
 ) -> tuple[list[Path], list[str]]:
     """Draw a comparison into a folder.
 
@@ -44,7 +45,7 @@ def draw_comparison(
         comparison: of ``baseline`` and ``others``, in this order.
         store: where adversarial inputs were kept (``--save-adversarial``).
         folder: where to.
-        data_root: where downloaded data sets are.
+        request: names the data set, if the user did, and where downloaded ones are.
 
     Returns:
         The files, and a sentence for each picture that could not be drawn.
@@ -76,7 +77,7 @@ def draw_comparison(
                 )
                 continue
             shown = shown[:_MOST]
-            samples = samples or _samples(broken, data_root)
+            samples = samples or _samples(broken, request)
             fought = resisting.attacks[attack], broken.attacks[attack]
             pair = [(of, positions(of.table["sample_id"], shown).tolist()) for of in fought]
             chosen = positions(samples.sample_ids, shown)
@@ -128,11 +129,10 @@ def _deciding_attack(
     return best
 
 
-def _samples(result: ModelResult, data_root: str | Path | None) -> Dataset:
+def _samples(result: ModelResult, request: Request) -> Dataset:
     spec = result.dataset
-    request = Request(
-        dataset=registered_name(spec.name), split=spec.split, n=spec.n, data_root=data_root
-    )
+    data = registered_name(spec.name) if request.dataset is None else request.dataset
+    request = replace(request, dataset=data, split=spec.split, n=spec.n)
     samples = load_samples(request, spec.preprocessing)
     check_samples(samples, spec)
     return samples

@@ -312,7 +312,7 @@ def test_the_reference_is_not_defined_for_three_classes() -> None:
 
 def test_entries_of_a_suite_become_attacks() -> None:
     for name in ATTACKS:
-        threat_model = L2 if name == "cw-l2" else LINF
+        threat_model = L2 if name in ("cw-l2", "ddn") else LINF
         built = build_attack(AttackSpec(name="column", attack=name), threat_model)
         assert built.name == "column"
         assert built.threat_model == threat_model

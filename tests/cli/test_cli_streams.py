@@ -50,7 +50,13 @@ def test_output_that_goes_nowhere(tmp_path: Path, redirect: str, code: int, said
     assert len(done.stderr.splitlines()) <= 1
 
 
-@pytest.mark.parametrize("redirect", ["> /dev/full", ">&- 2>&-", "2> /dev/full"])
+@pytest.mark.parametrize(
+    "redirect",
+    [
+        "> /dev/full 2>&1",
+        *(pytest.param(r, marks=pytest.mark.slow) for r in ("> /dev/full", ">&- 2>&-")),
+    ],
+)
 def test_an_evaluation_outlives_its_output(tmp_path: Path, redirect: str) -> None:
     assert started(tmp_path, *RUN, redirect=redirect).returncode == 0
     assert (tmp_path / "r/leaderboard.csv").is_file()
@@ -68,6 +74,7 @@ ENDINGS = {
     "raised": "raise SystemExit",
     "killed": "import os; os.kill(os.getpid(), 9)",
 }
+QUICK_ENDINGS = {("built", "exec"), ("called", "_exit"), ("called", "killed")}
 
 
 CHECK = ("check", "./card.toml", "--against", "standard", "--suite", "quick", "--n", "10")
@@ -98,8 +105,18 @@ def put_model(folder: Path, at: str, act: str) -> str:
     return f"{folder}:{Path(__file__).parents[2]}"
 
 
-@pytest.mark.parametrize("ending", ENDINGS)
-@pytest.mark.parametrize("at", ["built", "called"])
+@pytest.mark.parametrize(
+    ("at", "ending"),
+    [
+        pytest.param(
+            at,
+            ending,
+            marks=() if (at, ending) in QUICK_ENDINGS else pytest.mark.slow,
+        )
+        for at in ("built", "called")
+        for ending in ENDINGS
+    ],
+)
 def test_a_gate_never_passes_a_model_that_ends_the_process(
     tmp_path: Path, ending: str, at: str
 ) -> None:
@@ -110,7 +127,9 @@ def test_a_gate_never_passes_a_model_that_ends_the_process(
     assert "error" in done.stderr
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize(
+    "how", [signal.SIGINT, pytest.param(signal.SIGKILL, marks=pytest.mark.slow)]
+)
 def test_the_evaluation_of_a_gate_ends_with_it(tmp_path: Path, how: signal.Signals) -> None:
     act = "import os, time; open('pid', 'w').write(str(os.getpid())); time.sleep(600)"
     path = put_model(tmp_path, "called", act)

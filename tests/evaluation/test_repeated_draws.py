@@ -13,6 +13,7 @@ from robench.datasets import ArrayDataset
 from robench.evaluation.repeated_draws import DRAWS, MostOfDraws
 from robench.records import AttackSpec, Outcome, Suite
 from robench.results.stored_record import StoredRecord
+from robench.seeding import own_stream
 
 N = 12
 
@@ -67,7 +68,10 @@ def evaluate(model: nn.Module, seed: int = 0) -> list[StoredRecord]:
     )
 
 
-@pytest.mark.parametrize("source", ["torch", "numpy", "python"])
+@pytest.mark.parametrize(
+    "source",
+    ["torch", *(pytest.param(name, marks=pytest.mark.slow) for name in ("numpy", "python"))],
+)
 def test_a_seldom_wrong_model_keeps_its_accuracy_and_a_seed_gives_one_record(source: str) -> None:
     one = evaluate(Swapping(0.1, source))
     torch.rand(7), np.random.rand(3), random.random()  # where they stand makes no difference
@@ -79,6 +83,16 @@ def test_a_seldom_wrong_model_keeps_its_accuracy_and_a_seed_gives_one_record(sou
         assert any("aa-rand" in flag.evidence for flag in mine.record.flags)
         columns = ["outcome", "adv_margin", "adv_prediction", "forwards", "perturbation_size"]
         assert mine.table[columns].equals(theirs.table[columns])
+
+
+def test_a_stream_of_its_own_is_that_of_its_seed_for_torch_numpy_and_python() -> None:
+    drawn = []
+    for seed in (3, 4, 3):
+        with own_stream(seed, torch.device("cpu")):
+            drawn.append((float(torch.rand(1)), np.random.rand(), random.random()))
+        torch.rand(1), np.random.rand(), random.random()
+    assert drawn[0] == drawn[2]
+    assert all(one != other for one, other in zip(drawn[0], drawn[1], strict=True))
 
 
 def test_the_callers_generators_stand_where_they_stood() -> None:

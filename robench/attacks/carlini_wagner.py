@@ -14,7 +14,6 @@ from torch import Tensor
 from robench.attacks.base import Query, Slots, limited
 from robench.attacks.losses import LOSSES, Loss
 from robench.attacks.minimum_norm import MinimumNorm, MinimumNormState
-from robench.errors import AttackError
 from robench.geometry import expand
 
 _BETA_1, _BETA_2, _ADAM_EPS = 0.9, 0.999, 1e-8
@@ -37,13 +36,10 @@ class CarliniWagnerState(MinimumNormState):
 
 @dataclass(eq=False, kw_only=True)
 class CarliniWagnerL2(MinimumNorm[CarliniWagnerState]):
-    """Carlini & Wagner's L2 attack.
-
-    Raises:
-        AttackError: the threat model's norm is not L2, or a parameter makes no sense.
-    """
+    """Carlini & Wagner's L2 attack."""
 
     state_type = CarliniWagnerState
+    only = "L2"
     name: str = "cw-l2"
     rounds: int = limited(9, at_least=1)
     """Binary search steps for c"""
@@ -55,14 +51,6 @@ class CarliniWagnerL2(MinimumNorm[CarliniWagnerState]):
     """The first c"""
     confidence: float = limited(0.0, at_least=0)
     """κ, in logits"""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.norm != "L2":
-            raise AttackError(
-                f"{self.name} minimises the L2 norm and says nothing about {self.norm}",
-                hint="Use it under an L2 threat model; for Linf use PGD on the margin loss",
-            )
 
     def most_steps(self) -> int:
         """Gradient passes over all rounds."""

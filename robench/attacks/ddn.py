@@ -23,13 +23,10 @@ _TINY = 1e-12
 
 @dataclass(eq=False, kw_only=True)
 class DDN(MinimumNorm[AdaptiveBallState]):
-    """DDN; one gradient pass a step.
-
-    Raises:
-        AttackError: the threat model's norm is not L2, or a parameter makes no sense.
-    """
+    """DDN; one gradient pass a step."""
 
     state_type = AdaptiveBallState
+    only = "L2"
     name: str = "ddn"
     steps: int = limited(100, at_least=1)
     """Gradient steps"""
@@ -41,11 +38,6 @@ class DDN(MinimumNorm[AdaptiveBallState]):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.norm != "L2":
-            raise AttackError(
-                f"{self.name} minimises the L2 norm and says nothing about {self.norm}",
-                hint="Use it under an L2 threat model; fmn does Linf and L1 too",
-            )
         if self.initial_norm is not None and self.initial_norm <= 0:
             raise AttackError(
                 f"{self.name}: initial_norm must be above 0, got {self.initial_norm!r}"

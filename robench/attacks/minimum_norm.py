@@ -9,14 +9,16 @@ spoken of.
 
 import math
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor
 
 from robench.attacks.base import Attack, Query, Slots, State
 from robench.attacks.losses import margin
+from robench.errors import AttackError
 from robench.geometry import expand, norm_of, project
+from robench.threat_models import Norm
 
 
 @dataclass
@@ -36,9 +38,23 @@ MinimumNormT = TypeVar("MinimumNormT", bound=MinimumNormState)
 
 @dataclass(eq=False, kw_only=True)
 class MinimumNorm(Attack[MinimumNormT]):
-    """An attack that makes its find smaller until its budget is used."""
+    """An attack that makes its find smaller until its budget is used.
+
+    Raises:
+        AttackError: it is not defined for the threat model's norm, or a parameter makes no sense.
+    """
 
     runs_to_the_end = True
+    only: ClassVar[Norm | None] = None
+    """The norm that it minimises, where there is one alone"""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.only not in (None, self.norm):
+            raise AttackError(
+                f"{self.name} minimises the {self.only} norm and says nothing about {self.norm}",
+                hint=f"Use it under an {self.only} threat model; fmn minimises the others too",
+            )
 
     @staticmethod
     def nothing_found(slots: Slots) -> dict[str, Any]:

@@ -27,24 +27,41 @@ _RESULT = _HERE / "results" / "against.md"
 
 
 def measure(checkout: Path, task: str, options: dict[str, str]) -> dict[str, Any]:
-    """One run of one checkout's robench: ``seconds``, ``robust_acc`` and more."""
+    """One run of one checkout's robench: ``seconds``, ``robust_acc`` and more.
+
+    ``cpu`` is the time of processors that the whole process took, start, loading and workers
+    included: what others take from a shared machine is not in it.
+    """
     command = [sys.executable, str(checkout / "benchmarks" / "peer_workers.py"), "robench", task]
     for name, value in options.items():
         command += [f"--{name}", value]
     environment = {**os.environ, "PYTHONPATH": str(checkout)}
+    before = os.times()
     done = subprocess.run(
         command, env=environment, cwd=checkout, capture_output=True, text=True, check=False
     )
     if done.returncode:
         raise SystemExit(f"{checkout} failed:\n{done.stderr[-3000:]}")
+    after = os.times()
     result: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
-    return result
+    user = after.children_user - before.children_user
+    return result | {"cpu": user + after.children_system - before.children_system}
 
 
 def commit(checkout: Path) -> str:
     """The commit that a checkout stands at, short."""
     command = ["git", "-C", str(checkout), "rev-parse", "--short", "HEAD"]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def middle(runs: list[dict[str, Any]]) -> str:
+    return f"{statistics.median(run['seconds'] for run in runs):.2f}"
+
+
+def gain(runs: dict[str, list[dict[str, Any]]], of: str) -> str:
+    """Before over now, pair by pair: the median, the least and the greatest."""
+    ratios = [b[of] / n[of] for b, n in zip(runs["before"], runs["now"], strict=True)]
+    return f"{statistics.median(ratios):.2f}× ({min(ratios):.2f} … {max(ratios):.2f})"
 
 
 def main() -> None:
@@ -63,9 +80,9 @@ def main() -> None:
         f"{arguments.task}, {arguments.norm} {arguments.eps}, n = {arguments.n}, seeds 0, 1, …; "
         f"before: `{commit(sides['before'])}`, now: `{commit(sides['now'])}`.",
         "",
-        "| model | before, s | now, s | before ÷ now, median (min … max) | robust accuracy %, "
-        "before | now |",
-        "|---|---|---|---|---|---|",
+        "| model | before, s | now, s | before ÷ now, median (min … max) | the same in time of "
+        "processors | robust accuracy %, before | now |",
+        "|---|---|---|---|---|---|---|",
     ]
     for model in arguments.model:
         runs: dict[str, list[dict[str, Any]]] = {side: [] for side in sides}
@@ -75,16 +92,17 @@ def main() -> None:
             for side in sorted(sides, reverse=bool(repeat % 2)):
                 runs[side].append(measure(sides[side], arguments.task, options))
                 last = runs[side][-1]
-                print(f"{model} {side:6s} {last['seconds']:7.2f} s  {last['robust_acc']:.1f} %")
-        seconds = {side: [run["seconds"] for run in runs[side]] for side in sides}
-        ratios = [b / n for b, n in zip(seconds["before"], seconds["now"], strict=True)]
+                print(
+                    f"{model} {side:6s} {last['seconds']:7.2f} s, processors {last['cpu']:7.2f} s, "
+                    f"{last['robust_acc']:.1f} %",
+                    flush=True,
+                )
         accuracies = {
             side: ", ".join(f"{run['robust_acc']:.1f}" for run in runs[side]) for side in sides
         }
         lines.append(
-            f"| {model} | {statistics.median(seconds['before']):.2f} | "
-            f"{statistics.median(seconds['now']):.2f} | {statistics.median(ratios):.2f}× "
-            f"({min(ratios):.2f} … {max(ratios):.2f}) | {accuracies['before']} | "
+            f"| {model} | {middle(runs['before'])} | {middle(runs['now'])} | "
+            f"{gain(runs, 'seconds')} | {gain(runs, 'cpu')} | {accuracies['before']} | "
             f"{accuracies['now']} |"
         )
         _RESULT.parent.mkdir(parents=True, exist_ok=True)

@@ -13,12 +13,18 @@ _UNSEEN = re.compile(
 )
 _FORMULA = re.compile("[=+\\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
+_MARKUP = re.compile(r"[\\`*\[\]<>|~]")
 _LONGEST = 100
 
 
 def visible(text: str) -> str:
     """``text`` in one line, with an escape such as ``\\x1b`` for what a terminal would obey or hide."""
     return _UNSEEN.sub(lambda found: ascii(found[0])[1:-1], text)
+
+
+def markdown(text: str) -> str:
+    """``text`` in one line of Markdown, also within a table, with nothing that it would mark up."""
+    return _MARKUP.sub(lambda found: f"\\{found[0]}", visible(text))
 
 
 def cell(text: str) -> str:

@@ -6,6 +6,7 @@ from xml.etree import ElementTree
 
 from robench.formatting import number, plain, signed_interval
 from robench.regression_check.gate import CheckResult, CriterionResult, Verdict
+from robench.text import markdown
 
 _MARKS = {
     Verdict.NOT_WORSE: "✅",
@@ -69,10 +70,10 @@ def check_junit(result: CheckResult) -> str:
 def check_markdown(result: CheckResult) -> str:
     """A summary for a CI page."""
     lines = [
-        f"## {_MARKS[result.verdict]} {result.candidate} against {result.baseline}: "
-        f"{result.verdict.value}",
+        f"## {_MARKS[result.verdict]} {markdown(result.candidate)} against "
+        f"{markdown(result.baseline)}: {result.verdict.value}",
         "",
-        f"{result.group}; one-sided level {result.policy.alpha:g}",
+        f"{markdown(str(result.group))}; one-sided level {result.policy.alpha:g}",
         "",
         "| criterion | baseline | candidate | loss (limits) | margin | |",
         "|---|---:|---:|---:|---:|---|",

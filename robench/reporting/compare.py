@@ -18,6 +18,7 @@ from robench.reporting.differences import Difference, differences
 from robench.reporting.export import csv_bytes
 from robench.reporting.model_results import GroupKey, ModelResult, common_attacks
 from robench.statistics import holm, smallest_difference
+from robench.text import markdown
 
 
 @dataclass(frozen=True)
@@ -91,12 +92,14 @@ def comparison_csv(comparison: Comparison) -> bytes:
 
 def comparison_markdown(comparison: Comparison) -> str:
     """A table a model, and a line on what n allows to say."""
-    lines = [f"Baseline: **{comparison.baseline}** on {comparison.group}", ""]
-    for name, block in comparison.table.groupby("model", sort=False):
+    baseline = markdown(comparison.baseline)
+    lines = [f"Baseline: **{baseline}** on {markdown(str(comparison.group))}", ""]
+    for key, block in comparison.table.groupby("model", sort=False):
+        name = markdown(str(key))
         lines += [
-            f"### {name} against {comparison.baseline}",
+            f"### {name} against {baseline}",
             "",
-            f"| quantity | {comparison.baseline} | {name} | difference "
+            f"| quantity | {baseline} | {name} | difference "
             f"({comparison.level:.0%} interval) | p (Holm) | verdict |",
             "|---|---:|---:|---:|---:|---|",
         ]
@@ -108,11 +111,11 @@ def comparison_markdown(comparison: Comparison) -> str:
                 f"| {number(row['value'], digits)} | {interval} "
                 f"| {p_value(row['p_holm'])} | {row['verdict']} |"
             )
-        key = str(name)
+        only_baseline = len(comparison.only_baseline[str(key)])
+        only_other = len(comparison.only_other[str(key)])
         lines += [
             "",
-            f"Samples that only {comparison.baseline} resists: "
-            f"{len(comparison.only_baseline[key])}; only {key}: {len(comparison.only_other[key])}.",
+            f"Samples that only {baseline} resists: {only_baseline}; only {name}: {only_other}.",
         ]
         robust = block[block["quantity"] == "robust_acc"].iloc[0]
         if is_undefined(robust["detectable"]):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -25,7 +26,7 @@ from robench.reporting.leaderboard import build_leaderboard, leaderboard_csv, re
 from robench.reporting.publish import publish
 from robench.results import Store
 from robench.results.tables import parquet_bytes, samples_to_table
-from robench.text import cell, file_name, uncell, visible
+from robench.text import cell, file_name, markdown, uncell, visible
 
 LETTERS = "CBSSBSSE"
 
@@ -253,6 +254,16 @@ def test_cells_of_numbers_stay_numbers() -> None:
     ]
     for text in ("=1", "'x", "x", "-1e3", "－１"):
         assert uncell(cell(text)) == text
+
+
+@pytest.mark.parametrize("name", ["a|b", "**bold**", "[a](b)", "<b>", "`c`", "x\\|y", "a\n# b"])
+def test_a_name_in_a_markdown_table_is_one_cell_without_markup(name: str) -> None:
+    """Its visible characters are there, each that means something to Markdown behind a backslash."""
+    written = markdown(name)
+    assert "\n" not in written
+    assert re.sub(r"\\(.)", r"\1", written) == visible(name)
+    assert not re.search(r"(?<!\\)(\\\\)*[`*\[\]<>|~]", written)
+    assert markdown("agkd_bml-2 (ours) 0.5") == "agkd_bml-2 (ours) 0.5"
 
 
 def test_file_names_lead_nowhere() -> None:

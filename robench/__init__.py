@@ -1,8 +1,16 @@
 """robench: how robust is this image classifier, and can that number be trusted?"""
 
-from typing import TYPE_CHECKING
+import sys
 
-from robench.registry import lazily
+# ``python -m robench`` puts the working folder first. Nothing in it must stand in for an installed
+# module, nor be one: it comes back, in the last place, for code that is named and trusted.
+working_folder: str | None = None
+if sys.argv[:1] == ["-m"] and "robench" in sys.orig_argv and not sys.flags.safe_path:
+    working_folder = sys.path.pop(0)
+
+from typing import TYPE_CHECKING  # noqa: E402
+
+from robench.registry import lazily  # noqa: E402
 
 if TYPE_CHECKING:
     from robench.api import evaluate, load_model, prepare

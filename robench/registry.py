@@ -77,6 +77,13 @@ def untrusted_target(
     )
 
 
+def look_in_working_folder() -> None:
+    """From now on modules are also found where ``python -m robench`` was started, if it was."""
+    folder = sys.modules["robench"].working_folder
+    if folder is not None and folder not in sys.path:
+        sys.path.append(folder)
+
+
 def import_target(target: str) -> object:
     """Import ``"package.module:attribute"``.
 
@@ -88,6 +95,7 @@ def import_target(target: str) -> object:
         raise UsageError(
             f"{target!r} is not an import target", hint="Write it as package.module:callable"
         )
+    look_in_working_folder()
     try:
         value: object = importlib.import_module(module_name)
     except (Exception, SystemExit) as error:  # Foreign code may raise anything.

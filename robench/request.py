@@ -107,8 +107,8 @@ class Request:
             raise UsageError("models is one text, not several", hint=f"Write [{self.models!r}]")
         if self.precision not in PRECISIONS:
             raise unknown_name("precision", self.precision, list(PRECISIONS))
-        if self.seed < 0:
-            raise UsageError(f"seed is {self.seed}, it must be 0 or more")
+        if not 0 <= self.seed < 2**63:
+            raise UsageError(f"seed is {self.seed}, it must be at least 0 and below 2**63")
         for name in ("batch_size", "workers"):
             number = getattr(self, name)
             if number is not None and number < 1:

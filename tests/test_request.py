@@ -137,6 +137,7 @@ REFUSED: dict[str, tuple[list[str], dict[str, Any]]] = {
     "eps": ([MODEL, "--eps", "8/0"], {"models": [MODEL], "eps": "8/0"}),
     "n": ([MODEL, "--n", "501"], {"models": [MODEL], "n": 501}),
     "seed": ([MODEL, "--seed=-1"], {"models": [MODEL], "seed": -1}),
+    "large seed": ([MODEL, f"--seed={2**63}"], {"models": [MODEL], "seed": 2**63}),
     "batch_size": ([MODEL, "--batch-size=0"], {"models": [MODEL], "batch_size": 0}),
     "workers": ([MODEL, "--workers=0"], {"models": [MODEL], "workers": 0}),
     "results": ([MODEL, "--results", "taken"], {"models": [MODEL], "results": "taken"}),

@@ -189,10 +189,20 @@ def test_a_damaged_list_trusts_nothing_and_says_where_it_is(tmp_path: Path) -> N
             is_trusted(tmp_path / "x")
 
 
-@pytest.mark.parametrize("module", ["typer", "numpy", "rich"])
-def test_the_working_folder_stands_in_for_no_installed_module(tmp_path: Path, module: str) -> None:
-    (tmp_path / f"{module}.py").write_text("open('EXECUTED', 'w').close()\nraise SystemExit\n")
-    command = [sys.executable, "-m", "robench", "zoo", "list"]
+MODULES = ("typer", "numpy", "rich", "json", "difflib", "hashlib", "uuid")
+
+
+def test_the_working_folder_stands_in_for_no_installed_module(
+    tmp_path: Path,
+) -> None:
+    for name in MODULES:
+        (tmp_path / f"{name}.py").write_text("open('EXECUTED', 'w').close()\nraise SystemExit\n")
+    # What an installed package would announce to torch, which imports it.
+    plug_in = tmp_path / "evil.egg-info"
+    plug_in.mkdir()
+    (plug_in / "PKG-INFO").write_text("Metadata-Version: 2.1\nName: evil\nVersion: 1\n")
+    (plug_in / "entry_points.txt").write_text("[torch.backends]\nevil = rich:go\n")
+    command = [sys.executable, "-m", "robench", "doctor", "digits/Linf-0.2/pgd-at", "--n", "4"]
     path = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
     done = subprocess.run(command, cwd=tmp_path, env=path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

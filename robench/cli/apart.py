@@ -35,7 +35,8 @@ def evaluate_in_child(request: Request) -> None:
         ModelError: it came to no end of its own.
         typer.Exit: it failed and has said why, or was interrupted.
     """
-    command = [sys.executable, "-c", _START, json.dumps(sys.path), COMMAND]
+    # Without -P the working folder's json.py would be the first that it imports.
+    command = [sys.executable, "-P", "-c", _START, json.dumps(sys.path), COMMAND]
     # In a session of its own it hears of an interruption once: by the end of its standard input.
     with subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True) as child:
         assert child.stdin is not None

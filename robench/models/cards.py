@@ -42,7 +42,7 @@ def parse_card(text: str, *, where: object = CARD_NAME) -> ModelCard:
     """
     try:
         content = tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise CardError(f"is not valid TOML: {error}", where=where) from error
     hint = "`robench zoo show` prints a valid card"
     return parse(ModelCard, content, CardError, where=where, hint=hint)

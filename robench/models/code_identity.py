@@ -44,12 +44,11 @@ _CONTAINERS = (dict, list, tuple, set, frozenset, deque)
 _STATELESS = {object, ABC, Generic, Protocol}
 """Bases that keep nothing of an object where Python cannot see it"""
 
-_C_MEMBERS = (
+_OF_SLOTS = (types.GetSetDescriptorType, types.MemberDescriptorType)
+_IN_C = (
     types.WrapperDescriptorType,
     types.MethodDescriptorType,
     types.ClassMethodDescriptorType,
-    types.GetSetDescriptorType,
-    types.MemberDescriptorType,
     types.BuiltinFunctionType,
 )
 _NOT_CODE = {"__module__", "__doc__", "__annotations__", "__abstractmethods__", "_abc_impl"} | {
@@ -65,6 +64,9 @@ _NOT_CODE = {"__module__", "__doc__", "__annotations__", "__abstractmethods__", 
 """Members of a class that compute nothing"""
 
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
+_GLOBAL_HOOKS = tuple(
+    name for name in sorted(vars(nn.modules.module)) if re.fullmatch("_global_.*_hooks", name)
+)
 _COMPUTING = {"_parameters", "_buffers", "_modules", "training"}
 _BOOKKEEPING = set(vars(nn.Module())) - _COMPUTING | {"_compiled_call_impl", "_is_torch_compile"}
 _OF_A_GRAPH = {"_graph", "_code", "meta", "_tracer_cls", "_tracer_extras", "_lineno_map"}
@@ -98,6 +100,8 @@ def code_identity(*things: object) -> CodeIdentity:
         try:
             for thing in things:
                 seen.value(thing)
+            # What every module of the process calls.
+            seen._all(vars(torch.nn.modules.module)[name] for name in _GLOBAL_HOOKS)
         except RecursionError:
             seen.add(seen.unknown("objects nested too deeply"))
         for name in sorted(seen.sources):
@@ -220,7 +224,7 @@ class _Seen:
         if isinstance(value, dict):
             self._pairs(dict(dict.items(value)))
         elif isinstance(value, (set, frozenset)):
-            self._all(sorted(value, key=lambda each: repr(each) if type(each) in _BY_REPR else ""))
+            self._all(sorted(value, key=_order))
         else:
             base = next(base for base in (list, tuple, deque) if isinstance(value, base))
             self._all(base.__iter__(value))
@@ -287,12 +291,15 @@ class _Seen:
         library = is_librarys_own(kind)
         if not library:
             self._module_of(kind.__module__)
-            self._all((type(kind), *kind.__bases__))
+            self.value(type(kind))
+        self._all(kind.__bases__)
         for name, member in list(vars(kind).items()):
-            if isinstance(member, _C_MEMBERS) or name in _NOT_CODE:
+            if isinstance(member, _OF_SLOTS) or name in _NOT_CODE:
+                continue
+            if isinstance(member, _IN_C) and (library or name.startswith("__")):
                 continue
             # A library's own class may have been given another method.
-            if not library or (isinstance(member, types.FunctionType) and is_foreign(member)):
+            if not library or _is_patched(member, f"{kind.__qualname__}.{name}"):
                 self.add(name)
                 self.value(member)
 
@@ -338,7 +345,8 @@ class _Seen:
                 for inner in names:
                     part = vars(value).get(inner, found)
                     is_module = isinstance(part, types.ModuleType)
-                    patched = isinstance(part, types.FunctionType) and is_foreign(part)
+                    patched = callable(part) and not isinstance(part, type)
+                    patched = patched and _is_patched(part, inner)
                     if part is not found and (is_module or patched or not library):
                         found.append((inner, part))
 
@@ -349,6 +357,22 @@ class _Seen:
         if name in sys.modules and not is_of_library(name):
             top = name.partition(".")[0]
             self.sources.add(top if hasattr(sys.modules.get(top), "__path__") else name)
+
+
+def _is_patched(member: object, name: str) -> bool:
+    """Whether a library has ``member`` under a name that is not the member's own."""
+    if isinstance(member, types.FunctionType) and is_foreign(member):
+        return True
+    own = getattr(member, "__qualname__", None)
+    return callable(member) and own not in (name, name.rpartition(".")[2])
+
+
+def _order(value: object) -> str:
+    """What puts the members of a set into the same order in every process."""
+    if isinstance(value, (tuple, frozenset)):
+        parts = [_order(part) for part in value]
+        return f"({', '.join(parts if isinstance(value, tuple) else sorted(parts))})"
+    return repr(value) if type(value) in _BY_REPR else ""
 
 
 def _is_of_numpy(value: np.ufunc) -> bool:

@@ -46,7 +46,7 @@ class Policy(Frozen):
             content = tomllib.loads(Path(path).read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError) as error:
             raise UsageError(f"cannot read the policy: {error}", where=path) from error
-        except (tomllib.TOMLDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:
             raise UsageError(f"the policy is no TOML: {error}", where=path) from error
         return parse(cls, content, UsageError, where=path)
 

@@ -273,11 +273,13 @@ def _contradiction(record: EvaluationRecord, table: pd.DataFrame) -> str | None:
         return "a label is none of the classes"
     wrong = (table["clean_prediction"] != label).fillna(False).astype(bool)
     right = (table["clean_prediction"] == label).fillna(False).astype(bool)
-    fooled = (table["adv_prediction"] == label).fillna(False).astype(bool)
+    fooled = (table["adv_prediction"] != label) & table["adv_prediction"].notna()
+    resisted = (table["adv_prediction"] == label).fillna(False).astype(bool)
     if (
         (right & (outcome == Outcome.CLEAN_ERROR)).any()
         or (wrong & outcome.isin([Outcome.SURVIVED, Outcome.BROKEN])).any()
-        or (fooled & (outcome == Outcome.BROKEN)).any()
+        or (resisted & (outcome == Outcome.BROKEN)).any()
+        or (fooled.fillna(False).astype(bool) & (outcome == Outcome.SURVIVED)).any()
     ):
         return "the outcome of a sample is not what its predictions say"
     names = {name: place for place, name in enumerate(record.dataset.class_names)}

@@ -115,6 +115,7 @@ def test_a_users_own_file_works_like_ours(tmp_path: Path) -> None:
     [
         ("", "attacks"),
         ("attacks = []", "attacks"),
+        (f"version = {'1' * 5000}", "digits"),
         ("[[attacks]]\nname = 'a'\n", "a cascade has stages"),
         ("[[attacks]]\nname = 'a'\nattack = 'pgd'\nstep = 3\n", "step is not a field"),
         ("[[attacks]]\nname = 'a b'\nattack = 'pgd'\n", "pattern"),

@@ -487,6 +487,64 @@ def test_a_function_of_torchs_that_was_replaced_is_seen(monkeypatch: pytest.Monk
     assert _fingerprint(Own()) != before
 
 
+@pytest.mark.parametrize(
+    "replaced",
+    [
+        torch.nn.functional.gelu,
+        torch.tanh,
+        functools.partial(torch.nn.functional.leaky_relu, negative_slope=0.3),
+        nn.Tanh(),
+    ],
+    ids=["another of its functions", "built in", "partial", "module"],
+)
+def test_whatever_replaces_a_function_of_torchs_is_seen(
+    monkeypatch: pytest.MonkeyPatch, replaced: Any
+) -> None:
+    class Own(Scaled):
+        def forward(self, inputs: Tensor) -> Tensor:
+            return torch.nn.functional.relu(super().forward(inputs))
+
+    before = code_identity(Own())
+    assert code_identity(Own()) == before
+    monkeypatch.setattr(torch.nn.functional, "relu", replaced)
+    assert code_identity(Own()).sha256 != before.sha256
+
+
+def test_methods_that_classes_of_torch_have_from_each_other_are_seen(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    network = nn.Sequential(nn.Flatten(), nn.ReLU(), nn.Linear(4, 2))
+    before = code_identity(network)
+    assert code_identity(network) == before
+    monkeypatch.setattr(nn.ReLU, "forward", nn.Identity.forward)
+    assert code_identity(network) != before
+    monkeypatch.undo()
+    monkeypatch.setattr(nn.Module, "__call__", lambda self, x: -self.forward(x))
+    assert code_identity(network) != before
+
+
+def test_a_hook_on_every_module_is_seen() -> None:
+    before = code_identity(nn.ReLU())
+    hook = nn.modules.module.register_module_forward_hook(lambda module, inputs, out: -out)
+    try:
+        assert code_identity(nn.ReLU()) != before
+    finally:
+        hook.remove()
+    assert code_identity(nn.ReLU()) == before
+
+
+def test_functions_in_c_that_a_class_holds_are_seen() -> None:
+    def holding(function: Any) -> Any:
+        class Own(Scaled):
+            act = function
+
+        return code_identity(Own())
+
+    assert holding(torch.relu) == holding(torch.relu)
+    found = {holding(f).sha256 for f in (torch.relu, torch.neg, torch.Tensor.abs, len)}
+    assert len(found) == 4
+
+
 def test_globals_that_forward_mentions_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     class Own(Scaled):
         def forward(self, inputs: Tensor) -> Tensor:
@@ -613,7 +671,7 @@ def test_an_identity_is_the_same_in_another_process(tmp_path: Path) -> None:
         "class Own(nn.Module):\n"
         "    def forward(self, x): return self.s['a'] * x\n"
         "m = Own()\n"
-        "m.s = {'a': [np.arange(3), {'x', 'y', 'z'}], 'b': types.SimpleNamespace(c=lambda: 1)}\n"
+        "m.s = {'a': [np.arange(3), {'x', 'y', 'z'}, {('a', 1), ('b', frozenset('xyz'))}], 'b': types.SimpleNamespace(c=lambda: 1)}\n"
         "m.register_forward_hook(lambda m, i, o: o)\n"
         "print(code_identity(m).sha256, code_identity(m).unique_because)\n"
     )

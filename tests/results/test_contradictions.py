@@ -121,8 +121,9 @@ def edited_rows(**changes: Any) -> list[Any]:
         edited_rows(clean_prediction=1 - 0, label=0),
         [row.model_copy(update={"adv_prediction": row.label}) for row in make_samples(LETTERS)],
         make_samples(LETTERS)[1:],
+        edited_rows(adv_prediction=1, label=0, clean_prediction=0),
     ],
-    ids=["labels", "predictions", "fooled", "fewer"],
+    ids=["labels", "predictions", "fooled", "fewer", "survived"],
 )
 def test_edited_tables_are_refused(tmp_path: Path, rows: list[Any]) -> None:
     store, key = stored(tmp_path)

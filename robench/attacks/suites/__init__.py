@@ -48,7 +48,7 @@ def _load(name: str | Path, including: tuple[Path, ...], trust_code: bool) -> Su
         raise UsageError("suites include each other in a circle", where=path)
     try:
         content: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UsageError(f"cannot read the suite: {error}", where=path) from error
     entries = content.get("attacks", [])
     attacks: list[Any] = []

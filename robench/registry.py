@@ -24,7 +24,8 @@ import re
 import sys
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from importlib.machinery import EXTENSION_SUFFIXES, SOURCE_SUFFIXES
+from importlib.machinery import EXTENSION_SUFFIXES, SOURCE_SUFFIXES, PathFinder
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Generic, TypeVar, cast
 
@@ -82,6 +83,17 @@ def look_in_working_folder() -> None:
     folder = sys.modules["robench"].working_folder
     if folder is not None and folder not in sys.path:
         sys.path.append(folder)
+
+
+def is_module(name: str) -> bool:
+    """Whether a module of this name, without a dot, could be imported; nothing is run."""
+    folder = sys.modules["robench"].working_folder
+    try:
+        return find_spec(name) is not None or (
+            folder is not None and PathFinder.find_spec(name, [folder]) is not None
+        )
+    except ValueError:  # running, without a file of its own
+        return True
 
 
 def import_target(target: str) -> object:

@@ -9,14 +9,18 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from importlib.machinery import PathFinder
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from robench import working_folder
 from robench.errors import AttackError, RobenchError, UsageError
 from robench.records import AttackSpec
-from robench.registry import Registry, identity_of, installed_versions, is_target, near_misses
+from robench.registry import (
+    Registry,
+    identity_of,
+    installed_versions,
+    is_module,
+    is_target,
+    near_misses,
+)
 from robench.threat_models import ThreatModel
 
 if TYPE_CHECKING:
@@ -122,18 +126,8 @@ def imports_code(attack: str) -> bool:
         is_target(attack)
         and attack not in ATTACKS
         and head not in ADAPTERS
-        and ("." in head or _is_module(head))
+        and ("." in head or is_module(head))
     )
-
-
-def _is_module(name: str) -> bool:
-    folder = working_folder
-    try:
-        return find_spec(name) is not None or (
-            folder is not None and PathFinder.find_spec(name, [folder]) is not None
-        )
-    except ValueError:  # running, without a file of its own
-        return True
 
 
 def _factory(spec: AttackSpec) -> tuple[Any, str | None]:

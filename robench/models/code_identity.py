@@ -13,7 +13,6 @@ hashed, the globals are not looked into.
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import io
 import re
@@ -21,19 +20,24 @@ import sys
 import types
 import uuid
 import warnings
-import weakref
 import zipfile
 from abc import ABC
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import suppress
 from typing import Any, Generic, NamedTuple, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from robench.models.library_code import is_foreign, is_installed, is_librarys_own, is_of_library
+from robench.models.library_code import (
+    is_foreign,
+    is_installed,
+    is_librarys_own,
+    is_of_library,
+    is_patched,
+)
+from robench.models.object_parts import attributes, contents, names_in, parts_of
 from robench.models.wrapper import unwrapped
 from robench.registry import source_hash
 
@@ -167,7 +171,7 @@ class _Seen:
             self._program(value)
         elif isinstance(value, nn.Module):
             self._network(value)
-        elif (parts := _parts(value)) is not None:
+        elif (parts := parts_of(value)) is not None:
             self._all(parts)
         else:
             self._object(value, kind)
@@ -207,14 +211,14 @@ class _Seen:
         self.value(kind)
         if isinstance(value, (Tensor, np.ndarray)):
             self._array(value)
-            self._pairs({k: v for k, v in _attributes(value) if not k.startswith("_dynamo")})
+            self._pairs({k: v for k, v in attributes(value) if not k.startswith("_dynamo")})
             return
         if isinstance(value, _CONTAINERS):
             self._content(value)
             if kind in _CONTAINERS[:-1]:
                 return
         if not is_librarys_own(kind):
-            self._pairs(dict(_attributes(value)))
+            self._pairs(dict(attributes(value)))
         hidden = {base for base in kind.__mro__ if is_librarys_own(base)} - _STATELESS
         if hidden or not hasattr(value, "__dict__"):
             self._pickled(value)
@@ -299,7 +303,7 @@ class _Seen:
             if isinstance(member, _IN_C) and (library or name.startswith("__")):
                 continue
             # A library's own class may have been given another method.
-            if not library or _is_patched(member, f"{kind.__qualname__}.{name}"):
+            if not library or is_patched(member, f"{kind.__qualname__}.{name}"):
                 self.add(name)
                 self.value(member)
 
@@ -309,7 +313,7 @@ class _Seen:
             return
         self._code(function.__code__)
         self._all((function.__defaults__, function.__kwdefaults__))
-        self._all(_contents(function.__closure__ or ()))
+        self._all(contents(function.__closure__ or ()))
         self._pairs(vars(function))
         if is_foreign(function):
             self._module_of(function.__globals__["__name__"])
@@ -326,7 +330,7 @@ class _Seen:
 
     def _mentioned(self, function: types.FunctionType) -> None:
         """Globals that the function's code names, and what it names of the modules among them."""
-        names = sorted(set(_names(function.__code__)))
+        names = sorted(set(names_in(function.__code__)))
         known = function.__globals__
         found = [
             (n, known.get(n, sys.modules.get(n))) for n in names if n in known or n in sys.modules
@@ -346,7 +350,7 @@ class _Seen:
                     part = vars(value).get(inner, found)
                     is_module = isinstance(part, types.ModuleType)
                     patched = callable(part) and not isinstance(part, type)
-                    patched = patched and _is_patched(part, inner)
+                    patched = patched and is_patched(part, inner)
                     if part is not found and (is_module or patched or not library):
                         found.append((inner, part))
 
@@ -359,14 +363,6 @@ class _Seen:
             self.sources.add(top if hasattr(sys.modules.get(top), "__path__") else name)
 
 
-def _is_patched(member: object, name: str) -> bool:
-    """Whether a library has ``member`` under a name that is not the member's own."""
-    if isinstance(member, types.FunctionType) and is_foreign(member):
-        return True
-    own = getattr(member, "__qualname__", None)
-    return callable(member) and own not in (name, name.rpartition(".")[2])
-
-
 def _order(value: object) -> str:
     """What puts the members of a set into the same order in every process."""
     if isinstance(value, (tuple, frozenset)):
@@ -377,48 +373,3 @@ def _order(value: object) -> str:
 
 def _is_of_numpy(value: np.ufunc) -> bool:
     return getattr(np, value.__name__, None) is value
-
-
-def _parts(value: Any) -> Iterable[Any] | None:
-    """What there is to some kinds of objects that hide it or cannot be pickled."""
-    kind = type(value)
-    if kind is types.MethodType:
-        return value.__self__, value.__func__
-    if kind is property:
-        return value.fget, value.fset, value.fdel
-    if kind in (classmethod, staticmethod):
-        return (value.__func__,)
-    if kind is functools.cached_property:
-        return (value.func,)
-    if kind is types.MappingProxyType:
-        return (dict(value),)
-    if kind is weakref.ref:
-        return (value(),)
-    if kind is slice:
-        return value.start, value.stop, value.step
-    return None
-
-
-def _attributes(value: Any) -> Iterator[tuple[str, Any]]:
-    """Of an object's dictionary and of its slots."""
-    yield from getattr(value, "__dict__", {}).items()
-    for kind in type(value).__mro__:
-        for name, member in vars(kind).items():
-            if isinstance(member, types.MemberDescriptorType):
-                with suppress(AttributeError):  # It is not filled.
-                    yield f"{kind.__qualname__}.{name}", member.__get__(value)
-
-
-def _contents(cells: Iterable[types.CellType]) -> Iterator[Any]:
-    for cell in cells:
-        try:
-            yield cell.cell_contents
-        except ValueError:  # It is not filled yet.
-            yield "empty"
-
-
-def _names(code: types.CodeType) -> Iterator[str]:
-    yield from code.co_names
-    for constant in code.co_consts:
-        if isinstance(constant, types.CodeType):
-            yield from _names(constant)

@@ -55,3 +55,11 @@ def is_foreign(function: types.FunctionType) -> bool:
 def is_installed(code: types.CodeType) -> bool:
     """Whether it is from an installed package, which changes as a whole or not at all."""
     return bool({"site-packages", "dist-packages"} & set(Path(code.co_filename).parts))
+
+
+def is_patched(member: object, name: str) -> bool:
+    """Whether a library has ``member`` under a name that is not the member's own."""
+    if isinstance(member, types.FunctionType) and is_foreign(member):
+        return True
+    own = getattr(member, "__qualname__", None)
+    return callable(member) and own not in (name, name.rpartition(".")[2])

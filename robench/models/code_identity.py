@@ -354,8 +354,10 @@ class _Seen:
                     if part is not found and (is_module or patched or not library):
                         found.append((inner, part))
 
-    def _module_of(self, name: str) -> None:
+    def _module_of(self, name: object) -> None:
         """The source of a module, or of the whole package that it is in, belongs to the hash."""
+        if not isinstance(name, str):  # of a class in C that describes its members' instead
+            return
         self.add(name)
         # A name that is no module's, as in what ``namedtuple`` makes, has no source of its own.
         if name in sys.modules and not is_of_library(name):

@@ -61,5 +61,5 @@ def is_patched(member: object, name: str) -> bool:
     """Whether a library has ``member`` under a name that is not the member's own."""
     if isinstance(member, types.FunctionType) and is_foreign(member):
         return True
-    own = getattr(member, "__qualname__", None)
-    return callable(member) and own not in (name, name.rpartition(".")[2])
+    own = getattr(member, "__qualname__" if "." in name else "__name__", None)
+    return callable(member) and own != name

@@ -533,6 +533,17 @@ def test_a_hook_on_every_module_is_seen() -> None:
     assert code_identity(nn.ReLU()) == before
 
 
+def test_functions_in_c_that_forward_calls_are_found_again() -> None:
+    class Own(Scaled):
+        def forward(self, inputs: Tensor) -> Tensor:
+            drawn = torch.from_numpy(np.random.rand(len(inputs))) + operator.neg(len(inputs))
+            return super().forward(inputs) + drawn[:, None]
+
+    first, again = code_identity(Own()), code_identity(Own())
+    assert first == again
+    assert not first.unique_because
+
+
 def test_functions_in_c_that_a_class_holds_are_seen() -> None:
     def holding(function: Any) -> Any:
         class Own(Scaled):

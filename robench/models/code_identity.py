@@ -370,7 +370,7 @@ def _order(value: object) -> str:
     if isinstance(value, (tuple, frozenset)):
         parts = [_order(part) for part in value]
         return f"({', '.join(parts if isinstance(value, tuple) else sorted(parts))})"
-    return repr(value) if type(value) in _BY_REPR else ""
+    return repr(value) if type(value) in (*_BY_REPR, int) else ""
 
 
 def _is_of_numpy(value: np.ufunc) -> bool:

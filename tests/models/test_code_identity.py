@@ -682,7 +682,7 @@ def test_an_identity_is_the_same_in_another_process(tmp_path: Path) -> None:
         "class Own(nn.Module):\n"
         "    def forward(self, x): return self.s['a'] * x\n"
         "m = Own()\n"
-        "m.s = {'a': [np.arange(3), {'x', 'y', 'z'}, {('a', 1), ('b', frozenset('xyz'))}], 'b': types.SimpleNamespace(c=lambda: 1)}\n"
+        "m.s = {'a': [np.arange(3), {'x', 'y', 'z'}, {('a', 1), ('a', 2), ('b', frozenset('xyz'))}], 'b': types.SimpleNamespace(c=lambda: 1)}\n"
         "m.register_forward_hook(lambda m, i, o: o)\n"
         "print(code_identity(m).sha256, code_identity(m).unique_because)\n"
     )

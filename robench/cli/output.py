@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from robench.doctor import Finding
     from robench.results import StoredRecord
 
-_HIDDEN = ("worst_class_robust_acc", "robust_acc", "clean_acc")
+_HIDDEN = ("worst_class_robust_acc", "robust_acc", "best_known_acc", "clean_acc")
 """Accuracies that are no attack's, or are shown elsewhere."""
 
 
@@ -155,7 +155,7 @@ def _group_table(rows: list[dict[str, Any]]) -> str:
         and name not in _HIDDEN
         and any(number(row[name]) != "–" for row in rows)
     ]
-    header = ["rank", "model", "robust_acc", "95 % interval", "clean_acc"]
+    header = ["rank", "model", "robust_acc", "95 % interval", "best known", "clean_acc"]
     header += [name.removesuffix("_acc").replace("_", "-") for name in attacks]
     header += ["worst class", "validity"]
     body = []
@@ -168,6 +168,7 @@ def _group_table(rows: list[dict[str, Any]]) -> str:
                 str(row["model"]),
                 number(row["robust_acc"]),
                 interval,
+                number(row["best_known_acc"]),
                 number(row["clean_acc"]),
                 *(number(row[name]) for name in attacks),
                 worst,

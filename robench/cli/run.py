@@ -40,5 +40,6 @@ def run(
     with RunDisplay(prepared.jobs) as display:
         records = prepared.run(display)
     store = Store(request.folder)
-    files = publish(store, list(store.records()), plots=plots)
-    show_board(build_leaderboard(records), files, as_json=as_json)
+    stored = list(store.records())
+    files = publish(store, stored, plots=plots)
+    show_board(build_leaderboard(records, known=stored), files, as_json=as_json)

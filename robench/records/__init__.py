@@ -34,9 +34,10 @@ from robench.records.evaluations import (
     StageResult,
     job_key,
 )
-from robench.records.suites import AttackSpec, AuditSpec, Suite
+from robench.records.suites import JUDGED, AttackSpec, AuditSpec, Suite
 
 __all__ = [
+    "JUDGED",
     "LIBRARIES",
     "PROGRAM",
     "RECORD_SCHEMA_VERSION",

@@ -11,6 +11,9 @@ from pydantic import Field, model_validator
 from robench.records.base import Frozen, Name
 from robench.threat_models import Norm
 
+JUDGED = "judged"
+"""The attack of records whose adversarial inputs were made elsewhere"""
+
 
 class AuditSpec(Frozen):
     """The audit of the ``core`` protocol: later stages on a random sample of survivors first."""
@@ -57,9 +60,16 @@ class AttackSpec(Frozen):
         return self
 
     @property
+    def is_judged(self) -> bool:
+        """Whether it stands for inputs from elsewhere, which robench judged and did not make."""
+        return self.attack == JUDGED
+
+    @property
     def is_optional(self) -> bool:
-        """Whether only models with certain further outputs run it."""
-        return self.output is not None or any(stage.is_optional for stage in self.stages)
+        """Whether a model without it lacks nothing: it is for certain further outputs, or inputs
+        that somebody brought."""
+        of_outputs = self.output is not None or any(stage.is_optional for stage in self.stages)
+        return of_outputs or self.is_judged
 
     def for_outputs(self, names: Iterable[str]) -> tuple[AttackSpec, ...]:
         """The stages that a model with these further outputs runs; none: the entry is not for it."""

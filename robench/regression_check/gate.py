@@ -143,7 +143,7 @@ def _unmatched_attacks(
         f"{attack} had other parameters for {name}"
         if attack in candidate.attacks
         else f"{name} has no record of {attack}, which {baseline.model.name} faced"
-        for attack in baseline.attacks
+        for attack in baseline.protocol
         if attack not in shared
     ]
 

@@ -1,7 +1,9 @@
 """The leaderboard: one row a model and threat model, from records alone.
 
 **Robust accuracy** is the worst case sample by sample over all attacks; see
-:mod:`robench.reporting.model_results`.
+:mod:`robench.reporting.model_results`. **Best known** counts what any record of the folder has
+broken, at whatever radius within this one, also inputs that were made elsewhere; see
+:mod:`robench.reporting.best_known`.
 
 **Rank**: one more than the number of models in the same group whose 95 % interval lies wholly
 above this one's. Models that n cannot tell apart so share a rank, and anyone can recompute the
@@ -12,8 +14,9 @@ might flatter it.
 
 **Validity** lists what speaks against the number: ``errored:3``, ``missing:autoattack``,
 ``differs:pgd-20`` (the attack's parameters are not those of the newest record of that name in
-the group), ``unstable_clean:2`` (clean predictions that changed between attacks) and the records'
-own flags as ``name(severity)``. Without any it reads ``no_flag_raised``, for that is all that can
+the group), ``judged_only`` (inputs from elsewhere, and no attack that robench ran),
+``unstable_clean:2`` (clean predictions that changed between attacks) and the records' own flags as
+``name(severity)``. Without any it reads ``no_flag_raised``, for that is all that can
 be said.
 """
 
@@ -30,6 +33,7 @@ from robench.errors import UsageError
 from robench.formatting import is_undefined
 from robench.metric_catalogue import METRICS, columns_shown
 from robench.records import Suite
+from robench.reporting.best_known import BestKnown
 from robench.reporting.export import csv_bytes
 from robench.reporting.model_results import ModelResult, by_group, class_name, collect
 from robench.results import RecordFilter, Store, StoredRecord
@@ -68,6 +72,7 @@ _HEAD = (
     _Column("robust_acc", "percent", lambda result: result.robust_acc.estimate),
     _Column("robust_acc_low", "percent", lambda result: result.robust_acc.low),
     _Column("robust_acc_high", "percent", lambda result: result.robust_acc.high),
+    _Column("best_known_acc", "percent"),
     _Column("clean_acc", "percent", lambda result: result.clean_acc.estimate),
 )
 _WORST = (
@@ -104,6 +109,7 @@ def build_leaderboard(
     *,
     suite: Suite | None = None,
     together: bool = False,
+    known: Iterable[StoredRecord] | None = None,
 ) -> pd.DataFrame:
     """One row a model, best first within each group.
 
@@ -112,6 +118,8 @@ def build_leaderboard(
         wanted, suite: as for :func:`robench.reporting.model_results.collect`. To be ranked a model
             must have the suite's attacks, or without one all that any model of its group has.
         together: rank all groups as one, although their numbers are not comparable.
+        known: the records that the best known accuracies are taken from; None: all of ``source``,
+            also what ``wanted`` and ``suite`` leave out.
 
     Returns:
         Accuracies in percent, rounded to 2 digits, metrics to 4; undefined is NaN or NA.
@@ -119,10 +127,11 @@ def build_leaderboard(
     Raises:
         UsageError: two attacks share a column.
     """
-    records = source.records() if isinstance(source, Store) else source
+    records = list(source.records() if isinstance(source, Store) else source)
     results = collect(records, wanted, suite=suite)
     groups = [results] if together else by_group(results).values()
-    return _frame([row for members in groups for row in _ranked(members, suite)])
+    best = BestKnown(records if known is None else known)
+    return _frame([row for members in groups for row in _ranked(members, suite, best)])
 
 
 def leaderboard_csv(frame: pd.DataFrame) -> bytes:
@@ -144,14 +153,18 @@ def read_leaderboard(path: str | Path) -> pd.DataFrame:
     return frame.assign(**names).astype(whole)
 
 
-def _ranked(members: list[ModelResult], suite: Suite | None) -> list[dict[str, Any]]:
+def _ranked(
+    members: list[ModelResult], suite: Suite | None, best: BestKnown
+) -> list[dict[str, Any]]:
     """The rows of one group, best first."""
     newest = _newest_identities(members)
     met = [stored.record.attack for other in members for stored in other.attacks.values()]
     rows = []
     for result in members:
         asked = met if suite is None else suite.for_norm(result.threat_model.norm)
-        rows.append(_row(result, {spec.name for spec in asked if not spec.is_optional}, newest))
+        row = _row(result, {spec.name for spec in asked if not spec.is_optional}, newest)
+        known = best.robust_acc(result)
+        rows.append(row | {"best_known_acc": None if known is None else known.estimate})
     # The limits as they are shown, so that the ranks follow from the CSV.
     ranked = [row for row in rows if row["rank"] is not None]
     lows = [round(row["robust_acc_low"], _DIGITS["percent"]) for row in ranked]
@@ -172,6 +185,8 @@ def _row(
     for name in result.attacks:
         if result.parameters_of(name) != newest[result.group, name]:
             unranked.append(f"differs:{name}")
+    if all(stored.record.attack.is_judged for stored in result.attacks.values()):
+        unranked.append("judged_only")
     measured = result.attention_attack is not None
     columns = (*_HEAD, *_WORST, *(_ATTENTION if measured else ()), *_TAIL)
     row = {column.name: column.of(result) for column in columns}

@@ -1,7 +1,9 @@
 """All records of one model under one threat model, seen sample by sample.
 
 Everything that ranks or compares goes through here, so that "robust" means one thing: correct on
-the clean input and survived **every** attack. A sample that errored anywhere is not robust.
+the clean input and survived **every** attack that robench ran. A sample that errored anywhere is
+not robust. Inputs from elsewhere that robench judged have a column of their own; with all else
+that is known they make :mod:`robench.reporting.best_known`.
 """
 
 from __future__ import annotations
@@ -103,15 +105,26 @@ class ModelResult:
         return np.asarray(correct & known.any(axis=0))
 
     @functools.cached_property
+    def clean_margin(self) -> npt.NDArray[np.float64]:
+        """The label's logit minus the largest other, of the clean input; NaN: unknown. (n,)."""
+        return self.column(next(iter(self.attacks)), "clean_margin")
+
+    @functools.cached_property
+    def protocol(self) -> list[str]:
+        """The attacks that robench ran; where there are none, the inputs that it judged."""
+        judged = {name for name, stored in self.attacks.items() if stored.record.attack.is_judged}
+        return [name for name in self.attacks if name not in judged] or list(self.attacks)
+
+    @functools.cached_property
     def robust(self) -> Bools:
-        """Survived every attack. Shape (n,)."""
-        survived = [self.outcome_is(name, Outcome.SURVIVED) for name in self.attacks]
+        """Survived every attack of the :attr:`protocol`. Shape (n,)."""
+        survived = [self.outcome_is(name, Outcome.SURVIVED) for name in self.protocol]
         return np.asarray(np.all(survived, axis=0))
 
     @functools.cached_property
     def errored(self) -> Bools:
-        """Errored under any attack. Shape (n,)."""
-        errored = [self.outcome_is(name, Outcome.ERRORED) for name in self.attacks]
+        """Errored under any attack of the :attr:`protocol`. Shape (n,)."""
+        errored = [self.outcome_is(name, Outcome.ERRORED) for name in self.protocol]
         return np.asarray(np.any(errored, axis=0))
 
     @property
@@ -149,8 +162,9 @@ class ModelResult:
 
     @property
     def attacks_with_metrics(self) -> list[str]:
-        """The attacks whose records have attention or representation metrics."""
-        return [name for name, stored in self.attacks.items() if stored.record.metrics]
+        """The attacks whose records have attention or representation metrics, judged inputs last."""
+        in_order = dict.fromkeys([*self.protocol, *self.attacks])
+        return [name for name in in_order if self.attacks[name].record.metrics]
 
     @property
     def attention_record(self) -> EvaluationRecord:

@@ -26,8 +26,9 @@ _HIDDEN = {
 
 _NO_RECORDS = ("There are no records yet. Run `robench run` first.",)
 _INTRODUCTION = (
-    "Robust accuracy is the worst case, sample by sample, over all attacks shown. Models "
-    "whose 95 % intervals overlap share a rank.",
+    "Robust accuracy is the worst case, sample by sample, over the attacks that robench ran. Models "
+    "whose 95 % intervals overlap share a rank. Best known also counts what other records of the "
+    "model broke within this radius: other suites, seeds and radii, and inputs made elsewhere.",
     f"“{NO_FLAG}” means that no check raised a doubt, not that the number is proven.",
 )
 
@@ -60,7 +61,9 @@ class _Validity(_Column):
 
     def cell(self, value: Any) -> _Cell:
         notes = str(value).split(";")
-        bad = any("(severe)" in n or n.startswith(("errored", "missing")) for n in notes)
+        bad = any(
+            "(severe)" in n or n.startswith(("errored", "missing", "judged_only")) for n in notes
+        )
         style = "severe" if bad else "" if value == NO_FLAG else "warning"
         return _Cell(", ".join(notes), str(value), f"text {style}".strip())
 
@@ -89,6 +92,9 @@ _BOARD = {
     "parameters": _Column("parameters", "number of weights", show="{:,}".format),
     "robust_acc": _Column("robust %", "share of samples that survive every attack"),
     "robust_acc_low": _Column("95 % interval", "Wilson interval of the robust accuracy"),
+    "best_known_acc": _Column(
+        "best known %", "share that no record of the model has broken, whatever made its finds"
+    ),
     "clean_acc": _Column("clean %", "accuracy without an attack"),
     "worst_class": _Column("worst class", "class with the lowest robust accuracy", text=True),
     "worst_class_robust_acc": _Column("its robust %", "robust accuracy of the worst class"),

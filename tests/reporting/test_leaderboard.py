@@ -219,7 +219,7 @@ def test_csv_bytes_depend_on_the_records_only(tmp_path: Path) -> None:
     assert_frame_equal(again, frame, check_dtype=False)
     assert leaderboard_csv(again) == path.read_bytes()
     assert (
-        b"robust_acc,robust_acc_low,robust_acc_high,clean_acc,fgsm_acc,pgd_20_acc"
+        b"robust_acc,robust_acc_low,robust_acc_high,best_known_acc,clean_acc,fgsm_acc,pgd_20_acc"
         in path.read_bytes()
     )
 

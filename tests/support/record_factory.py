@@ -81,13 +81,14 @@ def make_record(
     seconds: float = 1.25,
     params: Mapping[str, Any] | None = None,
     precision: str = "auto",
+    kind: str = "pgd",
 ) -> EvaluationRecord:
     """A record whose counts, key and cost follow from the samples."""
     threat_model = ThreatModel.parse(threat)
     fingerprint = canonical_hash(["model", model])
     data_fingerprint = canonical_hash(["data", dataset, data, len(samples)])
     spec = AttackSpec(
-        name=attack, attack="pgd", params={"steps": 20, **(params or {}), "id": attack}
+        name=attack, attack=kind, params={"steps": 20, **(params or {}), "id": attack}
     )
     counts = Counter(sample.outcome for sample in samples)
     dataset_spec = DatasetSpec(

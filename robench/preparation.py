@@ -26,7 +26,7 @@ from robench.models.wrapper import RobenchModel
 from robench.probes import precision_named, resolve_layer
 from robench.records import Suite
 from robench.request import Request
-from robench.request_loading import PROBE, load_requested, threat_model_for
+from robench.request_loading import PROBE, load_requested, threat_models_for
 from robench.results import Store, StoredRecord
 from robench.seeding import own_stream
 from robench.threat_models import ThreatModel, parse_norm
@@ -111,17 +111,18 @@ def prepare(request: Request) -> Prepared:
         suite = load_suite(suite, trust_code=request.trust_code)
     if request.eps is not None:
         # The widest norm: whether ε fits the model's own is seen once that is known.
-        ThreatModel.of(request.norm or "L1", request.eps)
+        ThreatModel.each(request.norm or "L1", request.eps)
     elif request.norm is not None:
         parse_norm(request.norm)
     if request.results is not None:
         ensure_writable(Path(request.results), "--results")
     device = resolve_device(request.device)
     planned = [
-        Planned(model, threat_model_for(request, model.summary.threat_model), dataset)
+        Planned(model, threat, dataset)
         for model, dataset in load_requested(request)
+        for threat in threat_models_for(request, model.summary.threat_model)
     ]
-    for item in planned:
+    for item in {id(item.model): item for item in planned}.values():
         # What a randomised model draws here is not drawn from the caller's generators.
         with own_stream(0, device):
             _check_fit(item.model, item.dataset)

@@ -51,6 +51,8 @@ class Request:
         n: samples, always the same ones; None: ``at_most``.
         at_most: samples where ``n`` is None, or all of a smaller set; None: all.
         norm, eps: in place of the models' own threat model; weights files and modules need them.
+            Several radii, ``"0,1/255,2/255"`` or a sequence, are evaluated one after the other;
+            0 stands for the clean samples, which every record has.
         seed: keys every draw.
         architecture, architecture_arguments: of weights files that have no card.
         input: what such weights, or a bare module, expect: fields of
@@ -85,7 +87,7 @@ class Request:
     n: int | None = None
     at_most: int | None = DEFAULT_N
     norm: str | None = None
-    eps: str | float | None = None
+    eps: str | float | Sequence[str | float] | None = None
     seed: int = 0
     architecture: str | None = None
     architecture_arguments: Mapping[str, Any] = field(default_factory=dict)

@@ -27,7 +27,7 @@ from robench.records import (
 )
 from robench.records.base import Frozen
 from robench.request import DEFAULT_DATASET, Request
-from robench.threat_models import ThreatModel, parse_norm
+from robench.threat_models import ThreatModel, parse_norm, parse_radii
 
 PROBE = 8
 """Samples that are tried out before hours are spent."""
@@ -52,9 +52,7 @@ def load_requested(request: Request) -> list[tuple[RobenchModel, Dataset]]:
             :func:`robench.datasets.load_dataset`; masks that cannot be read.
     """
     chosen, data = choose_models(request)
-    for model in chosen:
-        if isinstance(model, LocatedCard):
-            threat_model_for(request, model.card.threat_model)
+    _check_threats(request, [m.card.threat_model for m in chosen if isinstance(m, LocatedCard)])
     # Prepared once for each preprocessing that models want.
     samples = cache(partial(load_samples, replace(request, dataset=data)))
     return [_load(request, model, samples) for model in chosen]
@@ -309,18 +307,34 @@ def _check_belonging(request: Request) -> None:
         )
 
 
-def threat_model_for(request: Request, own: ThreatModel) -> ThreatModel:
-    """What to evaluate under, for a model whose own threat model is ``own``."""
+def threat_models_for(request: Request, own: ThreatModel) -> tuple[ThreatModel, ...]:
+    """What to evaluate under, for a model whose own threat model is ``own``: one for each radius."""
     if request.norm is None and request.eps is None:
-        return own
+        return (own,)
     if request.eps is None:
         norm = parse_norm(request.norm or "")
         if norm == own.norm:
-            return own
+            return (own,)
         raise UsageError(
             f"--norm {norm} without --eps", hint="A radius belongs to a norm: write --eps 0.5 too"
         )
-    return ThreatModel.of(request.norm or own.norm, request.eps)
+    return ThreatModel.each(request.norm or own.norm, request.eps)
+
+
+def _check_threats(request: Request, owns: Sequence[ThreatModel]) -> None:
+    """Refuse, before weights are read, what cannot be evaluated under for models of these."""
+    for own in owns:
+        threat_models_for(request, own)
+    norms = sorted({own.norm for own in owns})
+    if request.norm is None and len(norms) > 1 and _is_list(request):
+        raise UsageError(
+            f"several radii for models of several norms, {' and '.join(norms)}",
+            hint="Choose one with --norm",
+        )
+
+
+def _is_list(request: Request) -> bool:
+    return request.eps is not None and len(parse_radii(request.eps)) > 1
 
 
 def _assumed_threat(request: Request, model: str) -> ThreatModel:
@@ -330,4 +344,4 @@ def _assumed_threat(request: Request, model: str) -> ThreatModel:
             hint="Add --norm and --eps, such as --norm Linf --eps 8/255; from Python "
             "threat_model='Linf-8/255'",
         )
-    return ThreatModel.of(request.norm or "Linf", request.eps)
+    return ThreatModel.each(request.norm or "Linf", request.eps)[-1]

@@ -6,7 +6,9 @@ different radii, and robench never merges them: they differ in every key, column
 
 from __future__ import annotations
 
+import itertools
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any, Literal, get_args
@@ -18,6 +20,9 @@ from robench.errors import UsageError
 
 Norm = Literal["Linf", "L2", "L1"]
 NORMS: tuple[Norm, ...] = get_args(Norm)
+
+Radius = str | float | Fraction
+"""An ε as people give it."""
 
 _EPS = re.compile(r"^\s*(\d+(?:\.\d*)?|\.\d+)(?:\s*/\s*(\d+(?:\.\d*)?))?\s*$")
 
@@ -35,7 +40,7 @@ def parse_norm(text: str) -> Norm:
     raise UsageError(f"unknown norm {text!r}", hint=f"Use one of {', '.join(NORMS)}")
 
 
-def parse_eps(text: str | float | Fraction) -> tuple[Fraction, str]:
+def parse_eps(text: Radius) -> tuple[Fraction, str]:
     """An ε in [0, 1] pixel units → its exact value and the way to write it.
 
     Raises:
@@ -49,6 +54,35 @@ def parse_eps(text: str | float | Fraction) -> tuple[Fraction, str]:
     if denominator is not None and Fraction(denominator) == 0:
         raise UsageError(f"eps {text!r} divides by zero", hint="Write it as 8/255 or 0.2")
     return Fraction(numerator) / Fraction(denominator or 1), re.sub(r"\s", "", written)
+
+
+def parse_radii(eps: Radius | Iterable[Radius]) -> tuple[str, ...]:
+    """One ε, or several that rise, ``"0,1/255,2/255"`` or a sequence → each as it is written.
+
+    Raises:
+        UsageError: there is none; one is no non-negative number; or they do not rise.
+    """
+    if isinstance(eps, str):
+        given: list[Radius] = list(eps.split(","))
+    else:
+        given = list(eps) if isinstance(eps, Iterable) else [eps]
+    if not given:
+        raise UsageError("eps is an empty list", hint="Write radii that rise: 1/255,2/255")
+    for text in map(str, given):
+        norm, dash, radius = text.strip().partition("-")
+        if dash and norm.casefold() in {name.casefold() for name in NORMS}:
+            raise UsageError(
+                f"eps {text!r} holds a norm, and all radii of a list are for one",
+                hint=f"Write --norm {parse_norm(norm)} --eps {radius}",
+            )
+    parsed = [parse_eps(item) for item in given]
+    for (value, written), (following, then) in itertools.pairwise(parsed):
+        if value >= following:
+            what = f"{then} follows {written}"
+            if value == following:
+                what = f"{written} and {then} are one radius"
+            raise UsageError(f"the radii of eps do not rise: {what}", hint="Write 1/255,2/255")
+    return tuple(written for _, written in parsed)
 
 
 @dataclass(frozen=True)
@@ -67,7 +101,7 @@ class ThreatModel:
     written: str = field(compare=False)
 
     @classmethod
-    def of(cls, norm: str, eps: str | float | Fraction) -> ThreatModel:
+    def of(cls, norm: str, eps: Radius) -> ThreatModel:
         """Build and validate.
 
         Raises:
@@ -78,7 +112,8 @@ class ThreatModel:
         canonical = parse_norm(norm)
         if value <= 0:
             raise UsageError(
-                f"eps must be positive, got {written}", hint="Write it as 8/255 or 0.2"
+                f"eps must be positive, got {written}",
+                hint="Write it as 8/255 or 0.2; 0, the clean samples, stands before radii: 0,8/255",
             )
         if canonical == "Linf" and value > 1:
             raise UsageError(
@@ -86,6 +121,19 @@ class ThreatModel:
                 hint="Inputs are in [0, 1]: an eps of 8 grey levels is written 8/255",
             )
         return cls(canonical, value, written)
+
+    @classmethod
+    def each(cls, norm: str, eps: Radius | Iterable[Radius]) -> tuple[ThreatModel, ...]:
+        """One for each radius of :func:`parse_radii`.
+
+        A 0 before others stands for the clean samples: nothing is allowed, so there is no threat.
+
+        Raises:
+            UsageError: as :func:`parse_radii` and :meth:`of`.
+        """
+        first, *others = parse_radii(eps)
+        radii = others if others and parse_eps(first)[0] == 0 else [first, *others]
+        return tuple(cls.of(norm, radius) for radius in radii)
 
     @classmethod
     def parse(cls, text: str | ThreatModel) -> ThreatModel:

@@ -135,6 +135,8 @@ REFUSED: dict[str, tuple[list[str], dict[str, Any]]] = {
     "precision": ([MODEL, "--precision", "bf17"], {"models": [MODEL], "precision": "bf17"}),
     "norm": ([MODEL, "--norm", "L2"], {"models": [MODEL], "norm": "L2"}),
     "eps": ([MODEL, "--eps", "8/0"], {"models": [MODEL], "eps": "8/0"}),
+    "eps list": ([MODEL, "--eps", "0.2,0.1"], {"models": [MODEL], "eps": [0.2, 0.1]}),
+    "eps 0": ([MODEL, "--eps", "0"], {"models": [MODEL], "eps": 0}),
     "n": ([MODEL, "--n", "501"], {"models": [MODEL], "n": 501}),
     "seed": ([MODEL, "--seed=-1"], {"models": [MODEL], "seed": -1}),
     "large seed": ([MODEL, f"--seed={2**63}"], {"models": [MODEL], "seed": 2**63}),

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
 from robench.errors import UsageError
-from robench.threat_models import NORMS, ThreatModel, parse_eps, parse_norm
+from robench.threat_models import NORMS, ThreatModel, parse_eps, parse_norm, parse_radii
 
 
 @pytest.mark.parametrize(
@@ -56,6 +56,42 @@ def test_eps_is_kept_exactly_and_as_written(text: str, value: Fraction, written:
 def test_what_is_no_radius_is_refused(text: str) -> None:
     with pytest.raises(UsageError, match=r"Write it as 8/255 or 0\.2"):
         ThreatModel.of("Linf", text)
+
+
+@pytest.mark.parametrize(
+    ("eps", "written"),
+    [
+        ("8/255", ("8/255",)),
+        ("0, 1/255,2 / 255", ("0", "1/255", "2/255")),
+        ([0, "1/255", 0.5], ("0", "1/255", "0.5")),
+        (Fraction(1, 4), ("1/4",)),
+    ],
+)
+def test_a_list_of_radii_is_kept_as_written(eps: object, written: tuple[str, ...]) -> None:
+    assert parse_radii(eps) == written  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("eps", "says"),
+    [
+        ("2/255,1/255", "do not rise: 1/255 follows 2/255"),
+        ("1/255,2/510", "1/255 and 2/510 are one radius"),
+        ([], "empty list"),
+        ("1/255,", "eps '' is not a number"),
+        ([0.1, float("nan")], "nan is not a number"),
+        ("0.1,-0.2", "'-0.2' is not a number"),
+        ("Linf-8/255,L2-0.5", "one. Write --norm Linf --eps 8/255"),
+    ],
+)
+def test_lists_that_do_not_rise_or_are_of_no_radii(eps: object, says: str) -> None:
+    with pytest.raises(UsageError, match=says):
+        parse_radii(eps)  # type: ignore[arg-type]
+
+
+def test_zero_in_a_list_is_no_threat() -> None:
+    assert ThreatModel.each("L2", "0,0.5,1") == tuple(ThreatModel.of("L2", e) for e in ("0.5", 1))
+    with pytest.raises(UsageError, match="must be positive"):
+        ThreatModel.each("L2", [0])
 
 
 @pytest.mark.parametrize("eps", ["0", "0/255", "0.0"])

@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from robench.cli.apart import evaluate_in_child
-from robench.cli.options import SAMPLES, JsonFlag, flag, option, record_name, request_options
+from robench.cli.options import (
+    SAMPLES,
+    JsonFlag,
+    check_one_radius,
+    flag,
+    option,
+    record_name,
+    request_options,
+)
 from robench.request import Request
 
 if TYPE_CHECKING:
@@ -57,6 +65,7 @@ def check(
     rules = gate.Policy() if policy is None else gate.Policy.load(policy)
     if margin is not None:
         rules = rules.with_margin(margin)
+    check_one_radius(request)
     models = (candidate,) if baseline_from is not None else (candidate, against)
     wanted = RecordFilter(**{name: getattr(request, name) for name in _FILTERS})
     _evaluate_missing(replace(request, models=models), wanted, fill=fill)

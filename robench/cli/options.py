@@ -77,7 +77,12 @@ class RequestOptions:
     ]
     norm: Annotated[str | None, option("NORM", "Linf, L2 or L1; default: each model's own.")]
     eps: Annotated[
-        str | None, option("EPS", "Radius in [0, 1] units, as 8/255; default: each model's own.")
+        str | None,
+        option(
+            "EPS",
+            "Radius in [0, 1] units, as 8/255, or several that rise, as 0,1/255,2/255; default: each "
+            "model's own.",
+        ),
     ]
     seed: Annotated[int, option("SEED", "Keys every draw.")]
     architecture: Annotated[
@@ -133,7 +138,9 @@ class _FilterOptions:
 
     dataset: Annotated[str | None, option("NAME", "Only results on this data set.")]
     norm: Annotated[str | None, option("NORM", "Only this norm: Linf, L2 or L1.")]
-    eps: Annotated[str | None, option("EPS", "Only this eps, such as 8/255.")]
+    eps: Annotated[
+        str | None, option("EPS", "Only this eps, such as 8/255, or these: 1/255,8/255.")
+    ]
     n: Annotated[int | None, option("N", "Only results on so many samples.")]
     seed: Annotated[int | None, option("SEED", "Only results of this seed.")]
 
@@ -267,6 +274,18 @@ def _value(text: str) -> Any:
 
 def _no_number(text: str) -> Any:
     raise ValueError(f"{text} is no JSON")
+
+
+def check_one_radius(request: Request) -> None:
+    """Refuse a list of radii where the command is about one.
+
+    Raises:
+        UsageError: ``--eps`` holds several.
+    """
+    from robench.threat_models import parse_radii  # pydantic
+
+    if request.eps is not None and len(radii := parse_radii(request.eps)) > 1:
+        raise UsageError(f"--eps holds {len(radii)} radii, and one is needed", hint="Choose one")
 
 
 def record_name(model: str) -> str:

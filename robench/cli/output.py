@@ -24,7 +24,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from robench.formatting import format_table, number, plain
+from robench.formatting import format_table, is_undefined, number, plain
 from robench.records import EvaluationRecord, Outcome
 
 if TYPE_CHECKING:
@@ -120,34 +120,40 @@ def record_text(record: EvaluationRecord) -> str:
     return "\n\n".join(parts)
 
 
-def show_board(frame: pd.DataFrame, files: list[Path], *, as_json: bool) -> None:
-    """Print a leaderboard, and which files were written; as JSON with all of its columns."""
+def show_board(
+    frame: pd.DataFrame, files: list[Path], *, as_json: bool, radii: bool = False
+) -> None:
+    """Print a leaderboard, of several ``radii`` in one table, and which files were written; as JSON
+    with all of its columns."""
     content = {"leaderboard": _rows(frame), "files": [str(path) for path in files]}
-    print_result(content, board_text(frame), as_json=as_json)
+    print_result(content, board_text(frame, radii=radii), as_json=as_json)
     if files and not as_json:
         more = f" and {len(files) - 1} more" if len(files) > 1 else ""
         typer.echo(f"\nWritten: {files[0]}{more}", err=True)
 
 
-def board_text(frame: pd.DataFrame) -> str:
-    """The leaderboard for a terminal: a table for each group of comparable rows."""
+def board_text(frame: pd.DataFrame, *, radii: bool = False) -> str:
+    """The leaderboard for a terminal: a table for each group of comparable rows, or, of several
+    ``radii``, for each of groups that differ by theirs alone."""
     if frame.empty:
         return "No results."
     groups: dict[str, list[dict[str, Any]]] = {}
     for row in _rows(frame):
+        threat = row["norm"] if radii else f"{row['norm']} eps {row['eps']}"
         title = (
-            f"{row['dataset']} {row['norm']} eps {row['eps']}, n = {number(row['n'])}, "
+            f"{row['dataset']} {threat}, n = {number(row['n'])}, "
             f"seed {number(row['seed'])} (data {str(row['data_sha256'])[:8]})"
         )
         groups.setdefault(title, []).append(row)
-    return "\n\n".join(f"{title}\n{_group_table(rows)}" for title, rows in groups.items())
+    tables = ((title, _group_table(rows, radii)) for title, rows in groups.items())
+    return "\n\n".join(f"{title}\n{table}" for title, table in tables)
 
 
 def _rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
     return [{str(k): v for k, v in row.items()} for row in frame.to_dict("records")]
 
 
-def _group_table(rows: list[dict[str, Any]]) -> str:
+def _group_table(rows: list[dict[str, Any]], radii: bool) -> str:
     attacks = [
         name
         for name in rows[0]
@@ -155,15 +161,18 @@ def _group_table(rows: list[dict[str, Any]]) -> str:
         and name not in _HIDDEN
         and any(number(row[name]) != "–" for row in rows)
     ]
-    header = ["rank", "model", "robust_acc", "95 % interval", "best known", "clean_acc"]
+    header = ["eps"] * radii + ["rank", "model", "robust_acc", "95 % interval", "best known"]
+    header += ["clean_acc"]
     header += [name.removesuffix("_acc").replace("_", "-") for name in attacks]
     header += ["worst class", "validity"]
     body = []
     for row in rows:
         interval = f"{number(row['robust_acc_low'])} – {number(row['robust_acc_high'])}"
-        worst = f"{number(row['worst_class_robust_acc'])} ({row['worst_class']})"
+        worst = number(row["worst_class_robust_acc"])
+        worst += "" if is_undefined(row["worst_class"]) else f" ({row['worst_class']})"
         body.append(
             [
+                *[str(row["eps"])] * radii,
                 number(row["rank"]),
                 str(row["model"]),
                 number(row["robust_acc"]),
@@ -242,7 +251,7 @@ class RunDisplay:
             )
             self._console.print(
                 f"{model}: robust {number(robust.estimate)} % "
-                f"({number(robust.low)} – {number(robust.high)}), "
+                f"({number(robust.low)} – {number(robust.high)}) at {result.threat_model}, "
                 f"clean {number(clean.estimate)} % · {attacks}",
                 soft_wrap=True,
             )
@@ -268,7 +277,10 @@ class _TimeLeftColumn(TimeRemainingColumn):
 
 def _job_line(record: EvaluationRecord, cached: bool) -> str:
     errored = record.count(Outcome.ERRORED)
-    parts = [f"{record.model.name} · {record.attack.name}: {number(robust_acc(record))} % survive"]
+    parts = [
+        f"{record.model.name} · {record.attack.name}: {number(robust_acc(record))} % survive "
+        f"{record.threat_model}"
+    ]
     parts += [f"{errored} errored"] if errored else []
     parts.append("stored before" if cached else f"{number(record.cost.seconds)} s")
     return ", ".join(parts)

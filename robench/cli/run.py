@@ -26,15 +26,19 @@ def run(
 ) -> None:
     """Attack models, keep a record of each attack, and show the leaderboard.
 
+    Of several radii each has records of its own; one table shows them all, and the clean samples
+    as eps 0 if it is asked for.
+
     What the results folder already holds is read, not computed again, so the same command goes
     on where an interrupted one stopped.
     """
     # Everything below loads torch, which --help does without.
     from robench.api import prepare
     from robench.cli.output import RunDisplay, show_board
-    from robench.reporting.leaderboard import build_leaderboard
+    from robench.reporting.leaderboard import build_leaderboard, with_clean_points
     from robench.reporting.publish import publish
     from robench.results import Store
+    from robench.threat_models import parse_eps, parse_radii
 
     prepared = prepare(replace(request, models=tuple(models or ())))
     with RunDisplay(prepared.jobs) as display:
@@ -42,4 +46,8 @@ def run(
     store = Store(request.folder)
     stored = list(store.records())
     files = publish(store, stored, plots=plots)
-    show_board(build_leaderboard(records, known=stored), files, as_json=as_json)
+    board = build_leaderboard(records, known=stored)
+    radii = parse_radii(request.eps) if request.eps is not None else ()
+    if radii and parse_eps(radii[0])[0] == 0:
+        board = with_clean_points(board, records)
+    show_board(board, files, as_json=as_json, radii=len(radii) > 1)

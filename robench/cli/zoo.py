@@ -12,6 +12,7 @@ from robench.cli.options import (
     SAMPLES,
     WEIGHTS,
     JsonFlag,
+    check_one_radius,
     flag,
     option,
     parse_name_values,
@@ -101,6 +102,7 @@ def add(
     from robench.formatting import number
     from robench.inspection.zoo_models import add_model
 
+    check_one_radius(request)
     request = replace(request, models=(checkpoint,))
     added, found = add_model(request, zoo, name=name, defense=defense, provenance=about)
     card = added.card

@@ -134,6 +134,30 @@ def build_leaderboard(
     return _frame([row for members in groups for row in _ranked(members, suite, best)])
 
 
+def with_clean_points(frame: pd.DataFrame, records: Iterable[StoredRecord]) -> pd.DataFrame:
+    """The board of runs at several radii, each model's clean accuracy before them as its eps 0.
+
+    No attack is made at 0, and no record kept: ``robust_acc`` is what the records of the smallest
+    radius say of the clean samples. Such a row has no rank and no attacks, and its validity is
+    ``clean``.
+    """
+    first: dict[Any, ModelResult] = {}
+    for result in collect(records):
+        group = result.group
+        key = (group.dataset, group.norm, group.n, group.fingerprint, group.seed)
+        first.setdefault((*key, result.model.name, result.model.fingerprint), result)
+    rows = []
+    for result in first.values():
+        row = {column.name: column.of(result) for column in (*_HEAD, *_TAIL)}
+        low, high = result.clean_acc.low, result.clean_acc.high
+        row |= {"eps": "0", "robust_acc": row["clean_acc"], "validity": "clean"}
+        row |= {"robust_acc_low": low, "robust_acc_high": high}
+        rows.append(row | dict.fromkeys(("forwards", "backwards", "seconds")))
+    clean = _frame(rows).reindex(columns=frame.columns)
+    clean = clean.sort_values("clean_acc", ascending=False, kind="stable")
+    return pd.concat([clean.astype(frame.dtypes), frame], ignore_index=True)
+
+
 def leaderboard_csv(frame: pd.DataFrame) -> bytes:
     """The table as UTF-8 CSV; the same table always gives the same bytes."""
     shown = {

@@ -12,6 +12,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -31,7 +32,7 @@ from robench.records import (
     parse,
 )
 from robench.results.tables import samples_to_table, table_to_frame, table_to_samples
-from robench.threat_models import parse_eps, parse_norm
+from robench.threat_models import parse_eps, parse_norm, parse_radii
 
 _FORMAT = "robench-record"
 
@@ -113,8 +114,8 @@ class StoredRecord:
 
 @dataclass(frozen=True)
 class RecordFilter:
-    """Records on a data set, under a norm and ε as they are written ("8/255"), of n samples and a
-    seed; what is None lets all through.
+    """Records on a data set, under a norm and an ε as it is written ("8/255", or several, "1/255,8/255"),
+    of n samples and a seed; what is None lets all through.
 
     Raises:
         UsageError: norm or ε make no sense.
@@ -130,7 +131,7 @@ class RecordFilter:
         if self.norm is not None:
             parse_norm(self.norm)
         if self.eps is not None:
-            parse_eps(self.eps)
+            parse_radii(self.eps)
 
     def matches(self, record: EvaluationRecord) -> bool:
         """Whether ``record`` is one of them."""
@@ -138,10 +139,15 @@ class RecordFilter:
         return (
             self.dataset in (None, record.dataset.name)
             and (self.norm is None or parse_norm(self.norm) == threat.norm)
-            and (self.eps is None or parse_eps(self.eps)[0] == threat.eps)
+            and (self.eps is None or threat.eps in _values(self.eps))
             and self.n in (None, record.n)
             and self.seed in (None, record.seed)
         )
+
+
+@functools.cache
+def _values(eps: str) -> frozenset[Fraction]:
+    return frozenset(parse_eps(radius)[0] for radius in parse_radii(eps))
 
 
 def _normalised(record: EvaluationRecord) -> EvaluationRecord:

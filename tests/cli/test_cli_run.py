@@ -365,6 +365,24 @@ def test_a_weights_file_without_a_card_becomes_a_row(tmp_path):
     assert (row["model"], row["eps"], row["n"]) == ("mine", "0.1", 5)
 
 
+def test_several_radii_are_one_table_and_records_as_alone(tmp_path):
+    common = ("run", "pgd-at", "--suite", "quick", "--n", 3, "--device", "cpu", "--no-plots")
+    done = invoke(*common, "--eps", "0,0.1,1/5", "--results", tmp_path / "r")
+    assert done.code == 0, done.err
+    title, header, *rows = done.out.splitlines()
+    assert title.startswith("digits Linf, n = 3")
+    assert header.split()[:3] == ["eps", "rank", "model"]
+    assert [row.split()[0] for row in rows] == ["0", "0.1", "1/5"]
+    assert invoke(*common, "--eps", "0.1", "--results", tmp_path / "alone").code == 0
+    alone, listed = Store(tmp_path / "alone"), Store(tmp_path / "r")
+    assert len(listed.keys()) == 4
+    assert all(listed.read(key).samples == alone.read(key).samples for key in set(alone.keys()))
+    gate = ("check", "pgd-at", "--against", "trades", "--results", tmp_path / "r")
+    assert "--eps holds 2 radii" in invoke(*gate, "--eps", "0.1,0.2").err
+    wanted = invoke("leaderboard", "--results", tmp_path / "r", "--eps", "0.1,0.2", "--json")
+    assert [row["eps"] for row in wanted.json["leaderboard"]] == ["0.1", "1/5"]
+
+
 def test_another_threat_model_than_the_cards(tmp_path):
     request = Request(
         models=["pgd-at"],

@@ -19,6 +19,7 @@ from robench.reporting.leaderboard import (
     build_leaderboard,
     leaderboard_csv,
     read_leaderboard,
+    with_clean_points,
 )
 from robench.reporting.model_results import collect
 from robench.results import RecordFilter, Store, StoredRecord
@@ -269,3 +270,27 @@ def test_intervals_are_those_of_the_outcomes() -> None:
     assert result.attack_acc("pgd-20") == result.robust_acc
     assert result.attention_attack is None
     assert np.isnan(result.column("pgd-20", "attention_shift")).all()
+
+
+def test_clean_points_stand_before_the_radii_and_are_the_clean_accuracy() -> None:
+    records = [
+        make_stored(letters, model=model, threat=f"Linf-{eps}")
+        for model, eps, letters in (
+            ("a", "0.1", "CSSSS"),
+            ("a", "0.2", "CSBBS"),
+            ("b", "0.1", "SSSBS"),
+            ("b", "0.2", "SBBBB"),
+        )
+    ]
+    board = build_leaderboard(records)
+    frame = with_clean_points(board, records)
+    assert list(zip(frame["eps"], frame["model"], frame["robust_acc"], strict=True)) == [
+        *(("0", "b", 100.0), ("0", "a", 80.0)),
+        *(("0.1", "b", 80.0), ("0.1", "a", 80.0), ("0.2", "a", 40.0), ("0.2", "b", 20.0)),
+    ]
+    limits = wilson(4, 5).scaled(100)
+    low, high = frame["robust_acc_low"][1], frame["robust_acc_high"][1]
+    assert (low, high) == (round(limits.low, 2), round(limits.high, 2))
+    assert frame["rank"][:2].isna().all()
+    assert frame["pgd_20_acc"][:2].isna().all()
+    assert_frame_equal(frame[2:].reset_index(drop=True), board)

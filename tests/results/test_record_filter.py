@@ -53,7 +53,13 @@ def test_spellings_of_one_value_are_one_filter():
     assert let_through(RecordFilter(eps="16/510")) == let_through(RecordFilter(eps="8/255"))
 
 
-@pytest.mark.parametrize("wrong", [{"norm": "L7"}, {"eps": "big"}])
+def test_several_radii_let_through_what_any_of_them_does():
+    either = let_through(RecordFilter(eps="0.031,8/255"))
+    assert either == [values for values, _ in POOL]
+    assert let_through(RecordFilter(eps="0,0.031")) == let_through(RecordFilter(eps="0.031"))
+
+
+@pytest.mark.parametrize("wrong", [{"norm": "L7"}, {"eps": "big"}, {"eps": "0.2,0.1"}])
 def test_a_filter_that_makes_no_sense_is_refused(wrong):
     with pytest.raises(UsageError):
         RecordFilter(**wrong)

@@ -184,3 +184,16 @@ def checked_logits(logits: object, n: int) -> Tensor:
             hint="Logits have shape (N, C)",
         )
     return logits
+
+
+def pulled_back(slope: Tensor, outputs: Tensor, inputs: Tensor) -> Tensor | None:
+    """The gradient for ``inputs`` of what has the gradient ``slope`` for ``outputs``, both of one
+    shape and dtype; None if the outputs do not depend on the inputs.
+
+    What ``torch.autograd.grad(outputs, inputs, slope)`` gives, to the bit; but torch imports sympy
+    for that, which takes half a second.
+    """
+    with torch.enable_grad():
+        weighted = (outputs * slope).sum()
+    (gradient,) = torch.autograd.grad(weighted, inputs, allow_unused=True)
+    return gradient

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 from robench.errors import UnknownNameError
-from robench.probes import forward_hooks, layer_names, resolve_layer, undisturbed
+from robench.probes import forward_hooks, layer_names, pulled_back, resolve_layer, undisturbed
 
 
 class Wrapper(nn.Module):
@@ -89,3 +91,25 @@ def test_hooks_end_with_the_block() -> None:
         interrupted()
     model(torch.rand(2, 1, 3, 3))
     assert seen == ["before", "after"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_pulling_back_is_autograds_to_the_bit(dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.rand(6, 5, generator=generator).to(dtype).requires_grad_()
+    weight = torch.randn(5, 4, generator=generator).to(dtype)
+    outputs = (inputs @ weight).tanh() * 1e30
+    slope = torch.randn(6, 4, generator=generator).to(dtype)
+    slope[0, 0], slope[1] = -0.0, 0.0
+    slope[2, 1], slope[3, 2], slope[4, 3] = math.nan, math.inf, 1e-30
+    (expected,) = torch.autograd.grad(outputs, inputs, slope, retain_graph=True)
+    with torch.no_grad():
+        found = pulled_back(slope, outputs, inputs)
+    assert found is not None
+    same = found.view(torch.uint8) == expected.view(torch.uint8)
+    assert bool(same.all())
+
+
+def test_nothing_is_pulled_back_to_what_had_no_part() -> None:
+    inputs, others = torch.rand(2, 3).requires_grad_(), torch.rand(2, 3).requires_grad_()
+    assert pulled_back(torch.ones(2, 3), inputs * 2, others) is None

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from robench.attacks.base import AttackKind, Gradient
 from robench.attacks.losses import Loss
 from robench.models.wrapper import RobenchModel
+from robench.probes import pulled_back
 
 _DTYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
@@ -53,9 +54,7 @@ class SearchModel:
             losses, slope = loss(logits.detach().float())
             gradient = None
             if logits.requires_grad:  # otherwise the output does not depend on the input
-                (gradient,) = torch.autograd.grad(
-                    logits, leaf, slope.to(logits.dtype), allow_unused=True
-                )
+                gradient = pulled_back(slope.to(logits.dtype), logits, leaf)
         gradient = torch.zeros_like(points) if gradient is None else gradient
         return Gradient(
             logits.detach().float(),
@@ -69,9 +68,9 @@ class SearchModel:
         with self.setting():
             leaf, logits = self._forward(points)
             for index in range(logits.shape[1]):
-                unit = torch.zeros_like(logits)
-                unit[:, index] = 1
-                (slope,) = torch.autograd.grad(logits, leaf, unit, retain_graph=True)
+                with torch.enable_grad():
+                    total = logits[:, index].sum()
+                (slope,) = torch.autograd.grad(total, leaf, retain_graph=True)
                 slopes.append(slope.to(memory_format=torch.contiguous_format))
         return logits.detach().float(), torch.stack(slopes, dim=1)
 

@@ -7,10 +7,12 @@ reading on the same samples.
 
 from collections.abc import Iterator
 
+import numpy as np
 import torch
+from scipy.special import bdtrc
 from torch import Tensor
 
-from robench.doctor.readings import better_reading, gain, most_frequent, percent
+from robench.doctor.readings import WORTHWHILE, better_reading, gain, most_frequent, percent
 from robench.doctor.subject import Finding, Subject, listed
 
 _POWER = 0.99
@@ -59,17 +61,14 @@ def _one_class(subject: Subject) -> Iterator[Finding]:
 
 
 def _near_chance(subject: Subject) -> Iterator[Finding]:
-    # Imported here: SciPy takes a moment, and other checks do without.
-    from scipy.stats import binom
-
     n, classes = len(subject.labels), subject.model.num_classes
     chance = 1 / classes
     right = int(subject.correct.sum())
     # So many correct ones that guessing reaches them once in a hundred times.
-    needed = int(binom.isf(0.01, n, chance)) + 1
+    needed = int(np.argmax(bdtrc(np.arange(n + 1), n, chance) <= 0.01)) + 1
     # A model half-way between chance and perfection must be sure to reach them, else n is too
     # small to say anything.
-    if right >= needed or binom.sf(needed - 1, n, (1 + chance) / 2) < _POWER:
+    if right >= needed or bdtrc(needed - 1, n, (1 + chance) / 2) < _POWER:
         return
     yield Finding(
         name="accuracy_near_chance",
@@ -85,7 +84,8 @@ def _near_chance(subject: Subject) -> Iterator[Finding]:
 def _permuted_classes(subject: Subject) -> Iterator[Finding]:
     """Whether another order of classes fits much better, on samples that did not choose it."""
     n, classes = len(subject.labels), subject.model.num_classes
-    if n < 2:
+    # With so few wrong no order gains enough, and SciPy's optimisation need not be loaded.
+    if n < 2 or (n - int(subject.correct.sum())) / n < WORTHWHILE:
         return
     predicted, labels = subject.predictions.cpu(), subject.labels.cpu()
     correct = torch.zeros(n, dtype=torch.bool)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from robench.attacks.losses import LabelLoss, cross_entropy, margin, margin_loss
 from robench.doctor.subject import Finding, Subject
+from robench.probes import pulled_back
 
 _DIRECTIONS = 2
 """Random directions besides the gradient's own."""
@@ -66,8 +67,7 @@ def _gradient(subject: Subject, loss: LabelLoss) -> Tensor | None:
     if not logits.requires_grad:
         return None
     _, outer = loss(logits.detach(), subject.labels, subject.labels)
-    (gradient,) = torch.autograd.grad(logits, points, outer, allow_unused=True)
-    return gradient
+    return pulled_back(outer, logits, points)
 
 
 def _zero(slopes: Tensor, losses: Tensor) -> Iterator[Finding]:

@@ -31,7 +31,7 @@ READINGS: Final[dict[str, dict[str, Any]]] = {
 
 _ALPHA = 1e-4
 """Level of the tests between readings: below one in a thousand after a dozen comparisons."""
-_GAIN = 0.05
+WORTHWHILE = 0.05
 """A reading must classify so many more samples, as a share; a robust network may well prefer a
 little more contrast than it was trained with."""
 _SEVERE_GAIN = 0.2
@@ -183,7 +183,7 @@ def gain(candidate: Tensor, own: Tensor) -> float | None:
         neither=int((~candidate & ~own).sum()),
     )
     more = (counts.only_first - counts.only_second) / len(own)
-    return more if more >= _GAIN and mcnemar(counts, "greater") < _ALPHA else None
+    return more if more >= WORTHWHILE and mcnemar(counts, "greater") < _ALPHA else None
 
 
 def percent(correct: Tensor) -> str:

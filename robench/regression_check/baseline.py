@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from scipy import stats
 
 from robench.errors import UsageError, one_line
 from robench.reporting.differences import Difference
@@ -84,6 +83,9 @@ def row_differences(
     candidate: ModelResult, baseline: LeaderboardRow, level: float
 ) -> list[Difference]:
     """The accuracies that the row has, candidate minus baseline, as if from separate samples."""
+    # Imported here: SciPy's statistics takes a second to load, and most commands do without.
+    from scipy.stats import fisher_exact
+
     found, other_n = [], baseline.n
     for quantity, verdicts, figure in (
         ("robust_acc", candidate.robust, baseline.robust_acc),
@@ -101,8 +103,8 @@ def row_differences(
             first=100 * share,
             second=100 * other,
             interval=unpaired_difference(hits, n, other_hits, other_n, level).scaled(100),
-            p=float(stats.fisher_exact(table).pvalue),
-            p_worse=float(stats.fisher_exact(table, alternative="less").pvalue),
+            p=float(fisher_exact(table).pvalue),
+            p_worse=float(fisher_exact(table, alternative="less").pvalue),
             n=n,
             # As if each sample were drawn with its own partner, independent of it.
             spread=100 * math.sqrt(share * (1 - share) + other * (1 - other)),

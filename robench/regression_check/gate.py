@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Literal
 
-from scipy import stats
+from scipy.special import ndtri
 
 from robench.regression_check.baseline import LeaderboardRow, row_differences
 from robench.regression_check.policy import Criterion, Policy
@@ -217,7 +217,7 @@ def _sizes(
         return to_pass, to_fail, None if shown is None else 100 * shown
     if math.isnan(item.spread) or not item.n:
         return None, None, None
-    reach = (float(stats.norm.isf(alpha)) + float(stats.norm.ppf(power))) * item.spread
+    reach = (float(-ndtri(alpha)) + float(ndtri(power))) * item.spread
     to_pass = max(1, math.ceil((reach / margin) ** 2))
     to_fail = math.ceil((reach / loss) ** 2) if loss > 0 else None
     return to_pass, to_fail, reach / math.sqrt(item.n)

@@ -11,7 +11,6 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
 
 from robench.metric_catalogue import METRICS
 from robench.records import Outcome
@@ -167,8 +166,11 @@ def metric_difference(
         # Equal everywhere: no variance to test against, no evidence either.
         p = less = greater = 1.0
     elif len(change) > 1:
-        p = float(stats.ttest_1samp(change, 0).pvalue)
-        less = float(stats.ttest_1samp(change, 0, alternative="less").pvalue)
+        # Imported here: SciPy's statistics takes a second to load, and most commands do without.
+        from scipy.stats import ttest_1samp
+
+        p = float(ttest_1samp(change, 0).pvalue)
+        less = float(ttest_1samp(change, 0, alternative="less").pvalue)
         greater = 1 - less
     return Difference(
         quantity=name,

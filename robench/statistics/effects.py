@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy import optimize, stats
 
 from robench.errors import UsageError
 from robench.statistics.intervals import NUDGE, Interval, two_sided_quantile, undefined
@@ -55,7 +54,10 @@ def mann_whitney(
     if np.ptp(np.concatenate([a, b])) == 0:
         # All values tie: SciPy's variance is 0 there.
         return GroupDifference(m, n, m * n / 2, 1.0, auc_interval(0.5, m, n, level))
-    test = stats.mannwhitneyu(a, b, alternative="two-sided")
+    # Imported here: SciPy's statistics takes a second to load, and most commands do without.
+    from scipy.stats import mannwhitneyu
+
+    test = mannwhitneyu(a, b, alternative="two-sided")
     u = float(test.statistic)
     return GroupDifference(m, n, u, float(test.pvalue), auc_interval(u / (m * n), m, n, level))
 
@@ -88,11 +90,15 @@ def rank_correlation(
         raise UsageError(f"paired values have shapes {a.shape} and {b.shape}")
     z = two_sided_quantile(level)
     both = ~np.isnan(a) & ~np.isnan(b)
-    a, b = stats.rankdata(a[both]), stats.rankdata(b[both])
+    a, b = a[both], b[both]
     n = len(a)
-    if n < 2 or np.ptp(a) == 0 or np.ptp(b) == 0:
+    if n < 2 or (a == a[0]).all() or (b == b[0]).all():
         return RankCorrelation(n, undefined(level), math.nan)
-    test = stats.spearmanr(a, b)
+    # Imported here: SciPy's statistics takes a second to load, and most commands do without.
+    from scipy.stats import rankdata, spearmanr
+
+    a, b = rankdata(a), rankdata(b)
+    test = spearmanr(a, b)
     rho = float(np.clip(test.statistic, -1, 1))
     low = high = math.nan
     if n > 3:
@@ -124,7 +130,10 @@ def auc_interval(auc: float, m: int, n: int, level: float = 0.95) -> Interval:
         bracket = 1 + star * ((1 - theta) / (2 - theta) + theta / (1 + theta))
         return (auc - theta) ** 2 - z**2 * theta * (1 - theta) * bracket / (m * n)
 
+    # Imported here: SciPy's optimisation takes a moment to load, and most commands do without.
+    from scipy.optimize import brentq
+
     # At 0 and 1 the estimate is itself a root but no limit, hence the nudge.
-    low = 0.0 if auc <= 0 else float(optimize.brentq(excess, 0.0, min(auc, 1 - NUDGE)))
-    high = 1.0 if auc >= 1 else float(optimize.brentq(excess, max(auc, NUDGE), 1.0))
+    low = 0.0 if auc <= 0 else float(brentq(excess, 0.0, min(auc, 1 - NUDGE)))
+    high = 1.0 if auc >= 1 else float(brentq(excess, max(auc, NUDGE), 1.0))
     return Interval(auc, low, high, level)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
+from scipy.special import ndtri
 
 from robench.errors import UsageError
 
@@ -56,7 +56,7 @@ def check_level(level: float) -> float:
 
 def two_sided_quantile(level: float) -> float:
     """Standard deviations that a normal interval of confidence ``level`` reaches to each side."""
-    return float(stats.norm.isf((1 - check_level(level)) / 2))
+    return float(-ndtri((1 - check_level(level)) / 2))
 
 
 def undefined(level: float) -> Interval:
@@ -74,10 +74,13 @@ def wilson(hits: int, n: int, level: float = 0.95) -> Interval:
     _check_counts(hits, n)
     if n == 0:
         return undefined(level)
-    check_level(level)
-    limits = stats.binomtest(int(hits), int(n)).proportion_ci(level, method="wilson")
-    low, high = np.clip([limits.low, limits.high], 0.0, 1.0)
-    return Interval(hits / n, float(low), float(high), level)
+    p, z = hits / n, float(ndtri(0.5 + 0.5 * check_level(level)))
+    width = 2 * (n + z**2)
+    centre = (2 * n * p + z**2) / width
+    half = z / width * math.sqrt(4 * n * p * (1 - p) + z**2)
+    low = 0.0 if hits == 0 else max(0.0, centre - half)
+    high = 1.0 if hits == n else min(1.0, centre + half)
+    return Interval(p, low, high, level)
 
 
 def missed_share_upper(hits: int, audited: int, *, population: int, level: float = 0.95) -> float:
@@ -100,13 +103,16 @@ def missed_share_upper(hits: int, audited: int, *, population: int, level: float
         return math.nan
     if population < audited:
         raise UsageError(f"{audited} samples audited out of only {population}")
+    # Imported here: SciPy's statistics takes a second to load, and most commands do without.
+    from scipy.stats import hypergeom
+
     # The chance of so few hits falls as the population's hits grow: bisection over whole numbers.
     # A chance that equals 1 − level up to rounding is not rejected: the bound errs upwards.
     rejected = alpha * (1 - 1e-9)
     low, high = hits, population - (audited - hits)
     while low < high:
         middle = (low + high + 1) // 2
-        if stats.hypergeom.cdf(hits, population, middle, audited) > rejected:
+        if hypergeom.cdf(hits, population, middle, audited) > rejected:
             low = middle
         else:
             high = middle - 1
@@ -122,7 +128,7 @@ def mean_interval(values: npt.ArrayLike, level: float = 0.95) -> Interval:
     found = found[~np.isnan(found)]
     if len(found) < 2:
         return undefined(level)
-    half = two_sided_quantile(level) * float(stats.sem(found))
+    half = two_sided_quantile(level) * float(found.std(ddof=1)) / math.sqrt(len(found))
     mean = float(found.mean())
     return Interval(mean, mean - half, mean + half, level)
 

@@ -13,7 +13,6 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-from scipy import optimize, stats
 
 from robench.errors import UsageError
 from robench.statistics.intervals import NUDGE, Interval, check_level, two_sided_quantile, undefined
@@ -70,7 +69,10 @@ def mcnemar(counts: PairedCounts, alternative: Alternative = "two-sided") -> flo
     """
     if counts.discordant == 0:
         return 1.0
-    test = stats.binomtest(counts.only_first, counts.discordant, 0.5, alternative=alternative)
+    # Imported here: SciPy's statistics takes a second to load, and most commands do without.
+    from scipy.stats import binomtest
+
+    test = binomtest(counts.only_first, counts.discordant, 0.5, alternative=alternative)
     return float(test.pvalue)
 
 
@@ -86,6 +88,9 @@ def tango_interval(counts: PairedCounts, level: float = 0.95) -> Interval:
     z = two_sided_quantile(level)
     if counts.n == 0:
         return undefined(level)
+    # Imported here: SciPy's optimisation takes a moment to load, and most commands do without.
+    from scipy.optimize import brentq
+
     estimate = counts.difference
 
     def excess(delta: float) -> float:
@@ -98,7 +103,7 @@ def tango_interval(counts: PairedCounts, level: float = 0.95) -> Interval:
         # The variance may vanish at the estimate itself, which is then a root but no limit.
         start = estimate + math.copysign(NUDGE, end)
         inside = abs(start) < 1 and excess(end) > 0
-        limits.append(float(optimize.brentq(excess, start, end)) if inside else end)
+        limits.append(float(brentq(excess, start, end)) if inside else end)
     return Interval(estimate, limits[0], limits[1], level)
 
 
@@ -119,7 +124,10 @@ def bootstrap_mean(
     mean = float(values.mean())
     if np.ptp(values) == 0:
         return Interval(mean, mean, mean, level)
-    result = stats.bootstrap(
+    # Imported here: SciPy's statistics takes a second to load, and most commands do without.
+    from scipy.stats import bootstrap
+
+    result = bootstrap(
         (values,),
         np.mean,
         confidence_level=level,

@@ -7,7 +7,7 @@ hypothesis for non-inferiority). `benchmarks/gate_simulation.py` holds them agai
 
 import math
 
-from scipy import optimize, stats
+from scipy.special import ndtri
 
 from robench.errors import UsageError
 from robench.statistics.intervals import check_level
@@ -55,7 +55,10 @@ def smallest_difference(
 
     if discordant == 0 or excess(discordant) < 0:
         return None
-    return float(optimize.brentq(excess, 0.0, discordant))
+    # Imported here: SciPy's optimisation takes a moment to load, and most commands do without.
+    from scipy.optimize import brentq
+
+    return float(brentq(excess, 0.0, discordant))
 
 
 def n_for_noninferiority(
@@ -96,7 +99,7 @@ def n_for_noninferiority(
 
 
 def _quantiles(tail: float, power: float) -> tuple[float, float]:
-    return float(stats.norm.isf(check_level(tail))), float(stats.norm.ppf(check_level(power)))
+    return float(-ndtri(check_level(tail))), float(ndtri(check_level(power)))
 
 
 def _check_shares(difference: float, discordant: float) -> None:

@@ -165,6 +165,8 @@ def save(figure: Figure, stem: Path) -> tuple[Path, Path]:
         for suffix, metadata in ((".png", {"Software": None}), (".svg", {"Date": None})):
             buffer = io.BytesIO()
             figure.savefig(buffer, format=suffix[1:], dpi=_DPI, metadata=metadata)
+            # Laid out once: both files have the same places, and that took a third of the time.
+            figure.set_layout_engine("none")
             path = stem.with_name(stem.name + suffix)
             atomic_write(path, buffer.getvalue())
             written.append(path)

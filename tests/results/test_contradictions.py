@@ -17,12 +17,15 @@ import numpy as np
 import pandas as pd
 import pytest
 from invoke_cli import invoke
+from matplotlib.figure import Figure
 from record_factory import make_record, make_samples
 
 from robench.errors import CorruptRecordError, RobenchError
 from robench.records import Outcome, canonical_hash
 from robench.reporting.export import csv_bytes
 from robench.reporting.leaderboard import build_leaderboard, leaderboard_csv, read_leaderboard
+from robench.reporting.model_results import collect
+from robench.reporting.plots import render, style
 from robench.reporting.publish import publish
 from robench.results import Store
 from robench.results.tables import parquet_bytes, samples_to_table
@@ -197,25 +200,23 @@ NAMES = [
 ]
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_a_name_is_text_everywhere(tmp_path: Path, name: str) -> None:
+@pytest.fixture(scope="module")
+def named(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """A record for each of the names, which is its model's."""
+    store = Store(tmp_path_factory.mktemp("named") / "r")
     samples = make_samples(LETTERS, values={"attention_deviation": [0.1] * 8})
-    record = make_record(samples, model="toy")
-    record = record.model_copy(
-        update={
-            "model": type(record.model).model_validate(
-                record.model.model_dump() | {"name": name, "id": f"digits/Linf-0.2/{name}"}
-            )
-        }
-    )
-    store = Store(tmp_path / "r")
-    store.write(record, samples)
-    files = publish(store, list(store.records()))
-    assert all(path.resolve().is_relative_to(tmp_path / "r") for path in files)
-    assert any(path.suffix == ".svg" for path in files)
+    for number, name in enumerate(NAMES):
+        record = make_record(samples, model=f"model {number}")
+        known = record.model.model_dump() | {"name": name, "id": f"digits/Linf-0.2/{name}"}
+        model = type(record.model).model_validate(known)
+        store.write(record.model_copy(update={"model": model}), samples)
+    return store
+
+
+def test_a_name_is_text_in_tables_and_pages(named: Store, tmp_path: Path) -> None:
+    files = publish(named, list(named.records()), plots=False)
+    assert all(path.resolve().is_relative_to(named.folder) for path in files)
     for path in files:
-        if path.suffix == ".svg":
-            ElementTree.parse(path)
         if path.suffix == ".csv":
             frame = pd.read_csv(path, dtype=str, keep_default_na=False)
             for value in frame.to_numpy().ravel():
@@ -223,24 +224,60 @@ def test_a_name_is_text_everywhere(tmp_path: Path, name: str) -> None:
                 assert not value.startswith(("=", "@", "\t")), value
         if path.suffix == ".html":
             assert "<script>alert" not in path.read_text()
-    board = build_leaderboard(store)
-    (tmp_path / "b.csv").write_bytes(leaderboard_csv(board))
-    assert list(read_leaderboard(tmp_path / "b.csv")["model"]) == [visible(name)]
+    (tmp_path / "b.csv").write_bytes(leaderboard_csv(build_leaderboard(named)))
+    shown = set(read_leaderboard(tmp_path / "b.csv")["model"])
+    assert shown == {visible(name) for name in NAMES}
+
+
+def test_a_name_is_text_on_the_console_and_in_exports(named: Store, tmp_path: Path) -> None:
     for words in (
         ["results", "list"],
         ["leaderboard", "--no-plots"],
-        ["results", "show", record.key],
+        *(["results", "show", key] for key in named.keys()),  # noqa: SIM118 - a store is no mapping
     ):
-        done = invoke(*words, "--results", tmp_path / "r")
+        done = invoke(*words, "--results", named.folder)
         assert done.code == 0, done.err
         assert not any(mark in done.out + done.err for mark in "\x1b\x07\u202e")
     done = invoke(
         *("results", "export", "--format", "robustbench", "--out", tmp_path / "out"),
-        *("--results", tmp_path / "r"),
+        *("--results", named.folder),
     )
     assert done.code == 0, done.err
-    (written,) = (tmp_path / "out").rglob("*.json")
-    assert len(written.relative_to(tmp_path / "out").parts) == 3
+    written = list((tmp_path / "out").rglob("*.json"))
+    assert len(written) == len(NAMES)
+    assert all(len(path.relative_to(tmp_path / "out").parts) == 3 for path in written)
+
+
+def test_a_name_is_text_in_figures(
+    named: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of all models show all names; of a model's own, that of the first is rendered."""
+    rendered = []
+
+    def save(figure: Figure, stem: Path) -> tuple[Path, Path]:
+        own = stem.name.startswith("confusion")
+        if own and any(path.name.startswith("confusion") for path in rendered):
+            return render_nothing(stem)
+        files = style.save(figure, stem)
+        rendered.extend(files)
+        return files
+
+    monkeypatch.setattr(render, "save", save)
+    files = render.render_plots(collect(named.records()), tmp_path / "plots")
+    own = [path for path in files if path.name.startswith("confusion")]
+    assert len(own) == len(set(own)) == 2 * len(NAMES)
+    assert all(path.resolve().is_relative_to(tmp_path / "plots") for path in files)
+    pictures = [path for path in rendered if path.suffix == ".svg"]
+    assert len(pictures) == (len(files) - len(own)) // 2 + 1
+    for path in pictures:
+        ElementTree.parse(path)
+
+
+def render_nothing(stem: Path) -> tuple[Path, Path]:
+    written = stem.with_name(f"{stem.name}.png"), stem.with_name(f"{stem.name}.svg")
+    for path in written:
+        path.write_bytes(b"")
+    return written
 
 
 def test_cells_of_numbers_stay_numbers() -> None:
@@ -277,9 +314,12 @@ def test_file_names_lead_nowhere() -> None:
 
 
 BROKEN = [{"MPLBACKEND": "nonsense"}, {"MATPLOTLIBRC": "rc"}, {"MPLCONFIGDIR": "/proc/none"}]
+ALL = {name: value for variables in BROKEN for name, value in variables.items()}
 
 
-@pytest.mark.parametrize("variables", BROKEN, ids=lambda v: next(iter(v)))
+@pytest.mark.parametrize(
+    "variables", [ALL, *(pytest.param(v, marks=pytest.mark.slow) for v in BROKEN)], ids=" ".join
+)
 def test_a_matplotlib_that_does_not_work_is_no_failure(
     tmp_path: Path, variables: dict[str, str]
 ) -> None:

@@ -9,8 +9,9 @@ decides anything.
 
 import operator
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
+from types import UnionType
 from typing import (
     TYPE_CHECKING,
     Any,
@@ -20,6 +21,10 @@ from typing import (
     NamedTuple,
     Protocol,
     TypeVar,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
     runtime_checkable,
 )
 
@@ -141,6 +146,41 @@ _HOLDS = {
 }
 
 
+_LARGEST = 1e9
+"""Of numbers among the parameters: beyond it float32 overflows and memory ends."""
+
+
+def _is_number(value: Any, kind: type | tuple[type, ...]) -> bool:
+    if isinstance(value, bool) or not isinstance(value, kind):
+        return False
+    return bool(-_LARGEST <= value <= _LARGEST)  # NaN is not
+
+
+_PLAIN: dict[Any, tuple[str, Callable[[Any], bool]]] = {
+    int: ("a whole number", lambda value: _is_number(value, int)),
+    float: ("a finite number", lambda value: _is_number(value, (int, float))),
+    bool: ("true or false", lambda value: isinstance(value, bool)),
+    str: ("text", lambda value: isinstance(value, str)),
+    type(None): ("left out", lambda value: value is None),
+}
+"""Declared type → how people call it, and whether a value is of it."""
+
+
+def _types(attack: type[Any]) -> dict[str, Any]:
+    try:
+        return get_type_hints(attack)
+    except (NameError, TypeError):  # one from outside, whose annotations are its own affair
+        return {}
+
+
+def _misfit(value: Any, declared: Any) -> str | None:
+    """What a parameter must be that ``value`` is not; None: it fits, or is of a type of its own."""
+    kinds = get_args(declared) if get_origin(declared) in (Union, UnionType) else (declared,)
+    if not set(kinds) <= _PLAIN.keys() or any(_PLAIN[kind][1](value) for kind in kinds):
+        return None
+    return " or ".join(_PLAIN[kind][0] for kind in kinds)
+
+
 def limited(default: ValueT, **limits: float) -> ValueT:
     """A field of an :class:`Attack` that has to be ``at_least``, ``above`` or ``at_most``."""
     return field(default=default, metadata=limits)
@@ -150,7 +190,8 @@ def limited(default: ValueT, **limits: float) -> ValueT:
 class Attack(ABC, Generic[StateT]):
     """A search for an input in the threat model's ball that the model gets wrong.
 
-    The fields are the parameters that a suite may give; what they may be is checked when it is built.
+    The fields are the parameters that a suite may give. They are of the declared type exactly, for
+    ``"no"`` in place of ``false`` would be true; numbers are finite.
 
     Raises:
         AttackError: a parameter that makes no sense.
@@ -165,8 +206,14 @@ class Attack(ABC, Generic[StateT]):
     name: str = field(default="", kw_only=True)
 
     def __post_init__(self) -> None:
+        types = _types(type(self))
         for parameter in fields(self):
             value = getattr(self, parameter.name)
+            wrong = _misfit(value, types.get(parameter.name))
+            if wrong is not None:
+                raise AttackError(
+                    f"{self.name}: {parameter.name} must be {wrong}, got {value!r:.100}"
+                )
             for limit, bound in parameter.metadata.items():
                 if not _HOLDS[limit](value, bound):
                     wanted = f"{parameter.name} must be {limit.replace('_', ' ')} {bound:g}"

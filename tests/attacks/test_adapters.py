@@ -331,7 +331,7 @@ def test_entries_of_a_suite_become_attacks() -> None:
         ("pgd", {"threat_model": 3}, UsageError, "no parameter 'threat_model'"),
         ("pgd", {"name": "x"}, UsageError, "no parameter 'name'"),
         ("art:FastGradientMethod", {"foreign_name": "x"}, UsageError, "foreign_name"),
-        ("pgd", {"steps": "many"}, AttackError, "wrong parameters"),
+        ("pgd", {"steps": "many"}, AttackError, "must be a whole number"),
         ("pgd", {"loss": "cross"}, UnknownNameError, "unknown loss 'cross'"),
         ("pgd", {"loss": "logit-difference"}, UnknownNameError, "Known: ce, dlr, margin"),
         ("apgd", {"loss": "dlr-target"}, UnknownNameError, "Did you mean 'dlr-targeted'"),

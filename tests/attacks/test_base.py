@@ -18,9 +18,30 @@ from robench.attacks.fab import FAB
 from robench.attacks.losses import LOSSES, Loss
 from robench.attacks.pgd import PGD, fingerprint
 from robench.attacks.square import Square
+from robench.errors import AttackError
 from robench.threat_models import ThreatModel
 
 LINF = ThreatModel.of("Linf", 0.05)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "says"),
+    [
+        ({"steps": 1.5}, "steps must be a whole number, got 1.5"),
+        ({"steps": True}, "steps must be a whole number, got True"),
+        ({"steps": 10**20}, "steps must be a whole number"),
+        ({"random_start": "no"}, "random_start must be true or false, got 'no'"),
+        ({"random_start": 0}, "random_start must be true or false, got 0"),
+        ({"step_size": float("nan")}, "step_size must be a finite number or left out, got nan"),
+        ({"relative_step_size": float("inf")}, "relative_step_size must be a finite number"),
+        ({"loss": ["ce"]}, "loss must be text"),
+    ],
+)
+def test_a_parameter_of_another_type_is_refused(parameters: dict[str, Any], says: str) -> None:
+    """A text is true, and a step of NaN finds nothing: every sample would be called robust."""
+    with pytest.raises(AttackError, match=says):
+        PGD(LINF, **parameters)
+    assert PGD(LINF, step_size=1, random_start=False).length == 1
 
 
 def _state(count: int = 6) -> tuple[PlainQuery, State]:

@@ -10,6 +10,7 @@ import itertools
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from decimal import Decimal
 from fractions import Fraction
 from typing import Any, Literal, get_args
 
@@ -24,7 +25,13 @@ NORMS: tuple[Norm, ...] = get_args(Norm)
 Radius = str | float | Fraction
 """An ε as people give it."""
 
-_EPS = re.compile(r"^\s*(\d+(?:\.\d*)?|\.\d+)(?:\s*/\s*(\d+(?:\.\d*)?))?\s*$")
+_EPS = re.compile(r"\s*(\d+(?:\.\d*)?|\.\d+)(?:\s*/\s*(\d+(?:\.\d*)?))?\s*", re.ASCII)
+
+_LONGEST = 100
+"""Characters of an ε; it is part of a folder's name."""
+
+_SMALLEST, _LARGEST = Fraction(1, 10**12), Fraction(10**9)
+"""Less changes no pixel in float32; in a larger ball lies every image."""
 
 
 def parse_norm(text: str) -> Norm:
@@ -46,10 +53,13 @@ def parse_eps(text: Radius) -> tuple[Fraction, str]:
     Raises:
         UsageError: the text is no non-negative number or fraction.
     """
-    written = str(text).strip()
-    match = _EPS.match(written)
-    if match is None:
-        raise UsageError(f"eps {text!r} is not a number", hint="Write it as 8/255 or 0.2")
+    # Python writes small floats with an exponent, which people do not.
+    written = (format(Decimal(repr(text)), "f") if type(text) is float else str(text)).strip()
+    match = _EPS.fullmatch(written)
+    if match is None or len(written) > _LONGEST:
+        raise UsageError(
+            f"eps {written[:_LONGEST]!r} is not a number", hint="Write it as 8/255 or 0.2"
+        )
     numerator, denominator = match.groups()
     if denominator is not None and Fraction(denominator) == 0:
         raise UsageError(f"eps {text!r} divides by zero", hint="Write it as 8/255 or 0.2")
@@ -105,8 +115,9 @@ class ThreatModel:
         """Build and validate.
 
         Raises:
-            UsageError: unknown norm; ε not a number, not positive, or above the largest radius
-                that can mean anything: 1 for Linf, where the ball then holds the whole box.
+            UsageError: unknown norm; ε not a number, not positive, so small that no pixel changes,
+                or above the largest radius that can mean anything: 1 for Linf, where the ball then
+                holds the whole box.
         """
         value, written = parse_eps(eps)
         canonical = parse_norm(norm)
@@ -114,6 +125,11 @@ class ThreatModel:
             raise UsageError(
                 f"eps must be positive, got {written}",
                 hint="Write it as 8/255 or 0.2; 0, the clean samples, stands before radii: 0,8/255",
+            )
+        if not _SMALLEST <= value <= _LARGEST:
+            raise UsageError(
+                f"eps must be between 1e-12 and 1e9, got {written}",
+                hint="It is in units of pixels in [0, 1]: write 8/255 or 0.2",
             )
         if canonical == "Linf" and value > 1:
             raise UsageError(
@@ -170,8 +186,10 @@ class ThreatModel:
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         def validate(value: Any) -> ThreatModel:
+            if not isinstance(value, ThreatModel | str):
+                raise ValueError("is no text such as Linf-8/255")
             try:
-                return cls.parse(value if isinstance(value, ThreatModel) else str(value))
+                return cls.parse(value)
             except UsageError as error:
                 raise ValueError(str(error)) from error
 

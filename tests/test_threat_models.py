@@ -44,6 +44,7 @@ def test_other_norms_are_refused(text: str) -> None:
         (1, Fraction(1), "1"),
         (Fraction(4, 255), Fraction(4, 255), "4/255"),
         ("0.5/255", Fraction(1, 510), "0.5/255"),
+        (1e-5, Fraction(1, 100_000), "0.00001"),  # Python writes it as 1e-05
     ],
 )
 def test_eps_is_kept_exactly_and_as_written(text: str, value: Fraction, written: str) -> None:
@@ -51,7 +52,11 @@ def test_eps_is_kept_exactly_and_as_written(text: str, value: Fraction, written:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "eight", "-0.1", "8/", "/255", "8/0", "1e-3", "nan", "inf", "8//255", "0x1"]
+    "text",
+    [
+        *("", "eight", "-0.1", "8/", "/255", "8/0", "1e-3", "nan", "inf", "8//255", "0x1"),
+        *("٨/٢٥٥", "8\u2003/255", "1" * 5000, float("nan"), float("-inf")),
+    ],
 )
 def test_what_is_no_radius_is_refused(text: str) -> None:
     with pytest.raises(UsageError, match=r"Write it as 8/255 or 0\.2"):
@@ -97,6 +102,15 @@ def test_zero_in_a_list_is_no_threat() -> None:
 @pytest.mark.parametrize("eps", ["0", "0/255", "0.0"])
 def test_zero_is_no_radius(eps: str) -> None:
     with pytest.raises(UsageError, match="must be positive"):
+        ThreatModel.of("L2", eps)
+
+
+@pytest.mark.parametrize("eps", ["1e-13", 1e-13, f"1{'0' * 10}", f"1/1{'0' * 90}"])
+def test_a_radius_that_float32_cannot_hold_is_none(eps: str | float) -> None:
+    """As a float the last one is 0, and what divides by it infinite."""
+    if eps == "1e-13":
+        eps = f"0.{'0' * 12}1"
+    with pytest.raises(UsageError, match="between 1e-12 and 1e9"):
         ThreatModel.of("L2", eps)
 
 

@@ -26,7 +26,7 @@ from robench.records import (
     canonical_hash,
     job_key,
 )
-from robench.threat_models import ThreatModel
+from robench.threat_models import NORMS, ThreatModel
 
 SHA = "0" * 64
 
@@ -223,8 +223,28 @@ def test_cascades_and_their_stages() -> None:
         AttackSpec(name="a", stages=(_spec(),), audit=AuditSpec(first_stage=1))
     stages = (_spec(), _spec(name="l2-only", norms=["L2"]))
     cascade = AttackSpec(name="a", stages=stages)
-    assert [stage.name for stage in cascade.for_norm("Linf").stages] == ["pgd-20"]
-    assert [stage.name for stage in cascade.for_norm("L2").stages] == ["pgd-20", "l2-only"]
+    names = [[stage.name for stage in cascade.for_norm(norm).stages] for norm in ("Linf", "L2")]
+    assert names == [["pgd-20"], ["pgd-20", "l2-only"]]
+    with pytest.raises(ValidationError, match="a stage has no stages of its own"):
+        AttackSpec(name="b", stages=(cascade,))
+    with pytest.raises(ValidationError, match="at least 1"):
+        _spec(norms=[])
+
+
+def test_an_audit_begins_at_its_stage_whichever_stages_a_norm_has() -> None:
+    norms = {"a": ["Linf"], "b": ["Linf", "L2"], "c": ["Linf", "L2"], "d": ["L1"]}
+    stages = tuple(_spec(name=name, norms=own) for name, own in norms.items())
+    spec = AttackSpec(name="x", stages=stages, audit=AuditSpec(first_stage=2))
+    found = {norm: spec.for_norm(norm) for norm in NORMS}
+    assert [
+        (n, [s.name for s in f.stages], f.audit and f.audit.first_stage) for n, f in found.items()
+    ] == [
+        ("Linf", ["a", "b", "c"], 2),
+        ("L2", ["b", "c"], 1),
+        ("L1", ["d"], None),
+    ]
+    only = AttackSpec(name="x", stages=stages[:1])
+    assert Suite(name="mine", attacks=(only,)).for_norm("L2") == ()
 
 
 def test_a_suite_defines_each_column_once_for_a_norm() -> None:

@@ -164,10 +164,10 @@ def _write_model_info(found: list[StoredRecord], folder: Path) -> list[Path]:
     from robench.reporting.model_results import collect
 
     cards = {located.id: located.card for located in list_cards(problems=[])}
-    standard = [spec for name in ("aa-standard", "reference") for spec in load_suite(name).attacks]
+    standard = [load_suite(name) for name in ("aa-standard", "reference")]
     written: list[Path] = []
     for result in collect(found):
-        specs = [spec.for_norm(result.threat_model.norm) for spec in standard]
+        specs = [spec for s in standard for spec in s.for_norm(result.threat_model.norm)]
         card = cards.get(result.model.id)
         info = model_info(result, specs, card)
         own = card.name if card is not None else result.model.id.rpartition("/")[2]

@@ -24,6 +24,7 @@ from robench.datasets.pixels import (
 )
 from robench.errors import DataError, UsageError, one_line
 from robench.records import PreprocessingSpec, parse
+from robench.records.base import Real
 
 PREPROCESSING_OPTIONS = frozenset({"size", "resize", "crop", "interpolation"})
 """A loader that takes these prepares images; whichever is given replaces a card's."""
@@ -34,7 +35,7 @@ class Preprocessing(PreprocessingSpec):
 
     channels: Literal[1, 3] = 3
     """3: RGB, 1: grey."""
-    white: float | None = Field(None, gt=0)
+    white: Real | None = Field(None, gt=0)
     """The stored value that becomes 1.0; None: :mod:`robench.datasets.pixels` says it."""
     upright: bool = True
     """Turn images as their EXIF orientation says; False: as they are stored."""

@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 from torch import Tensor, nn
 
 from robench.defenses.inner_maximisers import Objective, ascend, cross_entropy_of, uniform_start
@@ -45,6 +45,8 @@ class Recipe(Frozen, ABC):
 
     A subclass has a ``name`` and declares its parameters as fields with the paper's defaults.
     """
+
+    model_config = ConfigDict(allow_inf_nan=False)
 
     name: ClassVar[str]
     paper: ClassVar[Paper | None] = None

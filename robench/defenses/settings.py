@@ -8,44 +8,44 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from robench.records.base import Frozen
+from robench.records.base import Frozen, Real, Whole
 
 
 class TrainingSettings(Frozen):
     """Optimiser, schedule, augmentation and validation of one training run."""
 
-    epochs: int = Field(30, ge=1)
-    batch_size: int = Field(128, ge=2)
+    epochs: Whole = Field(30, ge=1)
+    batch_size: Whole = Field(128, ge=2)
     """Samples a step, over all devices together. An incomplete last batch is left out."""
     optimiser: Literal["sgd", "adam"] = "sgd"
     """SGD with Nesterov momentum, or Adam with decoupled weight decay."""
-    lr: float = Field(0.1, gt=0)
+    lr: Real = Field(0.1, gt=0)
     """Largest learning rate of the schedule."""
-    momentum: float = Field(0.9, ge=0, lt=1)
-    weight_decay: float = Field(5e-4, ge=0)
+    momentum: Real = Field(0.9, ge=0, lt=1)
+    weight_decay: Real = Field(5e-4, ge=0)
     schedule: Literal["one-cycle", "cosine", "steps", "constant"] = "one-cycle"
     """``one-cycle``: up linearly, down along a cosine; ``steps``: divide by 10 at ``milestones``."""
-    warmup: float = Field(0.2, ge=0, lt=1)
+    warmup: Real = Field(0.2, ge=0, lt=1)
     """Share of the run in which ``one-cycle`` goes up."""
-    milestones: tuple[float, ...] = (0.5, 0.75)
+    milestones: tuple[Real, ...] = (0.5, 0.75)
     """Shares of the run after which ``steps`` divides."""
-    ema: float = Field(0.0, ge=0, lt=1)
+    ema: Real = Field(0.0, ge=0, lt=1)
     """Decay a step of an exponential moving average of the weights; 0: none."""
-    clip: float = Field(0.0, ge=0)
+    clip: Real = Field(0.0, ge=0)
     """Largest L2 norm of the gradient; 0: unlimited."""
-    eps_warmup: float = Field(0.0, ge=0, le=1)
+    eps_warmup: Real = Field(0.0, ge=0, le=1)
     """Share of the run in which ε grows to its value, epoch by epoch. Transformers need it."""
-    shift: int = Field(0, ge=0)
+    shift: Whole = Field(0, ge=0)
     """Augmentation: random shift by up to so many pixels, zeros coming in."""
     flip: bool = False
     """Augmentation: random horizontal flip."""
-    validation_steps: int = Field(10, ge=1)
+    validation_steps: Whole = Field(10, ge=1)
     """Steps of the PGD attack that chooses the checkpoint."""
-    validate_every: int = Field(1, ge=1)
+    validate_every: Whole = Field(1, ge=1)
     """Epochs between validations; the last epoch is always validated."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """``auto``: bfloat16 autocast where a CUDA device has it, fp32 elsewhere."""
-    threads: int = Field(0, ge=0)
+    threads: Whole = Field(0, ge=0)
     """CPU threads, 0: as torch is set. Sums are split by thread, so the last bits depend on it."""
 
     def lr_at(self, progress: float) -> float:

@@ -2,15 +2,39 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from robench.records.base import Flag, Frozen, Name, Sha256, canonical_hash
+from robench.records.base import (
+    Entry,
+    Figure,
+    Flag,
+    Frozen,
+    Name,
+    Real,
+    SchemaVersion,
+    Sha256,
+    Table,
+    Whole,
+    canonical_hash,
+)
 from robench.threat_models import ThreatModel
 
-OutputPath = tuple[int | str, ...]
+
+def _is_step(value: Any) -> Any:
+    if isinstance(value, bool | float):
+        raise ValueError(f"{value!r} is no number and no name of an output")
+    return value
+
+
+Step = Annotated[int | str, BeforeValidator(_is_step)]
+
+OutputPath = tuple[Step, ...]
 """How to reach a tensor in what ``forward`` returns: indices and keys, outermost first."""
+
+Size = tuple[Annotated[Whole, Field(ge=1)], Annotated[Whole, Field(ge=1)]]
+"""Height and width in pixels."""
 
 
 PROGRAM = "program"
@@ -26,7 +50,7 @@ class ArchitectureSpec(Frozen):
     name: str
     """A registered architecture, ``torchvision:NAME``, ``timm:NAME``, ``package.module:callable``,
     or :data:`PROGRAM`."""
-    arguments: dict[str, Any] = Field(default_factory=dict)
+    arguments: Table = Field(default_factory=dict)
 
     @property
     def imports_code(self) -> bool:
@@ -59,19 +83,19 @@ class InputSpec(Frozen):
     order.
     """
 
-    channels: int = Field(3, ge=1)
-    size: tuple[int, int] | None = None
+    channels: Whole = Field(3, ge=1)
+    size: Size | None = None
     """Height and width, where the architecture fixes them."""
-    low: float = 0.0
-    high: float = 1.0
-    mean: tuple[float, ...] | None = None
-    std: tuple[float, ...] | None = None
+    low: Real = 0.0
+    high: Real = 1.0
+    mean: tuple[Real, ...] | None = None
+    std: tuple[Real, ...] | None = None
     channel_order: Literal["RGB", "BGR"] = "RGB"
 
     @field_validator("mean", "std", mode="before")
     @classmethod
     def _for_all_channels(cls, value: Any) -> Any:
-        if isinstance(value, str):
+        if isinstance(value, str | bool):
             raise ValueError("give a number, or one for each channel")
         return (value,) if isinstance(value, (int, float)) else value
 
@@ -94,11 +118,11 @@ class PreprocessingSpec(Frozen):
     stretches to exactly that size.
     """
 
-    resize: int | None = Field(None, ge=1)
+    resize: Whole | None = Field(None, ge=1)
     """Length of the shorter side, keeping the aspect ratio."""
-    crop: int | None = Field(None, ge=1)
+    crop: Whole | None = Field(None, ge=1)
     """Side of the central square that is kept; zero-padded where the image is smaller."""
-    size: tuple[int, int] | None = None
+    size: Size | None = None
     """Height and width to stretch to, instead of ``resize``."""
     interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"] = "bilinear"
 
@@ -106,21 +130,19 @@ class PreprocessingSpec(Frozen):
     def _one_way(self) -> PreprocessingSpec:
         if self.size is not None and self.resize is not None:
             raise ValueError("size and resize exclude each other")
-        if self.size is not None and min(self.size) < 1:
-            raise ValueError("size must be positive")
         return self
 
 
 class ForwardSpec(Frozen):
     """How to call the network and where its logits are."""
 
-    arguments: dict[str, Any] = Field(default_factory=dict)
+    arguments: Table = Field(default_factory=dict)
     """Extra keyword arguments for every forward call."""
     output: OutputPath = ()
     """Path to the logits; empty: ``forward`` returns them."""
     outputs: dict[str, OutputPath] = Field(default_factory=dict)
     """Further named logits that an attack may aim at (auxiliary heads)."""
-    outputs_arguments: dict[str, Any] = Field(default_factory=dict)
+    outputs_arguments: Table = Field(default_factory=dict)
     """Keyword arguments that replace ``arguments`` when a named output is asked for."""
 
     @field_validator("output", mode="before")
@@ -142,7 +164,7 @@ class AttentionSpec(Frozen):
 class Examination(Frozen):
     """What the doctor said of a model when its card was made."""
 
-    n: int = Field(ge=1)
+    n: Whole = Field(ge=1)
     """Samples looked at."""
     data: str
     """Which they were: name, split and fingerprint."""
@@ -158,19 +180,19 @@ class Provenance(Frozen):
     authors: str | None = None
     link: str | None = None
     venue: str | None = None
-    year: int | None = None
+    year: Whole | None = None
     command: str | None = None
     """The command that reproduces the weights."""
     training_data: str | None = None
-    seed: int | None = None
-    epochs: int | None = None
-    recipe: dict[str, Any] = Field(default_factory=dict)
+    seed: Whole | None = None
+    epochs: Whole | None = None
+    recipe: Table = Field(default_factory=dict)
     """The recipe's parameters as used."""
-    validation: dict[str, float] = Field(default_factory=dict)
+    validation: dict[str, Figure] = Field(default_factory=dict)
     """Figures on the validation split that chose the checkpoint, in percent."""
-    reported: dict[str, float] = Field(default_factory=dict)
+    reported: dict[str, Figure] = Field(default_factory=dict)
     """Figures that the authors report, in percent; never mixed with measured ones."""
-    measured: dict[str, float | int | str] = Field(default_factory=dict)
+    measured: dict[str, Entry] = Field(default_factory=dict)
     """Figures that we measured, with n, data and command among them."""
     examination: Examination | None = None
     """What ``robench doctor`` found when the card was made; None: not asked."""
@@ -181,11 +203,11 @@ class Provenance(Frozen):
 class ModelCard(Frozen):
     """Everything needed to turn a weights file into a model that robench can evaluate."""
 
-    schema_version: Literal[1] = 1
+    schema_version: SchemaVersion = 1
     name: Name
     dataset: Name
     """The data set it classifies, as robench names it."""
-    num_classes: int = Field(ge=2)
+    num_classes: Whole = Field(ge=2)
     threat_model: ThreatModel
     """What it is evaluated under unless told otherwise."""
     defense: str

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Iterable
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import Field, model_validator
 
-from robench.records.base import Frozen, Name
+from robench.records.base import Frozen, Name, Real, SchemaVersion, Table, Whole
 from robench.threat_models import Norm
 
 JUDGED = "judged"
@@ -18,9 +18,9 @@ JUDGED = "judged"
 class AuditSpec(Frozen):
     """The audit of the ``core`` protocol: later stages on a random sample of survivors first."""
 
-    fraction: float = Field(0.1, gt=0, le=1)
-    minimum: int = Field(100, ge=1)
-    first_stage: int = Field(ge=1)
+    fraction: Real = Field(0.1, gt=0, le=1)
+    minimum: Whole = Field(100, ge=1)
+    first_stage: Whole = Field(ge=1)
     """Index of the first stage that only the audited sample runs."""
 
     def sample_size(self, survivors: int) -> int:
@@ -36,8 +36,8 @@ class AttackSpec(Frozen):
     attack: str = "cascade"
     """A registered attack, ``art:CLASS``, ``pyautoattack:VERSION``, ``package.module:Class``, or
     ``cascade`` with stages."""
-    params: dict[str, Any] = Field(default_factory=dict)
-    norms: tuple[Norm, ...] = ("Linf", "L2", "L1")
+    params: Table = Field(default_factory=dict)
+    norms: tuple[Norm, ...] = Field(("Linf", "L2", "L1"), min_length=1)
     """Norms for which a suite uses this entry."""
     output: str | None = None
     """Pattern (``auxiliary_*``) for the names of other outputs of the model to attack, one after
@@ -54,6 +54,8 @@ class AttackSpec(Frozen):
             )
         if self.audit is not None and not 1 <= self.audit.first_stage < len(self.stages):
             raise ValueError(f"attack {self.name!r}: audit.first_stage is not one of its stages")
+        if any(stage.stages for stage in self.stages):
+            raise ValueError(f"attack {self.name!r}: a stage has no stages of its own")
         names = [stage.name for stage in self.stages]
         if len(set(names)) != len(names):
             raise ValueError(f"attack {self.name!r}: stage names repeat")
@@ -89,20 +91,31 @@ class AttackSpec(Frozen):
         content["stages"] = [{"name": s.name, **s.identity} for s in self.stages]
         return content
 
-    def for_norm(self, norm: Norm) -> AttackSpec:
-        """The same attack with only the stages that are meant for ``norm``."""
+    def for_norm(self, norm: Norm) -> AttackSpec | None:
+        """The same attack with only the stages that are meant for ``norm``; None: it is not."""
+        if norm not in self.norms:
+            return None
         if not self.stages:
             return self
-        stages = tuple(stage for stage in self.stages if norm in stage.norms)
-        return self.model_copy(update={"stages": stages})
+        kept = [number for number, stage in enumerate(self.stages) if norm in stage.norms]
+        if not kept:
+            return None
+        audit = self.audit
+        if audit is not None:
+            # The stages before the audit may be others' alone, or those after it.
+            first = sum(number < audit.first_stage for number in kept)
+            audited = 0 < first < len(kept)
+            audit = audit.model_copy(update={"first_stage": first}) if audited else None
+        stages = tuple(self.stages[number] for number in kept)
+        return self.model_copy(update={"stages": stages, "audit": audit})
 
 
 class Suite(Frozen):
     """A versioned list of attacks. Each entry starts from the clean inputs of all samples."""
 
-    schema_version: Literal[1] = 1
+    schema_version: SchemaVersion = 1
     name: Name
-    version: int = Field(1, ge=1)
+    version: Whole = Field(1, ge=1)
     description: str = ""
     attacks: tuple[AttackSpec, ...] = Field(min_length=1)
 
@@ -119,7 +132,8 @@ class Suite(Frozen):
 
     def for_norm(self, norm: Norm) -> tuple[AttackSpec, ...]:
         """The entries that are meant for ``norm``."""
-        return tuple(spec.for_norm(norm) for spec in self.attacks if norm in spec.norms)
+        fitting = (spec.for_norm(norm) for spec in self.attacks)
+        return tuple(spec for spec in fitting if spec is not None)
 
     def for_model(self, norm: Norm, outputs: Iterable[str]) -> tuple[AttackSpec, ...]:
         """The entries for ``norm`` that a model with these further outputs runs."""

@@ -8,26 +8,27 @@ from pathlib import Path
 from pydantic import Field
 
 from robench.errors import UsageError
+from robench.files import read_text
 from robench.records import parse
-from robench.records.base import Frozen
+from robench.records.base import Answer, Frozen, Real
 
 
 class Criterion(Frozen):
     """What is tolerated of one quantity."""
 
-    margin: float = Field(gt=0)
+    margin: Real = Field(gt=0)
     """The largest tolerable loss: percentage points for accuracies, else the metric's unit."""
-    enabled: bool = True
-    required: bool = True
+    enabled: Answer = True
+    required: Answer = True
     """Whether lacking figures leave the gate undecided; otherwise the criterion is skipped."""
 
 
 class Policy(Frozen):
     """What the gate demands; a TOML file with exactly these names."""
 
-    alpha: float = Field(0.05, gt=0, lt=0.5)
+    alpha: Real = Field(0.05, gt=0, lt=0.5)
     """Level of each answer, one-sided."""
-    power: float = Field(0.8, gt=0, lt=1)
+    power: Real = Field(0.8, gt=0, lt=1)
     """The power for which the needed n is computed."""
     robust_acc: Criterion = Criterion(margin=1.0)
     clean_acc: Criterion = Criterion(margin=2.0)
@@ -43,9 +44,11 @@ class Policy(Frozen):
             UsageError: it is missing, no TOML, or says something a policy does not have.
         """
         try:
-            content = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError) as error:
+            text = read_text(Path(path))
+        except (OSError, ValueError) as error:
             raise UsageError(f"cannot read the policy: {error}", where=path) from error
+        try:
+            content = tomllib.loads(text)
         except (ValueError, RecursionError) as error:
             raise UsageError(f"the policy is no TOML: {error}", where=path) from error
         return parse(cls, content, UsageError, where=path)

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import math
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,12 @@ sha256 = "{sha}"
 """.replace("{sha}", "ab" * 32)
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
-SCALARS = TEXT | st.booleans() | st.integers(-(2**63), 2**63 - 1) | st.floats(allow_nan=False)
+SCALARS = (
+    TEXT
+    | st.booleans()
+    | st.integers(-(2**63), 2**63 - 1)
+    | st.floats(allow_nan=False, allow_infinity=False)
+)
 PLAIN = st.recursive(
     SCALARS,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3),
@@ -54,7 +58,7 @@ def test_none_is_left_out_of_free_form_tables() -> None:
 
 @settings(max_examples=50, deadline=None)
 @given(arguments=TABLES, recipe=TABLES, output=st.lists(st.integers(-3, 3) | TEXT, max_size=3))
-@example({"0\n": {}, "a": math.inf, "b": [{"x": [{"y": 1}]}, {}], "c": "\x7f"}, {}, [])
+@example({"0\n": {}, "a": 1e300, "b": [{"x": [{"y": 1}]}, {}], "c": "\x7f"}, {}, [])
 def test_cards_round_trip(
     arguments: dict[str, Any], recipe: dict[str, Any], output: list[int | str]
 ) -> None:
@@ -91,6 +95,24 @@ def test_files_round_trip_and_leave_nothing_behind(tmp_path: Path) -> None:
         ("ab" * 32, "xyz", "weights.sha256"),
         ("[weights]", "[weigths]", "weights is missing"),
         ("[weights]", "[input]\nlow = 2.0\n[weights]", r"input: high \(1.0\) must be above"),
+        ("[weights]", "[input]\nhigh = nan\n[weights]", "input.high: .*finite"),
+        ("[weights]", "[input]\nstd = inf\n[weights]", "input.std.0: .*finite"),
+        ("[weights]", "[input]\nmean = true\n[weights]", "input.mean: give a number"),
+        ("[weights]", '[input]\nlow = "0"\n[weights]', "input.low: '0' is no number"),
+        ("[weights]", "[input]\nchannels = true\n[weights]", "input.channels: True is no number"),
+        ("[weights]", "[input]\nsize = [0, 8]\n[weights]", "input.size.0: .*greater"),
+        ("[weights]", "[forward]\noutput = true\n[weights]", "forward.output.0: True is no number"),
+        ("[weights]", "[forward]\noutput = [1.0]\n[weights]", "forward.output.0: 1.0 is no number"),
+        ("num_classes = 10", 'num_classes = "10"', "num_classes: '10' is no number"),
+        ("num_classes = 10", "num_classes = 10.0", "num_classes: 10.0 is no whole number"),
+        ("num_classes = 10", "num_classes = 10\nschema_version = true", "schema_version: True"),
+        ('"Linf-8/255"', "8", "threat_model: is no text"),
+        ("Linf-8/255", "Linf-٨/٢٥٥", "threat_model: .*is not a number"),
+        ("Linf-8/255", f"L2-{'1' * 5000}", "threat_model: .*is not a number"),
+        ("[weights]", "arguments.a = 2020-01-01\n[weights]", "arguments: a is of type date"),
+        ("[weights]", "arguments.a = [-inf]\n[weights]", "arguments: a.0 is -inf, not a finite"),
+        ("[weights]", f"arguments.{'a.' * 900}b = 1\n[weights]", "nested more than 20 deep"),
+        ('"tiny"\n', '"tiny"\rcolour = 1\n', "not valid TOML"),
         ('"tiny"', '"../evil"', "name: "),
         ('"tiny"', '"tiny', "not valid TOML"),
     ],

@@ -25,6 +25,8 @@ exactly that line and exits with ``exit_code``; from Python the same object is r
 
 from functools import partial
 
+from robench.text import visible
+
 
 def one_line(error: BaseException, limit: int = 200) -> str:
     """Another library's message in one line of at most ``limit`` characters, or its kind's name."""
@@ -52,7 +54,9 @@ class RobenchError(Exception):
         self.where = None if where is None else str(where)
         self.hint = hint
         message = what if self.where is None else f"{self.where}: {what}"
-        super().__init__(message if hint is None else f"{message}. {hint}")
+        # Names and libraries' messages are part of it: one line, which no terminal obeys.
+        message = message if hint is None else f"{message}. {hint}"
+        super().__init__(visible(" ".join(message.splitlines())))
 
     def __reduce__(self) -> tuple[object, ...]:
         # Exceptions cross process borders; the default would pass the message as `what`.

@@ -22,6 +22,8 @@ from robench.errors import StoreError
 
 _TEMPORARY_SUFFIX = ".tmp"
 
+_LONGEST_TEXT = 2**24
+
 _HINTS = {
     errno.ENOSPC: "Free some space or choose another folder; the same command then goes on",
     errno.EDQUOT: "Your quota is used up: free some space or choose another folder",
@@ -146,6 +148,31 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def expanded(path: str | os.PathLike[str]) -> Path:
+    """A path that somebody wrote, with their home for ``~``; that of nobody stays as it is.
+
+    What stands there is asked with ``os.path.isfile`` and its like, for which a path that no system
+    takes, or that may not be looked at, is one where nothing is.
+    """
+    return Path(os.path.expanduser(path))
+
+
+def read_text(path: Path) -> str:
+    """The text of a card, a suite or a policy, line ends as they stand.
+
+    Raises:
+        OSError, ValueError: it cannot be read, is no regular file, is larger than any such file, or
+            is no UTF-8.
+    """
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise OSError(f"{'a folder' if os.path.isdir(path) else 'a device'}, not a file")
+    with path.open("rb") as stream:
+        content = stream.read(_LONGEST_TEXT + 1)
+    if len(content) > _LONGEST_TEXT:
+        raise OSError(f"more than {_LONGEST_TEXT:,} bytes")
+    return content.decode()
+
+
 def stale_temporaries(folder: Path, *, older_than: float = 3600.0) -> Iterator[Path]:
     """Temporary files below ``folder`` that a killed process left ``older_than`` seconds ago."""
     limit = time.time() - older_than
@@ -172,10 +199,10 @@ def data_folder(root: Path | None = None) -> Path:
     """Where data sets are: ``root`` where given, else the folder that ``ROBENCH_DATA`` names, else
     ``data`` in :func:`cache_folder`."""
     if root is not None:
-        return root.expanduser()
+        return expanded(root)
     return _named("ROBENCH_DATA") or cache_folder() / "data"
 
 
 def _named(variable: str) -> Path | None:
     value = os.environ.get(variable)
-    return Path(value).expanduser() if value else None
+    return expanded(value) if value else None

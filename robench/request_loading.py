@@ -1,5 +1,6 @@
 """The models and samples that a request names: found, checked against each other, and loaded."""
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache, partial
@@ -92,7 +93,7 @@ def _choose(request: Request, model: Any, narrow: str | None) -> Chosen:
     if colon and source in SOURCES:
         return text
     path = Path(text)
-    if path.is_file() and path.suffix != ".toml":
+    if os.path.isfile(path) and path.suffix != ".toml":
         _architecture(request, text)
         return text
     return find_card(text, narrow)
@@ -123,7 +124,7 @@ def _zoo_name(dataset: Any) -> str | None:
 
 
 def _is_registered(dataset: str) -> bool:
-    return not Path(dataset).exists() and ":" not in dataset
+    return not os.path.exists(dataset) and ":" not in dataset
 
 
 def _refuse_unknown(dataset: str) -> None:

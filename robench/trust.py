@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Literal
 
 from robench.errors import StoreError, UsageError
-from robench.files import atomic_write, config_folder, file_errors, file_sha256
+from robench.files import atomic_write, config_folder, expanded, file_errors, file_sha256
 
 _UNHASHED = (".git", "__pycache__")
 """Folders that change without anybody's wish. Nothing below them is ever trusted."""
@@ -54,7 +54,7 @@ def trust(path: Path) -> Path:
         UsageError: there is no such path.
         StoreError: it cannot be read, or the list cannot be written.
     """
-    real = path.expanduser().resolve()
+    real = expanded(path).resolve()
     if not real.exists():
         raise UsageError("there is no such folder or file", where=path)
     _write({**_listed(), real: _digest(real)})
@@ -68,7 +68,7 @@ def revoke(path: Path) -> Path:
         UsageError: it was not trusted.
         StoreError: the list cannot be read or written.
     """
-    real, listed = path.expanduser().resolve(), _listed()
+    real, listed = expanded(path).resolve(), _listed()
     if real not in listed:
         raise UsageError(
             "is not trusted", where=path, hint="`robench trust --list` shows what is trusted"

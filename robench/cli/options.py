@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import inspect
 import json
+import os
 import re
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 import typer
 
 from robench.errors import UsageError
+from robench.files import expanded
 from robench.request import PRECISIONS, Request
 
 if TYPE_CHECKING:
@@ -296,7 +298,7 @@ def record_name(model: str) -> str:
     """
     from robench.models.cards import CARD_NAME, read_card  # pydantic
 
-    path = Path(model).expanduser()
-    if path.is_dir():
+    path = expanded(model)
+    if os.path.isdir(path):
         path = path / CARD_NAME
-    return read_card(path).id if path.name == CARD_NAME and path.is_file() else model
+    return read_card(path).id if path.name == CARD_NAME and os.path.isfile(path) else model

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -121,12 +122,12 @@ def load_arrays(
     Raises:
         DataError: missing, damaged, or as :func:`from_content`.
     """
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise DataError("the file does not exist", where=path)
     content = _read_file(path)
     if not isinstance(content, dict):
         beside = labels or path.with_name(f"{path.stem}_labels{path.suffix}")
-        if not beside.is_file():
+        if not os.path.isfile(beside):
             raise DataError(
                 "the file holds inputs and no labels",
                 where=path,

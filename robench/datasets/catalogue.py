@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -15,6 +16,7 @@ from robench.datasets.image_files import FolderDataset
 from robench.datasets.preprocessing import PREPROCESSING_OPTIONS, Preprocessing
 from robench.datasets.torchvision_sets import TORCHVISION_SETS, load_torchvision
 from robench.errors import DataError, UnknownNameError, UsageError
+from robench.files import expanded
 from robench.records import PreprocessingSpec
 from robench.registry import Registry, is_target, unknown_name
 
@@ -84,7 +86,7 @@ def load_dataset(
         DataError: the data is missing, empty or malformed.
         UsageError: ``n`` does not fit, or an option is not known here or has a wrong value.
     """
-    where = None if root is None else Path(root).expanduser()
+    where = None if root is None else expanded(root)
     load, prepares = _loader(str(name), where, download, trust_code)
     if preprocessing is not None and prepares and not PREPROCESSING_OPTIONS & options.keys():
         options = {**options, **preprocessing.model_dump(exclude_none=True)}
@@ -169,16 +171,16 @@ def _loader(
 
         return partial(load_hugging_face, rest, root=root), True
     explicit = bool(colon) and kind in ("folder", "file")
-    path = Path(rest if explicit else name).expanduser()
+    path = expanded(rest if explicit else name)
     if not explicit and name in DATASETS:
         return partial(DATASETS[name], root=root, download=download), name in _OF_ANY_SIZE
-    if explicit and not path.exists():
+    if explicit and not os.path.exists(path):
         raise DataError("the path does not exist", where=path)
-    if path.is_dir():
+    if os.path.isdir(path):
         return partial(FolderDataset.open, path), True
-    if path.suffix in ARRAY_SUFFIXES and (path.exists() or "/" in name):
+    if path.suffix in ARRAY_SUFFIXES and (os.path.exists(path) or "/" in name):
         return partial(load_arrays, path), False
-    if path.is_file():
+    if os.path.isfile(path):
         raise UsageError(
             f"{path.suffix or 'a file without suffix'} is no data format known here",
             where=path,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -140,7 +141,7 @@ class FolderDataset(ImageFiles):
         apart: Path | None = None,
         id_prefix: str = "",
     ) -> None:
-        if not root.is_dir():
+        if not os.path.isdir(root):
             raise DataError("the folder does not exist", where=root)
         folders = subfolders(root, apart)
         classes = _classes(root, in_order(folders), class_names, num_classes)

@@ -7,6 +7,7 @@ resize and crop apply to both.
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 from xml.etree import ElementTree
@@ -50,7 +51,7 @@ class PngMasks:
 
     def knows(self, relative: str) -> bool:
         """Whether there is a mask image."""
-        return self._path(relative).is_file()
+        return os.path.isfile(self._path(relative))
 
     def _path(self, relative: str) -> Path:
         return self._folder / PurePosixPath(relative).with_suffix(".png")
@@ -58,7 +59,7 @@ class PngMasks:
     def mask(self, relative: str, size: Size) -> Image.Image | None:
         """The mask image, if there is one for this image."""
         path = self._path(relative)
-        if not path.is_file():
+        if not os.path.isfile(path):
             return None
         try:
             with Image.open(path) as opened:
@@ -194,9 +195,9 @@ def open_masks(path: Path) -> MaskSource:
     Raises:
         DataError: none of these is there.
     """
-    if path.is_file() and path.suffix == ".json":
+    if os.path.isfile(path) and path.suffix == ".json":
         return read_coco(path)
-    if path.is_dir():
+    if os.path.isdir(path):
         if next(path.rglob("*.xml"), None) is not None:
             return read_voc(path)
         if next(path.rglob("*.png"), None) is not None:

@@ -16,6 +16,7 @@ from robench.defenses.settings import Defaults, TrainingSettings, defaults_for
 from robench.defenses.training_data import TrainingSplits
 from robench.devices import resolve_device
 from robench.errors import TrainingError, UsageError
+from robench.files import expanded
 from robench.models import load_model
 from robench.models.architectures.build import build_architecture
 from robench.models.wrapper import RobenchModel
@@ -144,9 +145,7 @@ def resolve(
         architecture=spec,
         network=_initial_network(spec, splits, seed, loss, guide),
         name=name or loss.name,
-        folder=Path(
-            folder or Path("model_zoo", dataset, threat.slug, name or loss.name)
-        ).expanduser(),
+        folder=expanded(folder or Path("model_zoo", dataset, threat.slug, name or loss.name)),
         seed=seed,
         device=where,
         devices=devices,

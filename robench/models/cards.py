@@ -11,7 +11,7 @@ from typing import Any
 import tomli_w
 
 from robench.errors import CardError
-from robench.files import atomic_write
+from robench.files import atomic_write, read_text
 from robench.records import ModelCard, parse
 
 CARD_NAME = "card.toml"
@@ -26,10 +26,10 @@ def read_card(path: str | os.PathLike[str]) -> ModelCard:
     """
     path = Path(path)
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path)
     except FileNotFoundError as error:
         raise CardError("there is no such card", where=path) from error
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise CardError(f"cannot be read: {error}", where=path) from error
     return parse_card(text, where=path)
 
@@ -58,7 +58,7 @@ def format_card(card: ModelCard) -> str:
         CardError: a free-form table holds something that is not plain data.
     """
     content: dict[str, Any] = {"schema_version": card.schema_version}
-    # Python mode, because JSON has no infinities and would make them null.
+    # Python mode, because JSON has no NaN, which a figure may be, and would make it null.
     content.update(card.model_dump(exclude_defaults=True))
     try:
         return tomli_w.dumps(_without_none(content))

@@ -162,10 +162,12 @@ def read_checkpoint(path: str | os.PathLike[str], *, trust_pickle: bool = False)
 
 
 def _open(path: Path) -> BufferedReader:
+    if os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path)):
+        raise CheckpointError("is a device, not a file", where=path)  # which may never end
     try:
         return path.open("rb")
-    except OSError as error:
-        reason = error.strerror or str(error)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
         raise CheckpointError(f"cannot be read: {reason}", where=path) from error
 
 

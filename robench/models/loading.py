@@ -192,7 +192,7 @@ def _locate(
         # A card made in Python is its maker's own.
         return LocatedCard(model, Path.cwd() / CARD_NAME, own=True)
     path = Path(model)
-    if path.is_file() and path.suffix != ".toml":
+    if os.path.isfile(path) and path.suffix != ".toml":
         raise UsageError(
             "is a weights file, not a card",
             where=path,

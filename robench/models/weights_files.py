@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-import re
+import os
 import urllib.request
 from collections.abc import Iterator
 from http.client import HTTPException
@@ -18,8 +18,9 @@ from typing import Any, BinaryIO, Final
 from urllib.parse import unquote, urlsplit
 
 from robench.errors import CheckpointError, HashMismatchError, MissingDependencyError
-from robench.files import atomic_write, cache_folder
+from robench.files import atomic_write, cache_folder, expanded
 from robench.records import WeightsSpec
+from robench.text import file_name
 
 _CHUNK: Final = 2**20
 MAX_BYTES: Final = 8 * 2**30
@@ -54,24 +55,32 @@ def locate_weights(weights: WeightsSpec, folder: Path) -> Path:
         return fetch_weights(path, weights.sha256)
     if path.startswith("package:"):
         name, _, inside = path.removeprefix("package:").partition("/")
-        found = importlib.util.find_spec(name) if name.isidentifier() else None
-        if found is None or not found.submodule_search_locations:
+        root = _package_folder(name)
+        if root is None:
             raise MissingDependencyError(
                 f"the weights are in the package {name!r}, which is not installed",
                 where=path,
                 hint=f"pip install {name}",
             )
-        root = Path(found.submodule_search_locations[0]).resolve()
-        resolved = (root / inside).resolve()
-        if not resolved.is_relative_to(root):
+        if "\0" in inside or not (resolved := (root / inside).resolve()).is_relative_to(root):
             raise CheckpointError(f"leads out of the package {name!r}", where=path)
     else:
-        resolved = folder / Path(path).expanduser()
-    if not resolved.exists():
+        resolved = folder / expanded(path)
+    if not os.path.isfile(resolved):
         raise CheckpointError(
             "there is no such file", where=resolved, hint="Check weights.path in the card"
         )
     return resolved
+
+
+def _package_folder(name: str) -> Path | None:
+    """Where an installed package is; it is not imported."""
+    try:
+        found = importlib.util.find_spec(name) if name.isidentifier() else None
+    except ValueError:  # running, without a file of its own
+        return None
+    folders = found and found.submodule_search_locations
+    return Path(folders[0]).resolve() if folders else None
 
 
 def fetch_weights(url: str, sha256: str) -> Path:
@@ -87,9 +96,8 @@ def fetch_weights(url: str, sha256: str) -> Path:
         StoreError: the cache cannot be written.
     """
     _require_https(url)
-    last = PurePosixPath(unquote(urlsplit(url).path)).name
-    name = re.sub(r"[^A-Za-z0-9._-]", "_", last).lstrip(".") or "weights"
-    target = cache_folder() / "weights" / sha256 / name
+    last = PurePosixPath(unquote(urlsplit(url).path)).name.lstrip(".")
+    target = cache_folder() / "weights" / sha256 / file_name(last or "weights")
 
     def copy(stream: BinaryIO) -> None:
         digest = hashlib.sha256()
@@ -107,7 +115,11 @@ def fetch_weights(url: str, sha256: str) -> Path:
 
 
 def _require_https(url: str) -> None:
-    if urlsplit(url).scheme != "https":
+    try:
+        scheme = urlsplit(url).scheme
+    except ValueError as error:
+        raise CheckpointError(f"is no address: {error}", where=url) from error
+    if scheme != "https":
         raise CheckpointError(
             "weights are fetched over https only", where=url, hint="Download the file yourself"
         )

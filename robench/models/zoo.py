@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from robench.errors import CardError, UsageError
+from robench.files import expanded
 from robench.models.cards import CARD_NAME, read_card
 from robench.records import ModelCard
 from robench.registry import unknown_name
@@ -60,9 +61,9 @@ def zoo_folders() -> tuple[Path, ...]:
     Raises:
         UsageError: ``ROBENCH_ZOO`` names a folder that does not exist.
     """
-    named = [Path(p).expanduser() for p in os.environ.get(ZOO_VARIABLE, "").split(os.pathsep) if p]
+    named = [expanded(p) for p in os.environ.get(ZOO_VARIABLE, "").split(os.pathsep) if p]
     for folder in named:
-        if not folder.is_dir():
+        if not os.path.isdir(folder):
             raise UsageError(
                 "there is no such folder", where=folder, hint=f"Correct or unset {ZOO_VARIABLE}"
             )
@@ -153,8 +154,8 @@ def find_card(
                 )
             known = {located.id if "/" in text else located.card.name for located in cards}
             raise unknown_name("model", text, sorted(known))
-    path = Path(text).expanduser()
-    if path.is_dir():
+    path = expanded(text)
+    if os.path.isdir(path):
         path = path / CARD_NAME
     card = read_card(path)
     return LocatedCard(card, path.resolve())
@@ -173,5 +174,5 @@ def _looks_like_path(text: str) -> bool:
         text.endswith(".toml")
         or text.startswith((".", "~"))
         or os.path.isabs(text)
-        or Path(text, CARD_NAME).is_file()
+        or os.path.isfile(Path(text, CARD_NAME))
     )

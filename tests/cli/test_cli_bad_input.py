@@ -10,6 +10,7 @@ import torch
 from invoke_cli import invoke
 from safetensors.torch import load_file, save_file
 
+from robench.errors import UsageError
 from robench.models.cards import read_card, write_card
 from robench.models.checkpoints import checkpoint_sha256
 from robench.models.zoo import find_card
@@ -252,3 +253,22 @@ def test_other_commands(arguments, words, tmp_path):
     for word in words:
         assert word in line
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("text", ["a" * 5000, "~nobody-of-this-name/x", "a\0b", "/proc/1/root/x"])
+def test_names_that_are_no_path_on_any_system(text):
+    """Asking a path what stands there raises all kinds of errors."""
+    for arguments in (
+        ["run", text],
+        ["run", "pgd-at", "--dataset", text],
+        ["run", "pgd-at", "--suite", f"{text}.toml"],
+        ["run", "pgd-at", "--dataset", f"{text}.npz"],
+        ["compare", "a", text],
+        ["zoo", "show", text],
+    ):
+        assert "unexpected" not in refused(*arguments)
+
+
+def test_an_error_is_one_line_that_no_terminal_obeys():
+    error = UsageError("is\nwrong", where="\x1b[2J\u202e", hint="say\x00")
+    assert str(error) == "\\x1b[2J\\u202e: is wrong. say\\x00"

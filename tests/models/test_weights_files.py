@@ -12,11 +12,12 @@ from typing import Any
 import pytest
 import torch
 
-from robench.errors import CheckpointError, HashMismatchError, StoreError
+from robench.errors import CheckpointError, HashMismatchError, MissingDependencyError, StoreError
 from robench.models import load_model, weights_files
 from robench.models.architectures.resnet import DigitsResNet
-from robench.models.weights_files import fetch_weights
-from robench.records import ModelCard
+from robench.models.checkpoints import checkpoint_sha256
+from robench.models.weights_files import fetch_weights, locate_weights
+from robench.records import ModelCard, WeightsSpec
 
 
 @pytest.fixture(autouse=True)
@@ -108,6 +109,35 @@ def test_an_interrupted_download_leaves_nothing(tmp_path: Path) -> None:
 def test_only_https(tmp_path: Path, url: str) -> None:
     with pytest.raises(CheckpointError, match="over https only"):
         fetch(url, sha(b""), serving(Answer(b"")))
+
+
+@pytest.mark.parametrize(
+    ("path", "says"),
+    [
+        ("https://[", "is no address"),
+        ("package:__main__/x", "not installed"),
+        ("package:torch/\0", "leads out of the package"),
+        ("package:torch/../../x", "leads out of the package"),
+        ("~nobody-of-this-name/x", "no such file"),
+        ("a" * 5000, "no such file"),
+        ("a\0b", r"a\\x00b: there is no such file"),
+        ("..", "no such file"),
+        ("/dev/zero", "no such file"),
+    ],
+)
+def test_paths_that_lead_nowhere(tmp_path: Path, path: str, says: str) -> None:
+    """``/dev/zero`` would be read for ever."""
+    with pytest.raises((CheckpointError, MissingDependencyError), match=says) as raised:
+        locate_weights(WeightsSpec(path=path, sha256="ab" * 32), tmp_path)
+    assert str(raised.value).isprintable()
+
+
+def test_devices_are_no_checkpoints(tmp_path: Path) -> None:
+    (tmp_path / "a.index.json").write_text('{"weight_map": {"x": "shard"}}')
+    (tmp_path / "shard").symlink_to("/dev/zero")
+    for path in (Path("/dev/zero"), tmp_path / "a.index.json"):
+        with pytest.raises(CheckpointError, match="is a device"):
+            checkpoint_sha256(path)
 
 
 def test_redirects_stay_encrypted() -> None:

@@ -6,12 +6,14 @@ same way as the ones that come with robench. A file that names classes as ``pack
 would run their code: it is read only where its author is trusted.
 """
 
+import os
 import tomllib
 from pathlib import Path
 from typing import Any
 
 from robench.attacks.catalogue import imports_code
 from robench.errors import UsageError
+from robench.files import read_text
 from robench.records import Suite, parse
 from robench.registry import unknown_name, untrusted_target
 from robench.trust import is_trusted
@@ -47,7 +49,7 @@ def _load(name: str | Path, including: tuple[Path, ...], trust_code: bool) -> Su
     if path in including:
         raise UsageError("suites include each other in a circle", where=path)
     try:
-        content: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
+        content: dict[str, Any] = tomllib.loads(read_text(path))
     except (OSError, ValueError, RecursionError) as error:
         raise UsageError(f"cannot read the suite: {error}", where=path) from error
     entries = content.get("attacks", [])
@@ -78,6 +80,6 @@ def _find(name: str | Path, including: tuple[Path, ...]) -> Path:
     path = Path(name)
     if including and not path.is_absolute():  # an include is relative to the file it stands in
         path = including[-1].parent / path
-    if path.suffix == ".toml" and path.is_file():
+    if path.suffix == ".toml" and os.path.isfile(path):
         return path.resolve()
     raise unknown_name("suite", str(name), list_suites())

@@ -57,9 +57,7 @@ def parse_eps(text: Radius) -> tuple[Fraction, str]:
     written = (format(Decimal(repr(text)), "f") if type(text) is float else str(text)).strip()
     match = _EPS.fullmatch(written)
     if match is None or len(written) > _LONGEST:
-        raise UsageError(
-            f"eps {written[:_LONGEST]!r} is not a number", hint="Write it as 8/255 or 0.2"
-        )
+        raise UsageError(f"eps {text!r:.100} is not a number", hint="Write it as 8/255 or 0.2")
     numerator, denominator = match.groups()
     if denominator is not None and Fraction(denominator) == 0:
         raise UsageError(f"eps {text!r} divides by zero", hint="Write it as 8/255 or 0.2")

@@ -10,6 +10,7 @@ import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -38,3 +39,18 @@ def own_configuration(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     with tempfile.TemporaryDirectory() as folder:
         monkeypatch.setenv("XDG_CONFIG_HOME", folder)
         yield
+
+
+@pytest.fixture
+def saved_unseen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures are made, but their files say only that they were: rendering them is what costs."""
+    from robench.files import atomic_write
+    from robench.reporting.plots import render
+
+    def save(figure: Any, stem: Path) -> tuple[Path, Path]:
+        png, svg = (stem.with_name(stem.name + suffix) for suffix in (".png", ".svg"))
+        for path in (png, svg):
+            atomic_write(path, figure.get_suptitle().encode())
+        return png, svg
+
+    monkeypatch.setattr(render, "save", save)

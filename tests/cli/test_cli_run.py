@@ -103,6 +103,7 @@ def test_a_second_run_computes_nothing_and_changes_nothing(ran):
     assert _files(folder) == before
 
 
+@pytest.mark.usefixtures("saved_unseen")
 def test_leaderboard_rebuilds_the_same_bytes_and_draws_everything(ran, tmp_path):
     folder, _ = ran
     copy = tmp_path / "results"

@@ -567,25 +567,12 @@ VIT = ArchitectureSpec(
 )
 
 
-class WatchingNetwork(nn.Module):
-    """A linear classifier, and batch statistics of its inputs that its answer does not use."""
-
-    def __init__(self, num_classes: int, in_channels: int) -> None:
-        super().__init__()
-        self.head = nn.Linear(25 * in_channels, num_classes)
-        self.watch = nn.BatchNorm2d(in_channels, affine=False)
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        self.watch(inputs)
-        return self.head(inputs.flatten(1))
-
-
 @pytest.mark.filterwarnings("ignore")  # Fabric's own
 def test_two_processes_train_what_one_does(tmp_path: Path) -> None:
     """Real processes: averaged over two halves, gradients and statistics are the whole batch's."""
     options: dict[str, Any] = {
         "recipe": "standard",
-        "architecture": f"{__name__}:WatchingNetwork",
+        "architecture": "watching_network:WatchingNetwork",
         "epochs": 2,
         "batch_size": 48,
     }

@@ -367,8 +367,11 @@ def test_an_audit_searches_again_too() -> None:
     assert (attacked.audit.hits, attacked.audit.escalated) == (4, True)
 
 
+@pytest.mark.parametrize(
+    "every", [pytest.param(4, id="some"), pytest.param(1, id="each", marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("minimum", [0, 4])
-def test_a_cascade_stopped_anywhere_goes_on_to_the_same_end(minimum: int) -> None:
+def test_a_cascade_stopped_anywhere_goes_on_to_the_same_end(minimum: int, every: int) -> None:
     data = stripes([0.2] * 3 + DISTANCES)
     spec = AttackSpec(name="both", stages=(WEAK, pgd("strong", steps=2)))
     if minimum:
@@ -383,7 +386,7 @@ def test_a_cascade_stopped_anywhere_goes_on_to_the_same_end(minimum: int) -> Non
     run = cascade(data, spec, haze=0.5, save=keep)
     expected = run.run(torch.zeros(len(data), *data.input_shape))
     assert len(snapshots) > 12
-    for buffer in snapshots:
+    for buffer in {*snapshots[::every], snapshots[-1]}:
         buffer.seek(0)
         saved = torch.load(buffer, weights_only=True)
         run = cascade(data, spec, haze=0.5)

@@ -21,9 +21,10 @@ from robench.errors import DataError
 from robench.evaluation.record_builder import half_broken
 from robench.evaluation.sample_metrics import SampleMetrics, summarise
 from robench.models import wrap_module
-from robench.records import AttentionSpec, Outcome
+from robench.records import AttackSpec, AttentionSpec, Outcome, Suite
 
 CPU = torch.device("cpu")
+SHORT = Suite(name="short", attacks=(AttackSpec(name="pgd-2", attack="pgd", params={"steps": 2}),))
 SQUARE = 4
 """Side of the bright square in the corner of an image of 8 x 8."""
 
@@ -120,18 +121,22 @@ def write_coco(folder: Path, box: tuple[int, int, int, int], size: int = 8) -> P
 WRITERS = {"png": write_png, "voc": write_voc, "coco": write_coco}
 
 
-@pytest.mark.parametrize("kind", WRITERS)
 @pytest.mark.parametrize(
-    ("box", "covered"),
+    ("kind", "box", "covered"),
     # An object as large as the square: half of it, all of it, none of it. A column of 2 x 8 cells
     # inside the square: the 16 brightest cells are the square, 8 of them in the column.
-    [((2, 0, 4, 4), 0.5), ((0, 0, 4, 4), 1.0), ((4, 4, 4, 4), 0.0), ((0, 0, 2, 8), 0.5)],
+    [
+        ("png", (2, 0, 4, 4), 0.5),
+        ("png", (4, 4, 4, 4), 0.0),
+        ("voc", (0, 0, 4, 4), 1.0),
+        ("voc", (0, 0, 2, 8), 0.5),
+        ("coco", (2, 0, 4, 4), 0.5),
+        ("coco", (0, 0, 2, 8), 0.5),
+    ],
 )
 def test_masks_on_disk_become_coverage_in_the_record(pictures, tmp_path, kind, box, covered):
     data = load_dataset(pictures, masks=WRITERS[kind](tmp_path, box))
-    (stored,) = evaluate(
-        wrapped(Brightness()), data, "quick", threat_model="Linf-0.01", device="cpu"
-    )[:1]
+    (stored,) = evaluate(wrapped(Brightness()), data, SHORT, threat_model="Linf-0.01", device="cpu")
     record, table = stored.record, stored.table.set_index("label")
     assert record.count(Outcome.SURVIVED) == 6
     assert record.attention_method == "grad_cam@look"
@@ -146,7 +151,7 @@ def test_masks_on_disk_become_coverage_in_the_record(pictures, tmp_path, kind, b
 
 def test_without_masks_there_is_no_coverage(pictures):
     (stored, *_) = evaluate(
-        wrapped(Brightness()), load_dataset(pictures), "quick", threat_model="Linf-0.01"
+        wrapped(Brightness()), load_dataset(pictures), SHORT, threat_model="Linf-0.01"
     )
     assert "attention_deviation" in stored.record.metrics
     assert not [name for name in stored.record.metrics if "coverage" in name]
@@ -178,7 +183,7 @@ def test_masks_of_another_size_are_refused(pictures, tmp_path):
     Image.new("L", (4, 4), 1).save(masks / "bright" / "bright1.png")
     data = load_dataset(pictures, masks=masks)
     with pytest.raises(DataError, match=r"bright1.png: the mask is 4x4, its image 8x8"):
-        evaluate(wrapped(Brightness()), data, "quick", threat_model="Linf-0.01")
+        evaluate(wrapped(Brightness()), data, SHORT, threat_model="Linf-0.01")
 
 
 # --- which map, which layer, which class ------------------------------------------------------

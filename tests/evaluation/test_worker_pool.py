@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ import robench
 from robench.datasets import ArrayDataset
 from robench.errors import ModelError
 from robench.evaluation.cascade import Cascade
-from robench.evaluation.prepared_model import Settings, prepare_model
+from robench.evaluation.prepared_model import PreparedModel, Settings, prepare_model
 from robench.evaluation.samples import Samples, SearchResult
 from robench.evaluation.search import Progress, Save
 from robench.evaluation.worker_pool import SearchCall, Shard, WorkerPool, worker_count
@@ -61,10 +62,20 @@ def problem(network: nn.Module | None = None) -> tuple[RobenchModel, ArrayDatase
 
 
 def cascade(workers: int, save: Any = None, **options: Any) -> Cascade:
-    model, data = problem(options.pop("network", None))
-    clean = prepare_model(model, data, THREAT, Settings(precision="fp32", batch_size=12), [SPEC])
+    network = options.pop("network", None)
+    clean = plain() if network is None else prepared(network)
     clean = replace(clean, workers=workers, shard_size=N)
     return Cascade(SPEC, clean, save=save, **options)
+
+
+def prepared(network: nn.Module | None) -> PreparedModel:
+    model, data = problem(network)
+    return prepare_model(model, data, THREAT, Settings(precision="fp32", batch_size=12), [SPEC])
+
+
+@cache
+def plain() -> PreparedModel:
+    return prepared(None)
 
 
 def results(attacked: Any) -> dict[str, Any]:

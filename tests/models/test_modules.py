@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections import OrderedDict, namedtuple
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,12 @@ import robench
 from robench.datasets import load_dataset
 from robench.errors import ModelError
 from robench.models import build_architecture, wrap_module
-from robench.records import ArchitectureSpec, PreprocessingSpec
+from robench.records import ArchitectureSpec, AttackSpec, PreprocessingSpec, Suite
 from robench.request import Request
 from robench.request_loading import load_requested
 
 N = 20
+SHORT = Suite(name="short", attacks=(AttackSpec(name="pgd-2", attack="pgd", params={"steps": 2}),))
 
 
 class Net(nn.Module):
@@ -85,14 +87,19 @@ class Returns(Net):
 def _counts(module: nn.Module, data: Any = None, **fields: Any) -> dict[str, int]:
     data = load_dataset("digits", n=N) if data is None else data
     fields = {"input": {"channels": 1}, "workers": 1, "threat_model": "Linf-0.1"} | fields
-    records = robench.evaluate(module, data, "quick", **fields)
+    records = robench.evaluate(module, data, SHORT, **fields)
     return {r.record.attack.name: r.record.count("survived") for r in records}
+
+
+@cache
+def _plain_counts() -> dict[str, int]:
+    return _counts(Net())
 
 
 @pytest.mark.parametrize("kind", MAKE)
 def test_logits_inside_of_something_are_named_by_one_argument(kind: str) -> None:
     path = ["logits", 1, 0] if kind == "nested" else "logits"
-    assert _counts(Returns(kind), forward={"output": path}) == _counts(Net())
+    assert _counts(Returns(kind), forward={"output": path}) == _plain_counts()
 
 
 @pytest.mark.parametrize("kind", ["dictionary", "model output", "named tuple", "dataclass"])
@@ -153,7 +160,7 @@ def test_a_module_that_casts_for_itself_is_evaluated(dtype: torch.dtype) -> None
         def forward(self, inputs: Tensor) -> Tensor:
             return self.net(inputs.to(dtype)).float()
 
-    expected = _counts(Net())
+    expected = _plain_counts()
     if dtype is torch.float64:
         assert _counts(Casting()) == expected
     else:
@@ -163,18 +170,19 @@ def test_a_module_that_casts_for_itself_is_evaluated(dtype: torch.dtype) -> None
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_another_default_dtype_changes_nothing(dtype: torch.dtype) -> None:
     module, data = Net(), load_dataset("digits", n=N)
-    expected = _counts(module, data), _counts_of_zoo()
+    expected = _plain_counts(), _counts_of_zoo()
     torch.set_default_dtype(dtype)
     try:
-        seen = _counts(module, data), _counts_of_zoo()
+        seen = _counts(module, data), _counts_of_zoo.__wrapped__()
         assert torch.get_default_dtype() is dtype
     finally:
         torch.set_default_dtype(torch.float32)
     assert seen == expected
 
 
+@cache
 def _counts_of_zoo() -> list[dict[str, int]]:
-    records = robench.evaluate("digits/Linf-0.2/pgd-at", "digits", "quick", n=N, workers=1)
+    records = robench.evaluate("digits/Linf-0.2/pgd-at", "digits", SHORT, n=N, workers=1)
     return [dict(stored.record.counts) for stored in records]
 
 
@@ -196,17 +204,23 @@ def _wrappers() -> dict[str, Any]:
 
 @pytest.mark.parametrize("how", _wrappers())
 def test_a_wrapped_module_is_evaluated_as_the_module(how: str) -> None:
-    def look(module: nn.Module) -> Any:
-        data = load_dataset("digits", n=N)
-        record = robench.evaluate(
-            module, data, "quick", threat_model="Linf-0.2", input={"channels": 1}, workers=1
-        )[1].record
-        return record.counts, record.attention_method, sorted(record.metrics), record.key
-
-    network = robench.load_model("digits/Linf-0.2/pgd-at").network
-    plain = look(copy.deepcopy(network))
+    plain = _look(_network())
     assert plain[1] is not None
-    assert look(_wrappers()[how](copy.deepcopy(network))) == plain
+    assert _look.__wrapped__(_wrappers()[how](copy.deepcopy(_network()))) == plain
+
+
+@cache
+def _network() -> nn.Module:
+    return robench.load_model("digits/Linf-0.2/pgd-at").network
+
+
+@cache
+def _look(module: nn.Module) -> Any:
+    data = load_dataset("digits", n=N)
+    record = robench.evaluate(
+        module, data, SHORT, threat_model="Linf-0.2", input={"channels": 1}, workers=1
+    )[0].record
+    return record.counts, record.attention_method, sorted(record.metrics), record.key
 
 
 # --- fit -------------------------------------------------------------------------------------
@@ -272,7 +286,7 @@ def test_a_network_that_was_changed_after_loading_is_another_one(tmp_path: Path,
 
     def look() -> Any:
         fields = {"threat_model": "Linf-0.2", "results": tmp_path, "workers": 1}
-        record = robench.evaluate(model, data, "quick", **fields)[0].record
+        record = robench.evaluate(model, data, SHORT, **fields)[0].record
         return record.key, {flag.name for flag in record.flags} & {"changed_since_loaded"}
 
     plain = look()

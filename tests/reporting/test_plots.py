@@ -12,7 +12,6 @@ from matplotlib.text import Text
 from panel_factory import make_panel
 from record_factory import make_record, make_samples, make_stored
 
-from robench.files import atomic_write
 from robench.records import MetricSummary
 from robench.reporting.catalogue import Report
 from robench.reporting.compare import compare_models
@@ -203,19 +202,6 @@ def test_drawing_leaves_matplotlib_as_it_was_and_bytes_repeat(tmp_path: Path) ->
     assert written[0] == written[1]
     assert dict(matplotlib.rcParams) == before
     assert b"<dc:date>" not in written[0][1]
-
-
-@pytest.fixture
-def saved_unseen(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Figures are made, but their files say only that they were: rendering them is what costs."""
-
-    def save(figure: Figure, stem: Path) -> tuple[Path, Path]:
-        written = tuple(stem.with_name(stem.name + suffix) for suffix in (".png", ".svg"))
-        for path in written:
-            atomic_write(path, figure.get_suptitle().encode())
-        return written[0], written[1]
-
-    monkeypatch.setattr(render, "save", save)
 
 
 @pytest.mark.usefixtures("saved_unseen")

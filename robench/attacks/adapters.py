@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from robench.attacks.base import nth_best_rival
-from robench.errors import AttackError, MissingDependencyError
+from robench.errors import AttackError, MissingDependencyError, RobenchError, one_line
 from robench.registry import unknown_name
 from robench.threat_models import ThreatModel
 
@@ -155,7 +155,10 @@ class ARTAttack:
         """Run ART's attack with the true labels on inputs (N, C, H, W) in [0, 1].
 
         Raises:
-            AttackError: ART refuses the parameters, or the model.
+            AttackError: ART refuses the parameters or the model, fails by itself, or searches in
+                another norm than that of the ε that was filled in.
+            MissingDependencyError: the attack needs a package that is not installed.
+            Exception: whatever the model raises.
         """
         # Imported here for the same reason as above.
         from art.estimators.classification import PyTorchClassifier
@@ -165,9 +168,11 @@ class ARTAttack:
         with torch.no_grad():
             num_classes = model(inputs[:1]).shape[1]
         device = "gpu" if inputs.device.type == "cuda" else "cpu"
+        name = f"ART's {self.kind.__name__}"
+        called = _AsCalledByART(model, inputs, name)
         try:
             classifier = PyTorchClassifier(
-                model=model,
+                model=called,
                 loss=nn.CrossEntropyLoss(),
                 input_shape=tuple(inputs.shape[1:]),
                 nb_classes=num_classes,
@@ -175,13 +180,37 @@ class ARTAttack:
                 device_type=device,
             )
             attack = self.kind(classifier, **self.parameters())
+            self._check_norm(attack)
             # What ART is given is what to leave, or of a targeted search what to reach.
             targeted = getattr(attack, "targeted", self.kind.__name__ in _ALWAYS_TARGETED)
             aims = _best_rivals(model, inputs, labels) if targeted else labels
             adv_inputs = attack.generate(x=inputs.cpu().numpy(), y=aims.cpu().numpy())
-        except (TypeError, ValueError) as error:
-            raise AttackError(f"ART's {self.kind.__name__}: {error}", where=self.name) from error
+        except RobenchError:
+            raise
+        except ModuleNotFoundError as error:
+            raise MissingDependencyError(
+                f"{name} needs the package {error.name!r}, which is not installed",
+                where=self.name,
+                hint=f"pip install {error.name}",
+            ) from error
+        except Exception as error:  # ART's attacks raise almost anything.
+            if called.failed:
+                raise
+            kind = "" if isinstance(error, (TypeError, ValueError)) else f"{type(error).__name__}: "
+            raise AttackError(f"{name}: {kind}{one_line(error)}", where=self.name) from error
         return torch.as_tensor(adv_inputs, dtype=inputs.dtype, device=inputs.device)
+
+    def _check_norm(self, attack: Any) -> None:
+        """Some have a norm of their own and no parameter for it: ε would be of the wrong one."""
+        own, asked = getattr(attack, "norm", None), _ART_NORMS[self.threat_model.norm]
+        filled_in = hasattr(attack, "eps") and "eps" not in self.params
+        if filled_in and "norm" not in self.params and own in _ART_NORMS.values() and own != asked:
+            raise AttackError(
+                f"ART's {self.kind.__name__} searches in the norm {own}, not in "
+                f"{self.threat_model.norm}",
+                where=self.name,
+                hint="Use another attack, or say with eps how far it may go in its own norm",
+            )
 
     def parameters(self) -> dict[str, Any]:
         """What ART's class is called with: the user's, and what is filled in."""
@@ -198,6 +227,38 @@ class ARTAttack:
         if _is_number(own_eps) and _is_number(own_step) and _is_number(filled["eps"]):
             filled.setdefault("eps_step", filled["eps"] * own_step / own_eps)
         return filled
+
+
+class _AsCalledByART(nn.Module):
+    """A model as ART's attacks call it: with float64 inputs too, and some with another shape.
+
+    Args:
+        model: (N, C, H, W) → logits.
+        inputs: such as the model takes.
+        attack: what errors call the attack.
+    """
+
+    def __init__(self, model: nn.Module, inputs: Tensor, attack: str) -> None:
+        super().__init__()
+        self.model = model
+        self.attack = attack
+        self.shape, self.dtype = inputs.shape[1:], inputs.dtype
+        self.failed = False
+        """The model has raised something"""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        if inputs.shape[1:] != self.shape:
+            raise AttackError(
+                f"{self.attack} gives the model inputs {tuple(inputs.shape[1:])} instead of "
+                f"{tuple(self.shape)}",
+                hint="It is for other models, or needs further parameters",
+            )
+        try:
+            logits: Tensor = self.model(inputs.to(self.dtype))
+        except Exception:
+            self.failed = True
+            raise
+        return logits
 
 
 def _best_rivals(model: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from robench.datasets import Dataset
 from robench.errors import UsageError
 from robench.evaluation.runner import Listener
+from robench.inspection import judging
 from robench.models import load_model
 from robench.preparation import Prepared, prepare
 from robench.records import Suite
@@ -21,7 +22,7 @@ from robench.request import DEFAULT_DATASET, Request
 from robench.results import StoredRecord
 from robench.threat_models import ThreatModel
 
-__all__ = ["Prepared", "Request", "evaluate", "load_model", "prepare"]
+__all__ = ["Prepared", "Request", "evaluate", "judge", "load_model", "prepare"]
 
 
 def evaluate(
@@ -64,15 +65,48 @@ def evaluate(
                 hint="Put them into the request: dataclasses.replace(request, …)",
             )
         return prepare(model).run(listener)
+    if suite is not None:
+        fields["suite"] = suite
+    return prepare(_request(model, dataset, threat_model, n, fields)).run(listener)
+
+
+def judge(
+    model: str | Path | nn.Module,
+    adv_inputs: Any,
+    dataset: str | Path | Dataset | Iterable[Any] | tuple[Tensor, Tensor] | None = None,
+    *,
+    threat_model: str | ThreatModel | None = None,
+    n: int | None = None,
+    **fields: Any,
+) -> StoredRecord:
+    """Judge adversarial inputs that were made elsewhere, and file them as a record.
+
+    Args:
+        model, dataset, threat_model, n, fields: as for :func:`evaluate`.
+        adv_inputs: a file (npz, npy, safetensors or torch's), a tensor or array, a pair (inputs,
+            labels), or named arrays, as ``{"adv_inputs": …, "ids": …}``: float in [0, 1], or uint8;
+            (N, C, H, W) or (N, H, W, C). They are in the data set's order unless ``ids`` says whose
+            they are; ``labels`` are held against the data set's.
+
+    Returns:
+        The record. ``.record.judged`` says how many are finds, why the others are not, and how many
+        finds survive rounding to 8 bits.
+
+    Raises:
+        RobenchError: as for :func:`evaluate`, and inputs of another shape, range, order or number.
+    """
+    return judging.judge(_request(model, dataset, threat_model, n, fields), adv_inputs)
+
+
+def _request(
+    model: Any,
+    dataset: Any,
+    threat_model: str | ThreatModel | None,
+    n: int | None,
+    fields: dict[str, Any],
+) -> Request:
     if threat_model is not None:
         threat = ThreatModel.parse(threat_model)
         fields |= {"norm": threat.norm, "eps": threat.written}
-    request = Request(
-        models=(model,),
-        dataset=DEFAULT_DATASET if dataset is None else dataset,
-        suite="standard" if suite is None else suite,
-        n=n,
-        at_most=None,
-        **fields,
-    )
-    return prepare(request).run(listener)
+    data = DEFAULT_DATASET if dataset is None else dataset
+    return Request(models=(model,), dataset=data, n=n, at_most=None, **fields)

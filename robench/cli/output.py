@@ -25,7 +25,7 @@ from rich.progress import (
 from rich.text import Text
 
 from robench.formatting import format_table, is_undefined, number, plain
-from robench.records import EvaluationRecord, Outcome
+from robench.records import EvaluationRecord, JudgedInputs, Outcome
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -98,6 +98,8 @@ def record_text(record: EvaluationRecord) -> str:
         ("device", f"{environment.device_name} ({environment.device}), {environment.precision}"),
         ("created", record.created),
     ]
+    if record.judged is not None:
+        facts += _judged_facts(record.judged)
     if record.audit is not None:
         audit, then = record.audit, ", so all were attacked" if record.audit.escalated else ""
         found = f"{audit.audited} of {audit.survivors} survivors, {audit.hits} broken{then}"
@@ -118,6 +120,24 @@ def record_text(record: EvaluationRecord) -> str:
         ]
         parts.append(format_table(("metric", "mean", "broken", "survived", "n"), metrics))
     return "\n\n".join(parts)
+
+
+def _judged_facts(judged: JudgedInputs) -> list[tuple[str, str]]:
+    """What became of inputs that were made elsewhere, a line a reason."""
+    by = {"outside the ball": judged.outside_ball_by, "outside the box": judged.outside_box_by}
+    facts = [
+        ("inputs", f"{judged.inputs} of {judged.source}, sha256 {judged.sha256}"),
+        ("read as", judged.read_as),
+        ("finds", f"{judged.finds} of {judged.inputs} inputs"),
+    ]
+    for reason, count in judged.not_counted.items():
+        extent = by.get(reason)
+        far = "" if extent is None else f", by {extent[0]:.3g} to {extent[1]:.3g}"
+        facts.append(("not counted", f"{count} {reason}{far}"))
+    facts.append(
+        ("in 8 bits", f"{judged.finds_in_8_bits} of {judged.finds} finds survive rounding")
+    )
+    return facts
 
 
 def show_board(

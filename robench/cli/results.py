@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -31,6 +32,7 @@ class _Format(StrEnum):
     CSV = "csv"
     PARQUET = "parquet"
     ROBUSTBENCH = "robustbench"
+    PNG = "png"
 
 
 @results_app.command("list")
@@ -131,20 +133,29 @@ def prune(
 
 @results_app.command()
 @filter_options
+@request_options(only=("results", "device", "data_root", "dataset_options", "trust_pickle"))
 def export(
-    out: Annotated[Path, option("PATH", "A file; for robustbench a folder.")],
+    out: Annotated[Path, option("PATH", "A file; for robustbench and png a folder.")],
     form: Annotated[_Format, typer.Option("--format", help="What to write.")] = _Format.CSV,
-    results: ResultsFolder = Path("results"),
     *,
+    request: Request,
     wanted: RecordFilter,
 ) -> None:
-    """Write all samples of all records as one table, or RobustBench's model_info files."""
+    """Write all samples of all records as one table, RobustBench's model_info files, or the
+    adversarial inputs that were kept as PNGs with an index."""
     from robench.files import atomic_write
     from robench.reporting.export import csv_bytes, samples_frame
     from robench.results import Store
 
-    store = Store.existing(results)
+    store = Store.existing(request.folder)
     found = _in_order(store.records(), wanted)
+    if form is _Format.PNG:
+        from robench.inspection.png_export import export_pngs  # torch
+
+        # A data set is read by the name that the user gave; one that a record gives has to be known.
+        for path in export_pngs(store, found, out, replace(request, dataset=wanted.dataset)):
+            typer.echo(path)
+        return
     if form is _Format.ROBUSTBENCH:
         for path in _write_model_info(found, out):
             typer.echo(path)

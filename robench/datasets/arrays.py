@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from robench.datasets.base import SPLIT_NAMES, Dataset
@@ -18,8 +19,8 @@ from robench.errors import DataError, UnknownNameError, first_line
 
 ARRAY_SUFFIXES = (".npz", ".npy", ".pt", ".pth")
 
-_INPUT_KEYS = ("inputs", "images", "x", "data", "X")
-_LABEL_KEYS = ("labels", "targets", "y", "label", "Y")
+INPUT_KEYS = ("inputs", "images", "x", "data", "X")
+LABEL_KEYS = ("labels", "targets", "y", "label", "Y")
 
 
 class ArrayDataset(Dataset):
@@ -124,7 +125,7 @@ def load_arrays(
     """
     if not os.path.isfile(path):
         raise DataError("the file does not exist", where=path)
-    content = _read_file(path)
+    content = read_array_file(path)
     if not isinstance(content, dict):
         beside = labels or path.with_name(f"{path.stem}_labels{path.suffix}")
         if not os.path.isfile(beside):
@@ -133,7 +134,7 @@ def load_arrays(
                 where=path,
                 hint=f"Put the labels beside it as {beside.name}, or use an .npz with both",
             )
-        content = {"inputs": content, "labels": _read_file(beside)}
+        content = {"inputs": content, "labels": read_array_file(beside)}
     return from_content(
         content,
         where=path,
@@ -168,7 +169,7 @@ def from_content(
     """
     part = _part(content, split, where)
     input_keys, label_keys = (
-        (_INPUT_KEYS, _LABEL_KEYS) if part is None else ([f"x_{part}"], [f"y_{part}"])
+        (INPUT_KEYS, LABEL_KEYS) if part is None else ([f"x_{part}"], [f"y_{part}"])
     )
     inputs = array_tensor(_first(content, input_keys, "inputs", where), "inputs", where)
     if inputs.ndim == 3:
@@ -181,15 +182,19 @@ def from_content(
         name=name,
         split=split,
         num_classes=num_classes,
-        class_names=None if names is None else _texts(names, "class_names", where),
-        sample_ids=None if ids is None else _texts(ids, "ids", where),
+        class_names=None if names is None else named_texts(names, "class_names", where),
+        sample_ids=None if ids is None else named_texts(ids, "ids", where),
         masks=None if masks is None else array_tensor(masks, "masks", where),
         white=white,
     )
 
 
-def _read_file(path: Path) -> Any:
-    """The arrays of a file by name, or its one array."""
+def read_array_file(path: Path) -> Any:
+    """The arrays of a file by name, or its one array: npz, npy, safetensors, or torch's format.
+
+    Raises:
+        DataError: reading it would execute code, or it is damaged.
+    """
     try:
         # NumPy leaves a file of its own open when an archive is damaged.
         with path.open("rb") as stream:
@@ -199,6 +204,8 @@ def _read_file(path: Path) -> Any:
             if path.suffix == ".npy":
                 # Not `np.load`, which would also open an archive under this name.
                 return np.lib.format.read_array(stream, allow_pickle=False)
+            if path.suffix == ".safetensors":
+                return load_file(path)
             content = torch.load(stream, map_location="cpu", weights_only=True)
     except Exception as error:  # Damaged files make all three raise almost anything.
         raise DataError(
@@ -212,7 +219,7 @@ def _read_file(path: Path) -> Any:
 def _part(content: Mapping[Any, Any], split: str, where: object) -> str | None:
     """``"train"`` where ``x_train`` is to be read; None: the arrays are of no split."""
     parts = sorted(key[2:] for key in map(str, content) if key.startswith("x_") and key[2:])
-    if not parts or any(key in content for key in _INPUT_KEYS):
+    if not parts or any(key in content for key in INPUT_KEYS):
         return None
     for part in SPLIT_NAMES.get(split, (split,)):
         if part in parts:
@@ -222,9 +229,15 @@ def _part(content: Mapping[Any, Any], split: str, where: object) -> str | None:
     )
 
 
-def _texts(values: Any, key: str, where: object) -> list[str]:
+def named_texts(values: Any, key: str, where: object) -> list[str]:
+    """A list or array of texts, or of numbers as texts.
+
+    Raises:
+        DataError: it is no such list.
+    """
     try:
-        return [str(value) for value in np.asarray(values).reshape(-1).tolist()]
+        listed = np.asarray(values).reshape(-1).tolist()
+        return [v.decode() if isinstance(v, bytes) else str(v) for v in listed]
     except (TypeError, ValueError) as error:
         raise DataError(f"{key!r} is no list of texts: {error}", where=where) from error
 

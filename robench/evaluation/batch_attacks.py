@@ -1,11 +1,13 @@
 """Attacks behind an adapter: whole batches in, proposals out, judged like any other's."""
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
 from robench.attacks.base import BatchAttack
 from robench.errors import RobenchError
-from robench.evaluation.adjudicate import Adjudicator
+from robench.evaluation.adjudicate import Adjudicator, Verdicts
 from robench.evaluation.samples import Samples, SearchResult
 
 _UNJUDGED = "the model fails, or is not finite, at the attack's proposal"
@@ -27,7 +29,7 @@ def run_batch_attack(
             kept as the samples' error: none of them was tested.
     """
     counted = _Counted(adjudicator.model)
-    result = SearchResult.nothing_yet(samples, 1)
+    errors: dict[int, str] = {}
     try:
         proposed = attack.propose(counted, samples.inputs, samples.labels, seed)
     except RobenchError:
@@ -35,7 +37,25 @@ def run_batch_attack(
     except Exception as error:
         # A foreign loop gives no hint which sample it failed on.
         proposed = samples.inputs
-        result.errors = dict.fromkeys(range(len(samples)), f"{type(error).__name__}: {error}")
+        errors = dict.fromkeys(range(len(samples)), f"{type(error).__name__}: {error}")
+    result, _ = judge_proposals(proposed, adjudicator, samples, errors)
+    result.shared_forwards, result.shared_backwards = counted.forwards, counted.backwards
+    return result
+
+
+def judge_proposals(
+    proposed: Tensor,
+    adjudicator: Adjudicator,
+    samples: Samples,
+    errors: Mapping[int, str] | None = None,
+) -> tuple[SearchResult, Verdicts]:
+    """The verdicts on proposals (n, C, H, W), and what they come to, however they were made.
+
+    ``errors`` are those of samples that have no proposal, because their model failed. Proposals at
+    which it fails now are errors too.
+    """
+    result = SearchResult.nothing_yet(samples, 1)
+    result.errors = dict(errors or {})
     verdicts = adjudicator.judge(proposed, samples.inputs, samples.labels)
     for index in (verdicts.allowed & ~verdicts.finite).nonzero().squeeze(1).tolist():
         result.errors.setdefault(index, _UNJUDGED)
@@ -44,8 +64,7 @@ def run_batch_attack(
     result.settled = torch.where(broken, 0, 1)
     result.closest_margin = torch.where(shown & ~broken, verdicts.margin, torch.inf)
     result.search_margins = verdicts.margin[:, None]
-    result.shared_forwards, result.shared_backwards = counted.forwards, counted.backwards
-    return result
+    return result, verdicts
 
 
 class _Counted(nn.Module):

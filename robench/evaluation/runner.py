@@ -158,6 +158,20 @@ def key_of(
     )
 
 
+def kept_record(store: Store, key: str, *, adversarial: bool) -> StoredRecord | None:
+    """The store's record of a job, if it answers what is asked for: where ``adversarial`` inputs are
+    wanted, one that has them. A damaged one is set aside."""
+    if not store.has(key):
+        return None
+    try:
+        stored = store.read(key)
+        wanting = adversarial and not store.has_adversarial(key)
+        return None if wanting else stored
+    except CorruptRecordError as error:
+        store.set_aside(key, str(error))
+        return None
+
+
 @dataclass(frozen=True)
 class _ModelJob:
     """One model on one data set: what its attacks share is computed once, and only if needed."""
@@ -183,11 +197,11 @@ class _ModelJob:
         data = self.dataset.spec()
         foreign = code_from_outside(spec)
         key = key_of(self.model, data, self.threat_model, spec, self.settings, foreign)
-        stored = self._from_store(key)
+        stored = kept_record(self.store, key, adversarial=self.settings.save_adversarial)
         if stored is None:
             # Another process may be at this very job; then its record is worth waiting for.
             with self.store.claim(key, wait=float("inf")):
-                stored = self._from_store(key)
+                stored = kept_record(self.store, key, adversarial=self.settings.save_adversarial)
                 if stored is None:
                     # Of a model with random outputs the same seed gives the same record.
                     with own_stream(self.settings.seed, self.settings.device):
@@ -199,18 +213,6 @@ class _ModelJob:
         self.listener.job_started(self.model.summary.name, spec.name, 0, True)
         self.listener.job_finished(stored)
         return stored
-
-    def _from_store(self, key: str) -> StoredRecord | None:
-        """A record that answers what was asked for: with adversarial inputs, if they are wanted."""
-        if not self.store.has(key):
-            return None
-        try:
-            stored = self.store.read(key)
-            wanting = self.settings.save_adversarial and not self.store.has_adversarial(key)
-            return None if wanting else stored
-        except CorruptRecordError as error:
-            self.store.set_aside(key, str(error))
-            return None
 
     def _make(self, key: str, spec: AttackSpec, foreign: dict[str, str]) -> StoredRecord:
         prepared = self.prepared

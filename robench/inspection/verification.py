@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -17,10 +18,11 @@ from robench.errors import RobenchError, StoreError, UsageError
 from robench.evaluation.adjudicate import Adjudicator
 from robench.evaluation.adversarial_inputs import KeptInputs
 from robench.evaluation.repeated_draws import MostOfDraws, drawn_flag
+from robench.inspection.eight_bits import in_eight_bits
 from robench.models.loading import load_model
 from robench.models.wrapper import RobenchModel
 from robench.models.zoo import find_card
-from robench.records import DatasetSpec, Outcome
+from robench.records import DatasetSpec, Outcome, SampleOutcome
 from robench.registry import unknown_name
 from robench.request import Request
 from robench.request_loading import load_samples
@@ -40,6 +42,8 @@ class Verified:
     judged: int
     """Samples whose adversarial inputs were judged again."""
     finding: str
+    finds_in_8_bits: int | None = None
+    """Finds that survive rounding to 256 grey levels; None: not judged again, or in vain"""
 
 
 def verify_store(store: Store, request: Request) -> list[Verified]:
@@ -71,22 +75,37 @@ def _verify(store: Store, stored: StoredRecord, request: Request, device: torch.
     except StoreError as error:
         return verified(False, 0, str(error))
     try:
-        # A record's names are looked for among what is here: none leads to the network or to code.
-        model = load_model(find_card(record.model.id), trust_pickle=request.trust_pickle)
-        data = registered_name(record.dataset.name) if request.dataset is None else request.dataset
-        request = replace(request, dataset=data, split=record.dataset.split, n=record.dataset.n)
-        samples = load_samples(request, model.preprocessing)
+        model, samples = sources_of(stored, request)
     except RobenchError as error:
         return verified(True, 0, f"files intact; not judged again: {error}")
     try:
         judged, disagreements = reverify(stored, adversarial, model, samples, device=device)
+        saved = finds_in_8_bits(stored, adversarial, model, samples, device=device)
     except RobenchError as error:
         return verified(False, 0, str(error))
     if not disagreements:
-        return verified(True, judged, f"{judged} verdicts hold")
+        finds = record.count(Outcome.BROKEN)
+        held = f"{judged} verdicts hold; {saved} of {finds} finds survive rounding to 8 bits"
+        return verified(True, judged, held, finds_in_8_bits=saved)
     first, what = next(iter(disagreements.items()))
     count = f"{len(disagreements)} of {judged}"
     return verified(False, judged, f"{count} verdicts differ, first {first}: {what}")
+
+
+def sources_of(stored: StoredRecord, request: Request) -> tuple[RobenchModel, Dataset]:
+    """The model and the samples of a record, by the names that it gives them.
+
+    They are looked for among what is here: no name of a record leads to the network or to code.
+    ``request`` is as for :func:`verify_store`.
+
+    Raises:
+        RobenchError: they are not here, or cannot be loaded.
+    """
+    used = stored.record.dataset
+    model = load_model(find_card(stored.record.model.id), trust_pickle=request.trust_pickle)
+    data = registered_name(used.name) if request.dataset is None else request.dataset
+    request = replace(request, dataset=data, split=used.split, n=used.n)
+    return model, load_samples(request, model.preprocessing)
 
 
 def registered_name(name: str) -> str:
@@ -127,25 +146,13 @@ def reverify(
         StoreError: as many adversarial inputs as samples are needed, and are not there.
     """
     check_sources(stored, adversarial, model, dataset)
-    frame = stored.table
-    indices = positions(dataset.sample_ids, frame["sample_id"])
-    # Where an attack has nothing to show, the clean input is stored and there is no verdict on it.
-    rows = torch.from_numpy(frame["adv_prediction"].notna().to_numpy().nonzero()[0])
-    adv_inputs = KeptInputs(adversarial, rows.tolist())
-    network: nn.Module = model.to(device)
-    if any(flag.name == drawn_flag().name for flag in stored.record.flags):
-        network = MostOfDraws(network, stored.record.seed)
-    judge = Adjudicator(network, stored.record.threat_model, batch_size)
+    judge = judge_of(stored, model.to(device), batch_size)
     disagreements: dict[str, str] = {}
-    for part in torch.split(torch.arange(len(rows)), batch_size):
-        picked = indices[rows[part]]
-        verdicts = judge.judge(
-            adv_inputs[part].to(device),
-            dataset.batch(picked).to(device),
-            dataset.labels[picked].to(device),
-        )
-        for place, row in enumerate(rows[part].tolist()):
-            sample = stored.samples[row]
+    judged = 0
+    for part in kept_parts(stored, adversarial, dataset, device, batch_size):
+        verdicts = judge.judge(part.points, part.inputs, part.labels)
+        judged += len(part.samples)
+        for place, sample in enumerate(part.samples):
             broken, prediction = bool(verdicts.broken[place]), int(verdicts.prediction[place])
             if not verdicts.allowed[place]:
                 disagreements[sample.sample_id] = "the input is outside the threat model"
@@ -156,7 +163,73 @@ def reverify(
                 disagreements[sample.sample_id] = (
                     f"recorded prediction {sample.adv_prediction}, now {prediction}"
                 )
-    return len(rows), disagreements
+    return judged, disagreements
+
+
+def finds_in_8_bits(
+    stored: StoredRecord,
+    adversarial: Array | ArrayRows,
+    model: RobenchModel,
+    dataset: Dataset,
+    *,
+    device: torch.device,
+    batch_size: int = 256,
+) -> int:
+    """How many of a record's finds are finds still, once they are rounded to 256 grey levels; the
+    arguments are those of :func:`reverify`, which has approved of them."""
+    judge = judge_of(stored, model.to(device), batch_size)
+    return sum(
+        int(in_eight_bits(part.points, part.inputs, part.labels, judge)[1].broken.sum())
+        for part in kept_parts(stored, adversarial, dataset, device, batch_size, Outcome.BROKEN)
+    )
+
+
+def judge_of(stored: StoredRecord, model: RobenchModel, batch_size: int) -> Adjudicator:
+    """Who judged a record, with its model."""
+    network: nn.Module = model
+    if any(flag.name == drawn_flag().name for flag in stored.record.flags):
+        network = MostOfDraws(network, stored.record.seed)
+    return Adjudicator(network, stored.record.threat_model, batch_size)
+
+
+class KeptPart(NamedTuple):
+    """Some of a record's samples that have an adversarial input, in the table's order."""
+
+    samples: Sequence[SampleOutcome]
+    points: Tensor
+    """(k, C, H, W) in [0, 1]"""
+    inputs: Tensor
+    """The clean ones"""
+    labels: Tensor
+
+
+def kept_parts(
+    stored: StoredRecord,
+    adversarial: Array | ArrayRows,
+    dataset: Dataset,
+    device: torch.device,
+    batch_size: int,
+    only: Outcome | None = None,
+) -> Iterator[KeptPart]:
+    """A record's adversarial inputs on the device, ``only`` of samples with an outcome, or all.
+
+    Where an attack has nothing to show, the clean input is stored: there is no verdict on it.
+    """
+    frame = stored.table
+    indices = positions(dataset.sample_ids, frame["sample_id"])
+    wanted = frame["adv_prediction"].notna()
+    if only is not None:
+        wanted &= frame["outcome"] == only.value
+    rows = torch.from_numpy(wanted.to_numpy().nonzero()[0])
+    adv_inputs = KeptInputs(adversarial, rows.tolist())
+    for part in torch.split(torch.arange(len(rows)), batch_size):
+        picked = indices[rows[part]]
+        yield KeptPart(
+            [stored.samples[row] for row in rows[part].tolist()],
+            adv_inputs[part].to(device),
+            dataset.batch(picked).to(device),
+            dataset.labels[picked].to(device),
+        )
 
 
 def check_sources(

@@ -122,6 +122,28 @@ class AuditResult(Frozen):
     """95 % upper bound on the share of survivors that the audit may have missed."""
 
 
+class JudgedInputs(Frozen):
+    """What became of adversarial inputs that were made elsewhere."""
+
+    source: Shown
+    """The file's name, or ``tensors``"""
+    sha256: Sha256
+    """Of the file; of tensors, of what they hold"""
+    read_as: Shown
+    """By which rules their pixels and their samples were read"""
+    inputs: int
+    finds: int
+    """Inputs inside the threat model that are misclassified"""
+    not_counted: dict[Shown, int] = Field(default_factory=dict)
+    """Why the others do not count → how many"""
+    outside_ball_by: tuple[float, float] | None = None
+    """Least and most, of those that lie outside; in the norm, [0, 1] pixel units"""
+    outside_box_by: tuple[float, float] | None = None
+    """Least and most, of those that lie outside; of the largest coordinate"""
+    finds_in_8_bits: int
+    """Finds that are finds still, once their pixels are rounded to the 256 grey levels"""
+
+
 class Cost(Frozen):
     """What the evaluation took."""
 
@@ -168,6 +190,8 @@ class EvaluationRecord(Frozen):
     counts: dict[Outcome, int]
     stages: tuple[StageResult, ...] = ()
     audit: AuditResult | None = None
+    judged: JudgedInputs | None = None
+    """Of inputs that were made elsewhere; None: robench made them"""
     flags: tuple[Flag, ...] = ()
     metrics: dict[Shown, MetricSummary] = Field(default_factory=dict)
     attention_method: Shown | None = None

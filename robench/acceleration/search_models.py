@@ -19,9 +19,11 @@ import torch
 from torch import Tensor, nn
 
 from robench.attacks.base import AttackKind, Gradient
-from robench.attacks.losses import Loss
+from robench.attacks.losses import Loss, logit_difference
+from robench.geometry import norm_of
 from robench.models.wrapper import RobenchModel
 from robench.probes import pulled_back
+from robench.threat_models import Norm
 
 _DTYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
@@ -73,6 +75,27 @@ class SearchModel:
                 (slope,) = torch.autograd.grad(total, leaf, retain_graph=True)
                 slopes.append(slope.to(memory_format=torch.contiguous_format))
         return logits.detach().float(), torch.stack(slopes, dim=1)
+
+    def steepness(
+        self, points: Tensor, rivals: Tensor, labels: Tensor, norm: Norm
+    ) -> tuple[Tensor, Tensor]:
+        """Logits (B, K), and norms (B, M) of the slopes of rivals' logits over the labels'.
+
+        ``rivals`` int64 (B, M), ``labels`` int64 (B,): one forward, M backward passes.
+        """
+        norms = []
+        with self.setting():
+            leaf, logits = self._forward(points)
+            for rival in rivals.T:
+                _, difference = logit_difference(logits.detach(), labels, rival)
+                slope = None
+                if logits.requires_grad:
+                    (slope,) = torch.autograd.grad(
+                        logits, leaf, difference, retain_graph=True, allow_unused=True
+                    )
+                slope = torch.zeros_like(points) if slope is None else slope
+                norms.append(norm_of(slope, norm))
+        return logits.detach().float(), torch.stack(norms, dim=1)
 
     def _forward(self, points: Tensor) -> tuple[Tensor, Tensor]:
         """The inputs that gradients are for, and their logits."""

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from robench.attacks.base import Attack, Gradient, Query, Slots, State, evaluate, limited
 from robench.attacks.losses import LOSSES, Loss, margin, require_classes
+from robench.attacks.target_order import nearest_ranks, require_target_order, searches_of
 from robench.errors import AttackError
 from robench.geometry import expand, norm_of, project, random_noise, unit
 from robench.registry import unknown_name
@@ -57,7 +58,7 @@ class APGD(Attack[APGDState]):
 
     Raises:
         AttackError: a parameter that makes no sense.
-        UnknownNameError: a loss that is not one of these.
+        UnknownNameError: a loss or an order of targets that is not one of these.
     """
 
     state_type = APGDState
@@ -71,6 +72,8 @@ class APGD(Attack[APGDState]):
     targets: int = limited(9, at_least=1)
     """For a targeted loss, how many of the classes next to the label are aimed at, from the most
     to the least likely on the clean input"""
+    target_order: str = "logits"
+    """``logits``, or ``malt``: the nearest linearised boundaries first"""
     eot: int = limited(1, at_least=1)
     """Passes averaged into one gradient, for randomised models"""
     shrinking_eps: bool = False
@@ -82,6 +85,7 @@ class APGD(Attack[APGDState]):
             raise unknown_name("loss", self.loss, allowed)
         if self.shrinking_eps and self.norm != "L1":
             raise AttackError(f"{self.name}: shrinking_eps is defined for L1 only")
+        require_target_order(self.target_order)
         self.targeted = self.loss == "dlr-targeted"
         self.schedule = _Schedule.of(self.steps, self.threat_model, self.shrinking_eps)
         self.phases = int(self.schedule.begins.sum())
@@ -96,6 +100,15 @@ class APGD(Attack[APGDState]):
     def most_steps(self) -> int:
         """Gradient steps."""
         return self.steps
+
+    def search_order(
+        self, query: Query, inputs: Tensor, labels: Tensor, clean_logits: Tensor
+    ) -> Tensor | None:
+        """By ``target_order``."""
+        if not (self.targeted and self.target_order == "malt"):
+            return None
+        ranks = nearest_ranks(query, inputs, labels, clean_logits, self.norm, self.targets)
+        return searches_of(ranks, self.targets, self.restarts)
 
     def start(self, query: Query, slots: Slots) -> APGDState:
         """Place the searches at random points of the ball and take the first gradients."""

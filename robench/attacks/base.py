@@ -70,6 +70,14 @@ class Query(Protocol):
         """One forward and K backward passes: logits (B, K) and gradients (B, K, C, H, W)."""
         ...
 
+    def steepness(self, points: Tensor, rivals: Tensor, labels: Tensor, norm: Norm) -> Tensor:
+        """One forward and M backward passes: (B, M), norms of the slopes of rivals over labels.
+
+        ``rivals`` int64 (B, M) and ``labels`` int64 (B,) are classes; the slope is that of the
+        first one's logit minus the second one's.
+        """
+        ...
+
 
 AttackKind = Literal["gradient", "boundary", "query"]
 """What an attack asks of the model's stand-in. ``gradient``: gradients, and now and then logits
@@ -91,7 +99,8 @@ class Slots:
     keys: Tensor
     """int64 (B,), one for each (seed, sample, attack, search)"""
     search: Tensor
-    """int64 (B,): which of the sample's searches, 0 … ``Attack.searches(K)`` − 1"""
+    """int64 (B,): which of the sample's searches, 0 … ``Attack.searches(K)`` − 1, or as
+    :meth:`Attack.search_order` numbers them"""
 
     def targets(self, restarts: int) -> Tensor:
         """int64 (B,): the wrong classes, likeliest first, each in ``restarts`` searches."""
@@ -235,6 +244,17 @@ class Attack(ABC, Generic[StateT]):
     @abstractmethod
     def most_steps(self) -> int:
         """An upper bound on the steps of one search, for progress bars."""
+
+    def search_order(
+        self, query: Query, inputs: Tensor, labels: Tensor, clean_logits: Tensor
+    ) -> Tensor | None:
+        """The numbers of each sample's searches in the order that they are made, int64 (B, searches).
+
+        Of clean inputs (B, C, H, W), labels (B,) and logits (B, K); asked once for each sample,
+        before the first of its searches starts. None: 0, 1, … A search is the same whenever it is
+        made: its number decides what it draws.
+        """
+        return None
 
     @abstractmethod
     def start(self, query: Query, slots: Slots) -> StateT:

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from robench.attacks.base import Attack, Query, Slots, State, limited
 from robench.attacks.losses import LOSSES, Loss, margin
+from robench.attacks.target_order import nearest_ranks, require_target_order, searches_of
 from robench.geometry import DUAL, expand, norm_of, random_noise, unit
 from robench.threat_models import Norm
 
@@ -41,7 +42,12 @@ class FABState(State):
 
 @dataclass(eq=False, kw_only=True)
 class FAB(Attack[FABState]):
-    """FAB, untargeted or with one search for each target class."""
+    """FAB, untargeted or with one search for each target class.
+
+    Raises:
+        AttackError: a parameter that makes no sense.
+        UnknownNameError: an order of targets that is not one of these.
+    """
 
     kind = "boundary"
     state_type = FABState
@@ -53,6 +59,12 @@ class FAB(Attack[FABState]):
     targets: int = limited(9, at_least=0)
     """Number of target classes, from the most to the least likely on the clean input; 0:
     untargeted, with the gradients of all logits at each step"""
+    target_order: str = "logits"
+    """``logits``, or ``malt``: the nearest linearised boundaries first"""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_target_order(self.target_order)
 
     def searches(self, num_classes: int) -> int:
         """One search for each target and restart."""
@@ -61,6 +73,15 @@ class FAB(Attack[FABState]):
     def most_steps(self) -> int:
         """Iterations."""
         return self.steps
+
+    def search_order(
+        self, query: Query, inputs: Tensor, labels: Tensor, clean_logits: Tensor
+    ) -> Tensor | None:
+        """By ``target_order``."""
+        if not (self.targets and self.target_order == "malt"):
+            return None
+        ranks = nearest_ranks(query, inputs, labels, clean_logits, self.norm, self.targets)
+        return searches_of(ranks, self.targets, self.restarts)
 
     def start(self, query: Query, slots: Slots) -> FABState:
         """Start at the clean input, restarts at a random point within ε/2."""

@@ -250,10 +250,12 @@ class Cascade:
             progress(len(samples))
             return result
         search_model, samples = self._aim(stage, samples, self._model_of(run))
+        ranking = search_model if stage.output is not None else self.prepared.models.exact
+        classes = samples.clean_logits.shape[1]
         near = self._near(run, shard.rows).to(samples.inputs.device) if run.recheck else None
         search = Search(
             attack,
-            Queries(search_model, samples.clean_logits.shape[1], self.batch_size),
+            Queries(search_model, classes, self.batch_size),
             self.prepared.adjudicator,
             samples,
             batch_size=self.batch_size,
@@ -261,6 +263,7 @@ class Cascade:
             seed_tag=stage.name if self.spec.stages else stage.output or "",
             judges_every_step=stage.output is not None,
             only=near,
+            ranking=Queries(ranking, classes, self.batch_size),
         )
         return search.run(shard.search, save=save, progress=progress)
 

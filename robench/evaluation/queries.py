@@ -15,6 +15,7 @@ from robench.attacks.base import Gradient
 from robench.attacks.losses import Loss, cross_entropy
 from robench.devices import Parts
 from robench.errors import first_line
+from robench.threat_models import Norm
 
 
 class Queries:
@@ -86,6 +87,17 @@ class Queries:
             points, rows, lambda part, _: self.model.jacobian(part), shape
         )
         return logits, self._finite(slopes, logits, rows)
+
+    def steepness(self, points: Tensor, rivals: Tensor, labels: Tensor, norm: Norm) -> Tensor:
+        """One forward and M backward passes: (B, M), 0 where the model failed."""
+        rows = self._spend(points, None, backwards=rivals.shape[1])
+        _, norms = self._guarded(
+            points,
+            rows,
+            lambda part, here: self.model.steepness(part, rivals[here], labels[here], norm),
+            rivals.shape[1:],
+        )
+        return norms
 
     def _finite(self, gradient: Tensor, logits: Tensor, rows: Tensor) -> Tensor:
         """The gradient with zeros for what is not finite; both kinds of blindness are noted."""

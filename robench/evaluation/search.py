@@ -25,6 +25,7 @@ from robench.attacks.base import Attack, Slots, StateT, join, slot_keys, take
 from robench.evaluation.adjudicate import Adjudicator
 from robench.evaluation.queries import Queries
 from robench.evaluation.samples import Samples, SearchResult
+from robench.evaluation.search_order import SearchOrder
 from robench.geometry import expand
 
 Progress = Callable[[int], None]
@@ -44,7 +45,7 @@ class Active(Generic[StateT]):
     sample: Tensor
     """int64 (B,)"""
     search: Tensor
-    """int64 (B,): which of the sample's searches"""
+    """int64 (B,): which of the sample's searches, in the order that they are made"""
     best: Tensor
     """(B, C, H, W): the point of the smallest margin so far"""
     best_margin: Tensor
@@ -77,6 +78,7 @@ class Search(Generic[StateT]):
         judges_every_step: adjudicate every candidate, at one forward pass each; for attacks on
             another output of the model, whose margin says nothing certain about the final one.
         only: bool (n, searches), the searches that are wanted; None: all.
+        ranking: passes by which searches are put in order; None: ``queries``.
     """
 
     def __init__(
@@ -90,9 +92,11 @@ class Search(Generic[StateT]):
         seed_tag: str | None = None,
         judges_every_step: bool = False,
         only: Tensor | None = None,
+        ranking: Queries | None = None,
     ) -> None:
         self.attack = attack
         self.queries = queries
+        self.order = SearchOrder(attack, queries if ranking is None else ranking)
         self.adjudicator = adjudicator
         self.samples = samples
         self.batch_size = batch_size
@@ -162,12 +166,13 @@ class Search(Generic[StateT]):
 
     def _start(self, sample: Tensor, search: Tensor) -> None:
         chosen = self.samples.at(sample)
+        number = self.order.number(chosen, sample, search, self.result)
         slots = Slots(
             inputs=chosen.inputs,
             labels=chosen.labels,
             clean_logits=chosen.clean_logits,
-            keys=slot_keys(chosen.keys, self.seed_tag, search),
-            search=search,
+            keys=slot_keys(chosen.keys, self.seed_tag, number),
+            search=number,
         )
         self.queries.reset(len(sample), self.device)
         self.queries.watch_first_gradients()
@@ -335,20 +340,27 @@ class Search(Generic[StateT]):
 
     def _mark_boundary(self) -> None:
         """From here an interrupted search goes on: one assignment, so it is whole or not made."""
-        self._boundary = (self.next_item, self.active, self.parked, dict(vars(self.result)))
+        found = dict(vars(self.result))
+        self._boundary = (self.next_item, self.active, self.parked, self.order.numbers, found)
 
     def snapshot(self) -> dict[str, Any]:
         """Everything needed to go on from the last step: plain data and tensors, not copied."""
-        next_item, active, parked, result = self._boundary
+        next_item, active, parked, order, result = self._boundary
         under_way = () if active is None else (active, *parked)
         contents = [{**vars(part), "state": dict(vars(part.state))} for part in under_way]
-        return {"next_item": next_item, "under_way": contents, "result": result}
+        return {
+            "next_item": next_item,
+            "under_way": contents,
+            "order": order,
+            "result": result,
+        }
 
     def _restore(self, snapshot: dict[str, Any]) -> None:
         """Go on from a snapshot of the same attack on the same samples; it is not changed."""
         under_way = [self._active(content) for content in snapshot["under_way"]]
         self.next_item = snapshot["next_item"]
         self.active, self.parked = next(iter(under_way), None), tuple(under_way[1:])
+        self.order.numbers = self._on_device(snapshot)["order"]
         self.result = SearchResult(**self._on_device(snapshot["result"]))
         self._mark_boundary()
         steps = self.attack.most_steps()

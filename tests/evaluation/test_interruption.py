@@ -138,6 +138,7 @@ def attack(name: str, kind: str, **params: Any) -> AttackSpec:
 
 APGD_CE = attack("apgd-ce", "apgd", steps=3)
 APGD_T = attack("apgd-t", "apgd", loss="dlr-targeted", steps=3, targets=3)
+MALT = attack("apgd-t-malt", "apgd", loss="dlr-targeted", steps=3, targets=3, target_order="malt")
 FAB_T = attack("fab-t", "fab", steps=2, targets=2)
 SQUARE = attack("square", "square", queries=8)
 LINF, L2 = ThreatModel.of("Linf", "0.02"), ThreatModel.of("L2", "0.12")
@@ -149,6 +150,7 @@ CASES: dict[str, tuple[AttackSpec, ThreatModel]] = {
     "cw-l2": (attack("cw-l2", "cw-l2", rounds=2, steps=4), L2),
     "apgd-ce": (APGD_CE, LINF),
     "apgd-t": (APGD_T, LINF),
+    "apgd-t-malt": (MALT, LINF),
     "fab-t": (FAB_T, LINF),
     "square": (SQUARE, ThreatModel.of("Linf", "0.06")),
     "square-l2": (SQUARE, ThreatModel.of("L2", "0.4")),

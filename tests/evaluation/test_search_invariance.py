@@ -47,6 +47,8 @@ ATTACKS: dict[str, Callable[[], Attack[Any]]] = {
     "apgd-ce": lambda: APGD(LINF, steps=12, restarts=2),
     "apgd-dlr-l2": lambda: APGD(L2, steps=12, loss="dlr"),
     "apgd-t": lambda: APGD(LINF, steps=9, loss="dlr-targeted", targets=4),
+    "apgd-t-malt": lambda: APGD(LINF, steps=9, loss="dlr-targeted", targets=3, target_order="malt"),
+    "fab-t-malt": lambda: FAB(L2, steps=2, targets=3, restarts=2, target_order="malt"),
     "apgd-t-l1": lambda: APGD(L1, steps=12, loss="dlr-targeted", targets=3, shrinking_eps=True),
     "fab": lambda: FAB(LINF, steps=4, targets=0, restarts=2),
     "fab-t-short": lambda: FAB(LINF, steps=1, targets=5),

@@ -148,6 +148,10 @@ class PlainQuery:
         self.seen.append(points.detach().clone())
         return self.model.jacobian(points)
 
+    def steepness(self, points: Tensor, rivals: Tensor, labels: Tensor, norm: Norm) -> Tensor:
+        self.seen.append(points.detach().clone())
+        return self.model.steepness(points, rivals, labels, norm)[1]
+
 
 def images(count: int, shape: tuple[int, ...] = (1, 6, 6), seed: int = 0) -> Tensor:
     """Uniform images: float32 (count, *shape) in [0, 1]."""

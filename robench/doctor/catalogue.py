@@ -12,7 +12,7 @@ from robench.doctor.accuracy import accuracy
 from robench.doctor.behaviour import batch_mates, changed_state, dynamic, modes, randomised
 from robench.doctor.gradients import gradients
 from robench.doctor.half_precision import half_precision
-from robench.doctor.outputs import constant_outputs, kind_of_outputs
+from robench.doctor.outputs import coarse_margins, constant_outputs, kind_of_outputs
 from robench.doctor.subject import Finding, Subject
 from robench.registry import Registry
 
@@ -51,6 +51,7 @@ for _name, _check in {
     "batch mates": Check(batch_mates, 64, 16),
     "outputs": Check(kind_of_outputs),
     "constant outputs": Check(constant_outputs),
+    "coarse margins": Check(coarse_margins),
     "accuracy": Check(accuracy),
     "gradients": Check(gradients, 64, 8),
     "half precision": Check(half_precision, 8, 4),

@@ -20,6 +20,8 @@ _SIGMOID_SPREAD = 0.1
 _SIGMOID_MANY = 100
 """Outputs of trained networks that are all in [0, 1], and not all small, are so by a function."""
 _DEPTH = 3
+_MARGIN_STEPS = 1000
+"""So many of float32's steps should a margin have at least"""
 
 
 @torch.no_grad()
@@ -157,6 +159,24 @@ def kind_of_outputs(subject: Subject) -> Iterator[Finding]:
             evidence=f"all {logits.numel()} outputs are in [{low:.3g}, {high:.3g}] and do not "
             "sum to 1: sigmoids, not logits",
             mend="Take the sigmoid out of forward: attacks lose their gradients in it",
+        )
+
+
+def coarse_margins(subject: Subject) -> Iterator[Finding]:
+    """Logits so far from zero that float32 tells only few margins apart."""
+    logits = subject.logits
+    largest = float(logits.abs().max())
+    step = largest * torch.finfo(torch.float32).eps
+    best = logits.topk(2, dim=1).values
+    typical = float((best[:, 0] - best[:, 1]).median())
+    if 0 < typical < _MARGIN_STEPS * step:
+        yield Finding(
+            name="coarse_margins",
+            severity="warning",
+            evidence=f"logits reach {largest:.3g}, where float32 has steps of about {step:.1g}, and "
+            f"lead over each other by {typical:.2g} only: margins have lost their digits",
+            mend="Subtract in forward what all logits of a sample share, such as their mean, before "
+            "it is added",
         )
 
 

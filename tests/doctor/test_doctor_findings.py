@@ -263,6 +263,7 @@ FAULTS = {
     "constant": Fault(
         lambda: Around(after=lambda z: z * 0 + torch.arange(10.0)), "constant_outputs", "differ"
     ),
+    "shifted": Fault(lambda: Around(after=lambda z: z + 1e6), "coarse_margins", "1e+06"),
     "collapsed": Fault(
         lambda: Around(after=lambda z: z + 1e3 * torch.eye(10)[4]),
         "one_class_predicted",

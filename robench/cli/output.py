@@ -103,6 +103,9 @@ def record_text(record: EvaluationRecord) -> str:
     if record.audit is not None:
         audit, then = record.audit, ", so all were attacked" if record.audit.escalated else ""
         found = f"{audit.audited} of {audit.survivors} survivors, {audit.hits} broken{then}"
+        if audit.missed_share_upper:
+            missed = f"{100 * audit.missed_share_upper:.1f} %"
+            found += f"; at most {missed} of the survivors would have been (95 %)"
         facts.append(("audit", found))
     facts += [(f"flag ({flag.severity})", f"{flag.name}: {flag.evidence}") for flag in record.flags]
     width = max(len(name) for name, _ in facts)
@@ -184,7 +187,8 @@ def _group_table(rows: list[dict[str, Any]], radii: bool) -> str:
     header = ["eps"] * radii + ["rank", "model", "robust_acc", "95 % interval", "best known"]
     header += ["clean_acc"]
     header += [name.removesuffix("_acc").replace("_", "-") for name in attacks]
-    header += ["worst class", "validity"]
+    audited = any(number(row.get("audit_missed")) != "–" for row in rows)
+    header += [*(["audit missed ≤"] if audited else []), "worst class", "validity"]
     body = []
     for row in rows:
         interval = f"{number(row['robust_acc_low'])} – {number(row['robust_acc_high'])}"
@@ -200,6 +204,7 @@ def _group_table(rows: list[dict[str, Any]], radii: bool) -> str:
                 number(row["best_known_acc"]),
                 number(row["clean_acc"]),
                 *(number(row[name]) for name in attacks),
+                *([number(row["audit_missed"])] if audited else []),
                 worst,
                 str(row["validity"]),
             ]

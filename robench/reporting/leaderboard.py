@@ -79,6 +79,7 @@ _WORST = (
     _Column("worst_class", "text", lambda r: class_name(r.dataset, r.worst_class)),
     _Column("worst_class_robust_acc", "percent", lambda r: r.class_robust_acc[r.worst_class]),
 )
+_AUDIT = (_Column("audit_missed", "percent", lambda result: result.audit_missed),)
 _ATTENTION = (
     _Column("attention_attack", "text", lambda result: result.attention_attack),
     _Column("attention_method", "text", lambda r: r.attention_record.attention_method),
@@ -91,7 +92,8 @@ _TAIL = (
     _Column("weights_sha256", "text", lambda result: result.model.weights_sha256),
     _Column("data_sha256", "text", lambda result: result.group.fingerprint),
 )
-_KINDS = {column.name: column.kind for column in (*_HEAD, *_WORST, *_ATTENTION, *_TAIL)}
+_ALL = (*_HEAD, *_AUDIT, *_WORST, *_ATTENTION, *_TAIL)
+_KINDS = {column.name: column.kind for column in _ALL}
 
 
 def attack_column(attack: str) -> str:
@@ -212,7 +214,8 @@ def _row(
     if all(stored.record.attack.is_judged for stored in result.attacks.values()):
         unranked.append("judged_only")
     measured = result.attention_attack is not None
-    columns = (*_HEAD, *_WORST, *(_ATTENTION if measured else ()), *_TAIL)
+    audit = _AUDIT if result.audit_missed is not None else ()
+    columns = (*_HEAD, *audit, *_WORST, *(_ATTENTION if measured else ()), *_TAIL)
     row = {column.name: column.of(result) for column in columns}
     row["rank"] = None if unranked else 0
     row["validity"] = ";".join(unranked + _doubts(result)) or NO_FLAG
@@ -256,7 +259,8 @@ def _frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
     splits = ("", "_broken", "_survived")
     metrics = [f"{name}{split}" for name in columns_shown("leaderboard") for split in splits]
     attacks = sorted(name for name in present - {*_KINDS, *metrics} if name.endswith("_acc"))
-    columns = [*(c.name for c in _HEAD), *attacks, *(c.name for c in _WORST)]
+    audit = [c.name for c in _AUDIT if c.name in present]
+    columns = [*(c.name for c in _HEAD), *attacks, *audit, *(c.name for c in _WORST)]
     if "attention_attack" in present:
         columns += [c.name for c in _ATTENTION]
         columns += [name for name in metrics if any(row.get(name) is not None for row in rows)]

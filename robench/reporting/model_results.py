@@ -141,6 +141,17 @@ class ModelResult:
         """Robust accuracy under one attack with its 95 % Wilson interval, in percent."""
         return self._share(self.outcome_is(attack, Outcome.SURVIVED))
 
+    @property
+    def audit_missed(self) -> float | None:
+        """Points of robust accuracy that an attack's audit may have missed, at 95 %.
+
+        Of several audited attacks the largest bound, None without any.
+        """
+        records = [stored.record for stored in self.attacks.values()]
+        audits = [(record.audit, record.n) for record in records if record.audit]
+        bounds = [100 * (a.missed_share_upper or 0) * a.survivors / n for a, n in audits]
+        return max(bounds, default=None)
+
     @functools.cached_property
     def class_robust_acc(self) -> dict[int, float]:
         """Worst-case robust accuracy in percent by class; classes without samples are absent."""

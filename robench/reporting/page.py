@@ -96,6 +96,10 @@ _BOARD = {
         "best known %", "share that no record of the model has broken, whatever made its finds"
     ),
     "clean_acc": _Column("clean %", "accuracy without an attack"),
+    "audit_missed": _Column(
+        "audit may have missed",
+        "points of robust accuracy that an audited protocol may have missed, 95 % bound",
+    ),
     "worst_class": _Column("worst class", "class with the lowest robust accuracy", text=True),
     "worst_class_robust_acc": _Column("its robust %", "robust accuracy of the worst class"),
     "attention_attack": _Column(

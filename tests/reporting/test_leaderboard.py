@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from pandas.testing import assert_frame_equal
 from record_factory import make_record, make_samples, make_stored
 
+from robench.cli.output import board_text
 from robench.errors import StoreError, UsageError
-from robench.records import AttackSpec, Flag, MetricSummary, Suite
+from robench.records import AttackSpec, AuditResult, Flag, MetricSummary, Suite
 from robench.reporting.leaderboard import (
     NO_FLAG,
     attack_column,
@@ -22,6 +23,7 @@ from robench.reporting.leaderboard import (
     with_clean_points,
 )
 from robench.reporting.model_results import collect
+from robench.reporting.page import build_page
 from robench.results import RecordFilter, Store, StoredRecord
 from robench.statistics import wilson
 
@@ -169,6 +171,36 @@ def test_flags_and_unstable_predictions_are_listed() -> None:
     assert frame.loc[0, "validity"] == "unstable_clean:2;zero_gradients(severe)"
     assert frame.loc[0, "robust_acc"] == round(100 / 3, 2)
     assert frame.loc[0, "clean_acc"] == round(100 / 3, 2)
+
+
+def test_what_an_audit_may_have_missed_is_said_in_points_of_accuracy() -> None:
+    """5 % of 4 survivors out of 10 are 2 points; of two audits the larger bound."""
+
+    def audit(bound: float | None) -> AuditResult:
+        return AuditResult(
+            survivors=4, audited=2, hits=0, escalated=False, missed_share_upper=bound
+        )
+
+    letters = "SSSSBBBBBB"
+    records = [
+        make_stored(letters, model="a", attack="fast", audit=audit(0.05)),
+        make_stored(letters, model="a", attack="aa-core", audit=audit(0.025)),
+        make_stored(letters, model="b", attack="fast", audit=audit(None)),
+        make_stored(letters, model="b", attack="aa-core"),
+        make_stored(letters, model="c", attack="fast"),
+        make_stored(letters, model="c", attack="aa-core"),
+    ]
+    frame = build_leaderboard(records)
+    assert frame.set_index("model")["audit_missed"].fillna(-1).to_dict() == {
+        "a": 2.0,
+        "b": 0.0,
+        "c": -1.0,
+    }
+    assert "audit_missed" not in build_leaderboard(records[3:])
+    assert "audit may have missed" in build_page(frame)
+    heading, row = board_text(frame).splitlines()[1:3]
+    place = heading.index("audit missed ≤")
+    assert row[place : place + len("audit missed ≤")].strip() == "2.0"
 
 
 def test_worst_class_is_named() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from robench.records import (
     AttackSpec,
+    AuditResult,
     Cost,
     DatasetSpec,
     Environment,
@@ -82,6 +83,7 @@ def make_record(
     params: Mapping[str, Any] | None = None,
     precision: str = "auto",
     kind: str = "pgd",
+    audit: AuditResult | None = None,
 ) -> EvaluationRecord:
     """A record whose counts, key and cost follow from the samples."""
     threat_model = ThreatModel.parse(threat)
@@ -128,6 +130,7 @@ def make_record(
         counts=dict(counts),
         flags=tuple(flags),
         metrics=dict(metrics or {}),
+        audit=audit,
         cost=Cost(
             forwards=sum(s.forwards for s in samples),
             backwards=sum(s.backwards for s in samples),

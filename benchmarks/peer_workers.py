@@ -69,6 +69,20 @@ class Job:
         return self.threat_model.radius
 
 
+class AffineLogits(nn.Module):
+    """Another model's logits, multiplied and shifted: it classifies alike."""
+
+    def __init__(self, model: nn.Module, scale: float, offset: float) -> None:
+        super().__init__()
+        self.model = model
+        self.scale, self.offset = scale, offset
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """(B, C, H, W) → (B, K)."""
+        logits: Tensor = self.model(inputs)
+        return logits * self.scale + self.offset
+
+
 Result = tuple[Tensor, float, dict[str, Any]]
 """Proposed inputs (n, C, H, W), seconds, further figures"""
 
@@ -282,8 +296,12 @@ def job_for(
     eps: str = "0.2",
     seed: int = 0,
     device: str = "cpu",
+    logits: tuple[float, float] = (1.0, 0.0),
 ) -> Job:
-    """Load what a measurement needs; ``random:ARCH`` has random weights and data."""
+    """Load what a measurement needs; ``random:ARCH`` has random weights and data.
+
+    The model's ``logits`` are multiplied by the first number, then the second is added.
+    """
     place = torch.device(device)
     if model_name.startswith("random:"):
         # Random weights and data: for speed at a size that no committed checkpoint has.
@@ -297,6 +315,10 @@ def job_for(
     else:
         model = load_model(model_name)
         data = load_dataset(dataset or model.summary.dataset).subset(n)
+    if logits != (1.0, 0.0):
+        classes, name = model.num_classes, model.summary.name
+        affine = AffineLogits(model, *logits)
+        model = wrap_module(affine, num_classes=classes, name=name, dataset=data.name)
     torch.manual_seed(seed)
     everything = range(len(data))
     return Job(
@@ -323,6 +345,7 @@ def main() -> None:
     parser.add_argument("--eps", default="0.2")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--logits", nargs=2, type=float, default=(1.0, 0.0))
     arguments = parser.parse_args()
     job = job_for(
         arguments.task,
@@ -333,6 +356,7 @@ def main() -> None:
         eps=arguments.eps,
         seed=arguments.seed,
         device=arguments.device,
+        logits=(arguments.logits[0], arguments.logits[1]),
     )
     adjudicator = Adjudicator(job.model, job.threat_model)
     # The first passes of a process are slower, and make torch import more of itself.
@@ -349,6 +373,8 @@ def main() -> None:
     proposed, seconds, figures = PEERS[arguments.peer](job)
     broken = adjudicator.judge(proposed.float(), job.inputs, job.labels).broken
     robust = 100 * float((correct & ~broken).double().mean())
+    found = (correct & broken).nonzero().squeeze(1).tolist()
+    figures["broken"] = [job.dataset.sample_ids[row] for row in found]
     print(json.dumps({"seconds": seconds, "robust_acc": robust, **figures}))
 
 

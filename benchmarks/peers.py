@@ -108,8 +108,15 @@ def install_peers(folder: Path) -> None:
             subprocess.run([*command, "--target", str(place), *packages], check=True)
 
 
-def measure(table: Table, peer: str, seed: int, device: str, folder: Path) -> dict[str, Any]:
-    """One run of one peer."""
+def measure(
+    table: Table,
+    peer: str,
+    seed: int,
+    device: str,
+    folder: Path,
+    logits: tuple[float, float] | None = None,
+) -> dict[str, Any]:
+    """One run of one peer, on logits that are multiplied and shifted if so asked."""
     environment = dict(os.environ)
     if peer in _ISOLATED:
         environment["PYTHONPATH"] = str(folder / peer)
@@ -126,6 +133,8 @@ def measure(table: Table, peer: str, seed: int, device: str, folder: Path) -> di
         options["dataset"] = table.dataset
     for name, value in options.items():
         command += [f"--{name}", str(value)]
+    if logits is not None:
+        command += ["--logits", *(repr(number) for number in logits)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"{peer} failed on {table.title}:\n{done.stderr[-3000:]}")

@@ -131,6 +131,7 @@ def _key(**changes: Any) -> str:
         {"attack": _spec(params={"steps": 21})},
         {"attack": _spec(attack="apgd")},
         {"attack": _spec(output="auxiliary")},
+        {"attack": _spec(within=0.5)},
         {"seed": 1},
         {"precision": "fp32"},
         {"foreign": {"art:PGD": "art 1.0"}},
@@ -153,6 +154,10 @@ def test_what_changes_the_numbers_changes_the_key(change: dict[str, Any]) -> Non
 )
 def test_what_does_not_change_the_numbers_keeps_the_key(change: dict[str, Any]) -> None:
     assert _key(**change) == _key()
+
+
+def test_a_stage_for_all_survivors_is_keyed_as_before_there_were_others() -> None:
+    assert "within" not in _spec().identity
 
 
 def test_stage_names_key_the_draws_and_so_the_record() -> None:
@@ -221,6 +226,12 @@ def test_cascades_and_their_stages() -> None:
         AttackSpec(name="a", stages=(_spec(), _spec()))
     with pytest.raises(ValidationError, match="not one of its stages"):
         AttackSpec(name="a", stages=(_spec(),), audit=AuditSpec(first_stage=1))
+    with pytest.raises(ValidationError, match="no sense for the first stage"):
+        AttackSpec(name="a", stages=(_spec(within=0.5), _spec(name="b")))
+    with pytest.raises(ValidationError, match="within is for later stages"):
+        Suite(name="a", attacks=(_spec(within=0.5),))
+    with pytest.raises(ValidationError, match="greater than 0"):
+        _spec(within=0)
     stages = (_spec(), _spec(name="l2-only", norms=["L2"]))
     cascade = AttackSpec(name="a", stages=stages)
     names = [[stage.name for stage in cascade.for_norm(norm).stages] for norm in ("Linf", "L2")]

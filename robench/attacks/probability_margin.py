@@ -24,11 +24,12 @@ from robench.attacks.base import Gradient, Query, Slots, limited
 from robench.attacks.losses import Loss, lowered_label
 from robench.attacks.pgd import PGD, PGDState
 from robench.geometry import expand, steepest
+from robench.registry import unknown_name
 
 _UP, _DOWN, _RIVAL, _BOTH, _OUTPUT = range(5)
 """What a step ascends: p_y, −p_y, p_m, p_m − p_y, or a random direction w·z of the logits"""
 _OUTPUT_STEPS = 2
-"""Steps by which later restarts leave their start along w·z (Tashiro et al., NeurIPS 2020)"""
+"""Steps by which restarts leave their start along w·z (Tashiro et al., NeurIPS 2020)"""
 
 
 @dataclass(frozen=True)
@@ -82,10 +83,7 @@ class PMAState(PGDState):
 
 @dataclass(eq=False, kw_only=True)
 class PMA(PGD):
-    """Two searches for each restart, which differ in the part of the loss that they begin with.
-
-    Restarts after the first leave their start along a random direction of the output.
-    """
+    """Two searches for each restart, which differ in the part of the loss that they begin with."""
 
     state_type: ClassVar[type[PGDState]] = PMAState
     name: str = "pma"
@@ -93,9 +91,14 @@ class PMA(PGD):
     """Gradient steps of one search"""
     relative_step_size: float = 1.0
     """Mean step length as a share of ε"""
+    output_starts: str = "later"
+    """Which restarts leave their start along a random direction of the output: ``later`` than the
+    first, or ``all``"""
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.output_starts not in (allowed := ["later", "all"]):
+            raise unknown_name("output_starts", self.output_starts, allowed)
         half = self.steps // 2
         places = [step if step < half else step - half for step in range(self.steps + 1)]
         # By Python's cosine: torch rounds an element by its place in the tensor.
@@ -118,7 +121,8 @@ class PMA(PGD):
         part = torch.where(state.search % 2 == 0, _DOWN, _RIVAL)
         goal = torch.where(state.step == 0, _UP, part)
         goal = torch.where(state.step >= self.steps // 2, _BOTH, goal)
-        leaving = (state.search >= 2) & (state.step < _OUTPUT_STEPS)
+        published = 2 if self.output_starts == "later" else 0
+        leaving = (state.search >= published) & (state.step < _OUTPUT_STEPS)
         goal = torch.where(leaving, _OUTPUT, goal)
         return _Goal(probability_margin, state.labels, state.targets, goal, state.direction)
 

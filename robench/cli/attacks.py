@@ -56,5 +56,6 @@ def _suite_text(suite: Any) -> str:
 
 
 def _row(spec: Any, indent: str = "") -> tuple[str, str, str, str]:
-    params = " ".join(f"{name}={value}" for name, value in spec.params.items())
+    shown = spec.params if spec.within is None else {**spec.params, "within": spec.within}
+    params = " ".join(f"{name}={value}" for name, value in shown.items())
     return f"{indent}{spec.name}", spec.attack, " ".join(spec.norms), params

@@ -161,6 +161,10 @@ class Cascade:
                 due = due[audited]
             else:
                 due = due[~audited] if self._escalates() else due[:0]
+        if (within := self.stages[run.stage].within) is not None:
+            clean = self.prepared.margins[self.prepared.rows[due]]
+            closest = self.state.closest_margin[due]
+            due = due[(closest <= within * clean) | closest.isinf()]  # or nothing is known
         return due[self._near(run, due).any(dim=1)] if run.recheck else due
 
     def _escalates(self) -> bool:

@@ -43,6 +43,9 @@ class AttackSpec(Frozen):
     """Pattern (``auxiliary_*``) for the names of other outputs of the model to attack, one after
     the other; the verdict is always the final output's. Models without such an output do not run
     the entry, and lack nothing."""
+    within: float | None = Field(None, gt=0)
+    """Of a stage: only survivors run it whose smallest margin so far is at most so large a share of
+    their clean one. None: all survivors."""
     stages: tuple[AttackSpec, ...] = ()
     audit: AuditSpec | None = None
 
@@ -56,6 +59,8 @@ class AttackSpec(Frozen):
             raise ValueError(f"attack {self.name!r}: audit.first_stage is not one of its stages")
         if any(stage.stages for stage in self.stages):
             raise ValueError(f"attack {self.name!r}: a stage has no stages of its own")
+        if self.stages and self.stages[0].within is not None:
+            raise ValueError(f"attack {self.name!r}: within makes no sense for the first stage")
         names = [stage.name for stage in self.stages]
         if len(set(names)) != len(names):
             raise ValueError(f"attack {self.name!r}: stage names repeat")
@@ -88,6 +93,8 @@ class AttackSpec(Frozen):
     def identity(self) -> dict[str, Any]:
         """Plain data that determines the numbers (not the column's name)."""
         content = self.model_dump(mode="json", exclude={"name", "norms", "stages"})
+        if self.within is None:  # as before there were such stages
+            del content["within"]
         content["stages"] = [{"name": s.name, **s.identity} for s in self.stages]
         return content
 
@@ -124,6 +131,8 @@ class Suite(Frozen):
         # The same column may be defined once for each norm.
         seen: set[tuple[str, str]] = set()
         for spec in self.attacks:
+            if spec.within is not None:
+                raise ValueError(f"suite {self.name!r}: {spec.name!r}: within is for later stages")
             for norm in spec.norms:
                 if (spec.name, norm) in seen:
                     raise ValueError(f"suite {self.name!r}: {spec.name!r} twice for {norm}")

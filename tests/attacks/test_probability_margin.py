@@ -95,9 +95,14 @@ def test_steps_shrink_along_a_cosine_in_each_half() -> None:
     assert whole > 20
 
 
-def test_restarts_leave_their_start_in_directions_of_their_own() -> None:
+@pytest.mark.parametrize(
+    ("search", "options"), [(2, {"restarts": 2}), (0, {"output_starts": "all"})]
+)
+def test_restarts_leave_their_start_in_directions_of_their_own(
+    search: int, options: dict[str, Any]
+) -> None:
     """Along w·z a two-class model can only go up or down; half of the draws go each way."""
-    points, weight = _walk("L2", 2, steps=8, restarts=2)
+    points, weight = _walk("L2", search, steps=8, **options)
     first = (points[1] - points[0]) @ weight
     assert bool((first > 0).any())
     assert bool((first < 0).any())

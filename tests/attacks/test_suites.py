@@ -33,9 +33,17 @@ def test_every_entry_of_every_suite_becomes_an_attack(name: str) -> None:
 
 
 def test_the_suites_that_users_rely_on_are_there() -> None:
-    assert {"quick", "standard", "core", "aa-standard", "aa-plus", "aa-rand", "aa-core"} <= set(
-        list_suites()
-    )
+    assert {
+        "quick",
+        "standard",
+        "core",
+        "aa-standard",
+        "aa-plus",
+        "aa-rand",
+        "aa-core",
+        "fast",
+        "strong",
+    } <= set(list_suites())
 
 
 @pytest.mark.parametrize(
@@ -81,14 +89,33 @@ def test_aa_core_audits_and_carries_another_name() -> None:
     assert "autoattack" not in core.name
 
 
-def test_fast_audits_the_probability_margin_attack_with_all_of_autoattack() -> None:
-    (fast,) = load_suite("fast").for_norm("L2")
+@pytest.mark.parametrize("norm", ["Linf", "L2"])
+def test_fast_audits_its_attacks_with_all_of_autoattack(norm: Norm) -> None:
+    (fast,) = load_suite("fast").for_norm(norm)
     assert fast.audit is not None
-    assert (fast.audit.fraction, fast.audit.minimum, fast.audit.first_stage) == (0.1, 100, 1)
-    (standard,) = load_suite("aa-standard").for_norm("L2")
-    assert fast.stages[0].attack == "pma"
-    assert fast.stages[1:] == standard.stages
+    assert (fast.audit.fraction, fast.audit.minimum, fast.audit.first_stage) == (0.1, 50, 3)
+    (standard,) = load_suite("aa-standard").for_norm(norm)
+    assert [stage.within for stage in fast.stages[:3]] == [None, 0.3, 0.3]
+    assert fast.stages[3:] == standard.stages
     assert "autoattack" not in fast.name
+
+
+@pytest.mark.parametrize("norm", ["Linf", "L2"])
+def test_strong_contains_the_gradient_attacks_of_autoattack(norm: Norm) -> None:
+    """By name, so by their draws, and by budget: on few classes it makes the very same searches."""
+    (strong,) = load_suite("strong").for_norm(norm)
+    (standard,) = load_suite("aa-standard").for_norm(norm)
+    stages = {stage.name: stage for stage in strong.stages}
+    for stage in standard.stages:
+        params = dict(stages[stage.name].params)
+        params.pop("target_order", None)
+        assert stages[stage.name].model_copy(update={"params": params}) == stage
+    assert strong.audit is not None
+    assert [stage.name for stage in strong.stages[strong.audit.first_stage :]] == [
+        "fab-t",
+        "square",
+    ]
+    assert "autoattack" not in strong.name
 
 
 def _write(path: Path, text: str) -> Path:

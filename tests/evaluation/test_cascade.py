@@ -86,6 +86,25 @@ def test_only_survivors_go_on() -> None:
     assert (sizes <= 0.1 + 1e-6).all()
 
 
+def test_a_stage_may_be_for_survivors_near_the_boundary_alone() -> None:
+    """Nearness is the sample's own, its margin over its clean one; the audit looks at all."""
+    # The mean moves by 0.1: of the margins a sixth is left, half and two thirds.
+    data = stripes([0.02, 0.12, 0.2, 0.3])
+    first = pgd("first", steps=4, random_start=False)
+    near = pgd("near", steps=4, random_start=False).model_copy(update={"within": 0.4})
+    spec = AttackSpec(
+        name="core",
+        stages=(first, near, SQUARE),
+        audit=AuditSpec(fraction=0.01, minimum=3, first_stage=2),
+    )
+    record = evaluate(Threshold(), data, spec).record
+    assert [(s.name, s.attempted) for s in record.stages] == [
+        ("first", 4),
+        ("near", 1),
+        ("square", 3),
+    ]
+
+
 def audited(first: AttackSpec, later: AttackSpec, minimum: int) -> AttackSpec:
     return AttackSpec(
         name="core",

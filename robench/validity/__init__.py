@@ -1,0 +1,1 @@
+"""Can a robustness number be trusted: what bounds it from the other side."""

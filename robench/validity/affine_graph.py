@@ -1,0 +1,259 @@
+"""A network as affine operations and ReLUs: what bounds on its outputs are computed on.
+
+``torch.export`` writes down what the network computes for inputs of one shape. Every operation of
+that list must be a ReLU, or affine in what comes from the input, the weights taken as constants:
+then its bounds are known. Anything else is refused by name.
+"""
+
+from __future__ import annotations
+
+import logging
+import operator
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.export.graph_signature import InputKind, OutputKind
+from torch.fx.node import Node, map_arg
+
+from robench.errors import ModelError, first_line
+
+_KNOWN = (
+    "convolutions, linear layers, batch normalisation, ReLU, average pooling, means and sums, "
+    "reshaping, zero padding, constants added or multiplied, and sums of branches"
+)
+
+Kind = Literal["same", "weights", "sum"]
+
+_AFFINE: dict[str, Kind] = {
+    # Non-negative weights and no constant: the operation is its own magnitude.
+    **dict.fromkeys(
+        (
+            *("view", "reshape", "_unsafe_view", "permute", "transpose", "t", "expand", "flatten"),
+            *("unsqueeze", "squeeze", "slice", "select", "clone", "alias", "detach", "cat", "flip"),
+            *("avg_pool2d", "_adaptive_avg_pool2d", "mean", "sum", "_to_copy", "lift_fresh_copy"),
+        ),
+        "same",
+    ),
+    # One operand comes from the input, the other is weights.
+    **dict.fromkeys(("convolution", "addmm", "mm", "mul", "div", "neg"), "weights"),
+    # Branches or constants, added or subtracted.
+    **dict.fromkeys(("add", "sub"), "sum"),
+    "constant_pad_nd": "same",
+}
+"""Core operation of ``torch.export`` → how its magnitude is computed."""
+
+_ADDED = {"convolution": 2, "addmm": 0}
+"""Operation with weights → the place of the constant that it adds."""
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One step of the network.
+
+    Attributes:
+        name: of the operation, and of the layer it belongs to.
+        parents: the positions of what it reads, 0 for the network's input.
+        apply: the step itself: the parents' values (B, …) → its value (B, …).
+        magnitude: how far its value moves at most when each coordinate of the parents moves by so
+            much: the step with the weights' absolute values and no constant. None: a ReLU.
+    """
+
+    name: str
+    parents: tuple[int, ...]
+    apply: Callable[..., Tensor]
+    magnitude: Callable[..., Tensor] | None
+
+    @property
+    def is_relu(self) -> bool:
+        """Whether it is a ReLU; otherwise it is affine in its parents together."""
+        return self.magnitude is None
+
+
+class AffineGraph:
+    """The operations of a network in the order in which they are computed.
+
+    Weights are looked up when an operation is applied: bounds of a network in training follow its
+    parameters.
+
+    Args:
+        network: its evaluation-mode forward of a batch like ``example`` is taken; its dtype is the
+            one that bounds are computed in.
+        example: (B, C, H, W) of the network's dtype. Every later batch has this shape.
+
+    Raises:
+        ModelError: the network cannot be written down, or has an operation without known bounds.
+    """
+
+    def __init__(self, network: nn.Module, example: Tensor) -> None:
+        self.example = example
+        self.operations: list[Operation] = []
+        self._positions: dict[Node, int] = {}
+        self._constants: dict[Node, Callable[[], Any]] = {}
+        exported = _export(network, example)
+        tensors = {**dict(network.named_parameters()), **dict(network.named_buffers())}
+        kinds = {item.arg.name: item for item in exported.graph_signature.input_specs}
+        for node in exported.graph.nodes:
+            if node.op == "placeholder":
+                known = kinds[node.name]
+                if known.kind is InputKind.USER_INPUT:
+                    self._positions[node] = 0
+                else:
+                    tensor = tensors.get(known.target, exported.constants.get(known.target))
+                    self._constants[node] = partial(_itself, tensor)
+            elif node.op == "call_function":
+                self._add(node)
+        outputs = exported.graph_signature.output_specs
+        (last,) = (item.arg.name for item in outputs if item.kind is OutputKind.USER_OUTPUT)
+        (output,) = (place for node, place in self._positions.items() if node.name == last)
+        self.output = output
+        """The position of the logits."""
+
+    def __call__(self, inputs: Tensor) -> Tensor:
+        """The network's output (B, classes), step by step."""
+        return self.values(inputs)[self.output]
+
+    def values(self, inputs: Tensor) -> list[Tensor]:
+        """The value at each position, ``inputs`` first."""
+        found = [inputs]
+        for operation in self.operations:
+            found.append(operation.apply(*(found[place] for place in operation.parents)))
+        return found
+
+    def _add(self, node: Node) -> None:
+        sources = [item for item in node.all_input_nodes if item in self._positions]
+        if not sources:
+            self._constants[node] = partial(self._call, node, {})
+            return
+        name = _operation_name(node)
+        if name == "getitem" and node.args[1] == 0:
+            # Of batch normalisation, whose first value is the only one that counts.
+            self._positions[node] = self._positions[sources[0]]
+            return
+        if name == "relu":
+            apply, magnitude = partial(self._call_on, node, sources), None
+        elif name == "_native_batch_norm_legit_no_training":
+            apply = partial(self._normalise, node)
+            magnitude = partial(self._normalise_magnitude, node)
+        else:
+            self._check_affine(node, name, sources)
+            apply = partial(self._call_on, node, sources)
+            magnitude = partial(self._magnitude, node, name, sources)
+        parents = tuple(self._positions[item] for item in sources)
+        self.operations.append(Operation(_place(node, name), parents, apply, magnitude))
+        self._positions[node] = len(self.operations)
+
+    def _check_affine(self, node: Node, name: str, sources: Sequence[Node]) -> None:
+        kind = _AFFINE.get(name)
+        fine = kind is not None
+        if name == "div":
+            fine = sources == [node.args[0]]
+        elif kind == "weights":
+            # Of one that comes from the input, and that not as the weights.
+            fine = len(sources) == 1 and node.args.count(sources[0]) == 1
+            fine = fine and (name != "convolution" or sources[0] is node.args[0])
+        elif name == "constant_pad_nd":
+            fine = len(node.args) < 3 or node.args[2] == 0
+        if not fine:
+            raise ModelError(
+                f"there are no bounds for the operation {_place(node, name)}",
+                hint=f"They are known for {_KNOWN}",
+            )
+
+    def _call_on(self, node: Node, sources: Sequence[Node], *values: Tensor) -> Tensor:
+        return self._call(node, dict(zip(sources, values, strict=True)))
+
+    def _call(self, node: Node, values: dict[Node, Tensor]) -> Any:
+        def look_up(item: Node) -> Any:
+            return values[item] if item in values else self._constants[item]()
+
+        arguments, options = map_arg(node.args, look_up), map_arg(node.kwargs, look_up)
+        if _operation_name(node) in ("_to_copy", "lift_fresh_copy"):
+            return arguments[0]  # everything is of one dtype here
+        target: Any = node.target
+        return target(*arguments, **options)
+
+    def _magnitude(
+        self, node: Node, name: str, sources: Sequence[Node], *radii: Tensor
+    ) -> Tensor:
+        values = dict(zip(sources, radii, strict=True))
+        if _AFFINE[name] == "same":
+            return self._call_on(node, sources, *radii)
+        if name == "neg":
+            return radii[0]
+
+        def sized(place: int, item: Any) -> Any:
+            """What stands at a place, as the size of what it does."""
+            if isinstance(item, Node) and item in values:
+                return values[item]
+            constant = self._constants[item]() if isinstance(item, Node) else item
+            if place == _ADDED.get(name) or _AFFINE[name] == "sum":
+                return None if constant is None else constant * 0
+            return abs(constant) if isinstance(constant, Tensor | float | int) else constant
+
+        if name == "convolution":
+            operands = [sized(place, item) for place, item in enumerate(node.args[:3])]
+            return torch.ops.aten.convolution.default(*operands, *node.args[3:])
+        operands = [sized(place, item) for place, item in enumerate(node.args)]
+        if _AFFINE[name] == "sum":
+            return operands[0] + abs(node.kwargs.get("alpha", 1)) * operands[1]
+        target: Any = node.target
+        return target(*operands)
+
+    def _scale(self, node: Node) -> tuple[Tensor, Tensor]:
+        """What batch normalisation multiplies by and adds, each (1, channels, 1, 1)."""
+        weight, bias, mean, variance = (
+            None if item is None else self._constants[item]() for item in node.args[1:5]
+        )
+        scale = (variance + node.args[6]).rsqrt()
+        scale = scale if weight is None else scale * weight
+        shift = -mean * scale if bias is None else bias - mean * scale
+        return scale, shift
+
+    def _normalise(self, node: Node, value: Tensor) -> Tensor:
+        scale, shift = (_by_channel(part, value) for part in self._scale(node))
+        return value * scale + shift
+
+    def _normalise_magnitude(self, node: Node, radius: Tensor) -> Tensor:
+        return radius * _by_channel(self._scale(node)[0].abs(), radius)
+
+
+def _itself(value: Any) -> Any:
+    return value
+
+
+def _by_channel(values: Tensor, like: Tensor) -> Tensor:
+    return values.view(1, -1, *([1] * (like.dim() - 2)))
+
+
+def _export(network: nn.Module, example: Tensor) -> torch.export.ExportedProgram:
+    logger = logging.getLogger("torch.export")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        exported = torch.export.export(network, (example,), strict=False)
+        return exported.run_decompositions()
+    except Exception as error:  # whatever the network's own code raises when it is traced
+        raise ModelError(
+            f"what the network computes cannot be written down: {first_line(error)}",
+            hint="Bounds need a forward without decisions on values and without NumPy",
+        ) from error
+    finally:
+        logger.setLevel(level)
+
+
+def _operation_name(node: Node) -> str:
+    if node.target is operator.getitem:
+        return "getitem"
+    schema = getattr(node.target, "_schema", None)
+    return str(node.target) if schema is None else schema.name.partition("::")[2]
+
+
+def _place(node: Node, name: str) -> str:
+    """``relu of network.blocks.0``."""
+    modules = list(node.meta.get("nn_module_stack", {}).values())
+    inside = modules[-1][0] if modules else ""
+    return f"{name} of {inside}" if inside else name

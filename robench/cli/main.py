@@ -24,6 +24,7 @@ from robench.cli.run import run
 from robench.cli.streams import lost_output, make_tolerant
 from robench.cli.train import train
 from robench.cli.trust import trust
+from robench.cli.verify_bounds import verify_bounds
 from robench.cli.zoo import zoo_app
 from robench.errors import RobenchError, ended_process
 from robench.text import visible
@@ -124,6 +125,7 @@ app.command(short_help="Judge adversarial inputs from elsewhere.")(judge)
 app.command(short_help="Look closer at attention under attack.")(attention)
 app.command(short_help="Gate a checkpoint: is it worse than a baseline?")(check)
 app.command(short_help="Find what is wrong with a model before it is attacked.")(doctor)
+app.command(short_help="Bound robust accuracy from below.")(verify_bounds)
 app.command(short_help="Make a checkpoint with a recipe.")(train)
 app.command(short_help="List attacks, adapters and suites.")(attacks)
 app.command(short_help="Let a folder's cards and suites name code.")(trust)

@@ -1,13 +1,12 @@
 """A network as affine operations and ReLUs: what bounds on its outputs are computed on.
 
-``torch.export`` writes down what the network computes for inputs of one shape. Every operation of
-that list must be a ReLU, or affine in what comes from the input, the weights taken as constants:
+A trace writes down what the network computes for inputs of one shape. Every operation of that list
+must be a ReLU, or affine in what comes from the input, the weights taken as constants:
 then its bounds are known. Anything else is refused by name.
 """
 
 from __future__ import annotations
 
-import logging
 import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,7 +15,8 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.export.graph_signature import InputKind, OutputKind
+from torch.fx import GraphModule
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.node import Node, map_arg
 
 from robench.errors import ModelError, first_line
@@ -34,6 +34,7 @@ _AFFINE: dict[str, Kind] = {
         (
             *("view", "reshape", "_unsafe_view", "permute", "transpose", "t", "expand", "flatten"),
             *("unsqueeze", "squeeze", "slice", "select", "clone", "alias", "detach", "cat", "flip"),
+            "constant_pad_nd",
             *("avg_pool2d", "_adaptive_avg_pool2d", "mean", "sum", "_to_copy", "lift_fresh_copy"),
         ),
         "same",
@@ -41,10 +42,9 @@ _AFFINE: dict[str, Kind] = {
     # One operand comes from the input, the other is weights.
     **dict.fromkeys(("convolution", "addmm", "mm", "mul", "div", "neg"), "weights"),
     # Branches or constants, added or subtracted.
-    **dict.fromkeys(("add", "sub"), "sum"),
-    "constant_pad_nd": "same",
+    **dict.fromkeys(("add", "sub", "rsub"), "sum"),
 }
-"""Core operation of ``torch.export`` → how its magnitude is computed."""
+"""Operation of torch's core → how its magnitude is computed."""
 
 _ADDED = {"convolution": 2, "addmm": 0}
 """Operation with weights → the place of the constant that it adds."""
@@ -55,7 +55,7 @@ class Operation:
     """One step of the network.
 
     Attributes:
-        name: of the operation, and of the layer it belongs to.
+        name: torch's of the operation.
         parents: the positions of what it reads, 0 for the network's input.
         apply: the step itself: the parents' values (B, …) → its value (B, …).
         magnitude: how far its value moves at most when each coordinate of the parents moves by so
@@ -93,24 +93,17 @@ class AffineGraph:
         self.operations: list[Operation] = []
         self._positions: dict[Node, int] = {}
         self._constants: dict[Node, Callable[[], Any]] = {}
-        exported = _export(network, example)
-        tensors = {**dict(network.named_parameters()), **dict(network.named_buffers())}
-        kinds = {item.arg.name: item for item in exported.graph_signature.input_specs}
-        for node in exported.graph.nodes:
+        traced = _trace(network, example)
+        for node in traced.graph.nodes:
             if node.op == "placeholder":
-                known = kinds[node.name]
-                if known.kind is InputKind.USER_INPUT:
-                    self._positions[node] = 0
-                else:
-                    tensor = tensors.get(known.target, exported.constants.get(known.target))
-                    self._constants[node] = partial(_itself, tensor)
-            elif node.op == "call_function":
+                self._positions[node] = 0
+            elif node.op == "get_attr":
+                self._constants[node] = partial(getattr, traced, str(node.target))
+            elif node.op == "call_function" and node.users:
                 self._add(node)
-        outputs = exported.graph_signature.output_specs
-        (last,) = (item.arg.name for item in outputs if item.kind is OutputKind.USER_OUTPUT)
-        (output,) = (place for node, place in self._positions.items() if node.name == last)
-        self.output = output
-        """The position of the logits."""
+            elif node.op == "output":
+                self.output = self._positions[node.args[0]]
+                """The position of the logits."""
 
     def __call__(self, inputs: Tensor) -> Tensor:
         """The network's output (B, classes), step by step."""
@@ -135,7 +128,7 @@ class AffineGraph:
             return
         if name == "relu":
             apply, magnitude = partial(self._call_on, node, sources), None
-        elif name == "_native_batch_norm_legit_no_training":
+        elif name == "native_batch_norm":
             apply = partial(self._normalise, node)
             magnitude = partial(self._normalise_magnitude, node)
         else:
@@ -143,7 +136,7 @@ class AffineGraph:
             apply = partial(self._call_on, node, sources)
             magnitude = partial(self._magnitude, node, name, sources)
         parents = tuple(self._positions[item] for item in sources)
-        self.operations.append(Operation(_place(node, name), parents, apply, magnitude))
+        self.operations.append(Operation(name, parents, apply, magnitude))
         self._positions[node] = len(self.operations)
 
     def _check_affine(self, node: Node, name: str, sources: Sequence[Node]) -> None:
@@ -159,7 +152,7 @@ class AffineGraph:
             fine = len(node.args) < 3 or node.args[2] == 0
         if not fine:
             raise ModelError(
-                f"there are no bounds for the operation {_place(node, name)}",
+                f"there are no bounds for the operation {name}",
                 hint=f"They are known for {_KNOWN}",
             )
 
@@ -176,9 +169,7 @@ class AffineGraph:
         target: Any = node.target
         return target(*arguments, **options)
 
-    def _magnitude(
-        self, node: Node, name: str, sources: Sequence[Node], *radii: Tensor
-    ) -> Tensor:
+    def _magnitude(self, node: Node, name: str, sources: Sequence[Node], *radii: Tensor) -> Tensor:
         values = dict(zip(sources, radii, strict=True))
         if _AFFINE[name] == "same":
             return self._call_on(node, sources, *radii)
@@ -208,7 +199,7 @@ class AffineGraph:
         weight, bias, mean, variance = (
             None if item is None else self._constants[item]() for item in node.args[1:5]
         )
-        scale = (variance + node.args[6]).rsqrt()
+        scale = (variance + node.args[7]).rsqrt()
         scale = scale if weight is None else scale * weight
         shift = -mean * scale if bias is None else bias - mean * scale
         return scale, shift
@@ -221,28 +212,19 @@ class AffineGraph:
         return radius * _by_channel(self._scale(node)[0].abs(), radius)
 
 
-def _itself(value: Any) -> Any:
-    return value
-
-
 def _by_channel(values: Tensor, like: Tensor) -> Tensor:
     return values.view(1, -1, *([1] * (like.dim() - 2)))
 
 
-def _export(network: nn.Module, example: Tensor) -> torch.export.ExportedProgram:
-    logger = logging.getLogger("torch.export")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+def _trace(network: nn.Module, example: Tensor) -> GraphModule:
     try:
-        exported = torch.export.export(network, (example,), strict=False)
-        return exported.run_decompositions()
+        with torch.no_grad():
+            return make_fx(network)(example)
     except Exception as error:  # whatever the network's own code raises when it is traced
         raise ModelError(
             f"what the network computes cannot be written down: {first_line(error)}",
             hint="Bounds need a forward without decisions on values and without NumPy",
         ) from error
-    finally:
-        logger.setLevel(level)
 
 
 def _operation_name(node: Node) -> str:
@@ -250,10 +232,3 @@ def _operation_name(node: Node) -> str:
         return "getitem"
     schema = getattr(node.target, "_schema", None)
     return str(node.target) if schema is None else schema.name.partition("::")[2]
-
-
-def _place(node: Node, name: str) -> str:
-    """``relu of network.blocks.0``."""
-    modules = list(node.meta.get("nn_module_stack", {}).values())
-    inside = modules[-1][0] if modules else ""
-    return f"{name} of {inside}" if inside else name

@@ -41,10 +41,12 @@ class Box:
 
     @property
     def centre(self) -> Tensor:
+        """Its middle (B, …)."""
         return (self.low + self.high) / 2
 
     @property
     def radius(self) -> Tensor:
+        """Half its extent (B, …)."""
         return (self.high - self.low) / 2
 
     def within(self, other: Box) -> Box:

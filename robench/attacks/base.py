@@ -160,9 +160,8 @@ _LARGEST = 1e9
 
 
 def _is_number(value: Any, kind: type | tuple[type, ...]) -> bool:
-    if isinstance(value, bool) or not isinstance(value, kind):
-        return False
-    return bool(-_LARGEST <= value <= _LARGEST)  # NaN is not
+    fits = isinstance(value, kind) and not isinstance(value, bool)
+    return fits and bool(-_LARGEST <= value <= _LARGEST)  # NaN is not
 
 
 _PLAIN: dict[Any, tuple[str, Callable[[Any], bool]]] = {

@@ -140,16 +140,16 @@ class AffineGraph:
         self._positions[node] = len(self.operations)
 
     def _check_affine(self, node: Node, name: str, sources: Sequence[Node]) -> None:
-        kind = _AFFINE.get(name)
+        kind, arguments = _AFFINE.get(name), list(node.args)
         fine = kind is not None
         if name == "div":
-            fine = sources == [node.args[0]]
+            fine = sources == arguments[:1]
         elif kind == "weights":
             # Of one that comes from the input, and that not as the weights.
-            fine = len(sources) == 1 and node.args.count(sources[0]) == 1
-            fine = fine and (name != "convolution" or sources[0] is node.args[0])
+            fine = len(sources) == 1 and arguments.count(sources[0]) == 1
+            fine = fine and (name != "convolution" or sources[0] is arguments[0])
         elif name == "constant_pad_nd":
-            fine = len(node.args) < 3 or node.args[2] == 0
+            fine = len(arguments) < 3 or arguments[2] in (0, 0.0)
         if not fine:
             raise ModelError(
                 f"there are no bounds for the operation {name}",
@@ -157,7 +157,8 @@ class AffineGraph:
             )
 
     def _call_on(self, node: Node, sources: Sequence[Node], *values: Tensor) -> Tensor:
-        return self._call(node, dict(zip(sources, values, strict=True)))
+        value: Tensor = self._call(node, dict(zip(sources, values, strict=True)))
+        return value
 
     def _call(self, node: Node, values: dict[Node, Tensor]) -> Any:
         def look_up(item: Node) -> Any:
@@ -185,21 +186,25 @@ class AffineGraph:
                 return None if constant is None else constant * 0
             return abs(constant) if isinstance(constant, Tensor | float | int) else constant
 
-        if name == "convolution":
-            operands = [sized(place, item) for place, item in enumerate(node.args[:3])]
-            return torch.ops.aten.convolution.default(*operands, *node.args[3:])
         operands = [sized(place, item) for place, item in enumerate(node.args)]
+        if name == "convolution":
+            # From the fourth on they are strides and paddings.
+            operands[3:] = node.args[3:]
         if _AFFINE[name] == "sum":
-            return operands[0] + abs(node.kwargs.get("alpha", 1)) * operands[1]
-        target: Any = node.target
-        return target(*operands)
+            alpha: Any = node.kwargs.get("alpha", 1)
+            moved: Tensor = operands[0] + abs(alpha) * operands[1]
+        else:
+            target: Any = node.target
+            moved = target(*operands)
+        return moved
 
     def _scale(self, node: Node) -> tuple[Tensor, Tensor]:
         """What batch normalisation multiplies by and adds, each (1, channels, 1, 1)."""
+        given: Any = node.args
         weight, bias, mean, variance = (
-            None if item is None else self._constants[item]() for item in node.args[1:5]
+            None if item is None else self._constants[item]() for item in given[1:5]
         )
-        scale = (variance + node.args[7]).rsqrt()
+        scale: Tensor = (variance + given[7]).rsqrt()
         scale = scale if weight is None else scale * weight
         shift = -mean * scale if bias is None else bias - mean * scale
         return scale, shift

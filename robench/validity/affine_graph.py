@@ -201,9 +201,10 @@ class AffineGraph:
     def _scale(self, node: Node) -> tuple[Tensor, Tensor]:
         """What batch normalisation multiplies by and adds, each (1, channels, 1, 1)."""
         given: Any = node.args
-        weight, bias, mean, variance = (
+        looked_up: list[Any] = [
             None if item is None else self._constants[item]() for item in given[1:5]
-        )
+        ]
+        weight, bias, mean, variance = looked_up
         scale: Tensor = (variance + given[7]).rsqrt()
         scale = scale if weight is None else scale * weight
         shift = -mean * scale if bias is None else bias - mean * scale

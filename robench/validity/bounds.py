@@ -200,8 +200,7 @@ def _lowest(
             cotangents: Sequence[Tensor] = (rows,)
         else:
             origin = [torch.zeros_like(boxes[parent].low) for parent in step.parents]
-            pulled: tuple[Tensor, Callable[[Tensor], tuple[Tensor, ...]]] = vjp(step.apply, *origin)  # type: ignore[assignment]
-            constant_value, pull_back = pulled
+            constant_value, pull_back = vjp(step.apply, *origin)[:2]
             cotangents = vmap(pull_back)(rows)
             constant = (rows * constant_value).flatten(2).sum(dim=2)
         bound = bound + constant

@@ -108,5 +108,7 @@ def _request(
     if threat_model is not None:
         threat = ThreatModel.parse(threat_model)
         fields |= {"norm": threat.norm, "eps": threat.written}
+        if threat.targets is not None:
+            fields |= {"goal": "targeted", "targets": threat.targets}
     data = DEFAULT_DATASET if dataset is None else dataset
     return Request(models=(model,), dataset=data, n=n, at_most=None, **fields)

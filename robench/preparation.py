@@ -26,7 +26,7 @@ from robench.models.wrapper import RobenchModel
 from robench.probes import precision_named, resolve_layer
 from robench.records import Suite
 from robench.request import Request
-from robench.request_loading import PROBE, load_requested, threat_models_for
+from robench.request_loading import PROBE, load_requested, targets_for, threat_models_for
 from robench.results import Store, StoredRecord
 from robench.seeding import own_stream
 from robench.threat_models import ThreatModel, parse_norm
@@ -104,7 +104,7 @@ def prepare(request: Request) -> Prepared:
     Raises:
         RobenchError: an unknown name, a wrong option, a folder that cannot be written, a device
             that is not there, data or weights that cannot be read, a model that does not fit the
-            data, an attack that is not defined for a threat model.
+            data, an attack that is not defined for a threat model, a class to aim at that is none.
     """
     suite = request.suite
     if not isinstance(suite, Suite):
@@ -118,7 +118,7 @@ def prepare(request: Request) -> Prepared:
         ensure_writable(Path(request.results), "--results")
     device = resolve_device(request.device)
     planned = [
-        Planned(model, threat, dataset)
+        Planned(model, threat.aimed_at(targets_for(request, dataset)), dataset)
         for model, dataset in load_requested(request)
         for threat in threat_models_for(request, model.summary.threat_model)
     ]

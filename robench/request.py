@@ -32,6 +32,9 @@ DEFAULT_N = 500
 PRECISIONS = ("auto", "fp32", "tf32", "bf16", "fp16")
 """Of the search; verdicts are in float32 whatever is chosen."""
 
+GOALS = ("untargeted", "targeted")
+"""What counts as broken: any misclassification, or the class that the sample is to be taken for."""
+
 
 @dataclass(frozen=True)
 class Request:
@@ -53,6 +56,9 @@ class Request:
         norm, eps: in place of the models' own threat model; weights files and modules need them.
             Several radii, ``"0,1/255,2/255"`` or a sequence, are evaluated one after the other;
             0 stands for the clean samples, which every record has.
+        goal: one of :data:`GOALS`; ``targeted``: an attack counts where the prediction is a target.
+        targets: of that goal, each sample's target: ``next``, ``least-likely``, ``random``, ``all``,
+            or one class for all, by its name or number.
         seed: keys every draw.
         architecture, architecture_arguments: of weights files that have no card.
         input: what such weights, or a bare module, expect: fields of
@@ -74,7 +80,7 @@ class Request:
 
     Raises:
         UsageError: a value that makes no sense for any model and data.
-        UnknownNameError: there is no such precision.
+        UnknownNameError: there is no such precision or goal.
     """
 
     models: Sequence[str | Path | LocatedCard | nn.Module] = ()
@@ -88,6 +94,8 @@ class Request:
     at_most: int | None = DEFAULT_N
     norm: str | None = None
     eps: str | float | Sequence[str | float] | None = None
+    goal: str = "untargeted"
+    targets: str | int | None = None
     seed: int = 0
     architecture: str | None = None
     architecture_arguments: Mapping[str, Any] = field(default_factory=dict)
@@ -109,6 +117,15 @@ class Request:
             raise UsageError("models is one text, not several", hint=f"Write [{self.models!r}]")
         if self.precision not in PRECISIONS:
             raise unknown_name("precision", self.precision, list(PRECISIONS))
+        if self.goal not in GOALS:
+            raise unknown_name("goal", self.goal, list(GOALS))
+        if (self.targets is not None) != (self.goal == "targeted"):
+            raise UsageError(
+                f"the goal is {self.goal}, and "
+                + ("no targets are named" if self.targets is None else "targets are named"),
+                hint="Write --goal targeted --targets RULE, one of next, least-likely, random, all or "
+                "a class; from Python goal='targeted', targets='next'",
+            )
         if not 0 <= self.seed < 2**63:
             raise UsageError(f"seed is {self.seed}, it must be at least 0 and below 2**63")
         for name in ("batch_size", "workers"):

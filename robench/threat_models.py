@@ -1,4 +1,4 @@
-"""What the adversary may do: a norm and an exact radius.
+"""What the adversary may do, a norm and an exact radius, and what for: any error, or a target.
 
 ε is kept as an exact fraction together with the way it was written. ``8/255`` and ``0.031`` are
 different radii, and robench never merges them: they differ in every key, column and folder.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from fractions import Fraction
 from typing import Any, Literal, get_args
@@ -18,6 +18,7 @@ from pydantic import GetCoreSchemaHandler
 from pydantic_core import CoreSchema, core_schema
 
 from robench.errors import UsageError
+from robench.registry import unknown_name
 
 Norm = Literal["Linf", "L2", "L1"]
 NORMS: tuple[Norm, ...] = get_args(Norm)
@@ -25,6 +26,12 @@ NORMS: tuple[Norm, ...] = get_args(Norm)
 Radius = str | float | Fraction
 """An ε as people give it."""
 
+TARGET_RULES = ("next", "least-likely", "random", "all")
+"""Ways to give each sample a wrong class to be brought to: the label + 1; the smallest clean logit; a
+draw keyed by the sample; every one in turn. A class's number is a rule as well: that class for all."""
+
+_TARGETED = "-targeted-"
+_CLASS = re.compile(r"\d{1,9}", re.ASCII)
 _EPS = re.compile(r"\s*(\d+(?:\.\d*)?|\.\d+)(?:\s*/\s*(\d+(?:\.\d*)?))?\s*", re.ASCII)
 
 _LONGEST = 100
@@ -32,6 +39,11 @@ _LONGEST = 100
 
 _SMALLEST, _LARGEST = Fraction(1, 10**12), Fraction(10**9)
 """Less changes no pixel in float32; in a larger ball lies every image."""
+
+
+def class_number(text: str | None) -> int | None:
+    """A class that targets name by its number; None: they are a rule, or there are none."""
+    return int(text) if text is not None and _CLASS.fullmatch(text) else None
 
 
 def parse_norm(text: str) -> Norm:
@@ -102,11 +114,14 @@ class ThreatModel:
         eps: the exact radius in [0, 1] pixel units.
         written: how the radius was written (``"8/255"``), for people and file names. Takes no
             part in comparisons.
+        targets: one of :data:`TARGET_RULES`, or a class's number as text, of an adversary who is
+            after a certain class; None: any misclassification is what it wants.
     """
 
     norm: Norm
     eps: Fraction
     written: str = field(compare=False)
+    targets: str | None = None
 
     @classmethod
     def of(cls, norm: str, eps: Radius) -> ThreatModel:
@@ -153,15 +168,31 @@ class ThreatModel:
     def parse(cls, text: str | ThreatModel) -> ThreatModel:
         """``"Linf-8/255"`` or its file-name form ``"Linf-8_255"`` → ThreatModel; one stays itself.
 
+        What is after targets has their rule behind it: ``"Linf-8/255-targeted-next"``.
+
         Raises:
-            UsageError: the text does not have the form NORM-EPS.
+            UsageError: the text does not have the form NORM-EPS, or the rule is none.
         """
         if isinstance(text, ThreatModel):
             return text
-        norm, dash, eps = text.partition("-")
+        norm, dash, rest = text.partition("-")
         if not dash:
             raise UsageError(f"{text!r} is not a threat model", hint="Write it as Linf-8/255")
-        return cls.of(norm, eps.replace("_", "/"))
+        eps, targeted, targets = rest.partition(_TARGETED)
+        found = cls.of(norm, eps.replace("_", "/"))
+        return found.aimed_at(targets) if targeted else found
+
+    def aimed_at(self, targets: str | None) -> ThreatModel:
+        """The same ball with these ``targets``, a rule or a class's number; None: untargeted.
+
+        Raises:
+            UsageError: it is neither.
+        """
+        if targets is None or targets in TARGET_RULES:
+            return replace(self, targets=targets)
+        if (number := class_number(targets)) is None:
+            raise unknown_name("rule for targets", f"{targets:.100}", list(TARGET_RULES))
+        return replace(self, targets=str(number))  # 07 and 7 are one class
 
     @property
     def radius(self) -> float:
@@ -171,15 +202,19 @@ class ThreatModel:
     @property
     def slug(self) -> str:
         """A form that is safe in file names: ``"Linf-8_255"``."""
-        return f"{self.norm}-{self.written.replace('/', '_')}"
+        return str(self).replace("/", "_")
 
     @property
     def identity(self) -> str:
         """A canonical form for hashing: equal exactly if the threat models are equal."""
-        return f"{self.norm}-{self.eps}"
+        return f"{self.norm}-{self.eps}{self._aim}"
 
     def __str__(self) -> str:
-        return f"{self.norm}-{self.written}"
+        return f"{self.norm}-{self.written}{self._aim}"
+
+    @property
+    def _aim(self) -> str:
+        return "" if self.targets is None else f"{_TARGETED}{self.targets}"
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:

@@ -37,6 +37,8 @@ TYPED: dict[str, tuple[list[str], Any]] = {
     "n": (["--n", "7"], 7),
     "norm": (["--norm", "L2"], "L2"),
     "eps": (["--eps", "1/2"], "1/2"),
+    "goal": (["--goal", "targeted"], "targeted"),
+    "targets": (["--targets", "next"], "next"),
     "seed": (["--seed", "3"], 3),
     "architecture": (["--arch", "resnet18"], "resnet18"),
     "architecture_arguments": (["--arch-arg", "width=16"], {"width": 16}),
@@ -52,6 +54,9 @@ TYPED: dict[str, tuple[list[str], Any]] = {
     "save_adversarial": (["--save-adversarial"], True),
 }
 """Field → how it is typed, and what it then is."""
+
+TOGETHER = ("goal", "targets")
+"""Fields that make no sense one without the other."""
 
 PYTHON_ONLY = {
     "at_most": "the command line's default of --n",
@@ -92,8 +97,11 @@ def test_an_option_changes_its_own_field_alone(typed):
     plain = typed()
     assert plain == Request(results=Path("results"))
     for name, (words, value) in TYPED.items():
-        assert typed(*words) == replace(plain, **{name: value}), name
         assert value != getattr(Request(), name), name
+        if name not in TOGETHER:
+            assert typed(*words) == replace(plain, **{name: value}), name
+    words = [word for name in TOGETHER for word in TYPED[name][0]]
+    assert typed(*words) == replace(plain, **{name: TYPED[name][1] for name in TOGETHER})
 
 
 def test_everything_that_can_be_typed_together(typed):

@@ -122,9 +122,9 @@ class ARTAttack:
     """One of ART's evasion attacks.
 
     ``eps`` and ``norm`` are filled in from the threat model where the attack has them. A step that
-    is left out is the same share of ε as ART's default is of ART's ε. A search is untargeted
-    unless its parameters say otherwise; it then aims at the likeliest wrong class. All other
-    parameters are passed on as they are.
+    is left out is the same share of ε as ART's default is of ART's ε. A search aims at the threat
+    model's targets; where it has none it is untargeted unless its parameters say otherwise, and then
+    aims at the likeliest wrong class. All other parameters are passed on as they are.
 
     Args:
         threat_model: the ball.
@@ -133,7 +133,10 @@ class ARTAttack:
 
     Raises:
         UnknownNameError: ART has no such evasion attack.
+        AttackError: the threat model has targets, and ART's class cannot be aimed.
     """
+
+    can_target = True
 
     def __init__(
         self,
@@ -150,9 +153,17 @@ class ARTAttack:
         self.threat_model = threat_model
         self.kind = known[foreign_name]
         self.params = params
+        self.aims = threat_model.targets is not None
+        aimable = "targeted" in inspect.signature(self.kind).parameters
+        aimable = aimable or foreign_name in _ALWAYS_TARGETED
+        if self.aims and not (aimable and params.get("targeted", True)):
+            reason = "as targeted is false" if aimable else "as it has no parameter targeted"
+            raise AttackError(
+                f"ART's {foreign_name} cannot be aimed at targets, {reason}", where=name
+            )
 
     def propose(self, model: nn.Module, inputs: Tensor, labels: Tensor, seed: int) -> Tensor:
-        """Run ART's attack with the true labels on inputs (N, C, H, W) in [0, 1].
+        """Run ART's attack with the labels, or targets, on inputs (N, C, H, W) in [0, 1].
 
         Raises:
             AttackError: ART refuses the parameters or the model, fails by itself, or searches in
@@ -183,7 +194,8 @@ class ARTAttack:
             self._check_norm(attack)
             # What ART is given is what to leave, or of a targeted search what to reach.
             targeted = getattr(attack, "targeted", self.kind.__name__ in _ALWAYS_TARGETED)
-            aims = _best_rivals(model, inputs, labels) if targeted else labels
+            to_choose = targeted and not self.aims
+            aims = _best_rivals(model, inputs, labels) if to_choose else labels
             adv_inputs = attack.generate(x=inputs.cpu().numpy(), y=aims.cpu().numpy())
         except RobenchError:
             raise
@@ -218,7 +230,7 @@ class ARTAttack:
         from_threat_model = {
             "eps": self.threat_model.radius,
             "norm": _ART_NORMS[self.threat_model.norm],
-            "targeted": False,
+            "targeted": self.aims,
             "verbose": False,
         }
         filled = {name: value for name, value in from_threat_model.items() if name in defaults}

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from robench.attacks.base import Attack, Gradient, Query, Slots, State, evaluate, limited
-from robench.attacks.losses import LOSSES, Loss, margin, require_classes
+from robench.attacks.losses import LOSSES, Loss, require_classes
 from robench.attacks.target_order import nearest_ranks, require_target_order, searches_of
 from robench.errors import AttackError
 from robench.geometry import expand, norm_of, project, random_noise, unit
@@ -61,6 +61,7 @@ class APGD(Attack[APGDState]):
         UnknownNameError: a loss or an order of targets that is not one of these.
     """
 
+    can_target = True
     state_type = APGDState
     name: str = "apgd"
     steps: int = limited(100, at_least=1)
@@ -71,7 +72,7 @@ class APGD(Attack[APGDState]):
     """``ce``, ``dlr``, or ``dlr-targeted``"""
     targets: int = limited(9, at_least=1)
     """For a targeted loss, how many of the classes next to the label are aimed at, from the most
-    to the least likely on the clean input"""
+    to the least likely on the clean input; a target that is given is the only one"""
     target_order: str = "logits"
     """``logits``, or ``malt``: the nearest linearised boundaries first"""
     eot: int = limited(1, at_least=1)
@@ -86,7 +87,8 @@ class APGD(Attack[APGDState]):
         if self.shrinking_eps and self.norm != "L1":
             raise AttackError(f"{self.name}: shrinking_eps is defined for L1 only")
         require_target_order(self.target_order)
-        self.targeted = self.loss == "dlr-targeted"
+        # Where a target is given, that is the one.
+        self.each_target = self.loss == "dlr-targeted" and not self.goal.towards
         self.schedule = _Schedule.of(self.steps, self.threat_model, self.shrinking_eps)
         self.phases = int(self.schedule.begins.sum())
         self.scale = 1.0 if self.norm == "L1" else 2.0  # first step size, as a share of ε
@@ -94,7 +96,7 @@ class APGD(Attack[APGDState]):
     def searches(self, num_classes: int) -> int:
         """One search for each target and restart; no more targets than wrong classes."""
         require_classes(self.loss, num_classes)
-        targets = min(self.targets, num_classes - 1) if self.targeted else 1
+        targets = min(self.targets, num_classes - 1) if self.each_target else 1
         return targets * self.restarts
 
     def most_steps(self) -> int:
@@ -105,14 +107,14 @@ class APGD(Attack[APGDState]):
         self, query: Query, inputs: Tensor, labels: Tensor, clean_logits: Tensor
     ) -> Tensor | None:
         """By ``target_order``."""
-        if not (self.targeted and self.target_order == "malt"):
+        if not (self.each_target and self.target_order == "malt"):
             return None
         ranks = nearest_ranks(query, inputs, labels, clean_logits, self.norm, self.targets)
         return searches_of(ranks, self.targets, self.restarts)
 
     def start(self, query: Query, slots: Slots) -> APGDState:
         """Place the searches at random points of the ball and take the first gradients."""
-        targets = slots.targets(self.restarts) if self.targeted else slots.labels
+        targets = slots.targets(self.restarts) if self.each_target else slots.labels
         state = slots.fresh(targets)
         everything = torch.arange(len(targets), device=targets.device)
         begun = self._begin(query, State(**state), everything, self._random_start(slots))
@@ -131,7 +133,7 @@ class APGD(Attack[APGDState]):
         """What a run of the slots in ``rows``, int64 (B′,), begins with at ``points``."""
         inputs, labels, targets = state.inputs[rows], state.labels[rows], state.targets[rows]
         eps = self.schedule.at(state.step[rows]).eps
-        loss = Loss(LOSSES[self.loss], labels, targets)
+        loss = self.goal.loss(LOSSES[self.loss], labels, targets)
         seen = self._gradient(query, points, loss, torch.ones_like(labels, dtype=torch.bool), rows)
         zeros = torch.zeros_like(seen.losses)
         dimensions = points.shape[1:].numel()
@@ -162,7 +164,7 @@ class APGD(Attack[APGDState]):
     def _margin(self, seen: Gradient, labels: Tensor, eps: Tensor) -> Tensor:
         # The early phases of L1 search a larger ball than the threat model's.
         inside = eps <= self.threat_model.radius * (1 + 1e-6)
-        return torch.where(inside, margin(seen.logits, labels), torch.inf)
+        return torch.where(inside, self.goal.margin(seen.logits, labels), torch.inf)
 
     def _gradient(
         self, query: Query, points: Tensor, loss: Loss, needed: Tensor, rows: Tensor | None = None
@@ -184,7 +186,7 @@ class APGD(Attack[APGDState]):
             moved = {n: getattr(state, n).index_copy(0, rows, v) for n, v in begun.items()}
             state = replace(state, **moved)
         point = self._move(state, now.eps)
-        loss = Loss(LOSSES[self.loss], state.labels, state.targets)
+        loss = self.goal.loss(LOSSES[self.loss], state.labels, state.targets)
         # The gradient after a run's last step leads nowhere.
         seen = self._gradient(query, point, loss, ~now.ends)
         better = seen.losses > state.best_loss

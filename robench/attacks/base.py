@@ -32,6 +32,7 @@ import torch
 from torch import Tensor
 
 from robench import seeding
+from robench.attacks.goals import Goal
 from robench.attacks.losses import Loss
 from robench.errors import AttackError
 from robench.threat_models import Norm, ThreatModel
@@ -93,7 +94,7 @@ class Slots:
     inputs: Tensor
     """float32 (B, C, H, W) in [0, 1]"""
     labels: Tensor
-    """int64 (B,)"""
+    """int64 (B,): the classes that the goal is about, labels to leave or targets to reach"""
     clean_logits: Tensor
     """float32 (B, K), of the output under attack"""
     keys: Tensor
@@ -126,7 +127,7 @@ class State:
     inputs: Tensor
     labels: Tensor
     targets: Tensor
-    """int64 (B,): the class to aim at, or the label where there is none"""
+    """int64 (B,): the wrong class that an untargeted search tries, or the label where there is none"""
     keys: Tensor
     step: Tensor
     """int64 (B,): steps taken"""
@@ -196,7 +197,11 @@ def limited(default: ValueT, **limits: float) -> ValueT:
 
 @dataclass(eq=False)
 class Attack(ABC, Generic[StateT]):
-    """A search for an input in the threat model's ball that the model gets wrong.
+    """A search for an input in the threat model's ball at which its goal is reached.
+
+    Losses and margins come from :attr:`goal`; an attack that takes all of them from there can be
+    aimed at targets, and says so by ``can_target``, which is not inherited: what does not say so is
+    not built for an adversary who has any.
 
     The fields are the parameters that a suite may give. They are of the declared type exactly, for
     ``"no"`` in place of ``false`` would be true; numbers are finite.
@@ -205,6 +210,7 @@ class Attack(ABC, Generic[StateT]):
         AttackError: a parameter that makes no sense.
     """
 
+    can_target: ClassVar[bool] = False
     runs_to_the_end: ClassVar[bool] = False
     """True for minimum-norm attacks, which go on after the first find to make it smaller."""
     kind: ClassVar[AttackKind] = "gradient"
@@ -231,6 +237,11 @@ class Attack(ABC, Generic[StateT]):
     def norm(self) -> Norm:
         """The ball's."""
         return self.threat_model.norm
+
+    @property
+    def goal(self) -> Goal:
+        """What its losses and margins follow from."""
+        return Goal.of(self.threat_model)
 
     def searches(self, num_classes: int) -> int:
         """How many searches a sample gets: targets × restarts.
@@ -274,7 +285,10 @@ class Attack(ABC, Generic[StateT]):
 
 @runtime_checkable
 class BatchAttack(Protocol):
-    """A foreign attack behind an adapter: it takes whole batches and has its own loop."""
+    """A foreign attack behind an adapter: it takes whole batches and has its own loop.
+
+    Where the threat model has targets, ``labels`` are these, and its class has to say ``can_target``.
+    """
 
     name: str
     threat_model: ThreatModel

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from robench.attacks.base import Query, Slots, limited
-from robench.attacks.losses import LOSSES, Loss
+from robench.attacks.losses import LOSSES
 from robench.attacks.minimum_norm import MinimumNorm, MinimumNormState
 from robench.geometry import expand
 
@@ -38,6 +38,7 @@ class CarliniWagnerState(MinimumNormState):
 class CarliniWagnerL2(MinimumNorm[CarliniWagnerState]):
     """Carlini & Wagner's L2 attack."""
 
+    can_target = True
     state_type = CarliniWagnerState
     only = "L2"
     name: str = "cw-l2"
@@ -75,7 +76,7 @@ class CarliniWagnerL2(MinimumNorm[CarliniWagnerState]):
         """One Adam step; at the end of a round also one step of the binary search."""
         tanh = state.w.tanh()
         point = (tanh + 1) / 2
-        loss = Loss(LOSSES["margin"], state.labels, state.targets)
+        loss = self.goal.loss(LOSSES["margin"], state.labels, state.targets)
         _, lead, slope = query.gradient(point, loss)
         crossed = lead > self.confidence
         # Where the hinge is closed only the distance pulls.

@@ -73,8 +73,8 @@ def build_attack(spec: AttackSpec, threat_model: ThreatModel) -> Attack[Any] | B
     Raises:
         UnknownNameError: no such attack or adapter.
         UsageError: a parameter that the attack does not have, or a class that cannot be imported.
-        AttackError: a parameter that makes no sense, a norm that the attack cannot do, or
-            something that is no attack.
+        AttackError: a parameter that makes no sense, a norm that the attack cannot do, targets that
+            it cannot be aimed at, or something that is no attack.
     """
     factory, foreign = _factory(spec)
     arguments: dict[str, Any] = {"name": spec.name, **spec.params}
@@ -93,6 +93,13 @@ def build_attack(spec: AttackSpec, threat_model: ThreatModel) -> Attack[Any] | B
         ) from error
     if not (hasattr(built, "step") or hasattr(built, "propose")):
         raise AttackError(f"{spec.attack} builds no attack", where=spec.name)
+    # A class says it for itself: what a subclass changes may leave the label and no more.
+    if threat_model.targets is not None and not vars(type(built)).get("can_target", False):
+        raise AttackError(
+            f"{spec.attack} cannot be aimed at targets",
+            where=spec.name,
+            hint="Choose a suite without it, or evaluate without --goal targeted",
+        )
     return built
 
 

@@ -13,7 +13,7 @@ import torch
 
 from robench.attacks.base import Query, Slots, limited
 from robench.attacks.fmn import AdaptiveBallState
-from robench.attacks.losses import Loss, lowered_label, margin
+from robench.attacks.losses import lowered_label
 from robench.attacks.minimum_norm import MinimumNorm, cosine
 from robench.errors import AttackError
 from robench.geometry import expand, norm_of, unit
@@ -25,6 +25,7 @@ _TINY = 1e-12
 class DDN(MinimumNorm[AdaptiveBallState]):
     """DDN; one gradient pass a step."""
 
+    can_target = True
     state_type = AdaptiveBallState
     only = "L2"
     name: str = "ddn"
@@ -55,8 +56,9 @@ class DDN(MinimumNorm[AdaptiveBallState]):
 
     def step(self, query: Query, state: AdaptiveBallState) -> AdaptiveBallState:
         """Look at the point, turn the perturbation, and set its norm."""
-        seen = query.gradient(state.point, Loss(lowered_label, state.labels, state.targets))
-        lead = -margin(seen.logits, state.labels)
+        loss = self.goal.loss(lowered_label, state.labels, state.targets)
+        seen = query.gradient(state.point, loss)
+        lead = -self.goal.margin(seen.logits, state.labels)
         length = self._lengths.to(state.step.device)[state.step.clamp(max=self.steps - 1)]
         state = self.remember(state, state.point, lead, lead > 0)
         share = torch.where(lead > 0, 1 - self.shrinkage, 1 + self.shrinkage)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from robench.attacks.base import Attack, Query, Slots, State, limited
-from robench.attacks.losses import LOSSES, Loss, margin
+from robench.attacks.losses import LOSSES
 from robench.attacks.target_order import nearest_ranks, require_target_order, searches_of
 from robench.geometry import DUAL, expand, norm_of, random_noise, unit
 from robench.threat_models import Norm
@@ -49,6 +49,7 @@ class FAB(Attack[FABState]):
         UnknownNameError: an order of targets that is not one of these.
     """
 
+    can_target = True
     kind = "boundary"
     state_type = FABState
     name: str = "fab"
@@ -58,17 +59,20 @@ class FAB(Attack[FABState]):
     """Searches for each target; the first starts at the clean input"""
     targets: int = limited(9, at_least=0)
     """Number of target classes, from the most to the least likely on the clean input; 0:
-    untargeted, with the gradients of all logits at each step"""
+    untargeted, with the gradients of all logits at each step. A target that is given is the only
+    one"""
     target_order: str = "logits"
     """``logits``, or ``malt``: the nearest linearised boundaries first"""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require_target_order(self.target_order)
+        # Where a target is given, that is the one.
+        self.each_target = self.targets > 0 and not self.goal.towards
 
     def searches(self, num_classes: int) -> int:
         """One search for each target and restart."""
-        return max(min(self.targets, num_classes - 1), 1) * self.restarts
+        return (min(self.targets, num_classes - 1) if self.each_target else 1) * self.restarts
 
     def most_steps(self) -> int:
         """Iterations."""
@@ -78,14 +82,14 @@ class FAB(Attack[FABState]):
         self, query: Query, inputs: Tensor, labels: Tensor, clean_logits: Tensor
     ) -> Tensor | None:
         """By ``target_order``."""
-        if not (self.targets and self.target_order == "malt"):
+        if not (self.each_target and self.target_order == "malt"):
             return None
         ranks = nearest_ranks(query, inputs, labels, clean_logits, self.norm, self.targets)
         return searches_of(ranks, self.targets, self.restarts)
 
     def start(self, query: Query, slots: Slots) -> FABState:
         """Start at the clean input, restarts at a random point within ε/2."""
-        targets = slots.targets(self.restarts) if self.targets else slots.labels
+        targets = slots.targets(self.restarts) if self.each_target else slots.labels
         point = slots.inputs
         again = slots.search % self.restarts > 0
         if bool(again.any()):
@@ -98,13 +102,13 @@ class FAB(Attack[FABState]):
 
     def step(self, query: Query, state: FABState) -> FABState:
         """Linearise, project onto the boundary, overshoot, and step back where it was crossed."""
-        if self.targets:
-            loss = Loss(LOSSES["logit-difference"], state.labels, state.targets)
+        if self.each_target or self.goal.towards:
+            loss = self.goal.loss(LOSSES["logit-difference"], state.labels, state.targets)
             _, difference, normal = query.gradient(state.point, loss)
         else:
             difference, normal = self._nearest_boundary(query, state)
         point = self._towards_boundary(state, difference, normal)
-        seen = margin(query.logits(point), state.labels)
+        seen = self.goal.margin(query.logits(point), state.labels)
         size = norm_of(point - state.inputs, self.norm)
         inside = size <= self.threat_model.radius
         steepness = norm_of(normal, DUAL[self.norm])

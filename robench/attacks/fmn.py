@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from robench.attacks.base import Query, Slots, limited
-from robench.attacks.losses import LOSSES, Loss
+from robench.attacks.losses import LOSSES
 from robench.attacks.minimum_norm import MinimumNorm, MinimumNormState, cosine
 from robench.geometry import DUAL, expand, norm_of, project, unit
 
@@ -35,6 +35,7 @@ class AdaptiveBallState(MinimumNormState):
 class FMN(MinimumNorm[AdaptiveBallState]):
     """Fast minimum-norm attack; one gradient pass a step."""
 
+    can_target = True
     state_type = AdaptiveBallState
     name: str = "fmn"
     steps: int = limited(100, at_least=1)
@@ -60,7 +61,7 @@ class FMN(MinimumNorm[AdaptiveBallState]):
 
     def step(self, query: Query, state: AdaptiveBallState) -> AdaptiveBallState:
         """Look at the point, change the ball, and move within it."""
-        loss = Loss(LOSSES["margin"], state.labels, state.targets)
+        loss = self.goal.loss(LOSSES["margin"], state.labels, state.targets)
         _, lead, slope = query.gradient(state.point, loss)
         at, device = state.step.clamp(max=self.steps - 1), state.step.device
         length, share = self._lengths.to(device)[at], self._shares.to(device)[at]

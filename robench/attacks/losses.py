@@ -8,7 +8,7 @@ the network itself, and keeps losses in float32 whatever precision the network r
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -29,27 +29,34 @@ class Loss:
     function: LabelLoss
     labels: Tensor
     targets: Tensor
+    towards: bool = False
+    """The labels are classes to reach: what the function says of leaving them is turned round, and
+    what it has in the targets' place is the strongest other class of the moment"""
 
     def __call__(self, logits: Tensor) -> tuple[Tensor, Tensor]:
         """Loss (B,) and its gradient (B, K) at logits (B, K)."""
-        return self.function(logits, self.labels, self.targets)
+        if not self.towards:
+            return self.function(logits, self.labels, self.targets)
+        value, gradient = self.function(logits, self.labels, best_other(logits, self.labels)[1])
+        return -value, -gradient
 
     def at(self, rows: Tensor) -> Loss:
         """The same loss for the slots in ``rows``, int64 (B′,)."""
-        return Loss(self.function, self.labels[rows], self.targets[rows])
+        return replace(self, labels=self.labels[rows], targets=self.targets[rows])
 
 
 def _pick(logits: Tensor, classes: Tensor) -> Tensor:
     return logits.gather(1, classes[:, None]).squeeze(1)
 
 
-def _best_other(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+def best_other(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """The largest logit beside the label's, and its class: (N, K), (N,) → (N,), int64 (N,)."""
     return logits.scatter(1, labels[:, None], -torch.inf).max(dim=1)
 
 
 def margin(logits: Tensor, labels: Tensor) -> Tensor:
     """Logit of the label minus the largest other: (N, K), (N,) → (N,); negative: misclassified."""
-    return _pick(logits, labels) - _best_other(logits, labels)[0]
+    return _pick(logits, labels) - best_other(logits, labels)[0]
 
 
 def cross_entropy(logits: Tensor, labels: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
@@ -74,7 +81,7 @@ def lowered_label(logits: Tensor, labels: Tensor, targets: Tensor) -> tuple[Tens
 
 def margin_loss(logits: Tensor, labels: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """max_{j≠y} z_j − z_y, the loss of Carlini & Wagner (2017). ``targets`` is not used."""
-    other, index = _best_other(logits, labels)
+    other, index = best_other(logits, labels)
     return other - _pick(logits, labels), _difference_gradient(logits, index, labels)
 
 

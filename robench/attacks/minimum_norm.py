@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from robench.attacks.base import Attack, Query, Slots, State
-from robench.attacks.losses import margin
 from robench.errors import AttackError
 from robench.geometry import expand, norm_of, project
 from robench.threat_models import Norm
@@ -66,12 +65,12 @@ class MinimumNorm(Attack[MinimumNormT]):
     def remember(
         self, state: MinimumNormT, point: Tensor, lead: Tensor, crossed: Tensor
     ) -> MinimumNormT:
-        """After a look at ``point`` (B, C, H, W), where the best rival has the lead (B,).
+        """After a look at ``point`` (B, C, H, W), where the goal has the lead (B,).
 
         Args:
             state: before it.
             point: in [0, 1].
-            lead: of the largest other logit over the label's.
+            lead: minus the goal's margin.
             crossed: bool (B,), where the point counts as found.
         """
         size = norm_of(point - state.inputs, self.norm)
@@ -99,7 +98,7 @@ class MinimumNorm(Attack[MinimumNormT]):
         inputs, found = state.inputs[chosen], state.found_size[chosen]
         ends = torch.where(expand(found.isfinite(), inputs), state.best[chosen], point[chosen])
         ends = project(ends, inputs, self.norm, self.threat_model.radius)
-        seen = margin(query.logits(ends, chosen), state.labels[chosen])
+        seen = self.goal.margin(query.logits(ends, chosen), state.labels[chosen])
         size = torch.where(seen < 0, norm_of(ends - inputs, self.norm), torch.inf)
         return replace(
             state,

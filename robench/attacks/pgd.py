@@ -14,7 +14,7 @@ from torch import Tensor
 
 from robench import seeding
 from robench.attacks.base import Attack, Gradient, Query, Slots, State, evaluate, limited
-from robench.attacks.losses import LOSSES, Loss, margin, require_classes
+from robench.attacks.losses import LOSSES, Loss, require_classes
 from robench.errors import AttackError
 from robench.geometry import project, random_point, steepest
 from robench.registry import unknown_name
@@ -43,6 +43,7 @@ class PGD(Attack[PGDState]):
         UnknownNameError: a loss that is not one of these.
     """
 
+    can_target = True
     remembers = False
     """Whether steps depend on earlier ones, through ``PGDState.memory``."""
     state_type: ClassVar[type[PGDState]] = PGDState
@@ -102,7 +103,7 @@ class PGD(Attack[PGDState]):
 
     def objective(self, state: PGDState) -> Loss:
         """The loss that is maximised, bound to the slots."""
-        return Loss(LOSSES[self.loss], state.labels, state.targets)
+        return self.goal.loss(LOSSES[self.loss], state.labels, state.targets)
 
     def ascent(self, seen: Gradient, state: PGDState) -> tuple[Tensor, Tensor]:
         """Where the next step goes, of length 1 in the ball's norm, and the memory after it.
@@ -127,7 +128,7 @@ class PGD(Attack[PGDState]):
             state,
             step=state.step + 1,
             candidate=state.point,
-            margin=margin(seen.logits, state.labels),
+            margin=self.goal.margin(seen.logits, state.labels),
             point=moved,
             history=history,
             repeated=repeated,

@@ -3,7 +3,7 @@
 Xie et al., "Towards million-scale adversarial robustness evaluation with stronger individual
 attacks", CVPR 2025 (arXiv 2411.15210). With p = softmax(z), y the label and m the likeliest other
 class, it ascends p_m − p_y, after having ascended one of its two parts: −p_y in one search, p_m in
-the other. The very first step goes the wrong way, up p_y. Steps are PGD's, their length falling from
+the other. A targeted search has its target for m and the strongest other class for y. The very first step goes the wrong way, up p_y. Steps are PGD's, their length falling from
 2ε to 0 along a cosine in each half of the budget.
 
 The gradients are not those of the probabilities but what they are multiples of. With q the softmax
@@ -13,7 +13,7 @@ that a step is lost. Under L2, which the paper does not treat, steps are normali
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from robench import seeding
 from robench.attacks.base import Gradient, Query, Slots, limited
-from robench.attacks.losses import Loss, lowered_label
+from robench.attacks.losses import Loss, best_other, lowered_label
 from robench.attacks.pgd import PGD, PGDState
 from robench.geometry import expand, steepest
 from robench.registry import unknown_name
@@ -32,43 +32,63 @@ _OUTPUT_STEPS = 2
 """Steps by which restarts leave their start along w·z (Tashiro et al., NeurIPS 2020)"""
 
 
-@dataclass(frozen=True)
-class _Goal(Loss):
-    """What each slot ascends at its step; the value is p_m − p_y whatever that is."""
+@dataclass(frozen=True, kw_only=True)
+class _Parts(Loss):
+    """What each slot ascends at its step; the value is p_m − p_y whatever that is.
 
-    goal: Tensor
+    A targeted search has the target for m and the strongest other class for y.
+    """
+
+    part: Tensor
     """int64 (B,): one of the above"""
     direction: Tensor
     """(B, K): w"""
 
     def __call__(self, logits: Tensor) -> tuple[Tensor, Tensor]:
-        """p_m − p_y (B,) and the direction (B, K) that the slots' goals give the logits."""
-        value, down, rival, p_label = _parts(logits, self.labels)
-        slopes = torch.stack((-down, down, rival, rival + p_label * down, self.direction))
-        return value, slopes[self.goal, torch.arange(len(logits), device=logits.device)]
+        """p_m − p_y (B,) and the direction (B, K) that the slots' parts give the logits."""
+        if self.towards:
+            value, down, up, q_best, p_label = _parts(
+                logits, best_other(logits, self.labels)[1], self.labels
+            )
+            # A target may be so unlikely that its q is 0; a direction is one without it.
+            rival = up
+        else:
+            value, down, up, q_best, p_label = _parts(logits, self.labels)
+            rival = q_best * up
+        slopes = torch.stack((-down, down, rival, q_best * up + p_label * down, self.direction))
+        return value, slopes[self.part, torch.arange(len(logits), device=logits.device)]
 
     def at(self, rows: Tensor) -> Loss:
         """The same for the slots in ``rows``, int64 (B′,)."""
-        bound = super().at(rows)
-        return _Goal(
-            bound.function, bound.labels, bound.targets, self.goal[rows], self.direction[rows]
+        return replace(
+            self,
+            labels=self.labels[rows],
+            targets=self.targets[rows],
+            part=self.part[rows],
+            direction=self.direction[rows],
         )
 
 
 def probability_margin(logits: Tensor, labels: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """p_m − p_y (N,), and its gradient (N, K) over 1 − p_y. ``targets`` is not used."""
-    value, down, rival, p_label = _parts(logits, labels)
-    return value, rival + p_label * down
+    value, down, up, q_best, p_label = _parts(logits, labels)
+    return value, q_best * up + p_label * down
 
 
-def _parts(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """p_m − p_y (B,), −(e_y − q) and q_m (e_m − p), both (B, K), and p_y (B, 1)."""
+def _parts(
+    logits: Tensor, labels: Tensor, rivals: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """p_m − p_y (B,), −(e_y − q) and e_m − p, both (B, K), q_m and p_y, both (B, 1).
+
+    m are the ``rivals``, (B,), or else the likeliest classes beside the labels.
+    """
     minus_p_label, down = lowered_label(logits, labels, labels)
     p = logits.softmax(dim=1)
-    q_best, best = down.max(dim=1, keepdim=True)
+    best = down.max(dim=1, keepdim=True).indices if rivals is None else rivals[:, None]
+    q_best = down.gather(1, best)
     value = p.gather(1, best).squeeze(1) + minus_p_label
-    rival = q_best * (-p).scatter_add(1, best, torch.ones_like(q_best))
-    return value, down, rival, -minus_p_label[:, None]
+    up = (-p).scatter_add(1, best, torch.ones_like(q_best))
+    return value, down, up, q_best, -minus_p_label[:, None]
 
 
 @dataclass
@@ -85,6 +105,7 @@ class PMAState(PGDState):
 class PMA(PGD):
     """Two searches for each restart, which differ in the part of the loss that they begin with."""
 
+    can_target = True
     state_type: ClassVar[type[PGDState]] = PMAState
     name: str = "pma"
     steps: int = limited(100, at_least=2)
@@ -116,15 +137,16 @@ class PMA(PGD):
         return PMAState(**vars(state), search=slots.search, direction=direction)
 
     def objective(self, state: PGDState) -> Loss:
-        """The goal of each slot's step."""
+        """The part of each slot's step."""
         assert isinstance(state, PMAState)
         part = torch.where(state.search % 2 == 0, _DOWN, _RIVAL)
-        goal = torch.where(state.step == 0, _UP, part)
-        goal = torch.where(state.step >= self.steps // 2, _BOTH, goal)
+        part = torch.where(state.step == 0, _UP, part)
+        part = torch.where(state.step >= self.steps // 2, _BOTH, part)
         published = 2 if self.output_starts == "later" else 0
         leaving = (state.search >= published) & (state.step < _OUTPUT_STEPS)
-        goal = torch.where(leaving, _OUTPUT, goal)
-        return _Goal(probability_margin, state.labels, state.targets, goal, state.direction)
+        part = torch.where(leaving, _OUTPUT, part)
+        loss = self.goal.loss(probability_margin, state.labels, state.targets)
+        return _Parts(**vars(loss), part=part, direction=state.direction)
 
     def ascent(self, seen: Gradient, state: PGDState) -> tuple[Tensor, Tensor]:
         """Steepest, of the length that the schedule has for the step."""

@@ -24,7 +24,6 @@ from torch import Tensor
 
 from robench import seeding
 from robench.attacks.base import Attack, Query, Slots, State, limited, take
-from robench.attacks.losses import margin
 from robench.attacks.square_proposals import Moves, Patches
 
 _LARGEST_MEMORY = 1 << 14  # proposals a slot may remember; beyond, repetitions are too rare
@@ -71,6 +70,7 @@ class SquareState(State):
 class Square(Attack[SquareState]):
     """Square attack for Linf, L2 and L1 on the margin."""
 
+    can_target = True
     kind = "query"
     state_type = SquareState
     name: str = "square"
@@ -94,7 +94,7 @@ class Square(Attack[SquareState]):
         """Linf: vertical stripes of ±ε; L2, L1: a grid of signed windows. One forward pass."""
         inputs = slots.inputs
         best = self.proposals.starting_points(inputs, self.threat_model, slots.keys)
-        seen = margin(query.logits(best), slots.labels)
+        seen = self.goal.margin(query.logits(best), slots.labels)
         memory = self.proposals.count(inputs.shape[1:])
         count, useful = len(slots.labels), memory <= _LARGEST_MEMORY
         first = {
@@ -197,7 +197,7 @@ class Square(Attack[SquareState]):
     ) -> SquareState:
         """Take the first proposal of each slot that is better, and forget what follows it."""
         rows, place = ahead.rows, ahead.place
-        seen = margin(query.logits(proposal, rows), state.labels[rows])
+        seen = self.goal.margin(query.logits(proposal, rows), state.labels[rows])
         better = (seen < state.best_margin[rows]) | (seen <= 0)
         none = torch.full_like(state.step, _LOOKAHEAD)
         first = none.scatter_reduce(0, rows[better], place[better], "amin")

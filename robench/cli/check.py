@@ -23,7 +23,7 @@ from robench.request import Request
 if TYPE_CHECKING:
     from robench.results import RecordFilter
 
-_FILTERS = ("dataset", "norm", "eps", "n", "seed")
+_FILTERS = ("dataset", "norm", "eps", "n", "seed", "goal", "targets")
 """Fields of the request that also choose among stored records."""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -38,22 +39,30 @@ def leaderboard(
     """Print the leaderboard and rebuild its files in the results folder from the records.
 
     With a filter, --suite or --together only --csv is written: the folder's own files always
-    show all of its records.
+    show all of its records. What was attacked with targets has a table of its own, which --csv
+    writes with --goal targeted.
     """
     from robench.attacks.suites import load_suite
     from robench.cli.output import show_board
     from robench.files import atomic_write
+    from robench.reporting.export import csv_bytes
     from robench.reporting.leaderboard import build_leaderboard, leaderboard_csv
+    from robench.reporting.model_results import collect
     from robench.reporting.publish import publish
+    from robench.reporting.targeted import targeted_table
     from robench.results import RecordFilter, Store
 
     chosen = None if suite is None else load_suite(suite, trust_code=True)  # nothing is built of it
     store = Store.existing(results)
     records = list(store.records())
     frame = build_leaderboard(records, wanted, suite=chosen, together=together)
+    with_targets = replace(wanted, goal="targeted") if wanted.goal is None else wanted
+    results_with_targets = collect(records, with_targets, suite=chosen)
+    targeted = targeted_table([r for r in results_with_targets if r.threat_model.targets])
     whole = wanted == RecordFilter() and chosen is None and not together
     files = publish(store, records, plots=plots) if whole else []
     if csv is not None:
-        atomic_write(csv, leaderboard_csv(frame))
+        own = wanted.goal == "targeted"
+        atomic_write(csv, csv_bytes(targeted) if own else leaderboard_csv(frame))
         files.append(csv)
-    show_board(frame, files, as_json=as_json)
+    show_board(frame, files, targeted=targeted, as_json=as_json)

@@ -22,7 +22,7 @@ import typer
 
 from robench.errors import UsageError
 from robench.files import expanded
-from robench.request import PRECISIONS, Request
+from robench.request import GOALS, PRECISIONS, Request
 
 if TYPE_CHECKING:
     from robench.results import RecordFilter
@@ -86,6 +86,17 @@ class RequestOptions:
             "model's own.",
         ),
     ]
+    goal: Annotated[
+        str,
+        option(f"[{'|'.join(GOALS)}]", "Any misclassification, or --targets, count as broken."),
+    ]
+    targets: Annotated[
+        str | None,
+        option(
+            "RULE",
+            "Of --goal targeted: next, least-likely, random, all, or a class by name or number.",
+        ),
+    ]
     seed: Annotated[int, option("SEED", "Keys every draw.")]
     architecture: Annotated[
         str | None,
@@ -145,6 +156,10 @@ class _FilterOptions:
     ]
     n: Annotated[int | None, option("N", "Only results on so many samples.")]
     seed: Annotated[int | None, option("SEED", "Only results of this seed.")]
+    goal: Annotated[str | None, option(f"[{'|'.join(GOALS)}]", "Only results of this goal.")]
+    targets: Annotated[
+        str | None, option("RULE", "Only results with these targets: a rule, or a class.")
+    ]
 
 
 Command = Callable[..., None]

@@ -6,6 +6,7 @@ Loads Rich and pydantic, so the commands import it when they run.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -58,8 +59,19 @@ def findings_text(examined: str, findings: Sequence[Finding]) -> str:
 
 
 def robust_acc(record: EvaluationRecord) -> float:
-    """Percent of the samples that survived the attack."""
-    return 100 * record.count(Outcome.SURVIVED) / record.n if record.n else float("nan")
+    """Percent of the samples that survived the attack; NaN where it was after targets."""
+    if record.n == 0 or record.threat_model.targets is not None:
+        return math.nan
+    return 100 * record.count(Outcome.SURVIVED) / record.n
+
+
+def targeted_success(record: EvaluationRecord) -> float:
+    """Percent of the attacked samples that were brought to their target; NaN where there is none."""
+    broken = record.count(Outcome.BROKEN)
+    attacked = broken + record.count(Outcome.SURVIVED)
+    if attacked == 0 or record.threat_model.targets is None:
+        return math.nan
+    return 100 * broken / attacked
 
 
 def record_line(record: EvaluationRecord) -> dict[str, Any]:
@@ -73,6 +85,7 @@ def record_line(record: EvaluationRecord) -> dict[str, Any]:
         "n": record.n,
         "seed": record.seed,
         "robust_acc": robust_acc(record),
+        "targeted_success": targeted_success(record),
         "counts": {outcome.value: count for outcome, count in record.counts.items()},
         "flags": [flag.name for flag in record.flags],
         "created": record.created,
@@ -92,7 +105,9 @@ def record_text(record: EvaluationRecord) -> str:
         ("attack", f"{record.attack.name} ({record.attack.attack})"),
         ("seed", str(record.seed)),
         ("outcomes", ", ".join(f"{record.count(kind)} {kind.value}" for kind in record.counts)),
-        ("robust_acc", f"{number(robust_acc(record), 2)} %"),
+        ("targeted_success", f"{number(targeted_success(record), 2)} %")
+        if record.threat_model.targets is not None
+        else ("robust_acc", f"{number(robust_acc(record), 2)} %"),
         ("passes", f"{cost.forwards} forwards, {cost.backwards} backwards"),
         ("seconds", number(cost.seconds, 1)),
         ("device", f"{environment.device_name} ({environment.device}), {environment.precision}"),
@@ -144,12 +159,22 @@ def _judged_facts(judged: JudgedInputs) -> list[tuple[str, str]]:
 
 
 def show_board(
-    frame: pd.DataFrame, files: list[Path], *, as_json: bool, radii: bool = False
+    frame: pd.DataFrame,
+    files: list[Path],
+    *,
+    targeted: pd.DataFrame | None = None,
+    as_json: bool,
+    radii: bool = False,
 ) -> None:
-    """Print a leaderboard, of several ``radii`` in one table, and which files were written; as JSON
-    with all of its columns."""
-    content = {"leaderboard": _rows(frame), "files": [str(path) for path in files]}
-    print_result(content, board_text(frame, radii=radii), as_json=as_json)
+    """Print a leaderboard, of several ``radii`` in one table, the table of what was attacked with
+    targets, and which files were written; as JSON with all of their columns."""
+    content: dict[str, Any] = {"leaderboard": _rows(frame)}
+    parts = [board_text(frame, radii=radii)]
+    if targeted is not None and len(targeted):
+        content["targeted"] = _rows(targeted)
+        parts = [*(parts if len(frame) else []), targeted_text(targeted)]
+    content["files"] = [str(path) for path in files]
+    print_result(content, "\n\n".join(parts), as_json=as_json)
     if files and not as_json:
         more = f" and {len(files) - 1} more" if len(files) > 1 else ""
         typer.echo(f"\nWritten: {files[0]}{more}", err=True)
@@ -170,6 +195,26 @@ def board_text(frame: pd.DataFrame, *, radii: bool = False) -> str:
         groups.setdefault(title, []).append(row)
     tables = ((title, _group_table(rows, radii)) for title, rows in groups.items())
     return "\n\n".join(f"{title}\n{table}" for title, table in tables)
+
+
+def targeted_text(frame: pd.DataFrame) -> str:
+    """How often targets were reached, for a terminal: a table for each group of comparable rows."""
+    header = ["model", "attack", "reached", "attacked", "success %", "95 % interval", "pairs %"]
+    header += ["targeted robust %", "clean %", "validity"]
+    parts = []
+    for title, block in frame.groupby("group", sort=False):
+        body = [
+            [
+                *(str(row[name]) for name in ("model", "attack", "reached", "attacked")),
+                number(row["targeted_success"]),
+                f"{number(row['targeted_success_low'])} – {number(row['targeted_success_high'])}",
+                *(number(row[n]) for n in ("pair_success", "targeted_robust_acc", "clean_acc")),
+                str(row["validity"]),
+            ]
+            for row in _rows(block)
+        ]
+        parts.append(f"{title}\n{format_table(header, body)}")
+    return "\n\n".join(parts)
 
 
 def _rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
@@ -269,6 +314,9 @@ class RunDisplay:
         # Loads pandas, which commands that only list names do without.
         from robench.reporting.model_results import collect
 
+        if records and records[0].record.threat_model.targets is not None:
+            self._targeted_finished(model, records)
+            return
         for result in collect(records):
             robust, clean = result.robust_acc, result.clean_acc
             attacks = " · ".join(
@@ -280,6 +328,22 @@ class RunDisplay:
                 f"clean {number(clean.estimate)} % · {attacks}",
                 soft_wrap=True,
             )
+
+    def _targeted_finished(self, model: str, records: Sequence[StoredRecord]) -> None:
+        from robench.reporting.model_results import collect
+        from robench.reporting.targeted import targeted_table
+        from robench.results import RecordFilter
+
+        rows = _rows(targeted_table(collect(records, RecordFilter(goal="targeted"))))
+        whole, *each = rows
+        attacks = " · ".join(f"{row['attack']} {number(row['targeted_success'])}" for row in each)
+        self._console.print(
+            f"{model}: {number(whole['targeted_success'])} % of {whole['attacked']} reach their "
+            f"target ({number(whole['targeted_success_low'])} – "
+            f"{number(whole['targeted_success_high'])}) at {records[0].record.threat_model} · "
+            f"{attacks}",
+            soft_wrap=True,
+        )
 
 
 class _RateColumn(ProgressColumn):
@@ -302,10 +366,10 @@ class _TimeLeftColumn(TimeRemainingColumn):
 
 def _job_line(record: EvaluationRecord, cached: bool) -> str:
     errored = record.count(Outcome.ERRORED)
-    parts = [
-        f"{record.model.name} · {record.attack.name}: {number(robust_acc(record))} % survive "
-        f"{record.threat_model}"
-    ]
+    said = f"{number(robust_acc(record))} % survive"
+    if record.threat_model.targets is not None:
+        said = f"{number(targeted_success(record))} % reach their target under"
+    parts = [f"{record.model.name} · {record.attack.name}: {said} {record.threat_model}"]
     parts += [f"{errored} errored"] if errored else []
     parts.append("stored before" if cached else f"{number(record.cost.seconds)} s")
     return ", ".join(parts)

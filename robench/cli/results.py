@@ -44,13 +44,15 @@ def list_records(
     as_json: JsonFlag = False,
 ) -> None:
     """List the records, one line each. Exit code 2 if one is damaged."""
-    from robench.cli.output import print_result, record_line, robust_acc
+    from robench.cli.output import print_result, record_line, robust_acc, targeted_success
     from robench.formatting import format_table, number
     from robench.results import Store
 
     scan = Store.existing(results).scan()
     found = _in_order(scan.records, wanted)
-    header = ("key", "model", "under", "data", "attack", "n", "seed", "robust_acc", "created")
+    header = ["key", "model", "under", "data", "attack", "n", "seed", "robust_acc", "created"]
+    targeted = any(stored.record.threat_model.targets for stored in found)
+    header += ["targeted_success"] if targeted else []
     rows = [
         (
             record.key[:12],
@@ -62,6 +64,7 @@ def list_records(
             str(record.seed),
             number(robust_acc(record)),
             record.created,
+            *([number(targeted_success(record))] if targeted else []),
         )
         for record in (stored.record for stored in found)
     ]

@@ -36,8 +36,10 @@ def run(
     from robench.api import prepare
     from robench.cli.output import RunDisplay, show_board
     from robench.reporting.leaderboard import build_leaderboard, with_clean_points
+    from robench.reporting.model_results import collect
     from robench.reporting.publish import publish
-    from robench.results import Store
+    from robench.reporting.targeted import targeted_table
+    from robench.results import RecordFilter, Store
     from robench.threat_models import parse_eps, parse_radii
 
     prepared = prepare(replace(request, models=tuple(models or ())))
@@ -47,7 +49,8 @@ def run(
     stored = list(store.records())
     files = publish(store, stored, plots=plots)
     board = build_leaderboard(records, known=stored)
+    targeted = targeted_table(collect(records, RecordFilter(goal="targeted")))
     radii = parse_radii(request.eps) if request.eps is not None else ()
-    if radii and parse_eps(radii[0])[0] == 0:
+    if len(board) and radii and parse_eps(radii[0])[0] == 0:
         board = with_clean_points(board, records)
-    show_board(board, files, as_json=as_json, radii=len(radii) > 1)
+    show_board(board, files, targeted=targeted, as_json=as_json, radii=len(radii) > 1)

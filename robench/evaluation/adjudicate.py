@@ -1,7 +1,8 @@
 """The verdict: what an attack proposes is judged here, in float32, by the original model.
 
 An adversarial input counts if it lies in the box [0, 1], within the norm ball (up to the stated
-rounding tolerance, :func:`robench.geometry.norm_tolerance`), is finite, and is misclassified.
+rounding tolerance, :func:`robench.geometry.norm_tolerance`), is finite, and is misclassified; where
+the threat model has targets, if it is classified as its target.
 Whatever precision or layout the search used has no say in it.
 """
 
@@ -13,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from robench.attacks.losses import margin
+from robench.attacks.goals import Goal
 from robench.devices import Parts
 from robench.errors import ModelError
 from robench.geometry import norm_of, norm_tolerance
@@ -25,13 +26,13 @@ class Verdicts:
     """What was found for each proposal. All tensors are (N,)."""
 
     broken: Tensor
-    """bool: inside the threat model, finite, and misclassified"""
+    """bool: inside the threat model, finite, and misclassified, or classified as the target"""
     allowed: Tensor
     """bool: inside the threat model and finite"""
     prediction: Tensor
     """int64"""
     margin: Tensor
-    """float32: logit of the label minus the largest other"""
+    """float32: logit of the label minus the largest other; of a target the largest other minus it"""
     size: Tensor
     """float32: the perturbation's norm, [0, 1] pixel units"""
     finite: Tensor
@@ -94,8 +95,12 @@ class Adjudicator:
                 )
         return torch.cat([out.float() for _, out in done])
 
-    def judge(self, points: Tensor, inputs: Tensor, labels: Tensor) -> Verdicts:
-        """Judge proposals, points (N, C, H, W), for inputs in [0, 1] with their labels (N,)."""
+    def judge(self, points: Tensor, inputs: Tensor, classes: Tensor) -> Verdicts:
+        """Judge proposals, points (N, C, H, W), for inputs in [0, 1].
+
+        ``classes`` (N,) are their labels, or the targets if the threat model has any.
+        """
+        goal = Goal.of(self.threat_model)
         logits = self.logits(points, forgiving=True)
         delta = (points - inputs).double()
         size = norm_of(delta, self.threat_model.norm)
@@ -107,10 +112,10 @@ class Adjudicator:
         finite = logits.isfinite().all(dim=1)
         prediction = logits.argmax(dim=1)
         return Verdicts(
-            broken=allowed & finite & (prediction != labels),
+            broken=allowed & finite & goal.reached(prediction, classes),
             allowed=allowed,
             prediction=prediction,
-            margin=margin(logits, labels),
+            margin=goal.margin(logits, classes),
             size=size.float(),
             finite=finite,
         )

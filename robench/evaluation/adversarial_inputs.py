@@ -52,6 +52,20 @@ class FileInputs:
         self.file.write(rows.tolist(), values.numpy())
 
 
+class PickedInputs:
+    """Some of the inputs, at int64 positions (k,) among them."""
+
+    def __init__(self, inputs: ReadInputs, picked: Tensor) -> None:
+        self._inputs = inputs
+        self._picked = picked
+
+    def __len__(self) -> int:
+        return len(self._picked)
+
+    def __getitem__(self, rows: Tensor) -> Tensor:
+        return self._inputs[self._picked[rows]]
+
+
 class KeptInputs:
     """Those of the inputs that a record kept, float32 (n, C, H, W), at ``chosen`` positions."""
 

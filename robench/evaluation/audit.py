@@ -20,8 +20,10 @@ def draw_audit(audit: AuditSpec, state: CascadeState, prepared: PreparedModel) -
     if state.audit_survivors >= 0:
         return state
     survivors = state.survivors()
-    keys = prepared.keys[prepared.rows[survivors]]
-    order = seeding.derive(keys, seeding.tag("audit")).argsort()
+    keys = seeding.derive(prepared.keys_of(survivors), seeding.tag("audit"))
+    if prepared.threat_model.targets is not None:  # a sample may be there once for each target
+        keys = seeding.derive(keys, prepared.aims.classes[survivors])
+    order = keys.argsort()
     chosen = survivors[order[: audit.sample_size(len(survivors))]].sort().values
     return replace(state, audited=chosen, audit_survivors=len(survivors))
 

@@ -143,9 +143,15 @@ class Cascade:
 
     def flags(self, state: CascadeState) -> list[Flag]:
         """Reasons to doubt the outcome ``state``."""
-        model, n = self.prepared.model, len(self.prepared.dataset)
+        prepared = self.prepared
         flags = attack_flags(
-            self.spec, self.stages, self.plan, state, num_classes=model.num_classes, n=n
+            self.spec,
+            self.stages,
+            self.plan,
+            state,
+            # Where a target is given, attacks choose none and lack none.
+            num_classes=None if prepared.threat_model.targets else prepared.model.num_classes,
+            n=max(len(prepared.dataset), len(prepared)),
         )
         return [*flags, *stalled_flags(self.stalled)]
 
@@ -162,7 +168,7 @@ class Cascade:
             else:
                 due = due[~audited] if self._escalates() else due[:0]
         if (within := self.stages[run.stage].within) is not None:
-            clean = self.prepared.margins[self.prepared.rows[due]]
+            clean = self.prepared.clean_margins_of(due)
             closest = self.state.closest_margin[due]
             due = due[(closest <= within * clean) | closest.isinf()]  # or nothing is known
         return due[self._near(run, due).any(dim=1)] if run.recheck else due

@@ -24,20 +24,21 @@ def attack_flags(
     plan: Sequence[StageRun],
     state: CascadeState,
     *,
-    num_classes: int,
+    num_classes: int | None,
     n: int,
 ) -> list[Flag]:
     """What the attacks themselves give reason to doubt.
 
     ``stages`` are those of ``spec`` as they ran on this model, ``n`` all samples of the data set, the
-    misclassified ones included.
+    misclassified ones included; of a sample that is attacked several times each time counts.
+    ``num_classes`` is None where attacks choose no targets.
     """
     names = [stages[run.stage].name for run in plan]
     flags = [
         _gradients(plan, names, state, "zero_gradients", "started with a zero gradient"),
         _gradients(plan, names, state, "nonfinite_gradients", "met a gradient of NaN or infinity"),
         _square(stages, state, n),
-        _few_classes(spec, num_classes),
+        None if num_classes is None else _few_classes(spec, num_classes),
         *(
             Flag(name="stage_skipped", severity="note", evidence=stage.skipped)
             for stage in state.stages

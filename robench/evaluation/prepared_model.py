@@ -14,11 +14,13 @@ from robench.acceleration.model_choice import SearchChoice, choose_search_model
 from robench.acceleration.search_models import SearchModel, SearchModels
 from robench.attacks import build_attack
 from robench.attacks.base import Attack, BatchAttack
+from robench.attacks.goals import Goal
 from robench.attacks.losses import LOSSES, Loss, margin
 from robench.datasets import Dataset
 from robench.doctor import examine
 from robench.errors import AttackError, ModelError
 from robench.evaluation.adjudicate import Adjudicator
+from robench.evaluation.aims import Aims, choose_aims
 from robench.evaluation.queries import Queries
 from robench.evaluation.repeated_draws import MostOfDraws, drawn_flag
 from robench.evaluation.sample_metrics import SampleMetrics
@@ -68,7 +70,9 @@ class PreparedModel:
     errors: dict[int, str]
     """Sample → why the model gave no logits for it"""
     rows: Tensor
-    """int64 (m,): the correctly classified samples; attacks go by positions among them"""
+    """int64 (m,): the correctly classified samples that have something to be attacked for"""
+    aims: Aims
+    """What is attacked of them, and towards what; attacks go by positions among these"""
     flags: tuple[Flag, ...]
     """What the doctor saw on some of the samples"""
     adjudicator: Adjudicator
@@ -83,7 +87,7 @@ class PreparedModel:
     """Of the correctly classified samples"""
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self.aims)
 
     @property
     def models(self) -> SearchModels:
@@ -110,11 +114,24 @@ class PreparedModel:
         """Clean ones, float32 (n,); without meaning where there are errors."""
         return margin(self.logits, self.dataset.labels)
 
-    def load(self, rows: Tensor) -> Samples:
-        """Samples for int64 positions among the correctly classified, on the device."""
-        chosen = self.rows[rows]
-        by_sample = (self.dataset.labels, self.logits, self.keys)
-        parts = (self.dataset.batch(chosen), *(column[chosen] for column in by_sample))
+    def clean_margins_of(self, positions: Tensor) -> Tensor:
+        """float32 (k,): how far clean inputs are from the goal, of what is attacked at positions."""
+        logits = self.logits[self.rows[self.aims.sample[positions]]]
+        return Goal.of(self.threat_model).margin(logits, self.aims.classes[positions])
+
+    def keys_of(self, positions: Tensor) -> Tensor:
+        """int64 (k,): keys of what is attacked at int64 positions; of one sample the same."""
+        return self.keys[self.rows[self.aims.sample[positions]]]
+
+    def load(self, positions: Tensor) -> Samples:
+        """Samples for int64 positions among what is attacked, on the device."""
+        chosen = self.rows[self.aims.sample[positions]]
+        parts = (
+            self.dataset.batch(chosen),
+            self.aims.classes[positions],
+            self.logits[chosen],
+            self.keys[chosen],
+        )
         return Samples(*(part.to(self.settings.device) for part in parts))
 
 
@@ -152,7 +169,7 @@ def prepare_model(
         precision, size = "fp32", batch_size
     correct = logits.argmax(dim=1) == dataset.labels
     correct[list(errors)] = False
-    rows = correct.nonzero().squeeze(1)
+    rows, aims = choose_aims(threat_model.targets, dataset, logits, correct, settings.seed)
     # Passes that leave something behind, or draw from one stream, must not overlap.
     alone = bool({flag.name for flag in flags} & _ONE_AT_A_TIME)
     workers = 1 if alone else worker_count(device, settings.workers)
@@ -164,7 +181,7 @@ def prepare_model(
         threat_model=threat_model,
         batch_size=size,
         workers=workers,
-        planned_passes=_planned_passes(planned, threat_model, model, len(rows)),
+        planned_passes=_planned_passes(planned, threat_model, model, len(aims)),
     )
     if is_randomised:
         choice = replace(choice, reason="outputs are random")
@@ -190,6 +207,7 @@ def prepare_model(
         logits=logits,
         errors=errors,
         rows=rows,
+        aims=aims,
         flags=tuple(flags),
         adjudicator=adjudicator,
         choice=choice,

@@ -12,11 +12,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from robench.evaluation.adversarial_inputs import ReadInputs
+from robench.evaluation.aims import by_sample
 from robench.evaluation.cascade_state import CascadeState
 from robench.evaluation.environment import describe_environment
 from robench.evaluation.prepared_model import PreparedModel
 from robench.evaluation.sample_metrics import SampleMetrics, summarise
 from robench.records import (
+    REACHED,
     AttackSpec,
     Cost,
     EvaluationRecord,
@@ -42,7 +44,10 @@ class RecordBuilder:
     def __init__(self, attack: AttackSpec, prepared: PreparedModel, attacked: CascadeState) -> None:
         self.attack = attack
         self.prepared = prepared
-        self.attacked = attacked
+        self.targets = prepared.threat_model.targets
+        every = self.targets == "all"
+        self.found = by_sample(attacked, prepared.aims, prepared.model.num_classes, every)
+        self.attacked = attacked = self.found.state
         self.dataset = prepared.dataset
         self.shown, self.passes_known = attacked.shown, attacked.passes_known
         survived = torch.zeros_like(self.shown)
@@ -50,7 +55,7 @@ class RecordBuilder:
         errored = torch.zeros_like(self.shown)
         errored[list(attacked.errors)] = True
         self.broken, self.survived = ~survived & ~errored, survived
-        self.values = prepared.metrics.values(attacked.adv_inputs, self.shown)
+        self.values = prepared.metrics.values(self.found.adv_inputs, self.shown)
 
     @cached_property
     def samples(self) -> list[SampleOutcome]:
@@ -64,12 +69,14 @@ class RecordBuilder:
                 label=int(data.labels[row]),
                 clean_prediction=None if row in prepared.errors else prediction,
                 clean_margin=None if row in prepared.errors else margin,
-                **(self._clean_only(row) if row not in place else self._found(place[row])),
+                **(self._not_attacked(row) if row not in place else self._found(place[row])),
             )
             for row, (prediction, margin) in enumerate(clean)
         ]
 
-    def _clean_only(self, row: int) -> dict[str, Any]:
+    def _not_attacked(self, row: int) -> dict[str, Any]:
+        if str(int(self.dataset.labels[row])) == self.targets:
+            return {"outcome": Outcome.AT_TARGET}
         message = self.prepared.errors.get(row)
         outcome = Outcome.CLEAN_ERROR if message is None else Outcome.ERRORED
         return {"outcome": outcome, "message": message}
@@ -82,9 +89,10 @@ class RecordBuilder:
             "forwards": int(attacked.forwards[i]) if self.passes_known[i] else None,
             "backwards": int(attacked.backwards[i]) if self.passes_known[i] else None,
         }
+        found["values"] = self._aimed_at(i)
         if i in attacked.errors:
             return found | {"outcome": Outcome.ERRORED, "message": attacked.errors[i]}
-        found["values"] = {name: float(column[i]) for name, column in self.values.items()}
+        found["values"] |= {name: float(column[i]) for name, column in self.values.items()}
         if math.isfinite(smallest := float(attacked.found_size[i])):
             found["values"]["minimum_size"] = smallest
         if self.shown[i]:
@@ -94,6 +102,16 @@ class RecordBuilder:
         if self.broken[i]:
             found["broken_by"] = attacked.stage_names[int(attacked.stage[i])]
         return found
+
+    def _aimed_at(self, i: int) -> dict[str, float]:
+        """Of an attack with targets: which one the row speaks of, and what came of each of several."""
+        if self.targets is None:
+            return {}
+        values = {"target": float(self.found.targets[i])}
+        if self.found.reached is not None:
+            known = enumerate(self.found.reached[i].tolist())
+            values |= {f"{REACHED}{c}": value for c, value in known if not math.isnan(value)}
+        return values
 
     def record(
         self,
@@ -106,6 +124,7 @@ class RecordBuilder:
         """The record under its key."""
         attacked, prepared = self.attacked, self.prepared
         outcomes = [sample.outcome for sample in self.samples]
+        possible = [o for o in Outcome if o is not Outcome.AT_TARGET or o in outcomes]
         return EvaluationRecord(
             key=key,
             model=prepared.model.summary,
@@ -115,7 +134,7 @@ class RecordBuilder:
             seed=prepared.settings.seed,
             precision=prepared.settings.precision,
             foreign=foreign,
-            counts={outcome: outcomes.count(outcome) for outcome in Outcome},
+            counts={outcome: outcomes.count(outcome) for outcome in possible},
             stages=attacked.stages if len(attacked.stages) > 1 else (),
             audit=attacked.audit,
             flags=(*flags, *prepared.metrics.methods.flags),
@@ -142,7 +161,11 @@ class RecordBuilder:
         robust = torch.zeros(len(self.dataset), dtype=torch.float64)
         robust[self.prepared.rows[self.survived]] = 100.0
         labels = self.dataset.labels
-        members = {name: labels == i for i, name in enumerate(self.dataset.class_names)}
+        members = {
+            name: labels == i
+            for i, name in enumerate(self.dataset.class_names)
+            if str(i) != self.targets
+        }
         return {name: float(robust[m].mean()) for name, m in members.items() if bool(m.any())}
 
     def adversarial(self) -> Rows:
@@ -156,7 +179,7 @@ class RecordBuilder:
         for rows in torch.split(torch.arange(len(self.dataset)), _ROWS_AT_A_TIME):
             part = self.dataset.batch(rows)
             found = position[rows] >= 0
-            part[found] = self.attacked.adv_inputs[position[rows][found]]
+            part[found] = self.found.adv_inputs[position[rows][found]]
             yield part.numpy()
 
     def panel(self) -> dict[str, NDArray[Any]]:
@@ -164,7 +187,7 @@ class RecordBuilder:
         panel = panel_of(
             self.prepared.metrics,
             half_broken(self.broken, self.survived & self.shown, _PANEL_SAMPLES),
-            self.attacked.adv_inputs,
+            self.found.adv_inputs,
             self.prepared.predictions[self.prepared.rows],
             self.attacked.prediction,
         )

@@ -18,7 +18,7 @@ class Samples:
     inputs: Tensor
     """float32 (n, C, H, W) in [0, 1]"""
     labels: Tensor
-    """int64 (n,)"""
+    """int64 (n,): the classes that the goal is about, labels to leave or targets to reach"""
     clean_logits: Tensor
     """float32 (n, K), of the output under attack"""
     keys: Tensor

@@ -243,6 +243,8 @@ def study_models(
         RobenchError: as :func:`robench.preparation.prepare` and
             :func:`study_attention`; an attack that the suite has not, near misses listed.
     """
+    if request.goal != "untargeted":
+        raise UsageError("attention is studied on untargeted attacks", hint="Leave out the goal")
     prepared = prepare(request)
     suite = prepared.suite
     entries = tuple(spec for spec in suite.attacks if spec.name == look.attack)

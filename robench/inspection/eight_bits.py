@@ -11,7 +11,7 @@ _WHITE = 255
 
 
 def in_eight_bits(
-    points: Tensor, inputs: Tensor, labels: Tensor, judge: Adjudicator
+    points: Tensor, inputs: Tensor, classes: Tensor, judge: Adjudicator
 ) -> tuple[Tensor, Verdicts]:
     """Points rounded to multiples of 1/255, and the verdicts on them.
 
@@ -22,18 +22,18 @@ def in_eight_bits(
     Args:
         points: float (N, C, H, W) in [0, 1].
         inputs: the clean ones, of the same shape.
-        labels: int64 (N,).
-        judge: says what is in the ball and misclassified.
+        classes: int64 (N,), their labels, or the targets if the judge's threat model has any.
+        judge: says what is in the ball and a find.
     """
     level = (points * _WHITE).round()
     rounded = level / _WHITE
-    verdicts = judge.judge(rounded, inputs, labels)
+    verdicts = judge.judge(rounded, inputs, classes)
     left = (~verdicts.allowed).nonzero().squeeze(1)
     if len(left) == 0:
         return rounded, verdicts
     away = (rounded - inputs).abs() > (points - inputs).abs()
     towards = (level - torch.where(away, (rounded - points).sign(), 0.0)) / _WHITE
-    again = judge.judge(towards[left], inputs[left], labels[left])
+    again = judge.judge(towards[left], inputs[left], classes[left])
     merged = Verdicts(
         *(
             getattr(verdicts, f.name).index_copy(0, left, getattr(again, f.name))

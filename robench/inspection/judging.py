@@ -64,6 +64,10 @@ def judge(request: Request, source: Any) -> StoredRecord:
         RobenchError: as :func:`robench.preparation.prepare`; inputs that cannot be matched to the
             samples. Nothing is filed then.
     """
+    if request.goal != "untargeted":
+        raise UsageError(
+            "inputs are judged by whether they are misclassified", hint="Leave out the goal"
+        )
     content = AdversarialFile.of(source)
     prepared = prepare(request)
     if len(prepared.planned) != 1:

@@ -111,7 +111,7 @@ def write_pngs(
     names = picture_names([sample.sample_id for sample in stored.samples])
     rows = []
     for part in kept_parts(stored, adversarial, dataset, device, batch_size=256):
-        pictures, verdicts = in_eight_bits(part.points, part.inputs, part.labels, judge)
+        pictures, verdicts = in_eight_bits(part.points, part.inputs, part.classes, judge)
         for place, sample in enumerate(part.samples):
             name = names[sample.sample_id]
             atomic_write(folder / name, png_bytes(pictures[place], mode))

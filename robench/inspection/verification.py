@@ -126,8 +126,8 @@ def reverify(
 ) -> tuple[int, dict[str, str]]:
     """Judge a record's adversarial inputs again, in float32.
 
-    A broken sample's input must be inside the threat model and misclassified, a survivor's must
-    not; both must get the prediction that was recorded. A survivor's stored input is the attack's
+    A broken sample's input must be inside the threat model and misclassified, or be its target, a
+    survivor's must not; both must get the prediction that was recorded. A survivor's stored input is the attack's
     best, so this says that it did not succeed, not that none can.
 
     Args:
@@ -147,10 +147,11 @@ def reverify(
     """
     check_sources(stored, adversarial, model, dataset)
     judge = judge_of(stored, model.to(device), batch_size)
+    targeted = stored.record.threat_model.targets is not None
     disagreements: dict[str, str] = {}
     judged = 0
     for part in kept_parts(stored, adversarial, dataset, device, batch_size):
-        verdicts = judge.judge(part.points, part.inputs, part.labels)
+        verdicts = judge.judge(part.points, part.inputs, part.classes)
         judged += len(part.samples)
         for place, sample in enumerate(part.samples):
             broken, prediction = bool(verdicts.broken[place]), int(verdicts.prediction[place])
@@ -158,6 +159,8 @@ def reverify(
                 disagreements[sample.sample_id] = "the input is outside the threat model"
             elif broken != (sample.outcome is Outcome.BROKEN):
                 now = "misclassified" if broken else "classified correctly"
+                if targeted:
+                    now = "at its target" if broken else "not at its target"
                 disagreements[sample.sample_id] = f"recorded as {sample.outcome.value}, now {now}"
             elif prediction != sample.adv_prediction:
                 disagreements[sample.sample_id] = (
@@ -179,7 +182,7 @@ def finds_in_8_bits(
     arguments are those of :func:`reverify`, which has approved of them."""
     judge = judge_of(stored, model.to(device), batch_size)
     return sum(
-        int(in_eight_bits(part.points, part.inputs, part.labels, judge)[1].broken.sum())
+        int(in_eight_bits(part.points, part.inputs, part.classes, judge)[1].broken.sum())
         for part in kept_parts(stored, adversarial, dataset, device, batch_size, Outcome.BROKEN)
     )
 
@@ -200,7 +203,8 @@ class KeptPart(NamedTuple):
     """(k, C, H, W) in [0, 1]"""
     inputs: Tensor
     """The clean ones"""
-    labels: Tensor
+    classes: Tensor
+    """int64 (k,): their labels, or the targets of a record that has any"""
 
 
 def kept_parts(
@@ -221,6 +225,9 @@ def kept_parts(
     if only is not None:
         wanted &= frame["outcome"] == only.value
     rows = torch.from_numpy(wanted.to_numpy().nonzero()[0])
+    classes = dataset.labels[indices]
+    if stored.record.threat_model.targets is not None:
+        classes = predictions(frame.get("target", frame["label"]))
     adv_inputs = KeptInputs(adversarial, rows.tolist())
     for part in torch.split(torch.arange(len(rows)), batch_size):
         picked = indices[rows[part]]
@@ -228,7 +235,7 @@ def kept_parts(
             [stored.samples[row] for row in rows[part].tolist()],
             adv_inputs[part].to(device),
             dataset.batch(picked).to(device),
-            dataset.labels[picked].to(device),
+            classes[rows[part]].to(device),
         )
 
 

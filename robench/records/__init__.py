@@ -21,6 +21,7 @@ from robench.records.cards import (
     WeightsSpec,
 )
 from robench.records.evaluations import (
+    REACHED,
     RECORD_SCHEMA_VERSION,
     AuditResult,
     Cost,
@@ -41,6 +42,7 @@ __all__ = [
     "JUDGED",
     "LIBRARIES",
     "PROGRAM",
+    "REACHED",
     "RECORD_SCHEMA_VERSION",
     "ArchitectureSpec",
     "AttackSpec",

@@ -222,6 +222,13 @@ class ModelCard(Frozen):
     attention: AttentionSpec = Field(default_factory=lambda: AttentionSpec())
     provenance: Provenance = Field(default_factory=lambda: Provenance())
 
+    @field_validator("threat_model")
+    @classmethod
+    def _untargeted(cls, threat_model: ThreatModel) -> ThreatModel:
+        if threat_model.targets is not None:
+            raise ValueError("a card's threat model has no targets; evaluate with --goal targeted")
+        return threat_model
+
     @property
     def id(self) -> str:
         """``dataset/threat/name``: the card's folder below ``model_zoo``."""

@@ -19,12 +19,22 @@ RESULTS_REVISION = 6
 
 
 class Outcome(StrEnum):
-    """The verdict on one sample. ``errored`` is never robust."""
+    """The verdict on one sample. ``errored`` is never robust.
+
+    Of an adversary with targets ``broken`` is a sample that was brought to its target, ``survived``
+    one that was not, whatever else became of it.
+    """
 
     CLEAN_ERROR = "clean_error"
     BROKEN = "broken"
     SURVIVED = "survived"
     ERRORED = "errored"
+    AT_TARGET = "at_target"
+    """Its label is the target: it is no sample of the attack, and counted in no figure."""
+
+
+REACHED = "reached_"
+"""With a class's number behind it: whether a sample reached that target, where all were tried."""
 
 
 class SampleOutcome(Frozen):

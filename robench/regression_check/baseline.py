@@ -58,6 +58,12 @@ def leaderboard_row(path: str | Path, model: str, candidate: ModelResult) -> Lea
         UsageError: the file is no leaderboard, or has no such row under the candidate's data and
             threat model.
     """
+    if candidate.threat_model.targets is not None:
+        raise UsageError(
+            f"a leaderboard's row is of untargeted attacks, {candidate.group} of targeted ones",
+            where=path,
+            hint="Name a results folder with the baseline's records",
+        )
     try:
         frame = read_leaderboard(path)
         same = frame[

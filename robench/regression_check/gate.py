@@ -113,6 +113,8 @@ def check(
         identical = candidate.model.fingerprint == baseline.model.fingerprint
         if identical:
             notes.append("both are the same network with the same weights: nothing can be worse")
+    if candidate.threat_model.targets is not None:
+        notes.append("robust means: classified correctly, and not brought to its target")
     for result in compared:
         if count := int(result.errored.sum()):
             problems.append(f"{count} samples of {result.model.name} errored")

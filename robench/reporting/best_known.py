@@ -44,7 +44,8 @@ class BestKnown:
         self._finding: dict[tuple[str, str], list[StoredRecord]] = defaultdict(list)
         for stored in records:
             record = stored.record
-            if record.count(Outcome.BROKEN) and _repeats(record):
+            tells = record.count(Outcome.BROKEN) or record.threat_model.targets is not None
+            if tells and _repeats(record):
                 about = record.model.fingerprint, record.threat_model.norm
                 self._finding[about].append(stored)
 
@@ -78,6 +79,10 @@ def _found(stored: StoredRecord, result: ModelResult) -> Bools:
     def column(name: str) -> npt.NDArray[np.float64]:
         return table[name].to_numpy(np.float64, na_value=np.nan)
 
+    if record.threat_model.targets is not None:
+        # At its target or at another wrong class: it is misclassified either way.
+        at = column("adv_prediction")
+        found = ~np.isnan(at) & (at != result.labels)
     if record.threat_model.eps > result.threat_model.eps:
         found = found & (column("perturbation_size") <= result.threat_model.radius + _SIZE_ROUNDING)
     if record.dataset.fingerprint != result.group.fingerprint:

@@ -27,10 +27,13 @@ class Report:
             :class:`~robench.reporting.model_results.ModelResult` and returns a DataFrame; a
             figure's takes those of one group, best first, and returns a matplotlib Figure, or
             None where there is nothing to draw.
+        goal: which results it is of, one of :data:`robench.request.GOALS`: what was robust against
+            any error, or against an adversary with targets. No report mixes the two.
     """
 
     kind: Kind
     make: str | Callable[..., Any]
+    goal: str = "untargeted"
 
     @property
     def function(self) -> Callable[..., Any]:
@@ -73,6 +76,9 @@ for _name, _target in (
     ("per_class", "metric_tables:class_table"),
 ):
     REPORTS.add(_name, Report("table", f"robench.reporting.{_target}"))
+for _name in ("targeted_table", "target_matrix"):
+    _report = Report("table", f"robench.reporting.targeted:{_name}", "targeted")
+    REPORTS.add(_name.removesuffix("_table"), _report)
 for _name, _target in (
     ("accuracy_by_attack", "accuracies:accuracy_by_attack"),
     ("clean_against_robust", "robust_against:clean_against_robust"),
@@ -80,6 +86,10 @@ for _name, _target in (
     ("feature_distances", "distributions:feature_distances"),
 ):
     REPORTS.add(_name, Report("figure", f"robench.reporting.plots.{_target}"))
+REPORTS.add(
+    "targeted_success",
+    Report("figure", "robench.reporting.plots.targets:targeted_success_matrix", "targeted"),
+)
 
 
 def reports(kind: Kind) -> dict[str, Report]:

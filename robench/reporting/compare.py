@@ -48,7 +48,9 @@ def compare_models(
         ``p`` (two-sided, exact McNemar for accuracies), ``p_holm``, ``n``, ``only_baseline`` and
         ``only_model`` (samples that only one gets right), ``detectable`` (the smallest true
         difference that this n shows with 80 % power; empty if none) and ``verdict``: ``better``,
-        ``worse``, ``differs`` (no direction is better), ``not shown``, ``undefined``.
+        ``worse``, ``differs`` (no direction is better), ``not shown``, ``undefined``. Of models that
+        were attacked with targets, accuracies under attack are of samples that are classified
+        correctly and were not brought to theirs, and are called ``targeted_robust_acc`` and so on.
 
     Raises:
         UsageError: a model is of another group, has no attack in common, or there are no others.
@@ -69,8 +71,9 @@ def compare_models(
     p_values = pd.Series([item.p for _, item in found])
     by_quantity = p_values.groupby([item.quantity for _, item in found])
     adjusted = by_quantity.transform(lambda values: holm(values.tolist()))
+    targeted = baseline.threat_model.targets is not None
     rows = [
-        _row(name, item, p_holm, 1 - level)
+        _row(name, item, p_holm, 1 - level, targeted=targeted)
         for (name, item), p_holm in zip(found, adjusted.tolist(), strict=True)
     ]
     return Comparison(
@@ -117,7 +120,8 @@ def comparison_markdown(comparison: Comparison) -> str:
             "",
             f"Samples that only {baseline} resists: {only_baseline}; only {name}: {only_other}.",
         ]
-        robust = block[block["quantity"] == "robust_acc"].iloc[0]
+        quantities = ("robust_acc", _targeted_name("robust_acc"))
+        robust = block[block["quantity"].isin(quantities)].iloc[0]
         if is_undefined(robust["detectable"]):
             lines.append("At this n no difference of robust accuracy could have been shown.")
         else:
@@ -130,13 +134,15 @@ def comparison_markdown(comparison: Comparison) -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
-def _row(name: str, item: Difference, p_holm: float, alpha: float) -> dict[str, Any]:
+def _row(
+    name: str, item: Difference, p_holm: float, alpha: float, *, targeted: bool
+) -> dict[str, Any]:
     counts, detectable = item.counts, None
     if counts is not None and counts.n:
         detectable = smallest_difference(counts.n, counts.discordant / counts.n, alpha=alpha)
     return {
         "model": name,
-        "quantity": item.quantity,
+        "quantity": _targeted_name(item.quantity) if targeted else item.quantity,
         "baseline": item.second,
         "value": item.first,
         "difference": item.interval.estimate,
@@ -150,6 +156,12 @@ def _row(name: str, item: Difference, p_holm: float, alpha: float) -> dict[str, 
         "detectable": math.nan if detectable is None else 100 * detectable,
         "verdict": _verdict(item, p_holm, alpha),
     }
+
+
+def _targeted_name(quantity: str) -> str:
+    """An accuracy under attacks that were after targets is another quantity."""
+    attacked = quantity.endswith("_acc") and quantity != "clean_acc"
+    return f"targeted_{quantity}" if attacked else quantity
 
 
 def _verdict(item: Difference, p_holm: float, alpha: float) -> str:

@@ -18,7 +18,7 @@ def samples_frame(records: Iterable[StoredRecord]) -> pd.DataFrame:
     """One row for every sample of every record, with what the record is about in front.
 
     The first columns are ``key``, ``model``, ``dataset``, ``norm``, ``eps`` (as written),
-    ``attack`` and ``seed``; then those of the records' own tables. A metric that a record lacks
+    ``attack`` and ``seed``, and ``targets`` of those that were after any; then those of the records' own tables. A metric that a record lacks
     is NaN there.
 
     Raises:
@@ -36,6 +36,8 @@ def samples_frame(records: Iterable[StoredRecord]) -> pd.DataFrame:
             "attack": record.attack.name,
             "seed": record.seed,
         }
+        if record.threat_model.targets is not None:
+            about["targets"] = record.threat_model.targets
         parts.append(pd.DataFrame(about, index=stored.table.index).join(stored.table))
     if not parts:
         raise UsageError("there are no records to export", hint="Check the folder and the filters")

@@ -124,13 +124,14 @@ def build_leaderboard(
             also what ``wanted`` and ``suite`` leave out.
 
     Returns:
-        Accuracies in percent, rounded to 2 digits, metrics to 4; undefined is NaN or NA.
+        Accuracies in percent, rounded to 2 digits, metrics to 4; undefined is NaN or NA. What was
+        attacked with targets is not here but in :mod:`robench.reporting.targeted`.
 
     Raises:
         UsageError: two attacks share a column.
     """
     records = list(source.records() if isinstance(source, Store) else source)
-    results = collect(records, wanted, suite=suite)
+    results = [r for r in collect(records, wanted, suite=suite) if r.threat_model.targets is None]
     groups = [results] if together else by_group(results).values()
     best = BestKnown(records if known is None else known)
     return _frame([row for members in groups for row in _ranked(members, suite, best)])
@@ -233,6 +234,12 @@ def _row(
             row[f"{name}_broken"] = summary.mean_broken
             row[f"{name}_survived"] = summary.mean_survived
     return row
+
+
+def validity(result: ModelResult) -> str:
+    """What speaks against a result by itself, whatever the other models met."""
+    errored = int(result.errored.sum())
+    return ";".join(([f"errored:{errored}"] if errored else []) + _doubts(result)) or NO_FLAG
 
 
 def _doubts(result: ModelResult) -> list[str]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -30,7 +30,7 @@ ATTENTION_ATTACK = "pgd-20"
 """The attack whose adversarial inputs attention and representation are reported for. It is the
 one that every suite has; a model without it is reported for its first attack with metrics."""
 
-_SAME_CONDITIONS = "Evaluate both with the same --dataset, --norm, --eps, --n and --seed"
+_SAME_CONDITIONS = "Evaluate both with the same --dataset, --norm, --eps, --goal, --n and --seed"
 
 
 @dataclass(frozen=True, order=True)
@@ -83,13 +83,13 @@ class ModelResult:
 
     @property
     def n(self) -> int:
-        """Number of samples."""
+        """Number of samples; without those whose label is the target of all."""
         return len(self.sample_ids)
 
     @functools.cached_property
     def sample_ids(self) -> npt.NDArray[np.object_]:
         """Ids, sorted; every other per-sample array follows their order."""
-        return np.sort(self._any.table["sample_id"].to_numpy(dtype=object))
+        return np.sort(self._any.eligible["sample_id"].to_numpy(dtype=object))
 
     @functools.cached_property
     def labels(self) -> npt.NDArray[np.int64]:
@@ -233,7 +233,7 @@ class ModelResult:
     def _tables(self) -> dict[str, Any]:
         tables = {}
         for name, stored in self.attacks.items():
-            table = stored.table.sort_values("sample_id", kind="stable")
+            table = stored.eligible.sort_values("sample_id", kind="stable")
             if not np.array_equal(table["sample_id"].to_numpy(dtype=object), self.sample_ids):
                 raise StoreError(
                     f"record {name!r} of {self.model.id} has other samples than its data set says",
@@ -250,12 +250,14 @@ def collect(
     *,
     suite: Suite | None = None,
 ) -> list[ModelResult]:
-    """Records by group, then model id, then weights: all of them, or the ``wanted`` ones.
+    """Records by group, then model, all but targeted ones; or those that are ``wanted``, by goal too.
 
     With a suite only attacks that are its own, with its very parameters, under its names.
     """
+    wanted = wanted or RecordFilter()
+    wanted = replace(wanted, goal=wanted.goal or "untargeted")
     found: dict[tuple[GroupKey, str, str], dict[str, StoredRecord]] = {}
-    kept = [stored for stored in records if wanted is None or wanted.matches(stored.record)]
+    kept = [stored for stored in records if wanted.matches(stored.record)]
     # ISO 8601 in UTC sorts by time; the key makes the choice the same on every machine.
     for stored in sorted(kept, key=lambda item: (item.record.created, item.record.key)):
         record, threat = stored.record, stored.record.threat_model
@@ -324,7 +326,7 @@ def find_pair(
         raise UsageError(
             f"{first!r} and {second!r} can be compared in several ways: "
             + "; ".join(map(str, shared)),
-            hint="Choose one with --dataset, --norm, --eps, --n or --seed",
+            hint="Choose one with --dataset, --norm, --eps, --targets, --n or --seed",
         )
     return left[shared[0]], right[shared[0]]
 

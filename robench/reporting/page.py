@@ -16,6 +16,7 @@ from robench.metric_catalogue import METRICS
 from robench.reporting.findings import association_sentences, attention_sentences
 from robench.reporting.leaderboard import NO_FLAG, leaderboard_csv
 from robench.reporting.metric_tables import worst_classes
+from robench.reporting.targeted import easiest_pairs
 
 _GROUP = ("dataset", "norm", "eps", "n", "seed", "data_sha256")
 _HIDDEN = {
@@ -177,7 +178,7 @@ def build_page(
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    introduction = _INTRODUCTION if len(leaderboard) else _NO_RECORDS
+    introduction = _INTRODUCTION if sections else _NO_RECORDS
     return environment.get_template("page.html.j2").render(
         title=title,
         introduction=introduction,
@@ -224,13 +225,19 @@ def _report(name: str, frame: pd.DataFrame) -> _Section:
             for group, block in worst.groupby("group")
         ]
         return _Section("Classes that come off worst", tables)
+    if name == "target_matrix":
+        # The figure has all of them.
+        caption, frame = "led across most often; target_matrix.csv has all", easiest_pairs(frame)
+        heading = "Pairs of classes"
+    else:
+        caption, heading = f"{name}.csv", name.replace("_", " ").capitalize()
     shown = {
         str(column): _Column(
             str(column).replace("_", " "), f"{name}.csv", not pd.api.types.is_numeric_dtype(kind), 4
         )
         for column, kind in frame.dtypes.items()
     }
-    return _Section(name.replace("_", " ").capitalize(), [_table(f"{name}.csv", frame, shown)])
+    return _Section(heading, [_table(caption, frame, shown)])
 
 
 def _class_column(name: str) -> _Column:

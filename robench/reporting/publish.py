@@ -10,7 +10,8 @@ from robench.reporting.export import write_tables
 from robench.reporting.leaderboard import build_leaderboard, leaderboard_csv
 from robench.reporting.model_results import ModelResult, collect
 from robench.reporting.page import build_page
-from robench.results import Store, StoredRecord
+from robench.request import GOALS
+from robench.results import RecordFilter, Store, StoredRecord
 
 log = logging.getLogger("robench.reporting")
 
@@ -33,16 +34,25 @@ def publish(store: Store, records: list[StoredRecord], *, plots: bool = True) ->
     frame = build_leaderboard(records)
     csv = store.folder / CSV_NAME
     atomic_write(csv, leaderboard_csv(frame))
-    results = collect(records)
-    tables = {name: report(results) for name, report in reports("table").items()}
+    results = {goal: collect(records, RecordFilter(goal=goal)) for goal in GOALS}
+    tables = {
+        name: report(results[report.goal])
+        for name, report in reports("table").items()
+        # A folder without targeted attacks says nothing of them.
+        if report.goal == "untargeted" or results[report.goal] or _is_there(store, name)
+    }
     written = write_tables(store.folder, **tables)
     if not plots:
         return [csv, *written]
-    figures = _figures(results, store)
+    figures = _figures([result for part in results.values() for result in part], store)
     shown = [path for path in figures if path.suffix == ".png"]
     page = store.folder / PAGE_NAME
     atomic_write(page, build_page(frame, figures=shown, tables=tables).encode())
     return [csv, page, *written, *figures]
+
+
+def _is_there(store: Store, table: str) -> bool:
+    return (store.folder / f"{table}.csv").exists()
 
 
 def _figures(results: list[ModelResult], store: Store) -> list[Path]:

@@ -18,10 +18,11 @@ from typing import Any, BinaryIO
 
 import pandas as pd
 
-from robench.errors import CorruptRecordError, StoreError, one_line
+from robench.errors import CorruptRecordError, StoreError, UsageError, one_line
 from robench.files import atomic_write, file_error, file_errors, file_sha256
 from robench.formatting import plain
 from robench.records import (
+    REACHED,
     RECORD_SCHEMA_VERSION,
     DatasetSpec,
     EvaluationRecord,
@@ -31,8 +32,10 @@ from robench.records import (
     canonical_hash,
     parse,
 )
+from robench.registry import unknown_name
+from robench.request import GOALS
 from robench.results.tables import samples_to_table, table_to_frame, table_to_samples
-from robench.threat_models import parse_eps, parse_norm, parse_radii
+from robench.threat_models import class_number, parse_eps, parse_norm, parse_radii
 
 _FORMAT = "robench-record"
 
@@ -106,6 +109,11 @@ class StoredRecord:
         """One row a sample; columns as in :mod:`robench.results.tables`."""
         return table_to_frame(self.arrow)
 
+    @property
+    def eligible(self) -> pd.DataFrame:
+        """The rows of :attr:`table` whose label is not the target that all have."""
+        return self.table[self.table["outcome"] != Outcome.AT_TARGET]
+
     @functools.cached_property
     def samples(self) -> list[SampleOutcome]:
         """The rows as :class:`SampleOutcome`, exactly as they were written."""
@@ -115,10 +123,11 @@ class StoredRecord:
 @dataclass(frozen=True)
 class RecordFilter:
     """Records on a data set, under a norm and an ε as it is written ("8/255", or several, "1/255,8/255"),
-    of n samples and a seed; what is None lets all through.
+    of n samples, a seed, a goal, and targets, a rule or a class; what is None lets all through.
 
     Raises:
-        UsageError: norm or ε make no sense.
+        UsageError: norm or ε make no sense, or targets are named without their goal.
+        UnknownNameError: there is no such goal.
     """
 
     dataset: str | None = None
@@ -126,8 +135,16 @@ class RecordFilter:
     eps: str | None = None
     n: int | None = None
     seed: int | None = None
+    goal: str | None = None
+    targets: str | int | None = None
 
     def __post_init__(self) -> None:
+        if self.goal not in (None, *GOALS):
+            raise unknown_name("goal", str(self.goal), list(GOALS))
+        if self.targets is not None and self.goal != "targeted":
+            raise UsageError(
+                "targets are named without their goal", hint="Write --goal targeted too"
+            )
         if self.norm is not None:
             parse_norm(self.norm)
         if self.eps is not None:
@@ -142,12 +159,21 @@ class RecordFilter:
             and (self.eps is None or threat.eps in _values(self.eps))
             and self.n in (None, record.n)
             and self.seed in (None, record.seed)
+            and self.goal in (None, GOALS[threat.targets is not None])
+            and (self.targets is None or str(self.targets) in _names_of_targets(record))
         )
 
 
 @functools.cache
 def _values(eps: str) -> frozenset[Fraction]:
     return frozenset(parse_eps(radius)[0] for radius in parse_radii(eps))
+
+
+def _names_of_targets(record: EvaluationRecord) -> set[str]:
+    """What one may call a record's targets: their rule, or the class by number and name."""
+    rule, names = str(record.threat_model.targets), record.dataset.class_names
+    number = class_number(rule)
+    return {rule} if number is None else {rule, *names[number : number + 1]}
 
 
 def _normalised(record: EvaluationRecord) -> EvaluationRecord:
@@ -275,18 +301,14 @@ def _contradiction(record: EvaluationRecord, table: pd.DataFrame) -> str | None:
         return f"it has {len(table)} samples of {record.dataset.n}"
     if ids.isna().any() or ids.duplicated().any():
         return "a sample has no id of its own"
-    if not label.between(0, record.dataset.num_classes - 1).all():
+    classes = record.dataset.num_classes
+    if not label.between(0, classes - 1).all():
         return "a label is none of the classes"
-    wrong = (table["clean_prediction"] != label).fillna(False).astype(bool)
-    right = (table["clean_prediction"] == label).fillna(False).astype(bool)
-    fooled = (table["adv_prediction"] != label) & table["adv_prediction"].notna()
-    resisted = (table["adv_prediction"] == label).fillna(False).astype(bool)
-    if (
-        (right & (outcome == Outcome.CLEAN_ERROR)).any()
-        or (wrong & outcome.isin([Outcome.SURVIVED, Outcome.BROKEN])).any()
-        or (resisted & (outcome == Outcome.BROKEN)).any()
-        or (fooled.fillna(False).astype(bool) & (outcome == Outcome.SURVIVED)).any()
-    ):
+    number = class_number(record.threat_model.targets)
+    aims = table.get("target", label)
+    if not (number or 0) < classes or not (aims.isna() | aims.isin(range(classes))).all():
+        return "a target is none of the classes"
+    if not _outcomes_follow(table, record.threat_model.targets):
         return "the outcome of a sample is not what its predictions say"
     names = {name: place for place, name in enumerate(record.dataset.class_names)}
     for name, accuracy in record.class_robust_acc.items():
@@ -294,3 +316,29 @@ def _contradiction(record: EvaluationRecord, table: pd.DataFrame) -> str | None:
         if not math.isclose(100 * survived.mean(), accuracy, abs_tol=1e-6):
             return f"the accuracy of class {name!r} is not that of its samples"
     return None
+
+
+def _outcomes_follow(table: pd.DataFrame, targets: str | None) -> bool:
+    """Whether outcomes are what the predictions say, for an adversary with these targets or none."""
+    outcome, label = table["outcome"], table["label"]
+    wrong = (table["clean_prediction"] != label).fillna(False).astype(bool)
+    right = (table["clean_prediction"] == label).fillna(False).astype(bool)
+    shown = table["adv_prediction"].notna()
+    goal = (table["adv_prediction"] == (label if targets is None else table.get("target"))).fillna(
+        False
+    )
+    reached = shown & (goal.astype(bool) == (targets is not None))
+    excluded = (label.astype(str) == targets) if targets is not None else label != label
+    return not (
+        (right & (outcome == Outcome.CLEAN_ERROR)).any()
+        or (wrong & outcome.isin([Outcome.SURVIVED, Outcome.BROKEN])).any()
+        or (shown & ~reached & (outcome == Outcome.BROKEN)).any()
+        or (reached & (outcome == Outcome.SURVIVED)).any()
+        or (excluded != (outcome == Outcome.AT_TARGET)).any()
+        or (targets == "all" and (_any_reached(table) != (outcome == Outcome.BROKEN)).any())
+    )
+
+
+def _any_reached(table: pd.DataFrame) -> pd.Series:
+    tried = [name for name in table.columns if name.startswith(REACHED)]
+    return (table[tried] == 1).any(axis=1)

@@ -266,6 +266,28 @@ def test_arts_targeted_searches_aim_at_the_likeliest_wrong_class(
     assert _Recording.seen.tolist() == (rivals if aims_at_rivals else labels).tolist()
 
 
+def test_arts_attacks_aim_at_the_targets_of_the_threat_model() -> None:
+    """An fgsm of ART's that is aimed raises the targets' probability; what has no aim is refused."""
+    aimed = LINF.aimed_at("next")
+    spec = AttackSpec(name="a", attack="art:FastGradientMethod")
+    model, inputs = TinyCNN(), images(8)
+    targets = (predictions(model, inputs) + 1) % 6
+    built = build_attack(spec, aimed)
+    assert isinstance(built, BatchAttack)
+    proposed = built.propose(model, inputs, targets, 0)
+    before, after = (
+        model(points).log_softmax(dim=1).gather(1, targets[:, None])
+        for points in (inputs, proposed)
+    )
+    assert bool((after > before).all())
+    for attack, params, why in (
+        ("art:DeepFool", {}, "no parameter targeted"),
+        ("art:FastGradientMethod", {"targeted": False}, "targeted is false"),
+    ):
+        with pytest.raises(AttackError, match=f"a: ART's .* cannot be aimed at targets.*{why}"):
+            build_attack(AttackSpec(name="a", attack=attack, params=params), aimed)
+
+
 def test_the_references_autoattack_runs_by_name() -> None:
     """On a model so weak that its first attack breaks everything; proposals hold up in fp32."""
     model, inputs = TinyCNN(seed=2), images(12, seed=8)

@@ -19,6 +19,7 @@ from robench.reporting.plots.confusion import confusion_under_attack
 from robench.reporting.plots.robust_against import security_curves
 from robench.reporting.plots.samples import sample_panel
 from robench.reporting.plots.style import save
+from robench.request import GOALS
 from robench.results import SamplePanel, Store
 from robench.text import file_name
 
@@ -57,10 +58,13 @@ def render_plots(
         used.add(slug)
         drawn: set[str] = set()
         best_first = sorted(members, key=lambda r: (-r.robust_acc.estimate, r.model.id))
+        targeted = best_first[0].threat_model.targets is not None
         for name, report in figures.items():
+            if report.goal != GOALS[targeted]:
+                continue
             code = identity_of(report.function)
             gallery.keep(f"{slug}/{name}", report, best_first, code=code)
-        for result in best_first:
+        for result in best_first if not targeted else ():
             attack = result.attention_attack or next(iter(result.attacks))
             model = file_name(result.model.name)
             if model in drawn:
@@ -161,6 +165,8 @@ def _by_norm(
     # Only radii of the same samples and seed make a curve: those of the largest such set.
     families: dict[tuple[str, str], dict[tuple[str, int], list[ModelResult]]] = {}
     for group, members in groups.items():
+        if members[0].threat_model.targets is not None:
+            continue
         family = families.setdefault((group.dataset, group.norm), {})
         family.setdefault((group.fingerprint, group.seed), []).extend(members)
     return {key: max(family.values(), key=len) for key, family in families.items()}

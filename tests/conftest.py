@@ -17,6 +17,14 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
+def pytest_report_header() -> str:
+    """What repeats the campaigns of ``-m slow``."""
+    # Hypothesis takes a moment, which workers of pytest-xdist do without.
+    from campaign import EXAMPLES, SEED
+
+    return f"campaigns: FUZZ_SEED={SEED} FUZZ_EXAMPLES={EXAMPLES}"
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with this folder's own files: a long one that came last would be waited for."""
     items.sort(key=lambda item: item.path.parent != Path(__file__).parent)

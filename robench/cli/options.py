@@ -280,7 +280,7 @@ def parse_name_values(texts: Sequence[str], option: str) -> dict[str, Any]:
 
 
 def _value(text: str) -> Any:
-    with suppress(ValueError):
+    with suppress(ValueError, RecursionError):
         return json.loads(text, parse_constant=_no_number)
     if "," in text:
         return [_value(part) for part in text.split(",")]

@@ -45,7 +45,12 @@ def _no_answer(value: Any) -> Any:
 
 Whole = Annotated[int, BeforeValidator(_no_fraction)]
 """A whole number that somebody wrote: ``true``, ``3.0`` and ``"3"`` are none."""
-Real = Annotated[float, BeforeValidator(_no_word), Field(allow_inf_nan=False)]
+Real = Annotated[
+    float,
+    BeforeValidator(_no_word),
+    Field(allow_inf_nan=False),
+    AfterValidator(lambda value: value + 0.0),  # -0.0 is 0.0, and hashed as that
+]
 """A number that somebody wrote, finite: ``true`` and ``"0.5"`` are none."""
 Figure = Annotated[float, BeforeValidator(_no_word)]
 """A figure, which may be undefined (NaN)."""

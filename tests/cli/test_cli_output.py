@@ -88,6 +88,7 @@ def test_plain_keeps_numbers(values):
         ("version=1.2.3", "1.2.3"),
         ("id=007", "007"),
         ("at=.", "."),
+        pytest.param(f"name={'[' * 3000}", "[" * 3000, id="deep"),
     ],
 )
 def test_settings_are_literals_or_text(text, value):

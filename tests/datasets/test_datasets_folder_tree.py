@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from campaign import campaign
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -453,8 +454,6 @@ def test_a_generated_tree_is_read_as_it_was_planned(plan: Plan) -> None:
     check(plan)
 
 
-@pytest.mark.slow
-@settings(max_examples=10_000, **CAREFUL)
-@given(plans())
+@campaign(plan=plans())
 def test_ten_thousand_generated_trees(plan: Plan) -> None:
     check(plan)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from campaign import campaign
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -74,15 +75,11 @@ def test_any_value_that_is_typed(texts: list[str]) -> None:
     check_typed(texts)
 
 
-@pytest.mark.slow
-@settings(max_examples=10_000, deadline=None)
-@given(options=st.dictionaries(st.sampled_from(OPTIONS), values, max_size=3))
+@campaign(options=st.dictionaries(st.sampled_from(OPTIONS), values, max_size=3))
 def test_ten_thousand_values_from_python(folder: Path, options: dict[str, Any]) -> None:
     check(folder, options)
 
 
-@pytest.mark.slow
-@settings(max_examples=10_000, deadline=None)
-@given(st.lists(typed, max_size=4))
+@campaign(texts=st.lists(typed, max_size=4))
 def test_ten_thousand_values_that_are_typed(texts: list[str]) -> None:
     check_typed(texts)

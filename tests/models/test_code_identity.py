@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from campaign import campaign
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -429,9 +430,7 @@ def test_two_values_share_an_identity_only_if_they_are_one(one: Any, other: Any)
     _check_pair(one, other)
 
 
-@pytest.mark.slow
-@given(one=VALUES, other=VALUES)
-@settings(max_examples=10_000, deadline=None, derandomize=True)
+@campaign(one=VALUES, other=VALUES)
 def test_of_many_values_no_two_share_an_identity(one: Any, other: Any) -> None:
     _check_pair(one, other)
 
@@ -451,10 +450,8 @@ def _built(case: tuple[str, float]) -> nn.Module:
     return module
 
 
-@pytest.mark.slow
 @TRACING
-@given(one=CASES, other=CASES)
-@settings(max_examples=10_000, deadline=None, derandomize=True)
+@campaign(one=CASES, other=CASES)
 def test_of_many_modules_no_two_share_a_key(
     one: tuple[str, float], other: tuple[str, float]
 ) -> None:
@@ -618,6 +615,7 @@ def test_modules_of_libraries_can_be_compared() -> None:
 
 
 SOURCE = """import torch
+from campaign import campaign
 from torch import nn
 {imported}
 class Net(nn.Module):

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from campaign import campaign
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -342,9 +343,7 @@ def test_what_is_read_is_what_was_saved(
     _check_file(made, tmp_path_factory.getbasetemp())
 
 
-@pytest.mark.slow
-@given(made=FILES)
-@settings(max_examples=10_000, deadline=None, derandomize=True)
+@campaign(made=FILES)
 def test_what_is_read_of_many_files_is_what_was_saved(
     made: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
 ) -> None:

@@ -244,8 +244,14 @@ def draft_requested(
     """
     return draft_card(
         weights,
-        ArchitectureSpec(
-            name=_architecture(request, weights), arguments=dict(request.architecture_arguments)
+        parse(
+            ArchitectureSpec,
+            {
+                "name": _architecture(request, weights),
+                "arguments": dict(request.architecture_arguments),
+            },
+            UsageError,
+            where="--arch-arg",
         ),
         num_classes=samples.num_classes,
         dataset=samples.name,

@@ -63,13 +63,12 @@ def train(
         raise UsageError("--arch-arg without --arch", hint="Name the architecture with --arch")
 
     from robench import defenses  # torch
-    from robench.records import ArchitectureSpec
+    from robench.records import ArchitectureSpec, parse
 
     architecture = None
     if request.architecture is not None:
-        architecture = ArchitectureSpec(
-            name=request.architecture, arguments=dict(request.architecture_arguments)
-        )
+        given = {"name": request.architecture, "arguments": dict(request.architecture_arguments)}
+        architecture = parse(ArchitectureSpec, given, UsageError, where="--arch-arg")
     dataset = DEFAULT_DATASET if request.dataset is None else str(request.dataset)
     job = defenses.resolve(
         recipe,

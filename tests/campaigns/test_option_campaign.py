@@ -327,6 +327,7 @@ def check(chosen: dict[str, Any], prepared: list[Prepared]) -> None:
 
 
 @settings(max_examples=30, deadline=None)
+@example({"--eps": "0.1", "--arch-arg": [("width", "1e999")]})  # pydantic's own error
 @example({"--eps": "9" * 5000})  # a ValueError of int's, for so many digits
 @example({"--eps": f"0.{'0' * 400}1", "--norm": "L2"})  # a radius of 0
 @given(chosen=commands())

@@ -245,6 +245,7 @@ def test_a_pickle_that_carries_code_is_not_run(tmp_path):
         (["train", "standard", "--threat-model", "Linf-9"], ["eps"]),
         (["train", "standard", "--arch", "nosuch"], ["nosuch"]),
         (["train", "standard", "--arch-arg", "width=3"], ["--arch"]),
+        (["train", "standard", "--arch=vit", "--arch-arg=depth=1e999"], ["--arch-arg", "is inf"]),
         (["train", "standard", "--device", "gpu"], ["gpu"]),
     ],
 )

@@ -43,7 +43,7 @@ def listed_names(given: str | Sequence[Any]) -> list[str]:
         if given.lstrip().startswith("["):
             try:
                 names = json.loads(given)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise UsageError(f"{given!r} is no list of names: {error}") from error
     found = [str(name).strip() if isinstance(given, str) else str(name) for name in names]
     if len(set(found)) != len(found):

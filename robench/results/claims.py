@@ -78,6 +78,6 @@ class Claim(contextlib.AbstractContextManager["Claim"]):
         try:
             owner = json.loads(self._note.read_text())
             return f"process {owner['pid']} on {owner['host']} since {owner['since']}"
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
             # It may have released the claim since.
             return "holder unknown"

@@ -326,7 +326,7 @@ class Store:
             return path.name in {entry["name"] for entry in files.values()}
         except FileNotFoundError:
             return False
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             # A damaged JSON may well have named it.
             return True
 

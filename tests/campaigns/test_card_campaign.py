@@ -80,19 +80,7 @@ RIGHT: dict[tuple[str, ...], st.SearchStrategy[Any]] = {
     | TABLES,
     ("architecture", "name"): st.sampled_from(
         [
-            *CODE,
-            "digits_resnet ",
-            "DIGITS_RESNET",
-            "resnet",
-            "program",
-            "torchvision:os.system",
-            "torchvision:",
-            "timm:hf-hub:a/b",
-            "timm:local-dir:/x",
-            ":",
-            "x:",
-            ":x",
-            "a.b:c:d",
+            *(*CODE, "digits_resnet ", "DIGITS_RESNET", "resnet", "program", "a.b:c:d", "x:", ":x"),
         ]
     ),
     ("weights", "path"): st.sampled_from(["w.safetensors", "./w.safetensors", "x/../w.safetensors"])
@@ -140,13 +128,21 @@ ELSEWHERE = st.sampled_from(
 )
 
 
+LIBRARIES = st.sampled_from(
+    ["timm:hf-hub:a/b", "timm:local-dir:/x", "torchvision:os.system", "torchvision:", "timm:resnet"]
+)
+"""They take seconds to import: the quick test does without."""
+
+
 @st.composite
-def files(draw: st.DrawFn) -> str:
+def files(draw: st.DrawFn, libraries: bool = False) -> str:
     """The text of a card: sound, of right fields, or with something wrong."""
     content: dict[str, Any] = copy.deepcopy(SOUND)
     for _ in range(draw(st.integers(0, 4))):
         place = draw(st.sampled_from(sorted(RIGHT)))
         put(content, place, draw(RIGHT[place]))
+    if libraries and draw(st.integers(0, 9)) == 0:
+        put(content, ("architecture", "name"), draw(LIBRARIES))
     for _ in range(draw(st.sampled_from([0, 0, 0, 1, 2]))):
         place = draw(st.sampled_from(sorted(RIGHT)) | ELSEWHERE)
         put(content, place, draw(ANYTHING | st.just(GONE)))
@@ -164,11 +160,20 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.setenv("ROBENCH_CACHE", str(made / "cache"))
         patch.setattr("robench.models.weights_files.fetch_weights", _no_web)
         patch.setattr("pathlib.Path.cwd", lambda: made)
-        # What is imported once, at the first card that asks for it, is no stranger's.
-        for name in ("timm:nothing", "torchvision:nothing", "nothing"):
-            with pytest.raises(RobenchError):
-                load_model(_card({**SOUND, "architecture": {"name": name}}))
+        _look_for("nothing")
         yield made
+
+
+@pytest.fixture(scope="module")
+def libraries(folder: Path) -> None:
+    """Imported once, at the first card that names them, they are no stranger's."""
+    _look_for("timm:nothing")
+    _look_for("torchvision:nothing")
+
+
+def _look_for(architecture: str) -> None:
+    with pytest.raises(RobenchError):
+        load_model(_card({**SOUND, "architecture": {"name": architecture}}))
 
 
 def _no_web(url: str, sha256: str) -> Path:
@@ -253,12 +258,13 @@ def _load(path: Path, card: ModelCard, wanted: dict[str, Any]) -> None:
     torch.testing.assert_close(told, expected, rtol=1e-3, atol=1e-3, equal_nan=True)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(text=files())
 def test_a_card_is_read_as_it_is_written_or_refused_in_one_line(text: str, folder: Path) -> None:
     check(text, folder)
 
 
-@campaign(text=files())
+@pytest.mark.usefixtures("libraries")
+@campaign(text=files(libraries=True))
 def test_of_many_cards_all_are_read_or_refused(text: str, folder: Path) -> None:
     check(text, folder)

@@ -10,12 +10,11 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import pytest
-from hypothesis import HealthCheck, Phase, given, seed, settings
+from hypothesis import HealthCheck, given, seed, settings
 
 Test = TypeVar("Test", bound=Callable[..., Any])
 
 SEED = int(os.environ.get("FUZZ_SEED", "0"))
-PHASES = (Phase.explicit, Phase.generate) if "NOSHRINK" in os.environ else tuple(Phase)
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "10000"))
 
 
@@ -34,7 +33,6 @@ def campaign(**strategies: Any) -> Callable[[Test], Any]:
             # What failed before on one machine would change the run there.
             database=None,
             print_blob=True,
-            phases=PHASES,
             suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
         )(made)
         return pytest.mark.slow(seed(SEED)(made))

@@ -209,9 +209,17 @@ def problem():
     return model, dataset, rows, (inputs[rows] + noise).clamp(0, 1)
 
 
-@pytest.mark.parametrize("target", ["true", "predicted", 2])
-@pytest.mark.parametrize("method", ["grad_cam", "feature_sum"])
-@pytest.mark.parametrize("batch_size", [2, 100])
+@pytest.mark.parametrize(
+    ("target", "method", "batch_size"),
+    [
+        ("true", "grad_cam", 2),
+        ("true", "feature_sum", 100),
+        ("predicted", "grad_cam", 100),
+        ("predicted", "feature_sum", 2),
+        (2, "grad_cam", 2),
+        (2, "feature_sum", 100),
+    ],
+)
 def test_values_are_those_of_the_maps(problem, target, method, batch_size):
     model, dataset, rows, adv_inputs = problem
     spec = AttentionSpec(method=method)

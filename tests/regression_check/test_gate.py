@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -311,7 +312,9 @@ def test_pytest_fixture_gates(tmp_path: Path) -> None:
         "    robench_check('bad', against='base', margin=1.0)\n"
     )
     command = [sys.executable, "-m", "pytest", "-q", "-p", "robench.pytest_plugin", "."]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    # Only robench's plugin: others take seconds to load.
+    alone = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    done = subprocess.run(command, cwd=tmp_path, env=alone, capture_output=True, text=True)
     assert done.returncode == 1
     assert "1 failed, 1 passed" in done.stdout
     assert "bad against base: worse" in done.stdout

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import itertools
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import matplotlib
@@ -38,6 +38,11 @@ NAMES = [
 
 
 def results_for(names: list[str], n: int = 60, threat: str = "Linf-0.2") -> list[ModelResult]:
+    return list(_results(tuple(names), n, threat))
+
+
+@cache
+def _results(names: tuple[str, ...], n: int, threat: str) -> list[ModelResult]:
     records = []
     rng = np.random.default_rng(0)
     for number, name in enumerate(names):

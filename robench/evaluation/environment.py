@@ -3,6 +3,7 @@
 import platform
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -41,8 +42,12 @@ def _device_name(device: torch.device) -> str:
     return platform.processor() or platform.machine()
 
 
+@cache
 def _git_state() -> str | None:
-    """Commit of the checkout that robench runs from, ``+dirty`` if files differ; None: no checkout."""
+    """Commit of the checkout that robench runs from, ``+dirty`` if files differ; None: no checkout.
+
+    As at first in this process: files that are edited later are not what runs.
+    """
     folder = Path(__file__).resolve().parents[2]
     if not (folder / ".git").exists():
         return None

@@ -137,6 +137,8 @@ class State:
     """(B,): its margin as the search saw it; +inf where there is nothing to propose"""
     found_size: Tensor | None = field(default=None, kw_only=True)
     """(B,), of minimum-norm attacks: the norm of the smallest adversarial perturbation"""
+    found_at: Tensor | None = field(default=None, kw_only=True)
+    """(B, C, H, W), of minimum-norm attacks: the input with that perturbation"""
     border_margin: Tensor | None = field(default=None, kw_only=True)
     """(B,), of attacks that leave the ball: how near to being misclassified the search may have
     come at the ball's border"""

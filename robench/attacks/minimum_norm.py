@@ -1,7 +1,8 @@
 """What minimum-norm attacks share: they look for the smallest perturbation, in a ball or out of it.
 
-``found_size`` keeps the norm of the smallest adversarial perturbation seen, whether or not it is
-inside the ball; the ball's radius only decides the verdict, never the search. A search that ends
+``found_at`` is the smallest find and ``found_size`` its norm, whether or not it is inside the ball; the
+ball's radius only decides the verdict, never the search. When the search is over, the original
+model judges that find too, and the record keeps its norm as ``minimum_size`` if it is one. A search that ends
 without one inside proposes its result pulled back to the ball's surface, at one more forward pass:
 an attack on a ball has a best point in it, and that is the one whose margin and attention can be
 spoken of.
@@ -24,10 +25,10 @@ from robench.threat_models import Norm
 class MinimumNormState(State):
     """A state that remembers the smallest find."""
 
-    best: Tensor
-    """(B, C, H, W): the smallest find, before the first the clean input"""
     best_margin: Tensor
-    """(B,): margin of ``best``, +inf before the first find"""
+    """(B,): margin of ``found_at``, +inf before the first find"""
+    found_at: Tensor = field(kw_only=True)
+    """(B, C, H, W): the smallest find, before the first the clean input"""
     found_size: Tensor = field(kw_only=True)
     """(B,): norm of the smallest adversarial perturbation, +inf before the first"""
 
@@ -44,6 +45,7 @@ class MinimumNorm(Attack[MinimumNormT]):
     """
 
     runs_to_the_end = True
+    kind = "boundary"
     only: ClassVar[Norm | None] = None
     """The norm that it minimises, where there is one alone"""
 
@@ -59,7 +61,7 @@ class MinimumNorm(Attack[MinimumNormT]):
     def nothing_found(slots: Slots) -> dict[str, Any]:
         """The fields of a :class:`MinimumNormState` before the first step."""
         infinite = slots.inputs.new_full((len(slots.labels),), torch.inf)
-        found = {"best": slots.inputs, "best_margin": infinite, "found_size": infinite}
+        found = {"found_at": slots.inputs, "best_margin": infinite, "found_size": infinite}
         return slots.fresh() | found
 
     def remember(
@@ -75,13 +77,13 @@ class MinimumNorm(Attack[MinimumNormT]):
         """
         size = norm_of(point - state.inputs, self.norm)
         smaller = crossed & (size < state.found_size)
-        best = torch.where(expand(smaller, point), point, state.best)
+        best = torch.where(expand(smaller, point), point, state.found_at)
         best_margin = torch.where(smaller, -lead, state.best_margin)
         found = torch.where(smaller, size, state.found_size)
         return replace(
             state,
             step=state.step + 1,
-            best=best,
+            found_at=best,
             best_margin=best_margin,
             found_size=found,
             # Inside the ball it is left as it is, up to the last bit.
@@ -96,14 +98,16 @@ class MinimumNorm(Attack[MinimumNormT]):
             return state
         chosen = outside.nonzero().squeeze(1)
         inputs, found = state.inputs[chosen], state.found_size[chosen]
-        ends = torch.where(expand(found.isfinite(), inputs), state.best[chosen], point[chosen])
+        ends = torch.where(expand(found.isfinite(), inputs), state.found_at[chosen], point[chosen])
         ends = project(ends, inputs, self.norm, self.threat_model.radius)
         seen = self.goal.margin(query.logits(ends, chosen), state.labels[chosen])
         size = torch.where(seen < 0, norm_of(ends - inputs, self.norm), torch.inf)
+        best = torch.where(expand(size < found, ends), ends, state.found_at[chosen])
         return replace(
             state,
             candidate=state.candidate.index_copy(0, chosen, ends),
             margin=state.margin.index_copy(0, chosen, seen),
+            found_at=state.found_at.index_copy(0, chosen, best),
             found_size=state.found_size.index_copy(0, chosen, torch.minimum(found, size)),
         )
 

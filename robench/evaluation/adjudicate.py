@@ -27,6 +27,8 @@ class Verdicts:
 
     broken: Tensor
     """bool: inside the threat model, finite, and misclassified, or classified as the target"""
+    fooled: Tensor
+    """bool: as ``broken``, inside the ball or out of it"""
     allowed: Tensor
     """bool: inside the threat model and finite"""
     prediction: Tensor
@@ -111,8 +113,10 @@ class Adjudicator:
         allowed = in_box & (size <= self.threat_model.radius + slack)
         finite = logits.isfinite().all(dim=1)
         prediction = logits.argmax(dim=1)
+        fooled = in_box & finite & goal.reached(prediction, classes)
         return Verdicts(
-            broken=allowed & finite & goal.reached(prediction, classes),
+            broken=allowed & fooled,
+            fooled=fooled,
             allowed=allowed,
             prediction=prediction,
             margin=goal.margin(logits, classes),

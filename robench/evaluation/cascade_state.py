@@ -194,7 +194,7 @@ class CascadeState:
             margin=self.margin.index_copy(0, kept, result.margin.cpu()[better]),
             size=self.size.index_copy(0, kept, result.size.cpu()[better]),
             found_size=self.found_size.index_copy(
-                0, rows, torch.where(sizes.isnan(), self.found_size[rows], sizes)
+                0, rows, torch.fmin(self.found_size[rows], sizes)
             ),
             forwards=self.forwards.index_add(0, rows, result.forwards.cpu()),
             backwards=self.backwards.index_add(0, rows, result.backwards.cpu()),

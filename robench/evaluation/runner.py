@@ -28,7 +28,7 @@ from robench.seeding import own_stream
 from robench.threat_models import ThreatModel
 
 _DEFAULTS = Settings()
-_SNAPSHOT_FORMAT = 2
+_SNAPSHOT_FORMAT = 3
 
 
 class Listener(Protocol):

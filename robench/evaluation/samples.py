@@ -59,7 +59,8 @@ class SearchResult:
     closest_search: Tensor
     """int64 (n,): whose it is; before any search has ended, the number of searches"""
     found_size: Tensor
-    """(n,): for minimum-norm attacks the smallest adversarial perturbation, NaN elsewhere"""
+    """(n,): for minimum-norm attacks the smallest perturbation that the original model is fooled by,
+    +inf where there is none; NaN elsewhere"""
     forwards: Tensor
     """int64 (n,)"""
     backwards: Tensor

@@ -256,10 +256,17 @@ class Search(Generic[StateT]):
         result.search_margins = result.search_margins.index_put(
             (sample[done], search[done]), nearest[done]
         )
-        if state.found_size is not None:
-            result.found_size = result.found_size.index_put((sample[done],), state.found_size[done])
+        if state.found_at is not None:
+            self._measure(sample[done], state.found_at[done])
         self._report(int((self.attack.most_steps() - state.step[done]).clamp_min(0).sum()))
         return take(active, ~done)
+
+    def _measure(self, sample: Tensor, points: Tensor) -> None:
+        """Have minimum-norm searches' smallest finds judged, in the ball or out of it."""
+        result, samples = self.result, self.samples.at(sample)
+        verdicts = self.adjudicator.judge(points, samples.inputs, samples.labels)
+        size = torch.where(verdicts.fooled, verdicts.size, torch.inf)
+        result.found_size = result.found_size.index_put((sample,), size)
 
     def _park(self, active: Active[StateT], crossed: Tensor, finished: Tensor) -> Active[StateT]:
         """Set searches with a find aside, to be judged together: a few inputs are a poor batch."""
@@ -336,6 +343,10 @@ class Search(Generic[StateT]):
             for index in rows[verdicts.allowed & ~verdicts.finite].tolist():
                 result.errors = {**result.errors, index: _UNJUDGED}
         result.forget(result.prediction < 0, self.samples.inputs)
+        # What broke a sample is a find, whichever verdict came first.
+        known = result.broken & ~result.found_size.isnan()
+        size = torch.where(known, result.size, torch.inf)
+        result.found_size = torch.minimum(result.found_size, size)
         return result
 
     def _mark_boundary(self) -> None:

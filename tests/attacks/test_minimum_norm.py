@@ -5,9 +5,17 @@ from typing import Any
 
 import pytest
 import torch
-from attack_models import digits_data, digits_network, predictions, run_search
+from attack_models import (
+    LinearModel,
+    digits_data,
+    digits_network,
+    linear_problem,
+    predictions,
+    run_search,
+)
 from torch import Tensor
 
+from robench.acceleration.search_models import SearchModel
 from robench.attacks.carlini_wagner import CarliniWagnerL2
 from robench.attacks.ddn import DDN
 from robench.attacks.fmn import FMN
@@ -63,6 +71,29 @@ def test_a_fifth_of_carlini_wagners_passes_is_enough() -> None:
         # DDN's norm changes by 5 % at a time.
         assert float(found.found_size.median()) <= 1.05 * float(slow.found_size.median())
         assert 5 * int(found.backwards.max()) <= int(slow.backwards.max())
+
+
+@pytest.mark.parametrize("norm", ["Linf", "L2", "L1"])
+def test_the_radius_decides_the_verdict_and_never_the_search(norm: Norm) -> None:
+    small, large = (
+        run_search(FMN(ThreatModel.of(norm, eps)), *_samples()).found for eps in ("0.001", "1")
+    )
+    assert not bool(small.broken.any())
+    assert bool(small.found_size.isfinite().all())
+    assert torch.equal(small.found_size, large.found_size)
+
+
+def test_a_size_is_what_the_original_model_says_of_it() -> None:
+    """The search's model gives way too early: what it takes for a find fools nobody."""
+    model, inputs, labels, distance, threat_model = linear_problem("L2", 2)
+    lenient = LinearModel(model.weight, model.bias - 0.5 * torch.sign(torch.tensor([1.0, -1.0])))
+    found = run_search(FMN(threat_model), model, inputs, labels, search=SearchModel(lenient)).found
+    assert not bool((found.found_size < distance * (1 - 1e-4)).any())
+    # Of one class the lenient model's boundary lies nearer, of the other further away.
+    assert bool(found.found_size.isinf().any())
+    assert bool(found.found_size.isfinite().any())
+    # Finds on the ball's border are larger by a rounding.
+    assert torch.equal(found.broken, found.found_size <= threat_model.radius + 1e-6)
 
 
 @pytest.mark.parametrize("norm", ["Linf", "L2", "L1"])

@@ -15,6 +15,7 @@ from robench.cli.attacks import attacks
 from robench.cli.attention import attention
 from robench.cli.check import check
 from robench.cli.compare import compare
+from robench.cli.curve import curve
 from robench.cli.doctor import doctor
 from robench.cli.judge import judge
 from robench.cli.leaderboard import leaderboard
@@ -121,6 +122,7 @@ def _root(
 app.command(short_help="Attack models and keep the results.")(run)
 app.command(short_help="Rebuild the leaderboard from the results.")(leaderboard)
 app.command(short_help="Hold models side by side.")(compare)
+app.command(short_help="Draw robust accuracy against eps from one run.")(curve)
 app.command(short_help="Judge adversarial inputs from elsewhere.")(judge)
 app.command(short_help="Look closer at attention under attack.")(attention)
 app.command(short_help="Gate a checkpoint: is it worse than a baseline?")(check)

@@ -82,6 +82,7 @@ for _name in ("targeted_table", "target_matrix"):
 for _name, _target in (
     ("accuracy_by_attack", "accuracies:accuracy_by_attack"),
     ("clean_against_robust", "robust_against:clean_against_robust"),
+    ("minimum_norm_curves", "curves:minimum_norm_curves"),
     ("attention_distributions", "distributions:attention_distributions"),
     ("feature_distances", "distributions:feature_distances"),
 ):

@@ -17,6 +17,7 @@ from robench.statistics.paired import (
     tango_interval,
 )
 from robench.statistics.power import n_for_difference, n_for_noninferiority, smallest_difference
+from robench.statistics.thresholds import shares_above
 
 __all__ = [
     "Interval",
@@ -32,6 +33,7 @@ __all__ = [
     "n_for_difference",
     "n_for_noninferiority",
     "rank_correlation",
+    "shares_above",
     "smallest_difference",
     "tango_interval",
     "unpaired_difference",

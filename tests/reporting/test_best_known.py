@@ -13,6 +13,7 @@ from robench.records import JUDGED, Flag
 from robench.regression_check import Verdict, check
 from robench.reporting.leaderboard import build_leaderboard
 from robench.reporting.model_results import collect
+from robench.reporting.plots.accuracies import accuracy_by_attack
 from robench.results import RecordFilter, StoredRecord
 
 ROW = "SSSSB"
@@ -126,6 +127,15 @@ def test_judged_inputs_alone_are_shown_and_never_ranked() -> None:
     frame = build_leaderboard([judged("BSSSS")])
     assert (frame.loc[0, "robust_acc"], frame.loc[0, "validity"]) == (80, "judged_only")
     assert pd.isna(frame.loc[0, "rank"])
+
+
+def test_judged_inputs_are_no_bar_among_the_attacks() -> None:
+    """One model's would be one bar for all, and lower than the worst case beside it."""
+    results = collect([make_stored(ROW, attack=a) for a in ("aa", "x")] + [judged("BBESS")])
+    figure = accuracy_by_attack(results)
+    assert figure is not None
+    legend = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert sorted(legend) == ["aa", "clean", "worst case", "x"]
 
 
 def test_a_baseline_with_judged_inputs_is_still_a_baseline() -> None:

@@ -12,8 +12,9 @@ from robench.statistics import Interval
 
 
 def _weakest_first(results: Sequence[ModelResult]) -> list[str]:
-    """Attacks by the mean accuracy that they leave; those that few models met go last."""
-    names = {name for result in results for name in result.attacks}
+    """Attacks by the mean accuracy that they leave; those that few models met go last. Inputs that
+    somebody brought for one model are no attack on the others, nor in the worst case."""
+    names = {name for result in results for name in result.protocol}
 
     def order(name: str) -> tuple[int, float, str]:
         left = [i.estimate for r in results if (i := _accuracy(r, name)) is not None]

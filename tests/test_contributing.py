@@ -84,6 +84,7 @@ def session(tmp_path_factory: pytest.TempPathFactory) -> Session:
         "    # Rendering takes half a second a figure, and the package's own is what counts.\n"
         "    if stem.name == 'broken_by_attack':\n"
         "        return draw(figure, stem)\n"
+        "    stem.parent.mkdir(parents=True, exist_ok=True)\n"
         "    for suffix in ('.png', '.svg'):\n"
         "        stem.with_name(stem.name + suffix).write_bytes(b'')\n"
         "render.save = save\n"

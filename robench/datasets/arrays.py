@@ -22,6 +22,17 @@ ARRAY_SUFFIXES = (".npz", ".npy", ".pt", ".pth")
 INPUT_KEYS = ("inputs", "images", "x", "data", "X")
 LABEL_KEYS = ("labels", "targets", "y", "label", "Y")
 
+# What NumPy's arrays are rebuilt with, from bytes: nothing that is named in a file is called but these.
+# NumPy 2 moved the function, so both of its names are known.
+_RECONSTRUCT: Any = np.empty(0).__reduce__()[0]
+_PLAIN_ARRAYS: list[Any] = [
+    np.ndarray,
+    np.dtype,
+    *(type(np.dtype(code)) for code in "?bBhHiIlLqQefd"),
+    (_RECONSTRUCT, "numpy.core.multiarray._reconstruct"),
+    (_RECONSTRUCT, "numpy._core.multiarray._reconstruct"),
+]
+
 
 class ArrayDataset(Dataset):
     """Inputs and labels that are tensors already.
@@ -206,7 +217,8 @@ def read_array_file(path: Path) -> Any:
                 return np.lib.format.read_array(stream, allow_pickle=False)
             if path.suffix == ".safetensors":
                 return load_file(path)
-            content = torch.load(stream, map_location="cpu", weights_only=True)
+            with torch.serialization.safe_globals(_PLAIN_ARRAYS):
+                content = torch.load(stream, map_location="cpu", weights_only=True)
     except Exception as error:  # Damaged files make all three raise almost anything.
         raise DataError(
             f"cannot be read without executing code, or is damaged: {first_line(error)}", where=path

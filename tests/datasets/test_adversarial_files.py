@@ -176,6 +176,16 @@ def test_damaged_files_are_refused_in_one_line(tmp_path: Path, suffix: str, cont
         AdversarialFile.of(tmp_path)
 
 
+def test_arrays_of_numpys_in_a_file_of_torchs_are_arrays(
+    tmp_path: Path, samples: ArrayDataset
+) -> None:
+    path = tmp_path / "theirs.pt"
+    torch.save({"x_adv": PIXELS.numpy(), "y": LABELS.numpy(), "ids": list("pqrst")}, path)
+    found = match(path, samples)
+    assert torch.equal(found.inputs, PIXELS)
+    assert found.read_as.startswith("array 'x_adv', float32")
+
+
 class _Executes:
     """A pickle that makes a file when it is read."""
 
@@ -186,15 +196,16 @@ class _Executes:
         return Path.touch, (self.path,)
 
 
-@pytest.mark.parametrize("suffix", [".pt", ".npy", ".npz"])
-def test_nothing_in_a_file_is_executed(tmp_path: Path, suffix: str) -> None:
-    path, mark = tmp_path / f"evil{suffix}", tmp_path / "executed"
-    evil = {"adv_inputs": _Executes(mark)}
-    if suffix == ".pt":
-        torch.save(evil, path)
+@pytest.mark.parametrize("name", ["one.pt", "array.pt", "array.npy", "array.npz"])
+def test_nothing_in_a_file_is_executed(tmp_path: Path, name: str) -> None:
+    path, mark = tmp_path / name, tmp_path / "executed"
+    array = np.array([_Executes(mark)], dtype=object)
+    if path.suffix == ".pt":
+        torch.save({"adv_inputs": _Executes(mark) if path.stem == "one" else array}, path)
+    elif path.suffix == ".npz":
+        np.savez(path, adv_inputs=array)
     else:
-        array = np.array([_Executes(mark)], dtype=object)
-        np.savez(path, adv_inputs=array) if suffix == ".npz" else np.save(path, array)
+        np.save(path, array)
     with pytest.raises(DataError, match="cannot be read without executing code"):
         AdversarialFile.of(path)
     assert not mark.exists()

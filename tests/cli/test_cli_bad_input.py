@@ -273,3 +273,20 @@ def test_names_that_are_no_path_on_any_system(text):
 def test_an_error_is_one_line_that_no_terminal_obeys():
     error = UsageError("is\nwrong", where="\x1b[2J\u202e", hint="say\x00")
     assert str(error) == "\\x1b[2J\\u202e: is wrong. say\\x00"
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ("--targets next", "the goal is untargeted, and targets are named"),
+        ("--goal targeted", "the goal is targeted, and no targets are named"),
+        ("--goal both", "unknown goal 'both'"),
+        ("--goal targeted --targets nxt", "targets 'nxt' are no rule, and no class of digits"),
+        ("--goal targeted --targets 10", "or its number from 0 to 9"),
+        ("--goal targeted --targets 3 --suite reference", "cannot be aimed at targets"),
+    ],
+)
+def test_targets_that_cannot_be(tmp_path, options, words):
+    line = refused("run", MODEL, "--n", 9, "--results", tmp_path / "out", *options.split())
+    assert words in line
+    assert not (tmp_path / "out").exists()

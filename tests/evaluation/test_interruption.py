@@ -116,11 +116,11 @@ def run(
     adjudicator = Adjudicator(model, threat, SLOTS)
     clean = replace(clean, model=model, choice=choice, adjudicator=adjudicator)
     cascade = Cascade(spec, clean, save=save)
-    done = cascade.run(torch.zeros(SAMPLES, 1, 6, 6), snapshot)
+    done = cascade.run(torch.zeros(len(clean), 1, 6, 6), snapshot)
     counted = ("name", "attempted", "broken", "errored", "forwards", "backwards")
     return {
         "stage": done.stage.tolist(),
-        "points": done.adv_inputs[torch.arange(SAMPLES)].tolist(),
+        "points": done.adv_inputs[torch.arange(len(clean))].tolist(),
         "margins": done.closest_margin.tolist(),
         "sizes": done.found_size.nan_to_num(-1).tolist(),
         "forwards": done.forwards.tolist(),
@@ -145,6 +145,10 @@ LINF, L2 = ThreatModel.of("Linf", "0.02"), ThreatModel.of("L2", "0.12")
 CASES: dict[str, tuple[AttackSpec, ThreatModel]] = {
     "fgsm": (attack("fgsm", "pgd", steps=1, relative_step_size=1.0, random_start=False), LINF),
     "pgd": (attack("pgd", "pgd", steps=3, restarts=2), LINF),
+    "pgd-all-targets": (
+        attack("pgd", "pgd", steps=2),
+        ThreatModel.of("Linf", "0.1").aimed_at("all"),
+    ),
     "pma": (attack("pma", "pma", steps=3), LINF),
     "fmn": (attack("fmn", "fmn", steps=6), LINF),
     "cw-l2": (attack("cw-l2", "cw-l2", rounds=2, steps=4), L2),

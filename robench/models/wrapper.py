@@ -171,9 +171,13 @@ def _follow(returned: Any, path: OutputPath, where: str) -> Any:
         parts = _named_parts(value)
         # Hugging Face's outputs answer to numbers too, and objects to attributes that they hide.
         try:
+            # torch takes a name's letters for rows.
+            if isinstance(value, Tensor) and isinstance(step, str):
+                raise KeyError(step)
             value = parts[step] if step in parts else value[step]
         except (KeyError, IndexError, TypeError):
-            if isinstance(step, str) and hasattr(value, step):
+            # What a tensor has by name, such as `real` and `data`, is no output.
+            if isinstance(step, str) and not isinstance(value, Tensor) and hasattr(value, step):
                 value = getattr(value, step)
                 continue
             raise ModelError(

@@ -331,6 +331,7 @@ def check(chosen: dict[str, Any], prepared: list[Prepared]) -> None:
 @example(
     chosen={"--eps": "0.1", "--dataset-option": [("class_names", "[" * 3000)]}
 )  # a RecursionError
+@example(chosen={"--eps": "0.1", "--forward": [("output", "grey")]})  # torch's own warning
 @example(chosen={"--eps": "9" * 5000})  # a ValueError of int's, for so many digits
 @example(chosen={"--eps": f"0.{'0' * 400}1", "--norm": "L2"})  # a radius of 0
 @given(chosen=commands())

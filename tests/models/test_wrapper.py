@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from robench.errors import ModelError, UsageError
 from robench.models.architectures.resnet import DigitsResNet
+from robench.models.loading import wrap_module
 from robench.models.wrapper import RobenchModel, buffer_fingerprint
 from robench.records import ForwardSpec, InputSpec, ModelSummary
 from robench.threat_models import ThreatModel
@@ -221,3 +222,13 @@ def test_a_gpu_computes_the_same_and_the_fingerprint_follows() -> None:
     moved = model.to("cuda")
     torch.testing.assert_close(moved(inputs.cuda()).cpu(), logits, rtol=1e-3, atol=1e-4)
     assert buffer_fingerprint(moved) == before
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("name", ["real", "data", "T", "\x1b[2J", "0"])
+def test_a_tensor_has_no_outputs_by_name(name: str) -> None:
+    """torch takes a text for a sequence of rows, and every tensor has attributes."""
+    module = nn.Sequential(nn.Flatten(), nn.Linear(4, 3))
+    model = wrap_module(module, num_classes=3, forward={"output": name})
+    with pytest.raises(ModelError, match="nothing at output path"):
+        model(torch.rand(2, 1, 2, 2))

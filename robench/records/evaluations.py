@@ -17,6 +17,9 @@ along; a new field with a default does not."""
 RESULTS_REVISION = 6
 """Raised when the same job would give other numbers, so that old records are not reused."""
 
+_FIRST_WITH_PRECISION = 6
+"""From this revision on, records say what precision was asked for, and keys are made of more."""
+
 
 class Outcome(StrEnum):
     """The verdict on one sample. ``errored`` is never robust.
@@ -214,14 +217,15 @@ class EvaluationRecord(Frozen):
     """UTC, ISO 8601."""
 
     def has_its_key(self) -> bool:
-        """Whether the key is the content's: of this version or an earlier one of the results.
-
-        Before the asked precision was recorded, keys were made of other parts; those are believed.
-        """
+        """Whether the key is the content's: of this version or an earlier one of the results."""
+        revisions = range(_FIRST_WITH_PRECISION, RESULTS_REVISION + 1)
         if self.precision is None:
-            return True
-        return self.key in {
-            job_key(
+            revisions = range(1, _FIRST_WITH_PRECISION)
+            if self.foreign or self.dataset.masks:
+                return False
+        return any(
+            self.key
+            == job_key(
                 model=self.model.fingerprint,
                 dataset=self.dataset,
                 threat_model=self.threat_model,
@@ -231,8 +235,8 @@ class EvaluationRecord(Frozen):
                 foreign=self.foreign,
                 revision=revision,
             )
-            for revision in range(1, RESULTS_REVISION + 1)
-        }
+            for revision in revisions
+        )
 
     @property
     def n(self) -> int:
@@ -251,7 +255,7 @@ def job_key(
     threat_model: ThreatModel,
     attack: AttackSpec,
     seed: int,
-    precision: str,
+    precision: str | None,
     foreign: Mapping[str, str],
     revision: int = RESULTS_REVISION,
 ) -> str:
@@ -259,17 +263,16 @@ def job_key(
 
     ``model`` is its fingerprint, ``precision`` the search's as asked for (what ``auto`` chooses is
     not known beforehand), ``foreign`` the code from outside robench that attacks or metrics run.
+    Up to revision 5 precision was None, and keys held neither these nor the masks.
     """
-    return canonical_hash(
-        {
-            "revision": revision,
-            "model": model,
-            "dataset": dataset.fingerprint,
-            "masks": dataset.masks,
-            "threat_model": threat_model.identity,
-            "attack": attack.identity,
-            "seed": seed,
-            "precision": precision,
-            "foreign": dict(foreign),
-        }
-    )
+    content = {
+        "revision": revision,
+        "model": model,
+        "dataset": dataset.fingerprint,
+        "threat_model": threat_model.identity,
+        "attack": attack.identity,
+        "seed": seed,
+    }
+    if precision is not None:
+        content |= {"masks": dataset.masks, "precision": precision, "foreign": dict(foreign)}
+    return canonical_hash(content)

@@ -34,10 +34,10 @@ from robench.files import atomic_write, file_error, file_errors, remove, stale_t
 from robench.records import EvaluationRecord, SampleOutcome
 from robench.results import arrays as npz
 from robench.results.claims import Claim
+from robench.results.consistency import check_consistency
 from robench.results.progress import Progress
 from robench.results.stored_record import (
     StoredRecord,
-    check_consistency,
     parse_record,
     read_document,
     render_document,

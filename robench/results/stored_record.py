@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 import json
-import math
 import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -22,7 +21,6 @@ from robench.errors import CorruptRecordError, StoreError, UsageError, one_line
 from robench.files import atomic_write, file_error, file_errors, file_sha256
 from robench.formatting import plain
 from robench.records import (
-    REACHED,
     RECORD_SCHEMA_VERSION,
     DatasetSpec,
     EvaluationRecord,
@@ -272,73 +270,3 @@ def parse_record(content: dict[str, Any], path: Path) -> EvaluationRecord:
             hint="Read it with the robench that wrote it, or evaluate in another results folder",
         )
     return parse(EvaluationRecord, content, CorruptRecordError, where=path)
-
-
-def check_consistency(stored: StoredRecord) -> None:
-    """Refuse a record whose parts contradict each other: it was edited, or put together.
-
-    Raises:
-        CorruptRecordError: its key is not its content's; its counts or its classes' accuracies are
-            not its rows'; or its rows contradict themselves.
-    """
-    record = stored.record
-    try:
-        problem = _contradiction(record, stored.table)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        problem = f"the table is none of samples ({one_line(error)})"
-    if problem is not None:
-        raise CorruptRecordError(f"contradicts itself: {problem}", where=stored.path)
-
-
-def _contradiction(record: EvaluationRecord, table: pd.DataFrame) -> str | None:
-    if not record.has_its_key():
-        return "its key is not that of its content"
-    outcome, label, ids = table["outcome"], table["label"], table["sample_id"]
-    counted = {kind.value: count for kind, count in record.counts.items() if count}
-    if (found := outcome.value_counts().to_dict()) != counted:
-        return f"it counts {counted} but its samples are {found}"
-    if record.dataset.n != len(table):
-        return f"it has {len(table)} samples of {record.dataset.n}"
-    if ids.isna().any() or ids.duplicated().any():
-        return "a sample has no id of its own"
-    classes = record.dataset.num_classes
-    if not label.between(0, classes - 1).all():
-        return "a label is none of the classes"
-    number = class_number(record.threat_model.targets)
-    aims = table.get("target", label)
-    if not (number or 0) < classes or not (aims.isna() | aims.isin(range(classes))).all():
-        return "a target is none of the classes"
-    if not _outcomes_follow(table, record.threat_model.targets):
-        return "the outcome of a sample is not what its predictions say"
-    names = {name: place for place, name in enumerate(record.dataset.class_names)}
-    for name, accuracy in record.class_robust_acc.items():
-        survived = outcome[label == names[name]] == Outcome.SURVIVED
-        if not math.isclose(100 * survived.mean(), accuracy, abs_tol=1e-6):
-            return f"the accuracy of class {name!r} is not that of its samples"
-    return None
-
-
-def _outcomes_follow(table: pd.DataFrame, targets: str | None) -> bool:
-    """Whether outcomes are what the predictions say, for an adversary with these targets or none."""
-    outcome, label = table["outcome"], table["label"]
-    wrong = (table["clean_prediction"] != label).fillna(False).astype(bool)
-    right = (table["clean_prediction"] == label).fillna(False).astype(bool)
-    shown = table["adv_prediction"].notna()
-    goal = (table["adv_prediction"] == (label if targets is None else table.get("target"))).fillna(
-        False
-    )
-    reached = shown & (goal.astype(bool) == (targets is not None))
-    excluded = (label.astype(str) == targets) if targets is not None else label != label
-    return not (
-        (right & (outcome == Outcome.CLEAN_ERROR)).any()
-        or (wrong & outcome.isin([Outcome.SURVIVED, Outcome.BROKEN])).any()
-        or (shown & ~reached & (outcome == Outcome.BROKEN)).any()
-        or (reached & (outcome == Outcome.SURVIVED)).any()
-        or (excluded != (outcome == Outcome.AT_TARGET)).any()
-        or (targets == "all" and (_any_reached(table) != (outcome == Outcome.BROKEN)).any())
-    )
-
-
-def _any_reached(table: pd.DataFrame) -> pd.Series:
-    tried = [name for name in table.columns if name.startswith(REACHED)]
-    return (table[tried] == 1).any(axis=1)

@@ -79,6 +79,19 @@ def table_to_samples(table: Any) -> list[SampleOutcome]:
     return samples
 
 
+def metric_columns(table: Any) -> list[str]:
+    """The names of a ``pyarrow.Table``'s columns that are no fixed ones.
+
+    Raises:
+        CorruptRecordError: a fixed column is missing, or one is of another type than it should be.
+    """
+    types = {field.name: field.type for field in table.schema}
+    wanted = dict.fromkeys(types, pa.float64()) | _FIXED
+    if len(types) < len(table.schema) or types != wanted:
+        raise CorruptRecordError("its columns are not those of samples")
+    return [name for name in types if name not in _FIXED]
+
+
 def table_to_frame(table: Any) -> pd.DataFrame:
     """``pyarrow.Table`` → DataFrame: whole numbers stay whole (``Int64``), absent ones are NA.
 

@@ -16,12 +16,14 @@ from xml.etree import ElementTree
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from invoke_cli import invoke
 from matplotlib.figure import Figure
 from record_factory import make_record, make_samples
 
 from robench.errors import CorruptRecordError, RobenchError
-from robench.records import Outcome, canonical_hash
+from robench.records import AttackSpec, Outcome, canonical_hash
 from robench.reporting.export import csv_bytes
 from robench.reporting.leaderboard import build_leaderboard, leaderboard_csv, read_leaderboard
 from robench.reporting.model_results import collect
@@ -29,13 +31,14 @@ from robench.reporting.plots import render, style
 from robench.reporting.publish import publish
 from robench.results import Store
 from robench.results.tables import parquet_bytes, samples_to_table
-from robench.text import cell, file_name, markdown, uncell, visible
+from robench.text import cell, file_name, markdown, uncell, unused_file_name, visible
 
 LETTERS = "CBSSBSSE"
+VALUES = {"alignment": [0.5, 0.1, 0.2, 0.3, float("nan"), 0.5, 0.6, 0.7]}
 
 
 def stored(folder: Path, **options: Any) -> tuple[Store, str]:
-    samples = make_samples(LETTERS)
+    samples = make_samples(LETTERS, values=VALUES)
     record = make_record(samples, **options)
     store = Store(folder)
     store.write(record, samples)
@@ -80,6 +83,39 @@ def prouder_class(document: dict[str, Any]) -> None:
     document["record"]["class_robust_acc"] = {"class 0": 100.0}
 
 
+def no_classes(document: dict[str, Any]) -> None:
+    document["record"]["class_robust_acc"] = {}
+
+
+def finer_mean(document: dict[str, Any]) -> None:
+    document["record"]["metrics"]["alignment"]["mean"] = 0.9
+
+
+def finer_survivors(document: dict[str, Any]) -> None:
+    document["record"]["metrics"]["alignment"]["mean_survived"] = 0.9
+
+
+def no_mean(document: dict[str, Any]) -> None:
+    document["record"]["metrics"] = {}
+
+
+def another_mean(document: dict[str, Any]) -> None:
+    document["record"]["metrics"]["exclusion"] = {"mean": 0.0, "n": 7}
+
+
+def no_precision(document: dict[str, Any]) -> None:
+    document["record"].update(precision=None, seed=7)
+
+
+def cheaper(document: dict[str, Any]) -> None:
+    document["record"]["cost"]["forwards"] = 1
+
+
+def audited(document: dict[str, Any]) -> None:
+    audit = {"survivors": 4, "audited": 4, "hits": 0, "escalated": False}
+    document["record"]["audit"] = {**audit, "missed_share_upper": 0.0}
+
+
 def outside(document: dict[str, Any]) -> None:
     document["files"]["table"]["name"] = "../../../secret.parquet"
 
@@ -90,7 +126,11 @@ def no_table(document: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize(
     "edit",
-    [better, other_seed, other_model, easier, fewer, prouder_class, outside, no_table, renamed_eps],
+    [
+        *(better, other_seed, other_model, easier, fewer, prouder_class, no_classes, renamed_eps),
+        *(finer_mean, finer_survivors, no_mean, another_mean, no_precision, cheaper, audited),
+        *(outside, no_table),
+    ],
 )
 def test_edited_records_are_named_by_every_command(tmp_path: Path, edit: Any) -> None:
     store, key = stored(tmp_path / "r")
@@ -111,22 +151,43 @@ def test_edited_records_are_named_by_every_command(tmp_path: Path, edit: Any) ->
 
 
 def edited_rows(**changes: Any) -> list[Any]:
-    rows = make_samples(LETTERS)
+    rows = make_samples(LETTERS, values=VALUES)
     return [
         row.model_copy(update=changes) if row.outcome is Outcome.SURVIVED else row for row in rows
     ]
 
 
+def relabelled() -> list[Any]:
+    """All of class 1, with the predictions that this asks for."""
+    changed = []
+    for row in make_samples(LETTERS, values=VALUES):
+        names = ("clean_prediction", "adv_prediction")
+        right = {name: getattr(row, name) == row.label for name in names}
+        flip = {name: int(right[name]) for name in names if getattr(row, name) is not None}
+        changed.append(row.model_copy(update={"label": 1, **flip}))
+    return changed
+
+
 @pytest.mark.parametrize(
     "rows",
     [
-        [row.model_copy(update={"label": 9}) for row in make_samples(LETTERS)],
+        [row.model_copy(update={"label": 9}) for row in edited_rows()],
         edited_rows(clean_prediction=1 - 0, label=0),
-        [row.model_copy(update={"adv_prediction": row.label}) for row in make_samples(LETTERS)],
-        make_samples(LETTERS)[1:],
+        [row.model_copy(update={"adv_prediction": row.label}) for row in edited_rows()],
+        edited_rows()[1:],
         edited_rows(adv_prediction=1, label=0, clean_prediction=0),
+        relabelled(),
+        edited_rows(clean_prediction=None),
+        edited_rows(clean_margin=-3.0),
+        edited_rows(perturbation_size=0.21),
+        edited_rows(broken_by="pgd-20"),
+        edited_rows(forwards=1),
+        edited_rows(values={}),
     ],
-    ids=["labels", "predictions", "fooled", "fewer", "survived"],
+    ids=[
+        *("labels", "predictions", "fooled", "fewer", "survived", "relabelled", "unknown"),
+        *("margins", "outside", "broken_by", "passes", "values"),
+    ],
 )
 def test_edited_tables_are_refused(tmp_path: Path, rows: list[Any]) -> None:
     store, key = stored(tmp_path)
@@ -147,9 +208,56 @@ def test_records_of_an_earlier_revision_are_read(tmp_path: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         # The default was bound when the function was made.
         patch.setattr(evaluations.job_key, "__kwdefaults__", {"revision": 2})
-        record = make_record(samples)
+        record = make_record(samples, precision=None)
     Store(tmp_path).write(record, samples)
     assert Store(tmp_path).read(record.key).record == record
+
+
+STAGES = ["apgd", "fab", "square"]
+
+
+def cascade(folder: Path, **changes: Any) -> None:
+    """A cascade with an audit of its one survivor of the first stage, written and read again."""
+    samples = [
+        row.model_copy(update={"broken_by": name} if row.outcome is Outcome.BROKEN else {})
+        for row, name in zip(make_samples("BBSC"), ["apgd", "fab", None, None], strict=True)
+    ]
+    stages = [{"name": name, "attack": "pgd"} for name in STAGES]
+    spec = AttackSpec.model_validate(
+        {"name": "core", "stages": stages, "audit": {"first_stage": 1, "fraction": 1.0}}
+    )
+    record = make_record(samples, spec=spec)
+    found = [(3, 1), (2, 1), (1, 0)]
+    content = {
+        "stages": [
+            {"name": name, "attempted": due, "broken": broken, "forwards": f, "backwards": b}
+            | {"seconds": 1.0}
+            for name, (due, broken), f, b in zip(STAGES, found, (6, 4, 2), (4, 3, 1), strict=True)
+        ],
+        "audit": {"survivors": 2, "audited": 2, "hits": 1, "escalated": True}
+        | {"missed_share_upper": 0.0},
+    }
+    content |= changes
+    record = type(record).model_validate(record.model_dump() | content)
+    Store(folder).write(record, samples)
+    assert Store(folder).read(record.key).record == record
+
+
+def test_a_cascade_has_the_stages_and_the_audit_of_its_rows(tmp_path: Path) -> None:
+    cascade(tmp_path)
+    audit = {"survivors": 2, "audited": 2, "hits": 1, "escalated": True}
+    for number, changes in enumerate(
+        (
+            {"stages": ()},
+            {"audit": None},
+            {"audit": {**audit, "missed_share_upper": None}},
+            {"audit": {**audit, "missed_share_upper": 0.0, "escalated": False}},
+            {"audit": {**audit, "missed_share_upper": 0.0, "survivors": 9}},
+            {"audit": {**audit, "missed_share_upper": 0.0, "hits": 2}},
+        )
+    ):
+        with pytest.raises(CorruptRecordError, match="contradicts itself"):
+            cascade(tmp_path / str(number), **changes)
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks at /proc")
@@ -311,6 +419,48 @@ def test_file_names_lead_nowhere() -> None:
         assert made not in ("", ".", "..")
         assert len(made) <= 100
         assert (Path("/base") / made).parent == Path("/base")
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.text(max_size=12), unique_by=str.casefold, max_size=5))
+def test_no_two_names_are_one_file(names: list[str]) -> None:
+    names = [*names, *(f"{name}{'x' * 100}" for name in names)]
+    used: set[str] = set()
+    made = [unused_file_name(name, used, "x") for name in [*names, *names]]
+    assert len({name.casefold() for name in made}) == 2 * len(names)
+    own = [file_name(name) for name in names]
+    assert len(set(own)) == len(names)
+    assert [file_name(name) for name in names] == own
+
+
+def test_models_whose_names_differ_in_other_scripts_are_exported_to_files_of_their_own(
+    tmp_path: Path,
+) -> None:
+    samples = make_samples(LETTERS)
+    store = Store(tmp_path / "r")
+    for name in ("模型", "名前", "model", "MODEL", "mödel", "m_del"):
+        record = make_record(samples, model=name)
+        store.write(record, samples)
+    for words in (["--format", "robustbench", "--out", tmp_path / "out"],):
+        done = invoke("results", "export", *words, "--results", tmp_path / "r")
+        assert done.code == 0, done.err
+    written = list((tmp_path / "out").rglob("*.json"))
+    assert len(written) == 6
+    assert len({path.name.casefold() for path in written}) == 6
+
+
+def test_a_comparison_without_matplotlib_is_no_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("one", "two"):
+        stored(tmp_path / "r", model=name)
+    monkeypatch.setitem(sys.modules, "robench.inspection.comparison_pictures", None)
+    done = invoke(
+        *("compare", "one", "two", "--results", tmp_path / "r", "--pictures", tmp_path / "p")
+    )
+    assert done.code == 0, done.err
+    assert "no figures" in done.err
+    assert "two" in done.out
 
 
 BROKEN = [{"MPLBACKEND": "nonsense"}, {"MATPLOTLIBRC": "rc"}, {"MPLCONFIGDIR": "/proc/none"}]

@@ -60,12 +60,23 @@ def plain(samples: list[SampleOutcome]) -> list[str]:
 
 
 def consistent(sample: SampleOutcome) -> SampleOutcome:
-    """The same with one of two labels, and predictions that fit its outcome."""
-    label = sample.label % 2
+    """The same with one of two labels, and all else that its outcome and the ball allow."""
+    label, broken = sample.label % 2, sample.outcome is Outcome.BROKEN
     clean = {Outcome.CLEAN_ERROR: 1 - label, Outcome.ERRORED: None}.get(sample.outcome, label)
-    adv = 1 - label if sample.outcome is Outcome.BROKEN else None
+    margin, size = sample.clean_margin, sample.perturbation_size
+    fits = clean is None or margin is None or (margin >= 0) == (clean == label)
     return sample.model_copy(
-        update={"label": label, "clean_prediction": clean, "adv_prediction": adv}
+        update={
+            "label": label,
+            "clean_prediction": clean,
+            "clean_margin": margin if fits else -margin,
+            "adv_prediction": 1 - label if broken else None,
+            "adv_margin": None if sample.adv_margin is None else -abs(sample.adv_margin),
+            "broken_by": "toy" if broken else None,
+            "perturbation_size": None if size is None else min(size, 0.2),
+            "forwards": sample.forwards % 2**48,
+            "backwards": sample.backwards % 2**48,
+        }
     )
 
 
@@ -137,7 +148,7 @@ def test_no_arrays_is_said(store: Store) -> None:
 
 
 def test_undefined_figures_become_none(store: Store) -> None:
-    samples = make_samples("BS")
+    samples = make_samples("B")
     record = make_record(samples, metrics={"alignment": MetricSummary(mean=math.nan, n=0)})
     record = record.model_copy(update={"class_robust_acc": {"class 0": 0.0, "class 1": math.nan}})
     store.write(record, samples)
@@ -160,9 +171,7 @@ def test_rewriting_replaces(store: Store) -> None:
     record = make_record(samples)
     store.write(record, samples)
     better = make_samples("BS")
-    store.write(
-        record.model_copy(update={"counts": {Outcome.BROKEN: 1, Outcome.SURVIVED: 1}}), better
-    )
+    store.write(make_record(better), better)
     assert store.read(record.key).samples == better
     assert len(store.prune(older_than=0)) == 1
     assert store.read(record.key).samples == better

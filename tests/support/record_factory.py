@@ -21,7 +21,10 @@ from robench.records import (
     canonical_hash,
     job_key,
 )
-from robench.results import StoredRecord
+from robench.results import StoredRecord, samples_to_table
+from robench.results.consistency import class_accuracies, metric_means
+from robench.results.tables import metric_columns, table_to_frame
+from robench.text import visible
 from robench.threat_models import ThreatModel
 
 LETTERS = {
@@ -81,15 +84,19 @@ def make_record(
     metrics: Mapping[str, MetricSummary] | None = None,
     seconds: float = 1.25,
     params: Mapping[str, Any] | None = None,
-    precision: str = "auto",
+    precision: str | None = "auto",
     kind: str = "pgd",
     audit: AuditResult | None = None,
+    spec: AttackSpec | None = None,
 ) -> EvaluationRecord:
-    """A record whose counts, key and cost follow from the samples."""
+    """A record whose key, counts, cost, means and accuracies follow from the samples.
+
+    ``metrics`` are other means, for what is never read from a store.
+    """
     threat_model = ThreatModel.parse(threat)
     fingerprint = canonical_hash(["model", model])
     data_fingerprint = canonical_hash(["data", dataset, data, len(samples)])
-    spec = AttackSpec(
+    spec = spec or AttackSpec(
         name=attack, attack=kind, params={"steps": 20, **(params or {}), "id": attack}
     )
     counts = Counter(sample.outcome for sample in samples)
@@ -101,7 +108,7 @@ def make_record(
         num_classes=classes,
         class_names=tuple(f"class {k}" for k in range(classes)),
     )
-    return EvaluationRecord(
+    record = EvaluationRecord(
         key=job_key(
             model=fingerprint,
             dataset=dataset_spec,
@@ -129,7 +136,6 @@ def make_record(
         precision=precision,
         counts=dict(counts),
         flags=tuple(flags),
-        metrics=dict(metrics or {}),
         audit=audit,
         cost=Cost(
             forwards=sum(s.forwards for s in samples),
@@ -140,6 +146,15 @@ def make_record(
             device="cpu", device_name="toy", precision="float32", batch_size=64
         ),
         created="2026-01-02T03:04:05Z",
+    )
+    arrow = samples_to_table(samples)
+    table = table_to_frame(arrow)
+    means = {visible(name): metric_means(table, name) for name in metric_columns(arrow)}
+    return record.model_copy(
+        update={
+            "class_robust_acc": class_accuracies(record, table),
+            "metrics": means if metrics is None else dict(metrics),
+        }
     )
 
 

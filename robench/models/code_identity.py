@@ -38,6 +38,8 @@ from robench.models.library_code import (
     is_patched,
 )
 from robench.models.object_parts import attributes, contents, names_in, parts_of
+from robench.models.operators import functions_of, own_operators, replaced_in_torch
+from robench.models.state_by_name import RunningCode
 from robench.models.wrapper import unwrapped
 from robench.registry import source_hash
 
@@ -108,6 +110,8 @@ def code_identity(*things: object) -> CodeIdentity:
             seen._all(vars(torch.nn.modules.module)[name] for name in _GLOBAL_HOOKS)
         except RecursionError:
             seen.add(seen.unknown("objects nested too deeply"))
+        for what in (*seen.running.reads(), *replaced_in_torch()):
+            seen.add(seen.unknown(what))
         for name in sorted(seen.sources):
             seen.add(source_hash(name) or seen.unknown(f"{name}, which has no source file"))
     return CodeIdentity(seen.digest.hexdigest(), tuple(dict.fromkeys(seen.reasons)))
@@ -121,6 +125,7 @@ class _Seen:
         self.sources: set[str] = set()
         """Top-level modules and packages whose source belongs to the hash"""
         self.reasons: list[str] = []
+        self.running = RunningCode()
         self._path: list[str] = []
         self._places: dict[int, int] = {}
         self._alive: list[object] = []  # so that no id is given out again
@@ -159,7 +164,12 @@ class _Seen:
 
     def _look_into(self, value: Any, kind: type) -> None:
         self.add(f"{kind.__module__}.{kind.__qualname__}")
-        if isinstance(value, type):
+        self.running.made(kind)
+        if id(value) in self.running.readers:
+            self.add(self.unknown(self.running.readers[id(value)]))
+        elif (operators := own_operators(value, set())) is not None:
+            self._operators(operators)
+        elif isinstance(value, type):
             self._class(value)
         elif isinstance(value, types.FunctionType):
             self._function(value)
@@ -167,6 +177,7 @@ class _Seen:
             self._code(value)
         elif isinstance(value, types.ModuleType):
             self._module_of(value.__name__)
+            self._pairs(self.running.held(value))
         elif isinstance(value, (torch.jit.ScriptModule, torch.jit.ScriptFunction)):
             self._program(value)
         elif isinstance(value, nn.Module):
@@ -244,7 +255,7 @@ class _Seen:
             self._all(list(part) if isinstance(part, Iterator) else part for part in reduced)
         elif hasattr(value, "__wrapped__"):
             self._pairs(vars(value))
-        elif is_librarys_own(value) or (isinstance(value, np.ufunc) and _is_of_numpy(value)):
+        elif is_librarys_own(value) or getattr(np, reduced, None) is value:  # a ufunc
             self.add(reduced)
         else:
             self.add(self.unknown(f"{reduced}, a {type(value).__qualname__},"))
@@ -305,6 +316,7 @@ class _Seen:
             # A library's own class may have been given another method.
             if not library or is_patched(member, f"{kind.__qualname__}.{name}"):
                 self.add(name)
+                self.running.member(kind, name, member)
                 self.value(member)
 
     def _function(self, function: types.FunctionType) -> None:
@@ -315,6 +327,7 @@ class _Seen:
         self._all((function.__defaults__, function.__kwdefaults__))
         self._all(contents(function.__closure__ or ()))
         self._pairs(vars(function))
+        self.running.add(function)
         if is_foreign(function):
             self._module_of(function.__globals__["__name__"])
             if not is_installed(function.__code__):
@@ -337,8 +350,13 @@ class _Seen:
         ]
         modules = set[str]()
         for name, value in found:
-            if not isinstance(value, types.ModuleType):
+            if id(value) in self.running.readers:
+                self.add(name)  # it counts only if the function runs
+            elif (operators := own_operators(value, set(names))) is not None:
+                self._operators(operators)
+            elif not isinstance(value, types.ModuleType):
                 self.add(name)
+                self.running.mentioned(name, value)
                 self._path.append(name)
                 self.value(value)
                 self._path.pop()
@@ -353,6 +371,14 @@ class _Seen:
                     patched = patched and is_patched(part, inner)
                     if part is not found and (is_module or patched or not library):
                         found.append((inner, part))
+
+    def _operators(self, names: Iterable[str]) -> None:
+        for name in names:
+            self.add(name)
+            functions = functions_of(name)
+            if functions is None:
+                self.add(self.unknown(f"the operator {name}"))
+            self._all(functions or ())
 
     def _module_of(self, name: object) -> None:
         """The source of a module, or of the whole package that it is in, belongs to the hash."""
@@ -371,7 +397,3 @@ def _order(value: object) -> str:
         parts = [_order(part) for part in value]
         return f"({', '.join(parts if isinstance(value, tuple) else sorted(parts))})"
     return repr(value) if type(value) in (*_BY_REPR, int) else ""
-
-
-def _is_of_numpy(value: np.ufunc) -> bool:
-    return getattr(np, value.__name__, None) is value

@@ -14,7 +14,13 @@ from torch import Tensor
 
 from robench.datasets.base import SPLIT_NAMES, Dataset
 from robench.datasets.labels import class_labels, listed_names
-from robench.datasets.pixels import array_tensor, channels_first, check_brightness, unit_range
+from robench.datasets.pixels import (
+    array_tensor,
+    channels_first,
+    check_brightness,
+    plain_tensor,
+    unit_range,
+)
 from robench.errors import DataError, UnknownNameError, first_line
 
 ARRAY_SUFFIXES = (".npz", ".npy", ".pt", ".pth")
@@ -69,13 +75,13 @@ class ArrayDataset(Dataset):
         white: float | None = None,
     ) -> None:
         where = f"{name} ({split})"
+        inputs = plain_tensor(inputs, "inputs", where)
         if inputs.ndim != 4:
             raise DataError(
                 f"inputs have shape {tuple(inputs.shape)}",
                 where=where,
                 hint="Give (N, C, H, W): samples, channels, height, width",
             )
-        inputs = inputs.detach().cpu()
         if white is None:
             check_brightness(inputs, where)
         if white is not None or inputs.dtype != torch.uint8:
@@ -107,7 +113,7 @@ class ArrayDataset(Dataset):
             input_shape=(channels, height, width),
         )
         self._inputs = inputs
-        self._masks = None if masks is None else masks.detach().cpu().bool()
+        self._masks = None if masks is None else plain_tensor(masks, "masks", where).bool()
 
     def _read(self, indices: list[int]) -> Tensor:
         return unit_range(self._inputs[indices], self.name)

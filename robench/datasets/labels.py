@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from robench.datasets.pixels import plain_tensor
 from robench.errors import DataError, UsageError
 
 _NUMBER = re.compile(r"\d{1,18}", re.ASCII)
@@ -89,8 +90,10 @@ def class_labels(
     """
     if isinstance(values, Tensor):
         kind = str(values.dtype)
-        values = values.detach().cpu()
+        values = plain_tensor(values, "labels", where)
         array = (values.float() if values.is_floating_point() else values).numpy()
+    elif np.ma.is_masked(values):
+        raise DataError("some labels are masked", where=where)
     else:
         try:
             array = np.asarray(values)

@@ -105,14 +105,50 @@ def channels_first(pixels: Tensor, *, last: bool = False) -> Tensor:
     return pixels.movedim(-1, -3) if (last if front == back else back) else pixels
 
 
+def plain_tensor(values: Tensor, what: str, where: object) -> Tensor:
+    """A tensor of any kind → one on the CPU whose elements lie there as they are, without gradients.
+
+    Sparse ones are filled up, quantised ones become the numbers that they stand for.
+
+    Raises:
+        DataError: it holds no values (``meta``), rows of unequal shapes (nested), or numbers that
+            torch cannot convert, as those of 4 bits.
+    """
+    try:
+        if values.is_nested:
+            raise ValueError("a nested tensor")
+        plain = values.detach()
+        plain = plain.dequantize() if plain.is_quantized else plain
+        plain = plain.to_dense() if plain.layout != torch.strided else plain
+        plain = plain.cpu().resolve_conj().resolve_neg().contiguous()
+        plain.flatten()[:1].to(torch.complex64 if plain.is_complex() else torch.float32)
+    except (RuntimeError, TypeError, ValueError, IndexError) as error:
+        raise DataError(
+            f"{what!r} is a tensor that cannot be read ({values.dtype} on {values.device}, "
+            f"{values.layout}{', nested' if values.is_nested else ''})",
+            where=where,
+            hint="Give an ordinary tensor with values",
+        ) from error
+    return plain
+
+
 def array_tensor(values: Any, what: str, where: object) -> Tensor:
     """Numbers, in a tensor, an array or lists, of any byte order → the tensor.
 
     Raises:
-        DataError: these are no numbers, or lists of unequal lengths.
+        DataError: these are no numbers, or lists of unequal lengths; some are masked.
     """
     if isinstance(values, Tensor):
-        return values.detach().cpu()
+        return plain_tensor(values, what, where)
+    if isinstance(values, (list, tuple)) and values and all(isinstance(v, Tensor) for v in values):
+        parts = [plain_tensor(value, what, where) for value in values]
+        if len({(part.shape, part.dtype) for part in parts}) > 1:
+            raise DataError(f"{what!r} are tensors of several shapes or types", where=where)
+        return torch.stack(parts)
+    if np.ma.is_masked(values):
+        raise DataError(
+            f"{what!r} has masked values", where=where, hint="Give an array without a mask"
+        )
     try:
         array = np.asarray(values)
         array = array.astype(array.dtype.newbyteorder("="), copy=not array.flags.writeable)
@@ -152,10 +188,21 @@ def is_inverted(image: Image.Image) -> bool:
 
 
 def eight_bits(image: Image.Image, channels: int) -> Image.Image:
-    """In mode L or RGB: palettes resolved, alpha dropped, CMYK converted as Pillow does."""
-    if image.mode in ("P", "PA") and "transparency" in image.info:
-        image = image.convert("RGBA")  # otherwise Pillow warns
-    return image.convert("L" if channels == 1 else "RGB")
+    """In mode L or RGB: palettes resolved, alpha dropped, others converted as Pillow does.
+
+    Raises:
+        DataError: Pillow does not know how; or the mode is LAB, whose colours depend on a white.
+    """
+    if (image.mode in ("P", "PA") and "transparency" in image.info) or image.mode == "RGBa":
+        image = image.convert("RGBA")  # otherwise Pillow warns, or refuses
+    elif image.mode == "La":
+        image = image.convert("LA")
+    try:
+        if image.mode == "LAB":
+            raise ValueError("needs a profile")
+        return image.convert("L" if channels == 1 else "RGB")
+    except ValueError as error:
+        raise DataError(f"the image has mode {image.mode}", hint="Convert it to RGB") from error
 
 
 def unit_bands(image: Image.Image, white: float, channels: int) -> list[Image.Image]:

@@ -1,7 +1,7 @@
 """torch's own data sets and loaders, pairs and dictionaries, as users have them in Python.
 
-A sample is what ``dataset[i]`` gives, its label included. A loader adds which indices it draws;
-whatever else it may do is refused by its name.
+A sample is what ``dataset[i]`` gives, its label included. A loader adds which indices it draws. One
+that collates in its own way, or iterates in its own way, is read through twice.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from robench.datasets.arrays import ArrayDataset, from_content
 from robench.datasets.base import Dataset, ImageByImage
 from robench.datasets.hugging_face import HuggingFaceDataset
 from robench.datasets.labels import class_labels
+from robench.datasets.pixels import plain_tensor
 from robench.datasets.preprocessing import Preprocessing, to_pixels
 from robench.errors import DataError, RobenchError, UsageError, one_line
 
@@ -132,13 +133,13 @@ def from_torch(
     A pair (inputs, labels) of tensors, arrays or lists, such as a loader's batch, a dictionary of
     them, and a ``datasets.Dataset`` of the Hub's package are taken as they are. A loader over a
     map-style data set is read through that data set: the samples are those that its sampler draws,
-    in the data set's order, so shuffling does not move the sample ids. An iterable-style source, or a loader with an ``__iter__`` of its own, has
-    no ids to ask for and is read into memory, twice, to see that it gives the same.
+    in the data set's order, so shuffling does not move the sample ids. An iterable-style source, or a
+    loader with a ``collate_fn`` or an ``__iter__`` of its own, has no ids to ask for: its batches are read
+    into memory, twice, to see that they are the same.
 
     Raises:
         DataError: empty; items are not (image in [0, 1], label); another reading gives others.
-        UsageError: no data set; a loader that collates in its own way, draws samples more than
-            once, or draws others each time.
+        UsageError: no data set; a loader that draws samples more than once, or others each time.
     """
     about: dict[str, Any] = {
         "split": split,
@@ -157,7 +158,11 @@ def from_torch(
     chosen = None
     # Loaders draw from torch's generator, which is the user's: it stays where it is.
     if isinstance(source, DataLoader) and _is_read_by_index(source):
-        chosen, source = _drawn(source), source.dataset
+        chosen = _drawn(source)
+        # What collates in another way than torch may change samples: its batches are read.
+        collate: Any = source.collate_fn
+        if collate is default_collate or collate is default_convert:
+            source = source.dataset
     if isinstance(source, (DataLoader, IterableDataset)):
         with torch.random.fork_rng(devices=[]):
             return _materialised(source, **about)
@@ -186,7 +191,10 @@ def _pair(item: Any, where: object) -> tuple[Any, Any]:
     if not isinstance(item, (tuple, list)) or len(item) < 2:
         raise DataError("the item is not (image, label)", where=where)
     label = item[1]
-    return item[0], label.detach().cpu().numpy() if isinstance(label, Tensor) else label
+    if isinstance(label, Tensor):
+        plain = plain_tensor(label, "the label", where)
+        label = (plain.float() if plain.is_floating_point() else plain).numpy()
+    return item[0], label
 
 
 def _checksum(pixels: Tensor) -> int:
@@ -232,12 +240,6 @@ def _is_read_by_index(loader: DataLoader[Any]) -> bool:
 
 def _drawn(loader: DataLoader[Any]) -> list[int] | None:
     """The indices that a loader draws, ascending; None: all of them, once each."""
-    collate: Any = loader.collate_fn
-    if collate is not default_collate and collate is not default_convert:
-        raise UsageError(
-            f"the loader's collate_fn {getattr(collate, '__name__', collate)!r} may change samples",
-            hint="Do in the data set's __getitem__ what it does, or give the tensors that it makes",
-        )
     sampler: Any = loader.sampler if loader.batch_sampler is None else loader.batch_sampler
     if type(sampler).__module__ == "torch.utils.data.sampler" and hasattr(sampler, "sampler"):
         sampler = sampler.sampler
@@ -268,7 +270,7 @@ def _indices(loader: DataLoader[Any], called: str) -> Iterator[int]:
     if chunks is None:
         chunks = ([index] for index in loader.sampler)
     for chunk in chunks:
-        for index in chunk:
+        for index in chunk if hasattr(chunk, "__iter__") else (chunk,):
             try:
                 yield int(index)
             except (TypeError, ValueError) as error:
@@ -326,7 +328,7 @@ def _gives_again(
 
 def _samples(source: Any, where: str, white: float | None) -> Iterator[tuple[Tensor, Any]]:
     """float32 (C, H, W) and the label of each, whether an iteration gives them singly or not."""
-    batched = isinstance(source, DataLoader) and source.batch_size is not None
+    batched = isinstance(source, DataLoader) and source.batch_sampler is not None
     for position, item in enumerate(source):
         place = f"{where} item {position}"
         image, label = _pair(item, place)

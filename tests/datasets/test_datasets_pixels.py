@@ -283,3 +283,95 @@ def test_other_byte_orders_and_strides(order: str) -> None:
     array.flags.writeable = False
     expected = torch.from_numpy(array.astype(np.float64) / full).float()
     assert torch.equal(from_torch((array, [0, 1])).batch([0, 1]), expected)
+
+
+IMAGES = torch.arange(32).reshape(2, 1, 4, 4) / 31
+CONJUGATE = torch.complex(IMAGES, -IMAGES).conj()
+READABLE = {
+    "sparse": lambda: IMAGES.to_sparse(),
+    "quantised": lambda: torch.quantize_per_tensor(IMAGES, 1 / 31, 0, torch.quint8),
+    "negative view": lambda: CONJUGATE.imag,
+    "conjugate view": lambda: CONJUGATE.real,
+    "with gradients": lambda: IMAGES.clone().requires_grad_() * 1.0,
+    "not contiguous": lambda: IMAGES.movedim(1, -1).contiguous().movedim(-1, 1),
+    "expanded": lambda: IMAGES[:1].expand(2, 1, 4, 4),
+    "half": lambda: IMAGES.bfloat16(),
+    "a list of tensors": lambda: list((IMAGES.clone().requires_grad_() * 1.0).unbind()),
+    "a list of halves": lambda: list(IMAGES.half().unbind()),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*quant:DeprecationWarning", "ignore:.*quant:UserWarning")
+@pytest.mark.parametrize("kind", READABLE)
+def test_tensors_of_every_kind_are_their_values(kind: str) -> None:
+    given: Any = READABLE[kind]()
+    labels = torch.tensor([[1, 0], [0, 1]]).to_sparse()
+    read = from_torch({"inputs": given, "labels": labels})
+    assert read.labels.tolist() == [0, 1]
+    expected = IMAGES[:1].expand(2, 1, 4, 4) if kind == "expanded" else IMAGES
+    assert torch.allclose(read.batch([0, 1]), expected, atol=0.004)
+    if isinstance(given, torch.Tensor):
+        assert torch.equal(from_torch((given, [0, 1])).batch([0, 1]), read.batch([0, 1]))
+        items = [(given[label], label) for label in (0, 1)]
+        assert torch.equal(from_torch(items).batch([0, 1]), read.batch([0, 1]))
+        assert torch.equal(ArrayDataset(given, [0, 1]).batch([0, 1]), read.batch([0, 1]))
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+@pytest.mark.parametrize("kind", ["meta", "nested", "complex", "ragged", "masked", "bits"])
+def test_tensors_without_values_are_refused_in_one_line(kind: str) -> None:
+    given: Any = {
+        "meta": lambda: IMAGES.to("meta"),
+        "nested": lambda: torch.nested.nested_tensor([IMAGES[0], IMAGES[1, :, :2]]),
+        "complex": lambda: CONJUGATE,
+        "ragged": lambda: [IMAGES[0], IMAGES[1, :, :2]],
+        "masked": lambda: np.ma.masked_less(IMAGES.numpy(), 0.5),
+        "bits": lambda: IMAGES.mul(9).byte().view(torch.bits8),
+    }[kind]()
+    ways = [lambda: from_torch({"inputs": given, "labels": [0, 1]})]
+    if isinstance(given, torch.Tensor):
+        ways += [lambda: ArrayDataset(given, [0, 1]), lambda: ArrayDataset(IMAGES, given)]
+    if kind in ("meta", "bits"):
+        ways.append(lambda: from_torch([(given[0], 0), (given[1], 1)]))
+        ways.append(lambda: from_torch([(IMAGES[0], given[0, 0, 0, 0]), (IMAGES[1], 1)]))
+    for way in ways:
+        with pytest.raises(DataError) as refused:
+            way()
+        assert "\n" not in str(refused.value)
+
+
+ODD = {
+    "CMYK": ((0, 204, 255, 0), (1, 0.2, 0)),
+    "YCbCr": ((76, 85, 255), (1, 0, 0)),
+    "HSV": ((0, 255, 255), (1, 0, 0)),
+    "RGBX": ((255, 51, 0, 9), (1, 0.2, 0)),
+    "RGBa": ((255, 51, 0, 255), (1, 0.2, 0)),
+    "La": ((51, 255), (0.2, 0.2, 0.2)),
+    "LA": ((51, 3), (0.2, 0.2, 0.2)),
+    "I;16": (13107, (0.2, 0.2, 0.2)),
+    "F": (0.2, (0.2, 0.2, 0.2)),
+    "1": (1, (1, 1, 1)),
+}
+
+
+@pytest.mark.parametrize("mode", ODD)
+def test_every_mode_of_pillows_becomes_rgb_or_grey(mode: str, tmp_path: Path) -> None:
+    colour, expected = ODD[mode]
+    image = Image.new(mode, SHAPE, colour)
+    pixels = from_torch([(image, 0), (image, 1)]).batch([0])[0, :, 0, 0].tolist()
+    assert pixels == pytest.approx(expected[: len(pixels)], abs=0.01)
+    if mode in ("CMYK", "YCbCr", "RGBX", "LA", "I;16", "F", "1"):
+        root = folder_of(tmp_path / "d", ".tif", [image] * 2)
+        found = FolderDataset.open(root).batch([0])[0, :, 0, 0].tolist()
+        assert found == pytest.approx(expected, abs=0.01)
+    if mode == "CMYK":
+        root = folder_of(tmp_path / "e", ".jpg", [image] * 2, quality=100)
+        found = FolderDataset.open(root).batch([0])[0, :, 0, 0].tolist()
+        assert found == pytest.approx(expected, abs=0.02)
+
+
+@pytest.mark.parametrize("options", [{}, {"grey": True}, {"size": 3}, {"white": 255}])
+def test_lab_is_refused_by_path(tmp_path: Path, options: dict[str, Any]) -> None:
+    root = folder_of(tmp_path / "d", ".tif", [Image.new("LAB", SHAPE, (50, 0, 0))] * 2)
+    with pytest.raises(DataError, match=r"a/0\.tif: the image has mode LAB.*Convert it to RGB"):
+        FolderDataset.open(root, **options).batch([0])

@@ -100,6 +100,37 @@ def inverted(items: Any) -> Any:
     return 1 - images, labels
 
 
+def noisy(items: Any) -> Any:
+    images, labels = default_collate(items)
+    return (images + 0.1 * torch.rand_like(images)).clamp(0, 1), labels
+
+
+def relabelled(items: Any) -> Any:
+    images, labels = default_collate(items)
+    return images, labels.max() - labels
+
+
+COLLATED = {
+    "inverted": {"batch_size": 4, "collate_fn": inverted},
+    "labels by their batch": {"batch_size": 8, "collate_fn": relabelled},
+    "some": {"batch_size": 3, "sampler": range(5, 25), "drop_last": True, "collate_fn": inverted},
+    "batches": {"batch_sampler": [[3, 1], [0]], "collate_fn": inverted},
+    "one at a time": {"batch_size": None, "collate_fn": lambda item: (1 - item[0], item[1])},
+}
+
+
+@pytest.mark.parametrize("kind", COLLATED)
+def test_what_a_loader_collates_is_what_is_read(kind: str) -> None:
+    loader: Any = DataLoader(DATA, **COLLATED[kind])
+    state = torch.random.get_rng_state()
+    read = from_torch(loader)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    batches = [(x, y) if x.ndim == 4 else (x[None], torch.tensor([y])) for x, y in loader]
+    images, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
+    assert torch.equal(read.batch(range(len(read))), images)
+    assert torch.equal(read.labels, labels)
+
+
 def endless() -> Iterator[int]:
     while True:
         yield 0
@@ -111,8 +142,16 @@ class Endless:
 
 
 REFUSED: dict[str, tuple[Any, str]] = {
-    "collate": (DataLoader(DATA, 4, collate_fn=inverted), "collate_fn 'inverted'"),
-    "lambda": (DataLoader(DATA, 4, collate_fn=lambda items: items), "collate_fn '<lambda>'"),
+    "shuffled collate": (
+        DataLoader(DATA, 4, shuffle=True, collate_fn=inverted),
+        "another order, when it is read again.*shuffling",
+    ),
+    "random collate": (DataLoader(DATA, 4, collate_fn=noisy), "other samples"),
+    "collate to items": (DataLoader(DATA, 4, collate_fn=lambda items: items), "an image of shape"),
+    "endless collate": (
+        DataLoader(DATA, batch_sampler=Endless(), collate_fn=inverted),
+        "Endless draws samples more than once",
+    ),
     "repeats": (
         DataLoader(DATA, 4, sampler=[0, 0, 1]),
         "sampler list draws samples more than once",
@@ -146,7 +185,7 @@ REFUSED: dict[str, tuple[Any, str]] = {
 
 @pytest.mark.parametrize(("loader", "words"), REFUSED.values(), ids=REFUSED)
 def test_what_a_loader_does_otherwise_is_refused_by_name(loader: Any, words: str) -> None:
-    with pytest.raises(UsageError, match=words):
+    with pytest.raises((UsageError, DataError), match=words):
         from_torch(loader)
 
 

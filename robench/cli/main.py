@@ -23,6 +23,7 @@ from robench.cli.options import flag
 from robench.cli.results import results_app
 from robench.cli.run import run
 from robench.cli.streams import lost_output, make_tolerant
+from robench.cli.supervise import supervise, tell
 from robench.cli.train import train
 from robench.cli.trust import trust
 from robench.cli.verify_bounds import verify_bounds
@@ -32,6 +33,9 @@ from robench.text import visible
 
 _INTERRUPTED = 130
 """128 + SIGINT, as shells report it."""
+
+_RUNS_NOTHING = ("attacks", "leaderboard", "trust", "check", COMMAND)
+"""Commands that run no model themselves, or are not what people wait for; all others are supervised."""
 
 _PRINTING = ("attacks", "results", "trust", "zoo")
 """Commands that are in vain when their output is lost; the others have left their files."""
@@ -148,15 +152,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     make_tolerant()
     given = _debug_first(sys.argv[1:] if arguments is None else arguments)
+    words = [word for word in given if not word.startswith("-")]
+    if arguments is None and words[:1] and words[0] not in _RUNS_NOTHING:
+        supervise()
     try:
         app(args=given, prog_name="robench")
     except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
         if (lost := lost_output()) is None:
+            tell(code)
             raise
         print(f"robench: warning: the output could not be written: {lost}", file=sys.stderr)
-        words = [word for word in given if not word.startswith("-")]
         in_vain = words[:1] and words[0] in _PRINTING and words[1:2] != ["add"]
-        raise SystemExit(end.code or (_UNEXPECTED if in_vain else 0)) from None
+        code = code or (_UNEXPECTED if in_vain else 0)
+        tell(code)
+        raise SystemExit(code) from None
 
 
 def _debug_first(arguments: Sequence[str]) -> list[str]:

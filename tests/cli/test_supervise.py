@@ -1,0 +1,98 @@
+"""The exit code of a command that runs a model is the command's own, whatever the model does."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="forks on Linux only")
+
+HEAD = (
+    "import os, signal, sys, time\nfrom robench.cli.supervise import supervise, tell\nsupervise()\n"
+)
+
+
+def start(body: str) -> subprocess.Popen[str]:
+    pipe = subprocess.PIPE
+    command = [sys.executable, "-c", HEAD + body]
+    return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True)
+
+
+ENDS = {
+    "os._exit(0)": (2, "the model's code ended the process (exit code 0)"),
+    "os._exit(1)": (2, "exit code 1"),
+    "os.abort()": (2, "exit code -6"),
+    "tell(0); sys.exit(0)": (0, ""),
+    "tell(1); sys.exit(1)": (1, ""),
+    "tell(0); os.abort()": (0, ""),
+    "os.fork() or time.sleep(1); os._exit(0)": (2, "exit code 0"),
+    "os.kill(os.getpid(), signal.SIGKILL)": (-9, ""),
+    "os.kill(os.getpid(), signal.SIGTERM)": (-15, ""),
+}
+
+
+def test_only_what_the_command_tells_is_believed() -> None:
+    started = {body: start(body) for body in ENDS}
+    for body, process in started.items():
+        _, err = process.communicate(timeout=60)
+        code, words = ENDS[body]
+        assert process.returncode == code, (body, err)
+        assert words in err, body
+        assert err.count("\n") == bool(words), (body, err)
+
+
+WAITING = """
+signal.signal(signal.SIGINT, signal.default_int_handler)  # whatever the shell has set
+try:
+    print(os.getpid(), flush=True)
+    time.sleep(30)
+except KeyboardInterrupt:
+    print("interrupted", flush=True)
+    tell(130)
+    sys.exit(130)
+"""
+
+
+@pytest.mark.parametrize(
+    "how, code, words", [(signal.SIGINT, 130, "interrupted\n"), (signal.SIGTERM, -15, "")]
+)
+def test_signals_reach_the_child(how: int, code: int, words: str) -> None:
+    with start(WAITING) as process:
+        assert process.stdout is not None
+        child = int(process.stdout.readline())
+        assert child != process.pid
+        process.send_signal(how)
+        out, _ = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert out == words
+
+
+def test_the_child_dies_with_its_parent() -> None:
+    with start(WAITING) as process:
+        assert process.stdout is not None
+        child = int(process.stdout.readline())
+        process.kill()
+        process.wait()
+        for _ in range(100):
+            try:
+                with open(f"/proc/{child}/stat") as stat:
+                    if stat.read().rpartition(")")[2].split()[0] in "ZX":
+                        break
+            except FileNotFoundError:
+                break
+            time.sleep(0.05)
+        else:
+            os.kill(child, signal.SIGKILL)
+            pytest.fail("the child lives")
+
+
+def test_a_process_that_cannot_fork_goes_on_alone() -> None:
+    body = HEAD.replace("supervise()\n", "os.fork = lambda: 1 / 0\nsupervise()\n")
+    body = body.replace("1 / 0", "(_ for _ in ()).throw(BlockingIOError())")
+    done = subprocess.run([sys.executable, "-c", f"{body}tell(0); sys.exit(3)"], check=False)
+    assert done.returncode == 3

@@ -5,6 +5,7 @@ Imports nothing heavy: every record's names go through here.
 
 import hashlib
 import re
+from itertools import chain, count
 
 _UNSEEN = re.compile(
     # Control characters; marks that reverse or join what is around them; halves of characters.
@@ -39,8 +40,25 @@ def uncell(text: str) -> str:
 
 
 def file_name(name: str) -> str:
-    """A name as one part of a path: it leads nowhere, and is hidden and too long for no system."""
-    safe = re.sub(r"[^A-Za-z0-9._+-]+", "_", name)
-    if len(safe) > _LONGEST:
-        safe = f"{safe[: _LONGEST - 9]}-{hashlib.sha256(name.encode(errors='replace')).hexdigest()[:8]}"
-    return re.sub(r"^\.+", "_", safe) or "_"
+    """A name as one part of a path: it leads nowhere, and is hidden and too long for no system.
+
+    What is left out of it is told by eight digits of the whole name's hash, so that two names are two
+    files.
+    """
+    safe = re.sub(r"^\.+", "_", re.sub(r"[^A-Za-z0-9._+-]+", "_", name)) or "_"
+    if safe == name and len(safe) <= _LONGEST:
+        return safe
+    digest = hashlib.sha256(name.encode(errors="backslashreplace")).hexdigest()
+    return f"{safe[: _LONGEST - 9]}-{digest[:8]}"
+
+
+def unused_file_name(name: str, used: set[str], mark: str) -> str:
+    """:func:`file_name`, with ``mark`` and then a number where ``used`` has it, which it joins.
+
+    Names that differ only in capitals are one file on many systems.
+    """
+    own = file_name(name)
+    marked = (f"{own}-{mark}" if number == 1 else f"{own}-{mark}-{number}" for number in count(1))
+    chosen = next(found for found in chain([own], marked) if found.casefold() not in used)
+    used.add(chosen.casefold())
+    return chosen

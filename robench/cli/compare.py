@@ -52,6 +52,7 @@ def compare(
     from robench.errors import UsageError
     from robench.files import atomic_write
     from robench.reporting.compare import compare_models, comparison_csv, comparison_markdown
+    from robench.reporting.drawing import attempt
     from robench.reporting.model_results import collect, find_pair
     from robench.results import Store
 
@@ -71,15 +72,20 @@ def compare(
     if markdown is not None:
         atomic_write(markdown, text.encode())
     if pictures is not None:
-        # Reads the samples, and so loads torch.
-        from robench.inspection.comparison_pictures import draw_comparison
 
-        # A data set is read by the name that the user gave; one that a record gives has to be known.
-        request = replace(request, dataset=wanted.dataset)
-        files, gaps = draw_comparison(comparison, first, rest, store, pictures, request=request)
+        def draw() -> tuple[list[Path], list[str]]:
+            # Reads the samples, and so loads torch.
+            from robench.inspection.comparison_pictures import draw_comparison
+
+            # A data set is read by the name that the user gave; a record's has to be known.
+            asked = replace(request, dataset=wanted.dataset)
+            return draw_comparison(comparison, first, rest, store, pictures, request=asked)
+
+        files, gaps = attempt(draw) or ([], [])
         for gap in gaps:
             typer.echo(f"robench: warning: {gap}", err=True)
-        typer.echo(f"Written: {', '.join(str(file) for file in files)}", err=True)
+        if files:
+            typer.echo(f"Written: {', '.join(str(file) for file in files)}", err=True)
     content = vars(comparison) | {"group": str(comparison.group)}
     content["differences"] = content.pop("table").to_dict("records")
     print_result(content, text.rstrip(), as_json=as_json)

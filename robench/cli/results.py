@@ -13,7 +13,7 @@ import typer
 from robench.cli.options import JsonFlag, ResultsFolder, filter_options, option, request_options
 from robench.errors import UsageError
 from robench.request import Request
-from robench.text import file_name
+from robench.text import file_name, unused_file_name
 
 if TYPE_CHECKING:
     from robench.results import RecordFilter, Store, StoredRecord
@@ -180,16 +180,18 @@ def _write_model_info(found: list[StoredRecord], folder: Path) -> list[Path]:
     cards = {located.id: located.card for located in list_cards(problems=[])}
     standard = [load_suite(name) for name in ("aa-standard", "reference")]
     written: list[Path] = []
+    used: dict[str, set[str]] = {}
     for result in collect(found):
         specs = [spec for s in standard for spec in s.for_norm(result.threat_model.norm)]
         card = cards.get(result.model.id)
         info = model_info(result, specs, card)
         own = card.name if card is not None else result.model.id.rpartition("/")[2]
-        name = file_name(own)
         place = folder / file_name(result.dataset.name) / file_name(result.threat_model.slug)
-        path = place / f"{name}.json"
-        if path in written:
-            path = path.with_stem(f"{name}-n{result.n}-seed{result.group.seed}")
+        mark = f"n{result.n}-seed{result.group.seed}"
+        path = (
+            place
+            / f"{unused_file_name(own, used.setdefault(str(place).casefold(), set()), mark)}.json"
+        )
         atomic_write(path, (json.dumps(info, indent=2, ensure_ascii=False) + "\n").encode())
         written.append(path)
     return written

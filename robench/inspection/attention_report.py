@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +12,12 @@ import pandas as pd
 
 from robench.formatting import format_table, number, p_value
 from robench.inspection.attention_study import AttentionStudy
-from robench.reporting.export import samples_frame, write_tables
+from robench.reporting.drawing import attempt
+from robench.reporting.export import group_slug, samples_frame, write_tables
 from robench.reporting.findings import attention_findings, attention_sentences
 from robench.reporting.metric_tables import attention_table, class_table, worst_classes
 from robench.reporting.model_results import GroupKey, ModelResult, collect
-from robench.reporting.plots.render import group_slug
-from robench.reporting.plots.samples import attention_overlays
-from robench.reporting.plots.style import save
-from robench.text import file_name
+from robench.text import file_name, unused_file_name
 
 _METRICS = ("metric", "mean", "n", "mean_broken", "n_broken", "mean_survived", "n_survived")
 _FINDINGS = ("model", "finding", "auc", "auc_low", "auc_high", "rank_biserial", "p_holm", "verdict")
@@ -92,7 +91,7 @@ def write_reports(reports: Sequence[AttentionReport], folder: Path) -> list[Path
     for each model ``samples_MODEL.csv`` and ``overlays_MODEL.png`` and ``.svg``.
 
     Returns:
-        The files.
+        The files; overlays are not among them, with a warning, where matplotlib does not work.
 
     Raises:
         StoreError: a file cannot be written.
@@ -109,17 +108,21 @@ def write_reports(reports: Sequence[AttentionReport], folder: Path) -> list[Path
         used: set[str] = set()
         for study, _ in report.looks:
             stored = study.stored
-            name = file_name(stored.record.model.name)
-            if name in used:
-                # Two checkpoints under one name.
-                name = f"{name}-{stored.record.model.fingerprint[:8]}"
-            used.add(name)
+            model = stored.record.model
+            name = unused_file_name(model.name, used, model.fingerprint[:8])
             files += write_tables(place, **{f"samples_{name}": samples_frame([stored])})
-            panel = study.panel
-            figure = None if panel is None else attention_overlays(panel, stored.record)
-            if figure is not None:
-                files += save(figure, place / f"overlays_{name}")
+            files += attempt(partial(_overlays, study, place / f"overlays_{name}")) or []
     return files
+
+
+def _overlays(study: AttentionStudy, stem: Path) -> list[Path]:
+    # Loads matplotlib.
+    from robench.reporting.plots.samples import attention_overlays
+    from robench.reporting.plots.style import save
+
+    panel = study.panel
+    figure = None if panel is None else attention_overlays(panel, study.stored.record)
+    return [] if figure is None else list(save(figure, stem))
 
 
 def _metrics_content(study: AttentionStudy, result: ModelResult) -> dict[str, Any]:

@@ -9,9 +9,9 @@ import pandas as pd
 from robench.errors import UsageError
 from robench.files import atomic_write
 from robench.records import AttackSpec, ModelCard, Provenance
-from robench.reporting.model_results import ModelResult
+from robench.reporting.model_results import GroupKey, ModelResult
 from robench.results import StoredRecord
-from robench.text import cell
+from robench.text import cell, file_name
 
 
 def samples_frame(records: Iterable[StoredRecord]) -> pd.DataFrame:
@@ -56,6 +56,12 @@ def csv_bytes(frame: pd.DataFrame, **options: Any) -> bytes:
         plain[name] = [cell(v) if isinstance(v, str) else v for v in plain[name]]
     text: str = plain.rename(columns=cell).to_csv(index=False, lineterminator="\n", **options)
     return text.encode(errors="backslashreplace")
+
+
+def group_slug(group: GroupKey) -> str:
+    """A folder's name for a group: ``digits-Linf-0.2-n500-seed0``."""
+    written = (group.written or group.threat).replace("/", "_")
+    return f"{file_name(group.dataset)}-{written}-n{group.n}-seed{group.seed}"
 
 
 def write_tables(folder: Path, **frames: pd.DataFrame) -> list[Path]:

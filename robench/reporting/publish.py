@@ -1,19 +1,17 @@
 """What people read of a results folder: CSV, figures, page. Needs no torch."""
 
-import logging
+from functools import partial
 from pathlib import Path
 
-from robench.errors import RobenchError, one_line
 from robench.files import atomic_write
 from robench.reporting.catalogue import reports
+from robench.reporting.drawing import attempt
 from robench.reporting.export import write_tables
 from robench.reporting.leaderboard import build_leaderboard, leaderboard_csv
 from robench.reporting.model_results import ModelResult, collect
 from robench.reporting.page import build_page
 from robench.request import GOALS
 from robench.results import RecordFilter, Store, StoredRecord
-
-log = logging.getLogger("robench.reporting")
 
 CSV_NAME = "leaderboard.csv"
 PAGE_NAME = "index.html"
@@ -44,7 +42,8 @@ def publish(store: Store, records: list[StoredRecord], *, plots: bool = True) ->
     written = write_tables(store.folder, **tables)
     if not plots:
         return [csv, *written]
-    figures = _figures([result for part in results.values() for result in part], store)
+    shown_results = [result for part in results.values() for result in part]
+    figures = attempt(partial(_figures, shown_results, store)) or []
     shown = [path for path in figures if path.suffix == ".png"]
     page = store.folder / PAGE_NAME
     atomic_write(page, build_page(frame, figures=shown, tables=tables).encode())
@@ -56,14 +55,6 @@ def _is_there(store: Store, table: str) -> bool:
 
 
 def _figures(results: list[ModelResult], store: Store) -> list[Path]:
-    """The figures, or none where matplotlib does not work here: the numbers are more than they."""
-    try:
-        # Loads matplotlib, which takes half a second and reads its user's configuration.
-        from robench.reporting.plots.render import render_plots
+    from robench.reporting.plots.render import render_plots
 
-        return render_plots(results, store.folder / "plots", store=store)
-    except RobenchError:
-        raise
-    except Exception as error:
-        log.warning("no figures: %s: %s", type(error).__name__, one_line(error))
-        return []
+    return render_plots(results, store.folder / "plots", store=store)

@@ -90,6 +90,19 @@ def test_files_are_those_named_and_the_tables_say_the_same(ran, looked):
     assert (folder / "overlays_pgd-at.png").stat().st_size > 10_000
 
 
+def test_pictures_that_cannot_be_drawn_are_no_failure(ran, tmp_path, monkeypatch):
+    def save(*_: object) -> None:
+        raise RuntimeError("no fonts here")
+
+    monkeypatch.setattr("robench.reporting.plots.style.save", save)
+    done = invoke(
+        *("attention", "pgd-at", *ALIKE, "--results", ran, "--out", tmp_path, "--samples", 2)
+    )
+    assert done.code == 0, done.err
+    assert "no figures: RuntimeError: no fonts here" in done.err
+    assert {path.suffix for path in (tmp_path / PLACE).iterdir()} == {".csv"}
+
+
 def test_what_is_kept_is_decompressed_once(ran, tmp_path, monkeypatch):
     read = []
     rows = arrays.ArrayRows

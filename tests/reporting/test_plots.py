@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 
@@ -15,13 +16,14 @@ from record_factory import make_record, make_samples, make_stored
 from robench.records import MetricSummary
 from robench.reporting.catalogue import Report
 from robench.reporting.compare import compare_models
+from robench.reporting.export import group_slug
 from robench.reporting.findings import attention_findings, representation_findings
 from robench.reporting.model_results import ModelResult, collect
 from robench.reporting.plots import render
 from robench.reporting.plots.accuracies import accuracy_by_attack, difference_plot
 from robench.reporting.plots.confusion import confusion, confusion_under_attack
 from robench.reporting.plots.distributions import attention_distributions, feature_distances
-from robench.reporting.plots.render import group_slug, render_plots
+from robench.reporting.plots.render import render_plots
 from robench.reporting.plots.robust_against import (
     clean_against_robust,
     robust_against_metric,
@@ -30,6 +32,7 @@ from robench.reporting.plots.robust_against import (
 from robench.reporting.plots.samples import resisted_by_one, sample_panel
 from robench.reporting.plots.style import look, save
 from robench.results import Store, StoredRecord
+from robench.text import file_name
 
 NAMES = [
     *("standard", "pgd-at", "trades", "mart", "aerp", "agkd-bml", "small", "vit-pgd-at"),
@@ -226,11 +229,12 @@ def test_gallery_draws_what_changed_and_only_that(
     put("SBBC", model="b/odd name")
     folder = tmp_path / "plots"
     files = render_plots(collect(store.records()), folder, store=store)
+    odd = file_name("b/odd name")
     names = sorted(f.stem for f in files if f.suffix == ".png")
     assert names == sorted(
         [
             "clean_against_robust",
-            *("confusion_a", "confusion_b_odd_name", "samples_a", "samples_b_odd_name"),
+            *("confusion_a", f"confusion_{odd}", "samples_a", f"samples_{odd}"),
         ]
     )
     assert {f.parent.name for f in files} == {"digits-Linf-0.2-n4-seed0"}
@@ -238,10 +242,16 @@ def test_gallery_draws_what_changed_and_only_that(
     assert render_plots(collect(store.records()), folder, store=store) == files
     assert {f: f.stat().st_mtime_ns for f in files} == stamps
     put("SSSC", model="a")
-    files[0].with_name("samples_b_odd_name.png").unlink()
+    files[0].with_name(f"samples_{odd}.png").unlink()
     assert render_plots(collect(store.records()), folder, store=store) == files
     redrawn = {f.stem for f in files if f.stat().st_mtime_ns != stamps[f]}
-    assert redrawn == set(names) - {"confusion_b_odd_name"}
+    assert redrawn == set(names) - {f"confusion_{odd}"}
+    panel = make_panel(1, size=4, grid=2)
+    for damaged in (replace(panel, labels=panel.labels + 1), replace(panel, sample_ids=("x",))):
+        record = store.read(store.keys()[0])
+        store.write(record.record, record.samples, arrays=damaged.to_arrays())
+        caught = render_plots(collect(store.records()), tmp_path / str(id(damaged)), store=store)
+        assert len([path for path in caught if path.stem.startswith("samples_")]) == 2
 
 
 @pytest.mark.usefixtures("saved_unseen")
@@ -326,7 +336,7 @@ def test_features_of_robust_models_are_correlated_over_models() -> None:
     assert set(gap["verdict"]) == {"undefined"}
 
 
-def test_group_slug_is_a_file_name() -> None:
+def test_a_groups_slug_is_a_file_name() -> None:
     (result,) = collect([make_stored("SB", threat="Linf-8/255", seed=3)])
     assert group_slug(result.group) == "digits-Linf-8_255-n2-seed3"
 

@@ -22,7 +22,7 @@ from robench.reporting.plots.targets import targeted_success_matrix
 from robench.reporting.publish import publish
 from robench.reporting.targeted import easiest_pairs, target_matrix, targeted_table
 from robench.results import RecordFilter, Store, StoredRecord
-from robench.results.stored_record import check_consistency
+from robench.results.consistency import check_consistency
 
 NEXT, FIXED, ALL = (f"Linf-0.2-targeted-{rule}" for rule in ("next", "1", "all"))
 
@@ -49,6 +49,7 @@ def with_all_targets(rows: list[tuple[int, set[int]]], classes: int = 3) -> Stor
                 clean_margin=1.0,
                 adv_prediction=shown if reached else label,
                 adv_margin=-0.5 if reached else 0.5,
+                broken_by="pgd-20" if reached else None,
                 values=values | {"target": float(shown)},
             )
         )

@@ -20,7 +20,7 @@ def make_panel(k: int, *, size: int = 8, channels: int = 1, grid: int = 8) -> Sa
         maps[1, 2] = 0
     labels = np.arange(k) % 10
     return SamplePanel(
-        sample_ids=tuple(f"toy/{i:04d}" for i in range(k)),
+        sample_ids=tuple(f"toy/{i:05d}" for i in range(k)),
         clean=clean.astype(np.float32),
         adversarial=adversarial.astype(np.float32),
         clean_maps=maps[0],

@@ -9,11 +9,12 @@ from typing import Any
 import matplotlib
 from matplotlib.figure import Figure
 
-from robench.errors import CorruptRecordError
+from robench.errors import CorruptRecordError, StoreError
 from robench.files import atomic_write
 from robench.records import canonical_hash
 from robench.registry import identity_of, source_hash
 from robench.reporting.catalogue import reports
+from robench.reporting.export import group_slug
 from robench.reporting.model_results import GroupKey, ModelResult, by_group
 from robench.reporting.plots.confusion import confusion_under_attack
 from robench.reporting.plots.robust_against import security_curves
@@ -21,15 +22,9 @@ from robench.reporting.plots.samples import sample_panel
 from robench.reporting.plots.style import save
 from robench.request import GOALS
 from robench.results import SamplePanel, Store
-from robench.text import file_name
+from robench.text import file_name, unused_file_name
 
 log = logging.getLogger("robench.reporting")
-
-
-def group_slug(group: GroupKey) -> str:
-    """A folder's name for a group: ``digits-Linf-0.2-n500-seed0``."""
-    written = (group.written or group.threat).replace("/", "_")
-    return f"{file_name(group.dataset)}-{written}-n{group.n}-seed{group.seed}"
 
 
 def render_plots(
@@ -51,11 +46,8 @@ def render_plots(
     figures = reports("figure")
     used: set[str] = set()
     for group, members in groups.items():
-        slug = group_slug(group)
-        if slug in used:
-            # Other samples under the same name and number.
-            slug = f"{slug}-{group.fingerprint[:8]}"
-        used.add(slug)
+        # There may be other samples under the same name and number.
+        slug = unused_file_name(group_slug(group), used, group.fingerprint[:8])
         drawn: set[str] = set()
         best_first = sorted(members, key=lambda r: (-r.robust_acc.estimate, r.model.id))
         targeted = best_first[0].threat_model.targets is not None
@@ -66,11 +58,8 @@ def render_plots(
             gallery.keep(f"{slug}/{name}", report, best_first, code=code)
         for result in best_first if not targeted else ():
             attack = result.attention_attack or next(iter(result.attacks))
-            model = file_name(result.model.name)
-            if model in drawn:
-                # Other names that come to the same file.
-                model = f"{model}-{result.model.fingerprint[:8]}"
-            drawn.add(model)
+            mark = result.model.fingerprint[:8]
+            model = unused_file_name(result.model.name, drawn, mark)
             gallery.keep(f"{slug}/confusion_{model}", confusion_under_attack, result, attack)
             if store is not None:
                 gallery.keep(f"{slug}/samples_{model}", _panel, result, attack, store)
@@ -152,7 +141,12 @@ def _panel(result: ModelResult, attack: str, store: Store) -> Figure | None:
         return None
     try:
         panel = SamplePanel.from_arrays(store.read_arrays(stored.record.key))
-    except CorruptRecordError as error:
+        if panel is not None:
+            rows = stored.table.set_index("sample_id").reindex(panel.sample_ids)
+            labels = rows["label"].to_numpy(dtype="float64", na_value=float("nan"))
+            if not (labels == panel.labels).all():
+                raise CorruptRecordError("the panel's samples are not the table's")
+    except StoreError as error:
         # The record itself is sound: a lost picture is no reason to draw nothing.
         log.warning("no sample panel: %s", error)
         return None

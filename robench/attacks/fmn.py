@@ -5,7 +5,8 @@ constraints", NeurIPS 2021, algorithm 1. Each step moves along the normalised
 gradient of the margin and is projected onto a ball of the search's own, which shrinks after a find
 and grows after a miss. Before the first find its radius is the distance to the boundary as the
 linear model of the step has it, and a little more; the paper adds it to what the pixel box has left
-of the perturbation, from where L2 searches never reach a distant boundary.
+of the perturbation, from where L2 searches never reach a distant boundary. Under Linf the steps are
+along the gradient's signs and in proportion to that ball, where the paper normalises the gradient.
 """
 
 from dataclasses import dataclass, replace
@@ -41,7 +42,8 @@ class FMN(MinimumNorm[AdaptiveBallState]):
     steps: int = limited(100, at_least=1)
     """Gradient steps"""
     step_size: float = limited(1.0, above=0)
-    """L2 length of the first step in [0, 1] pixel units, falling to a hundredth along a cosine"""
+    """Length of the first step, falling to a hundredth along a cosine: under Linf each pixel's, as a
+    share of the ball's radius, else the L2 length in [0, 1] pixel units"""
     shrinkage: float = limited(0.05, above=0, at_most=1)
     """Share by which the ball changes at first, falling to 0.001 along a cosine"""
 
@@ -72,6 +74,9 @@ class FMN(MinimumNorm[AdaptiveBallState]):
         wider = torch.where(state.found_size.isfinite(), state.radius * (1 + share), ahead)
         smaller = torch.minimum(state.radius * (1 - share), state.found_size)
         radius = torch.where(lead > 0, smaller, wider)
-        moved = state.point + expand(length, slope) * unit(slope, "L2")
+        # A normalised gradient hardly moves most pixels, and a Linf ball asks for all of them.
+        steepest = slope.sign() if self.norm == "Linf" else unit(slope, "L2")
+        length = length * radius if self.norm == "Linf" else length
+        moved = state.point + expand(length, slope) * steepest
         moved = project(moved, state.inputs, self.norm, radius)
         return self.conclude(query, replace(state, point=moved, radius=radius), state.point)

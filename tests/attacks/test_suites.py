@@ -175,13 +175,15 @@ def test_unknown_suites_list_near_misses(tmp_path: Path) -> None:
         load_suite(tmp_path / "nothing.toml")
 
 
-def test_carlini_wagner_l2_is_not_asked_for_another_norm() -> None:
-    for name in list_suites():
-        for spec in load_suite(name).attacks:
-            if spec.attack == "cw-l2":
-                assert spec.norms == ("L2",)
-                with pytest.raises(AttackError):
-                    build_attack(spec, ThreatModel.of("Linf", 0.1))
+@pytest.mark.parametrize("name", ["standard", "core"])
+def test_under_l2_fmn_has_carlini_wagners_place_and_passes(name: str) -> None:
+    suite = load_suite(name)
+    assert suite.version == 2
+    entries = {spec.name: spec for spec in suite.for_norm("L2")}
+    attack = build_attack(entries["fmn"], ThreatModel.of("L2", 0.5))
+    assert attack.most_steps() == 300  # type: ignore[union-attr]
+    assert "cw" not in entries
+    assert "fmn" not in {spec.name for spec in suite.for_norm("Linf")}
 
 
 _CODE = "[[attacks]]\nname = 'mine'\nattack = 'attack_of_a_stranger:Attack'\n"

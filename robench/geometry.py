@@ -5,6 +5,7 @@ The norm is data here, and nowhere else does code branch on it without need. Ima
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -13,6 +14,8 @@ from robench import seeding
 from robench.threat_models import Norm
 
 _TINY = 1e-12
+_BLOCK = 2**17
+"""Values of a tensor that a processor's cache has room for, among some others"""
 
 DUAL: dict[Norm, Norm] = {"Linf": "L1", "L2": "L2", "L1": "Linf"}
 """The norm of a gradient that says how fast a function can change along steps of a norm."""
@@ -21,6 +24,33 @@ DUAL: dict[Norm, Norm] = {"Linf": "L1", "L2": "L2", "L1": "Linf"}
 def expand(values: Tensor, like: Tensor) -> Tensor:
     """Per-sample scalars (N,) → (N, 1, …, 1), to broadcast against ``like`` (N, …)."""
     return values.view(-1, *([1] * (like.dim() - 1)))
+
+
+def by_blocks(function: Callable[..., tuple[Tensor, ...]], *columns: Tensor) -> tuple[Tensor, ...]:
+    """``function`` of columns (N, …), a few rows at a time: what it gives, (N, …) each.
+
+    What lies in a processor's cache is there for the next operation; a whole batch does not. The
+    function takes rows for themselves, so the result is the same. Elsewhere than on a CPU the rows
+    come together.
+    """
+    count = len(columns[0])
+    rows = max(1, _BLOCK // max(columns[0][:1].numel(), 1))
+    if columns[0].device.type != "cpu" or count <= rows:
+        return function(*columns)
+    results: tuple[Tensor, ...] = ()
+    for start in range(0, count, rows):
+        done = function(*(column[start : start + rows] for column in columns))
+        if not results:
+            results = tuple(part.new_empty(count, *part.shape[1:]) for part in done)
+        for result, part in zip(results, done, strict=True):
+            result[start : start + rows] = part
+    return results
+
+
+def with_rows(values: Tensor, chosen: Tensor, others: Tensor) -> Tensor:
+    """``values`` (N, …), ``others`` where ``chosen``, bool (N,); the same tensor where none is."""
+    rows = chosen.nonzero().squeeze(1)
+    return values.index_copy(0, rows, others.index_select(0, rows)) if len(rows) else values
 
 
 def norm_of(delta: Tensor, norm: Norm) -> Tensor:
@@ -78,7 +108,7 @@ def project(points: Tensor, inputs: Tensor, norm: Norm, eps: float | Tensor) -> 
     """
     radius = expand(torch.as_tensor(eps, dtype=inputs.dtype, device=inputs.device), inputs)
     if norm == "Linf":
-        return torch.minimum(torch.maximum(points, inputs - radius), inputs + radius).clamp(0, 1)
+        return torch.minimum(torch.maximum(points, inputs - radius), inputs + radius).clamp_(0, 1)
     delta = points - inputs
     if norm == "L2":
         size = expand(norm_of(delta, "L2"), delta)

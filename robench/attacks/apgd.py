@@ -19,7 +19,7 @@ from robench.attacks.base import Attack, Gradient, Query, Slots, State, evaluate
 from robench.attacks.losses import LOSSES, Loss, require_classes
 from robench.attacks.target_order import nearest_ranks, require_target_order, searches_of
 from robench.errors import AttackError
-from robench.geometry import expand, norm_of, project, random_noise, unit
+from robench.geometry import by_blocks, expand, norm_of, project, random_noise, unit, with_rows
 from robench.registry import unknown_name
 from robench.threat_models import Norm, ThreatModel
 
@@ -190,15 +190,14 @@ class APGD(Attack[APGDState]):
         # The gradient after a run's last step leads nowhere.
         seen = self._gradient(query, point, loss, ~now.ends)
         better = seen.losses > state.best_loss
-        wide = expand(better, point)
         after = replace(
             state,
             step=state.step + 1,
             point=point,
             previous=state.point,
             gradient=seen.gradient,
-            best=torch.where(wide, point, state.best),
-            best_gradient=torch.where(wide, seen.gradient, state.best_gradient),
+            best=with_rows(state.best, better, point),
+            best_gradient=with_rows(state.best_gradient, better, seen.gradient),
             best_loss=torch.where(better, seen.losses, state.best_loss),
             last_loss=seen.losses,
             increases=state.increases + (seen.losses > state.last_loss),
@@ -212,15 +211,33 @@ class APGD(Attack[APGDState]):
         return _halve_where_stuck(after, now.interval > 0, now.interval)
 
     def _move(self, state: APGDState, eps: Tensor) -> Tensor:
-        x, point, gradient = state.inputs, state.point, state.gradient
-        size = expand(state.step_size, point)
+        columns = (state.point, state.previous, state.gradient, state.inputs)
+        momentum = torch.where(state.step > 0, _MOMENTUM, 1.0)
+        by_slot = (state.step_size, state.sparsity, momentum, eps)
+        (moved,) = by_blocks(self._moved, *columns, *by_slot)
+        return moved
+
+    def _moved(
+        self,
+        point: Tensor,
+        previous: Tensor,
+        gradient: Tensor,
+        x: Tensor,
+        step_size: Tensor,
+        sparsity: Tensor,
+        momentum: Tensor,
+        eps: Tensor,
+    ) -> tuple[Tensor]:
+        """The next points (B, C, H, W) in the ball of radius ``eps``, (B,), around ``x``."""
+        size = expand(step_size, point)
         if self.norm == "L1":
-            return project(point + size * _sparse_step(gradient, state.sparsity), x, "L1", eps)
+            return (project(point + size * _sparse_step(gradient, sparsity), x, "L1", eps),)
         direction = gradient.sign() if self.norm == "Linf" else unit(gradient, "L2")
-        ahead = project(point + size * direction, x, self.norm, eps)
-        weight = expand(torch.where(state.step > 0, _MOMENTUM, 1.0), point)
-        blended = point + (ahead - point) * weight + (point - state.previous) * (1 - weight)
-        return project(blended, x, self.norm, eps)
+        ahead = project(point + direction.mul_(size), x, self.norm, eps)
+        weight = expand(momentum, point)
+        blended = ahead.sub_(point).mul_(weight).add_(point)
+        blended += (point - previous).mul_(1 - weight)
+        return (project(blended, x, self.norm, eps),)
 
     def _adapt_sparsity(self, state: APGDState, due: Tensor, eps: Tensor) -> APGDState:
         """L1: fewer coordinates a step as the best point gets sparser, else a shorter step."""
@@ -290,12 +307,11 @@ def _halve_where_stuck(state: APGDState, due: Tensor, intervals: Tensor) -> APGD
     stagnates = ~state.reduced & (state.checked_loss >= state.best_loss)
     stuck = oscillates | stagnates
     halve = due & stuck
-    wide = expand(halve, state.point)
     return replace(
         state,
         step_size=torch.where(halve, state.step_size / 2, state.step_size),
-        point=torch.where(wide, state.best, state.point),
-        gradient=torch.where(wide, state.best_gradient, state.gradient),
+        point=with_rows(state.point, halve, state.best),
+        gradient=with_rows(state.gradient, halve, state.best_gradient),
         reduced=torch.where(due, stuck, state.reduced),
         checked_loss=torch.where(due, state.best_loss, state.checked_loss),
         increases=torch.where(due, 0.0, state.increases),

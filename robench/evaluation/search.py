@@ -26,7 +26,7 @@ from robench.evaluation.adjudicate import Adjudicator
 from robench.evaluation.queries import Queries
 from robench.evaluation.samples import Samples, SearchResult
 from robench.evaluation.search_order import SearchOrder
-from robench.geometry import expand
+from robench.geometry import with_rows
 
 Progress = Callable[[int], None]
 """Called with the number of search steps that were completed or became unnecessary."""
@@ -60,7 +60,7 @@ class Active(Generic[StateT]):
         better = self.state.margin < self.best_margin
         if not bool(better.any()):
             return self
-        best = torch.where(expand(better, self.best), self.state.candidate, self.best)
+        best = with_rows(self.best, better, self.state.candidate)
         margin = torch.where(better, self.state.margin, self.best_margin)
         return replace(self, best=best, best_margin=margin)
 

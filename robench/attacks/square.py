@@ -25,6 +25,7 @@ from torch import Tensor
 from robench import seeding
 from robench.attacks.base import Attack, Query, Slots, State, limited, take
 from robench.attacks.square_proposals import Moves, Patches
+from robench.geometry import with_rows
 
 _LARGEST_MEMORY = 1 << 14  # proposals a slot may remember; beyond, repetitions are too rare
 _LOOKAHEAD = 64
@@ -118,40 +119,54 @@ class Square(Attack[SquareState]):
         height, width = state.inputs.shape[2:]
         sizes = _window_sizes(self, height, width).to(state.step.device)
         size = sizes[state.step]
-        remembers = state.tried.shape[1] > 0
-        if remembers:
-            state = _forget_other_sizes(state, size)
-            ahead = self._unknown(state, sizes, size)
-        else:
-            ahead = self._next(state, size)
-        best, inputs = state.best[ahead.rows], state.inputs[ahead.rows]
-        proposal = ahead.proposals.points(best, inputs, self.threat_model)
-        if remembers:
-            places = (ahead.rows, ahead.proposals.identity)
-            state = replace(
-                state,
-                tried=state.tried.index_put(places, torch.ones_like(ahead.rows, dtype=torch.bool)),
-                rejected=state.rejected.index_add(0, ahead.rows, torch.ones_like(ahead.rows)),
-                lookahead=torch.full_like(state.step, ahead.lookahead),
-            )
-            changed = (proposal != best).flatten(1).any(dim=1)
-            if not bool(changed.all()):  # known to be rejected, and now remembered
-                ahead, proposal = ahead.at(changed), proposal[changed]
+        if state.tried.shape[1] == 0:
+            return self._ask_each(query, state, size)
+        state = _forget_other_sizes(state, size)
+        ahead = self._unknown(state, sizes, size)
+        proposal, changed = self._points(state, ahead.proposals, ahead.rows)
+        places = (ahead.rows, ahead.proposals.identity)
+        state = replace(
+            state,
+            tried=state.tried.index_put(places, torch.ones_like(ahead.rows, dtype=torch.bool)),
+            rejected=state.rejected.index_add(0, ahead.rows, torch.ones_like(ahead.rows)),
+            lookahead=torch.full_like(state.step, ahead.lookahead),
+        )
+        if not bool(changed.all()):  # known to be rejected, and now remembered
+            kept = changed.nonzero().squeeze(1)
+            ahead, proposal = ahead.at(kept), proposal.index_select(0, kept)
         if len(ahead.rows) == 0:
             step = state.step + ahead.reach
             return replace(state, step=step, margin=torch.full_like(state.margin, torch.inf))
         return self._accept_first(query, state, proposal, ahead)
+
+    def _points(
+        self, state: SquareState, drawn: Patches | Moves, rows: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        return drawn.points(state.best, state.inputs, self.threat_model, rows)
 
     def _draw(
         self, state: SquareState, keys: Tensor, steps: Tensor, size: Tensor
     ) -> Patches | Moves:
         return self.proposals.draw(seeding.derive(keys, steps), size, state.inputs.shape[1:])
 
-    def _next(self, state: SquareState, size: Tensor) -> _Ahead:
-        """One proposal of every slot."""
-        none = torch.zeros_like(state.step)
+    def _ask_each(self, query: Query, state: SquareState, size: Tensor) -> SquareState:
+        """One proposal of every slot, asked whatever was asked before."""
         drawn = self._draw(state, state.keys, state.step, size)
-        return _Ahead(torch.arange(len(none), device=none.device), none, drawn, none + 1, 1)
+        everything = torch.arange(len(size), device=size.device)
+        proposal, _ = self._points(state, drawn, everything)
+        seen = self.goal.margin(query.logits(proposal), state.labels)
+        better = (seen < state.best_margin) | (seen <= 0)
+        best = with_rows(state.best, better, proposal)
+        best_margin = torch.where(better, seen, state.best_margin)
+        return replace(
+            state,
+            step=state.step + 1,
+            asked=state.asked + 1,
+            best=best,
+            best_margin=best_margin,
+            candidate=best,
+            margin=best_margin,
+        )
 
     def _unknown(self, state: SquareState, sizes: Tensor, size: Tensor) -> _Ahead:
         """The next proposals of every slot whose answers are not known yet."""
@@ -168,7 +183,8 @@ class Square(Attack[SquareState]):
         )
         identity = drawn.identity.view(count, window)
         places = positions.to(torch.int16).expand_as(identity)
-        first = places.new_full(state.tried.shape, window)
+        # Of the many proposals that there are, only those that were drawn are looked up.
+        first = places.new_empty(state.tried.shape).scatter_(1, identity, window)
         first.scatter_reduce_(1, identity, places, "amin")
         repeated = first.gather(1, identity) < places
         unknown = valid & ~state.tried.gather(1, identity) & ~repeated

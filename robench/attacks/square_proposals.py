@@ -6,9 +6,9 @@ equation (2), with the generalisation to L1 of Croce & Hein, ICML 2021). As in f
 (``square.py``).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import ClassVar, Self
 
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from robench import seeding
 from robench.attacks.base import take
-from robench.geometry import expand, norm_of, project, unit
+from robench.geometry import by_blocks, expand, norm_of, project, unit
 from robench.threat_models import ThreatModel
 
 _TINY = 1e-12
@@ -40,6 +40,21 @@ class Proposals:
     """int64 (P,): the window's side in pixels"""
     identity: Tensor
     """int64 (P,): a number below ``count``, another for every proposal of a size"""
+
+    def by_size(self) -> Iterator[tuple[int, Tensor, Self]]:
+        """For each side of windows: the proposals that have it, int64 (P′,), and they alone."""
+        sides = sorted(set(self.size.tolist()))
+        for side in sides:
+            here = (self.size == side).nonzero().squeeze(1)
+            yield side, here, self if len(sides) == 1 else take(self, here)
+
+
+def _places(top: Tensor, left: Tensor, side: int, shape: Sequence[int]) -> Tensor:
+    """Of windows of images (C, H, W), each channel's pixels by number: int64 (P, C, side²)."""
+    channels, _, width = shape
+    offsets = torch.arange(side, device=top.device)
+    inside = (offsets[:, None] * width + offsets).flatten()
+    return (top * width + left)[:, None, None].add(inside).expand(-1, channels, -1)
 
 
 class Patches(Proposals):
@@ -74,16 +89,25 @@ class Patches(Proposals):
         channels, height, width = shape
         return int(height * width * 2**channels)
 
-    def points(self, best: Tensor, inputs: Tensor, threat_model: ThreatModel) -> Tensor:
-        """The current points (P, C, H, W), with the patch at ±ε around the clean inputs."""
-        height, width = inputs.shape[2:]
-        y = torch.arange(height, device=inputs.device)
-        x = torch.arange(width, device=inputs.device)
-        in_rows = (y >= self.top[:, None]) & (y < (self.top + self.size)[:, None])
-        in_columns = (x >= self.left[:, None]) & (x < (self.left + self.size)[:, None])
-        inside = (in_rows[:, :, None] & in_columns[:, None, :])[:, None]
-        painted = (inputs + threat_model.radius * self.signs[:, :, None, None]).clamp(0, 1)
-        return torch.where(inside, painted, best)
+    def points(
+        self, best: Tensor, inputs: Tensor, threat_model: ThreatModel, rows: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The current points of ``rows``, int64 (P,), with the patch at ±ε around the clean inputs.
+
+        (P, C, H, W), and bool (P,): whether that changes them. ``best`` and ``inputs`` are (B, C, H, W).
+        """
+        proposed = best.index_select(0, rows)
+        channels = torch.arange(best.shape[1], device=rows.device)[:, None]
+        pixels, clean = proposed.flatten(2), inputs.flatten(2)
+        changed = torch.zeros_like(rows, dtype=torch.bool)
+        for side, here, move in self.by_size():
+            places = _places(move.top, move.left, side, best.shape[1:])
+            before = clean[rows[here][:, None, None], channels, places]
+            painted = (before + threat_model.radius * move.signs[:, :, None]).clamp_(0, 1)
+            at = (here[:, None, None], channels, places)
+            changed[here] = (painted != pixels[at]).flatten(1).any(dim=1)
+            pixels[at] = painted
+        return proposed, changed
 
 
 def _power(threat_model: ThreatModel) -> int:
@@ -186,14 +210,17 @@ class Moves(Proposals):
         rows, columns = _rooms(height, width)
         return int((rows * columns) ** 2 * 2 ** (1 + channels))
 
-    def points(self, best: Tensor, inputs: Tensor, threat_model: ThreatModel) -> Tensor:
-        """The current points (P, C, H, W), moved inside the ball around the clean inputs."""
-        proposed = torch.empty_like(best)
-        for size in sorted(set(self.size.tolist())):
-            here = (self.size == size).nonzero().squeeze(1)
-            move = take(self, here)
-            proposed[here] = _move_mass(best[here], inputs[here], threat_model, size, move)
-        return proposed
+    def points(
+        self, best: Tensor, inputs: Tensor, threat_model: ThreatModel, rows: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The current points of ``rows``, moved inside the ball; as those of :class:`Patches`."""
+        best, inputs = best.index_select(0, rows), inputs.index_select(0, rows)
+        proposed, changed = torch.empty_like(best), torch.zeros_like(rows, dtype=torch.bool)
+        for side, here, move in self.by_size():
+            moved = partial(_move_mass, threat_model, side)
+            columns = (best.index_select(0, here), inputs.index_select(0, here))
+            proposed[here], changed[here] = by_blocks(moved, *columns, *vars(move).values())
+        return proposed, changed
 
 
 def _rooms(height: int, width: int) -> tuple[int, int]:
@@ -203,42 +230,39 @@ def _rooms(height: int, width: int) -> tuple[int, int]:
 
 
 def _move_mass(
-    best: Tensor, inputs: Tensor, threat_model: ThreatModel, side: int, move: Moves
-) -> Tensor:
+    threat_model: ThreatModel, side: int, best: Tensor, inputs: Tensor, *columns: Tensor
+) -> tuple[Tensor, Tensor]:
     """Empty one window of the perturbation and spend its mass, and what is left, on another.
 
-    The windows of a ``move``, one for each of the points ``best`` (B, C, H, W) around the clean
-    ``inputs``, are all of one ``side`` in pixels.
+    The windows of the moves, whose fields are the ``columns``, one for each of the points ``best``
+    (B, C, H, W) around the clean ``inputs``, are all of one ``side`` in pixels. Returns the new
+    points, and bool (B,): whether they are others.
     """
-    count, channels = best.shape[:2]
+    move = Moves(*columns)
+    channels = best.shape[1]
     power, eps = _power(threat_model), threat_model.radius
-
-    offsets = torch.arange(side, device=best.device)
-    row = torch.arange(count, device=best.device)[:, None, None, None]
-    channel = torch.arange(channels, device=best.device)[None, :, None, None]
-
-    def window_at(first_row: Tensor, first_column: Tensor) -> tuple[Tensor, ...]:
-        ys = (first_row[:, None] + offsets)[:, None, :, None]
-        xs = (first_column[:, None] + offsets)[:, None, None, :]
-        return row, channel, ys, xs
-
-    filled = window_at(move.top, move.left)
-    emptied = window_at(move.emptied_top, move.emptied_left)
     delta = best - inputs
-    outside = delta.clone()
-    outside[filled] = 0
-    outside[emptied] = 0
-    in_windows = _size(delta - outside, power)
     in_image = expand(norm_of(delta, threat_model.norm), delta)
     unspent = (eps**power - in_image**power).clamp_min(0)
+
+    filled = _places(move.top, move.left, side, best.shape[1:])
+    emptied = _places(move.emptied_top, move.emptied_left, side, best.shape[1:])
+    pixels, windows = delta.flatten(2), torch.zeros_like(delta)
+    for places in (filled, emptied):
+        windows.flatten(2).scatter_(2, places, pixels.gather(2, places))
+    old = windows.flatten(2).gather(2, filled).view(len(best), channels, side, side)
+    in_windows = _size(windows, power)
     if power == 2:
         mass = (unspent / channels + in_windows**2).sqrt()
     else:
         mass = (unspent / channels + in_windows) * channels
 
-    old = delta[filled]
     new = _signed_windows(side, power, move.turned, move.signs) + old / (_TINY + _size(old, power))
-    outside[filled] = new / (_TINY + _size(new, power)) * mass
+    new = new / (_TINY + _size(new, power)) * mass
+    pixels.scatter_(2, emptied, 0.0).scatter_(2, filled, new.flatten(2))
     if power == 2:
-        return (inputs + eps * unit(outside, "L2")).clamp(0, 1)
-    return project(inputs + outside, inputs, "L1", eps * _INSIDE)
+        length = expand(norm_of(delta, "L2"), delta)
+        moved = delta.div_(length + _TINY).mul_(eps).add_(inputs).clamp_(0, 1)
+    else:
+        moved = project(delta.add_(inputs), inputs, "L1", eps * _INSIDE)
+    return moved, (moved != best).flatten(1).any(dim=1)

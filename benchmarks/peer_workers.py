@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from roofline import bare_passes
+from shallow_networks import load_shallow
 from torch import Tensor, nn
 
 from robench.acceleration.search_models import SearchModel
@@ -300,6 +301,7 @@ def job_for(
 ) -> Job:
     """Load what a measurement needs; ``random:ARCH`` has random weights and data.
 
+    ``shallow:SHAPE`` is a network of ``shallow_networks.py``.
     The model's ``logits`` are multiplied by the first number, then the second is added.
     """
     place = torch.device(device)
@@ -312,6 +314,8 @@ def job_for(
             labels = torch.cat([network(x).argmax(dim=1) for x in torch.split(inputs, 100)])
         data: Dataset = ArrayDataset(inputs, labels, name="random", num_classes=10)
         model = wrap_module(network, num_classes=10, name=model_name, dataset="random")
+    elif model_name.startswith("shallow:"):
+        model, data = load_shallow(model_name[8:], n)
     else:
         model = load_model(model_name)
         data = load_dataset(dataset or model.summary.dataset).subset(n)

@@ -93,6 +93,16 @@ TABLES = (
         n=100,
         dataset=_PHOTOGRAPHS,
     ),
+    # Networks whose passes cost little beside what surrounds them.
+    *(
+        Table("aa-standard", _AA_PEERS, f"shallow:{shape}", norm, eps, n=200)
+        for shape, norm, eps in (
+            ("3x32x32", "Linf", "0.1"),
+            ("3x32x32", "L2", "2.5"),
+            ("1x28x28", "Linf", "0.1"),
+            ("1x28x28", "L2", "1.2"),
+        )
+    ),
     # The reference as users run it: batches of 250.
     Table("aa-short", _AA_PEERS, "random:resnet18", "Linf", "1/255", n=250),
     Table("ce-square-short", _AA_PEERS, "random:resnet18", "Linf", "1/255", n=250),

@@ -90,12 +90,12 @@ def _train(network: nn.Sequential, inputs: Tensor, labels: Tensor, eps: float = 
         optimiser = torch.optim.Adam(network.parameters(), lr=1e-3)
         for epoch in range(_EPOCHS):
             radius = eps * min(1.0, 2 * epoch / _EPOCHS)
-            for rows in torch.randperm(len(inputs)).split(_BATCH):
+            for rows in torch.split(torch.randperm(len(inputs)), _BATCH):
                 x, y = inputs[rows], labels[rows]
                 points = (x + radius * (2 * torch.rand_like(x) - 1)).clamp(0, 1).requires_grad_()
                 (slope,) = torch.autograd.grad(cross_entropy(network(points), y), points)
                 ahead = points.detach() + 1.25 * radius * slope.sign()
                 points = torch.minimum(torch.maximum(ahead, x - radius), x + radius).clamp(0, 1)
                 optimiser.zero_grad()
-                cross_entropy(network(points), y).backward()
+                torch.autograd.backward(cross_entropy(network(points), y))
                 optimiser.step()

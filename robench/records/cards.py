@@ -207,7 +207,7 @@ class ModelCard(Frozen):
     name: Name
     dataset: Name
     """The data set it classifies, as robench names it."""
-    num_classes: Whole = Field(ge=2)
+    num_classes: Whole = Field(ge=2, le=1_000_000)
     threat_model: ThreatModel
     """What it is evaluated under unless told otherwise."""
     defense: str

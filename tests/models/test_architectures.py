@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from robench.errors import ModelError, UsageError
+from robench.errors import CardError, ModelError, UsageError
 from robench.models import ARCHITECTURES, build_architecture, load_model
 from robench.models.architectures.resnet import PreActResNet, ResNet
 from robench.models.architectures.reverse_attention import (
@@ -391,3 +391,20 @@ def test_impossible_sizes_are_refused(build: Callable[[], nn.Module], words: str
 def test_the_transformer_names_its_image_size() -> None:
     with pytest.raises(ModelError, match=r"takes images of \(8, 8\), got \(9, 8\)"):
         VisionTransformer()(torch.rand(1, 1, 9, 8))
+
+
+@pytest.mark.parametrize(
+    "name, arguments, said",
+    [
+        ("digits_resnet", {"blocks": 10**9}, "blocks = 1000000000: no network has"),
+        ("digits_resnet", {"blocks": True}, "blocks = True is not a whole number"),
+        ("resnet18", {"stages": [2, 2, 2, 10**9]}, "stages = .*: no network has"),
+        ("timm:resnet18", {"output_stride": 10**9}, "output_stride = 1000000000: no network has"),
+    ],
+)
+def test_a_number_that_no_network_has_is_refused_before_it_is_built(
+    name: str, arguments: dict[str, Any], said: str
+) -> None:
+    spec = ArchitectureSpec(name=name, arguments=arguments)
+    with pytest.raises(CardError, match=said):
+        build_architecture(spec, 3, 3)

@@ -20,6 +20,10 @@ from robench.models.catalogue import ARCHITECTURES
 from robench.records import ArchitectureSpec
 from robench.registry import import_target, near_misses, unknown_name
 
+_LARGEST: Final = 2**16
+"""Of whole numbers among the arguments: no width, depth or size of a network is larger, and one that is
+keeps the builder busy until memory ends."""
+
 # These make one of LIBRARIES fetch or unpickle files by itself, past the hash check of the card.
 _FORBIDDEN: Final = {
     "torchvision": {"weights", "weights_backbone"},
@@ -147,6 +151,8 @@ def _call(
             f"{clash[0]} belongs to the card itself, not to the architecture's arguments",
             where=spec.name,
         )
+    if not spec.imports_code:
+        _check_numbers(spec, parameters)
     accepted = {k: v for k, v in sizes.items() if takes_any or k in parameters}
     try:
         network = builder(**{**accepted, **spec.arguments})
@@ -161,3 +167,16 @@ def _call(
     if not isinstance(network, nn.Module):
         raise ModelError(f"returns {type(network).__name__}, not an nn.Module", where=spec.name)
     return network
+
+
+def _check_numbers(spec: ArchitectureSpec, parameters: Mapping[str, inspect.Parameter]) -> None:
+    for name, value in spec.arguments.items():
+        given = value if isinstance(value, list | tuple) else [value]
+        if any(isinstance(item, int) and abs(item) > _LARGEST for item in given):
+            raise CardError(
+                f"{name} = {value!r}: no network has a whole number beyond {_LARGEST}",
+                where=spec.name,
+            )
+        whole = name in parameters and parameters[name].annotation in (int, "int")
+        if whole and isinstance(value, bool):
+            raise CardError(f"{name} = {value!r} is not a whole number", where=spec.name)

@@ -30,6 +30,12 @@ _ID_KEYS = ("ids", "sample_ids")
 _FAR = 0.5
 """Values this far outside [0, 1] in most inputs are of another range, whatever ε is"""
 
+_ASKED = 16
+"""So many inputs, spread over the file, say whether its order is the data set's"""
+
+_GREY_LEVEL = 1 / 255
+"""By so much more than ε inputs are far from a sample: they may have been rounded to 8 bits"""
+
 
 @dataclass(frozen=True)
 class MatchedInputs:
@@ -133,13 +139,14 @@ class AdversarialFile:
 
         Raises:
             DataError: another type, shape, range or number of inputs; ids that are unknown or
-                there twice; labels that are not the samples'.
+                there twice; labels that are not the samples'; inputs that are other samples'.
         """
         pixels, scale = self._pixels()
         inputs, layout = self._channels_first(pixels, dataset.input_shape)
         rows, order = self._rows(dataset)
         self._check_range(inputs, min(eps, _FAR))
         self._check_labels(dataset, rows)
+        self._check_order(inputs, dataset, rows, eps)
         digest = self.sha256 or _content_sha256(inputs, dataset, rows)
         parts = [f"array {self.key!r}"] if self.key is not None else []
         read_as = ", ".join([*parts, scale, layout, order])
@@ -233,6 +240,41 @@ class AdversarialFile:
                 where=self.where,
                 hint="Bring the inputs into the data set's order, or give their ids",
             )
+
+    def _check_order(self, inputs: Tensor, dataset: Dataset, rows: Tensor, eps: float) -> None:
+        """Are most inputs, of some, no farther than ε in every pixel from other samples than their
+        own? A ball of radius ε, whatever its norm, is inside that box."""
+        near = eps + _GREY_LEVEL
+        asked = torch.linspace(0, len(rows) - 1, min(len(rows), _ASKED)).long()
+        far = _farthest_pixel(inputs[asked], dataset.batch(rows[asked]).cpu()) > near
+        strays = asked[far]
+        if 2 * len(strays) <= len(asked):
+            return
+        whose = torch.full((len(strays),), -1)
+        for part in torch.split(torch.arange(len(dataset)), _ASKED):
+            samples = dataset.batch(part).cpu()
+            for place, stray in enumerate(strays.tolist()):
+                theirs = part[_farthest_pixel(inputs[stray], samples) <= near]
+                if len(theirs):
+                    whose[place] = theirs[0]
+        known = whose >= 0
+        if 2 * int(known.sum()) <= len(asked):
+            return
+        own, other = int(rows[strays[known][0]]), int(whose[known][0])
+        names = dataset.sample_ids
+        raise DataError(
+            f"{int(known.sum())} of {len(asked)} inputs that were looked at are near other samples "
+            f"than their own: that of {names[own]!r} near {names[other]!r}",
+            where=self.where,
+            hint="Bring the inputs into the data set's order, or give their ids"
+            if self.ids is None
+            else "Give each input the id of its own sample",
+        )
+
+
+def _farthest_pixel(inputs: Tensor, samples: Tensor) -> Tensor:
+    """The largest difference in any pixel, (N,)."""
+    return (inputs - samples).abs().flatten(1).amax(dim=1)
 
 
 def _ndim(value: Any) -> int:

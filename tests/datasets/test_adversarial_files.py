@@ -153,6 +153,29 @@ def test_what_cannot_be_matched_for_sure_is_refused(
         match(given, samples)
 
 
+OWN = torch.linspace(0, 1, 7).view(-1, 1, 1, 1).expand(-1, 1, 2, 2).clone()
+"""Seven grey samples, each a sixth lighter than the one before"""
+
+
+@pytest.mark.parametrize("order", [[6, 5, 4, 3, 2, 1, 0], [1, 2, 3, 4, 5, 6, 0]])
+def test_inputs_near_other_samples_than_their_own_are_in_another_order(order: list[int]) -> None:
+    dataset = ArrayDataset(OWN, torch.tensor([0, 1] * 3 + [0]), num_classes=2, sample_ids="pqrstuv")
+    there = (OWN + 0.02)[order]
+    message = rf"inputs .* are near other samples .* 'p' near '{'pqrstuv'[order[0]]}'.* order"
+    for given in there, (there * 255).round().clamp(0, 255).to(torch.uint8):
+        with pytest.raises(DataError, match=message):
+            match(given, dataset)
+    ids = ["pqrstuv"[row] for row in order]
+    assert match({"x_adv": there, "ids": ids}, dataset).rows.tolist() == order
+
+
+def test_inputs_near_no_sample_or_mostly_near_their_own_are_matched() -> None:
+    dataset = ArrayDataset(OWN, torch.tensor([0, 1] * 3 + [0]), num_classes=2)
+    assert len(match((OWN + 0.07).clamp(0, 1), dataset).rows) == 7
+    few = OWN[[1, 2, 0, 3, 4, 5, 6]]
+    assert len(match(few, dataset).rows) == 7
+
+
 def test_a_few_inputs_outside_the_box_are_no_other_range(samples: ArrayDataset) -> None:
     """Those do not count, each by itself; and attacks that do not clip leave the box by ε at most."""
     two = PIXELS.clone()

@@ -111,7 +111,7 @@ def prepare(request: Request) -> Prepared:
         suite = load_suite(suite, trust_code=request.trust_code)
     if request.eps is not None:
         # The widest norm: whether ε fits the model's own is seen once that is known.
-        ThreatModel.each(request.norm or "L1", request.eps)
+        ThreatModel.each("L1" if request.norm is None else request.norm, request.eps)
     elif request.norm is not None:
         parse_norm(request.norm)
     if request.results is not None:

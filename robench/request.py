@@ -8,7 +8,7 @@ neither torch nor pydantic, and a request that names its models and data can be 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -115,6 +115,11 @@ class Request:
     def __post_init__(self) -> None:
         if isinstance(self.models, str):
             raise UsageError("models is one text, not several", hint=f"Write [{self.models!r}]")
+        for item in fields(self):
+            # What is left out has a default; what is given empty was meant to be something.
+            value = getattr(self, item.name)
+            if isinstance(value, str) and not value and item.name != "eps":
+                raise UsageError(f"{item.name} is empty", hint="Leave it out, or say what it is")
         if self.precision not in PRECISIONS:
             raise unknown_name("precision", self.precision, list(PRECISIONS))
         if self.goal not in GOALS:
@@ -128,7 +133,7 @@ class Request:
             )
         if not 0 <= self.seed < 2**63:
             raise UsageError(f"seed is {self.seed}, it must be at least 0 and below 2**63")
-        for name in ("batch_size", "workers"):
+        for name in ("batch_size", "workers", "num_classes"):
             number = getattr(self, name)
             if number is not None and number < 1:
                 raise UsageError(f"{name} is {number}, it must be 1 or more")

@@ -320,13 +320,13 @@ def threat_models_for(request: Request, own: ThreatModel) -> tuple[ThreatModel, 
     if request.norm is None and request.eps is None:
         return (own,)
     if request.eps is None:
-        norm = parse_norm(request.norm or "")
+        norm = parse_norm(str(request.norm))
         if norm == own.norm:
             return (own,)
         raise UsageError(
             f"--norm {norm} without --eps", hint="A radius belongs to a norm: write --eps 0.5 too"
         )
-    return ThreatModel.each(request.norm or own.norm, request.eps)
+    return ThreatModel.each(own.norm if request.norm is None else request.norm, request.eps)
 
 
 def _check_threats(request: Request, owns: Sequence[ThreatModel]) -> None:
@@ -381,4 +381,4 @@ def _assumed_threat(request: Request, model: str) -> ThreatModel:
             hint="Add --norm and --eps, such as --norm Linf --eps 8/255; from Python "
             "threat_model='Linf-8/255'",
         )
-    return ThreatModel.each(request.norm or "Linf", request.eps)[-1]
+    return ThreatModel.each("Linf" if request.norm is None else request.norm, request.eps)[-1]

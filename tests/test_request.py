@@ -293,3 +293,11 @@ def test_samples_that_are_given_narrow_a_short_name_if_the_zoo_knows_them():
 def test_unlabelled_samples_are_refused():
     with pytest.raises(DataError):
         prepare(Request((MODEL,), (torch.zeros(3, 1, 8, 8), torch.zeros(2, dtype=torch.int64))))
+
+
+@pytest.mark.parametrize("name", ["norm", "dataset", "split", "suite", "results", "device", "name"])
+def test_what_is_given_empty_is_not_left_out(name):
+    with pytest.raises(UsageError, match=f"{name} is empty"):
+        Request(**{name: ""})
+    with pytest.raises(UsageError, match="num_classes is 0"):
+        Request(num_classes=0)

@@ -334,6 +334,7 @@ def check(chosen: dict[str, Any], prepared: list[Prepared]) -> None:
 @example(chosen={"--eps": "0.1", "--forward": [("output", "grey")]})  # torch's own warning
 @example(chosen={"--eps": "9" * 5000})  # a ValueError of int's, for so many digits
 @example(chosen={"--eps": f"0.{'0' * 400}1", "--norm": "L2"})  # a radius of 0
+@example(chosen={"--eps": "8/255", "--norm": ""})  # taken for none at all
 @given(chosen=commands())
 def test_options_say_what_is_prepared_or_are_refused(
     chosen: dict[str, Any], prepared: list[Prepared]

@@ -54,7 +54,8 @@ def curve(
     check_one_radius(request)
     folder = request.folder if out is None else out
     ensure_writable(folder, "--out")
-    asked = replace(request, models=tuple(models), suite=suite)
+    # Named twice, a model has one curve.
+    asked = replace(request, models=tuple(dict.fromkeys(models)), suite=suite)
     ran = minimum_norm_runs(asked, attack, RunDisplay)
     known = collect(Store(request.folder).records())
     curves = []

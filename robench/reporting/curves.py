@@ -99,13 +99,18 @@ def curve_of(result: ModelResult, attack: str, others: Iterable[ModelResult] = (
         result: has the record.
         attack: its name there.
         others: results whose attacks at a single radius become points, where they are of the same
-            model, samples, norm and seed; other minimum-norm records among them do not.
+            model, samples, norm and seed. Other minimum-norm records do not, nor inputs that were
+            made elsewhere: how far these were searched for is not known.
     """
     about = _about(result)
     alone = RobustCurve(result.restricted([attack]), attack, _sizes(result, attack), ())
     points: list[RadiusPoint] = []
     for other in sorted(others, key=lambda item: item.threat_model.eps):
-        names = [name for name in other.protocol if not is_minimum_norm(other, name)]
+        names = [
+            name
+            for name in other.protocol
+            if not (is_minimum_norm(other, name) or other.attacks[name].record.attack.is_judged)
+        ]
         if _about(other) != about or not names:
             continue
         at_radius = other.restricted(names)

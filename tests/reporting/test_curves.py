@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from record_factory import make_stored
 
+from robench.records import JUDGED
 from robench.reporting.catalogue import reports
 from robench.reporting.curves import (
     MINIMUM_SIZE,
@@ -69,6 +70,12 @@ def test_points_are_of_the_same_model_samples_norm_and_seed() -> None:
     assert curve_sentences(curve) == [
         "toy: curve and records agree at eps 0.2 within what n = 100 resolves"
     ]
+
+
+def test_inputs_made_elsewhere_are_no_point() -> None:
+    run = _run("SSBB", [0.1, 0.2, 0.3, 0.4], threat="Linf-0.2")
+    brought = make_stored("SSBB", attack="judged-file", kind=JUDGED, threat="Linf-0.5")
+    assert _curve(run, brought).points == ()
 
 
 @pytest.mark.parametrize(

@@ -37,7 +37,7 @@ from robench.models.library_code import (
     is_of_library,
     is_patched,
 )
-from robench.models.object_parts import attributes, contents, names_in, parts_of
+from robench.models.object_parts import attributes, contents, dictionary_of, names_in, parts_of
 from robench.models.operators import functions_of, own_operators, replaced_in_torch
 from robench.models.state_by_name import RunningCode
 from robench.models.wrapper import unwrapped
@@ -185,7 +185,12 @@ class _Seen:
         elif (parts := parts_of(value)) is not None:
             self._all(parts)
         else:
-            self._object(value, kind)
+            try:
+                self._object(value, kind)
+            except RecursionError:
+                raise
+            except Exception:  # The object's own code, asked for an attribute or how to rebuild it.
+                self.add(self.unknown(f"a {kind.__module__}.{kind.__qualname__}"))
 
     def _all(self, values: Iterable[Any]) -> None:
         values = list(values)
@@ -231,7 +236,7 @@ class _Seen:
         if not is_librarys_own(kind):
             self._pairs(dict(attributes(value)))
         hidden = {base for base in kind.__mro__ if is_librarys_own(base)} - _STATELESS
-        if hidden or not hasattr(value, "__dict__"):
+        if hidden or dictionary_of(value) is None:
             self._pickled(value)
 
     def _content(self, value: Any) -> None:
@@ -246,11 +251,7 @@ class _Seen:
 
     def _pickled(self, value: Any) -> None:
         """What rebuilds the object; nothing of it is kept or run."""
-        try:
-            reduced = value.__reduce_ex__(4)
-        except Exception:  # Any object's own code.
-            self.add(self.unknown(f"a {type(value).__module__}.{type(value).__qualname__}"))
-            return
+        reduced = value.__reduce_ex__(4)
         if not isinstance(reduced, str):
             self._all(list(part) if isinstance(part, Iterator) else part for part in reduced)
         elif hasattr(value, "__wrapped__"):

@@ -30,9 +30,17 @@ def parts_of(value: Any) -> Iterable[Any] | None:
     return None
 
 
+def dictionary_of(value: Any) -> Any:
+    """An object's dictionary, without asking its ``__getattr__``; None: it has none."""
+    try:
+        return object.__getattribute__(value, "__dict__")
+    except AttributeError:
+        return None
+
+
 def attributes(value: Any) -> Iterator[tuple[str, Any]]:
     """Of an object's dictionary and of its slots."""
-    yield from getattr(value, "__dict__", {}).items()
+    yield from (dictionary_of(value) or {}).items()
     for kind in type(value).__mro__:
         for name, member in vars(kind).items():
             if isinstance(member, types.MemberDescriptorType):

@@ -587,6 +587,38 @@ def test_a_part_that_is_compiled_is_the_part() -> None:
     assert code_identity(made(True)) == code_identity(made(False))
 
 
+class _Answers:
+    """Raises at every attribute that it has not, as stand-ins of libraries do."""
+
+    __slots__ = ("inside",)
+
+    def __init__(self, inside: object) -> None:
+        self.inside = inside
+
+    def __getattr__(self, name: str) -> object:
+        raise LookupError(name)
+
+    def __reduce_ex__(self, protocol: object) -> tuple[object, ...]:
+        return type(self), (self.inside,)
+
+
+class _Raises(_Answers):
+    __slots__ = ()
+
+    def __reduce_ex__(self, protocol: object) -> tuple[object, ...]:
+        raise LookupError
+
+
+def test_an_object_that_raises_when_it_is_asked_is_no_crash() -> None:
+    one, same, other = (code_identity(_Answers(value)) for value in (1, 1, 2))
+    assert one == same
+    assert not one.unique_because
+    assert one.sha256 != other.sha256
+    never = code_identity(_Raises(1))
+    assert never.unique_because == (f"a {__name__}._Raises",)
+    assert never.sha256 != code_identity(_Raises(1)).sha256
+
+
 def test_objects_nested_too_deeply_are_no_crash() -> None:
     nested: list[Any] = []
     for _ in range(5_000):

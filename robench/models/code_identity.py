@@ -37,7 +37,7 @@ from robench.models.library_code import (
     is_of_library,
     is_patched,
 )
-from robench.models.object_parts import attributes, contents, dictionary_of, names_in, parts_of
+from robench.models.object_parts import attributes, contents, is_named, names_in, own_dict, parts_of
 from robench.models.operators import functions_of, own_operators, replaced_in_torch
 from robench.models.state_by_name import RunningCode
 from robench.models.wrapper import unwrapped
@@ -236,7 +236,7 @@ class _Seen:
         if not is_librarys_own(kind):
             self._pairs(dict(attributes(value)))
         hidden = {base for base in kind.__mro__ if is_librarys_own(base)} - _STATELESS
-        if hidden or dictionary_of(value) is None:
+        if hidden or own_dict(value) is None:
             self._pickled(value)
 
     def _content(self, value: Any) -> None:
@@ -256,7 +256,7 @@ class _Seen:
             self._all(list(part) if isinstance(part, Iterator) else part for part in reduced)
         elif hasattr(value, "__wrapped__"):
             self._pairs(vars(value))
-        elif is_librarys_own(value) or getattr(np, reduced, None) is value:  # a ufunc
+        elif is_librarys_own(value) or is_named(value, reduced):
             self.add(reduced)
         else:
             self.add(self.unknown(f"{reduced}, a {type(value).__qualname__},"))

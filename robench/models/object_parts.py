@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import sys
 import types
 import weakref
 from collections.abc import Iterable, Iterator
@@ -30,7 +31,7 @@ def parts_of(value: Any) -> Iterable[Any] | None:
     return None
 
 
-def dictionary_of(value: Any) -> Any:
+def own_dict(value: Any) -> Any:
     """An object's dictionary, without asking its ``__getattr__``; None: it has none."""
     try:
         return object.__getattribute__(value, "__dict__")
@@ -38,9 +39,15 @@ def dictionary_of(value: Any) -> Any:
         return None
 
 
+def is_named(value: Any, name: str) -> bool:
+    """Whether it is what NumPy (a ufunc) or the module of its class has by this name."""
+    modules = sys.modules["numpy"], sys.modules.get(type(value).__module__)
+    return any(getattr(module, name, None) is value for module in modules)
+
+
 def attributes(value: Any) -> Iterator[tuple[str, Any]]:
     """Of an object's dictionary and of its slots."""
-    yield from (dictionary_of(value) or {}).items()
+    yield from (own_dict(value) or {}).items()
     for kind in type(value).__mro__:
         for name, member in vars(kind).items():
             if isinstance(member, types.MemberDescriptorType):

@@ -619,6 +619,12 @@ def test_an_object_that_raises_when_it_is_asked_is_no_crash() -> None:
     assert never.sha256 != code_identity(_Raises(1)).sha256
 
 
+def test_a_loaded_model_inside_a_module_has_an_identity() -> None:
+    """Its card's classes hold constants that libraries pickle by their name."""
+    network = wrap_module(nn.Linear(2, 2), num_classes=2, input=InputSpec(channels=1))
+    assert not code_identity(nn.Sequential(network)).unique_because
+
+
 def test_objects_nested_too_deeply_are_no_crash() -> None:
     nested: list[Any] = []
     for _ in range(5_000):

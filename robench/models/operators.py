@@ -6,6 +6,7 @@ way, from Python or C++, is in torch's dispatcher alone, which gives no code out
 
 from __future__ import annotations
 
+import sys
 import types
 from collections.abc import Iterator
 from typing import Any
@@ -87,8 +88,16 @@ def _inside(function: object, seen: set[int]) -> Iterator[object]:
 
 def replaced_in_torch() -> list[str]:
     """torch's own operators that Python code has taken the place of since robench was loaded."""
-    new = {key for key in _in_python() - _AT_IMPORT if key.startswith("aten/")}
+    new = {key for key in _in_python() - _AT_IMPORT - _of_vmap() if key.startswith("aten/")}
     return sorted(key for key in new if not key.endswith("/Meta"))
+
+
+def _of_vmap() -> set[str]:
+    """What torch itself registers at a process's first vmap."""
+    modules = [m for name, m in sys.modules.items() if name.startswith("torch._functorch.")]
+    held = [item for module in modules for item in vars(module).values()]
+    libraries = [item for item in held if isinstance(item, torch.library.Library)]
+    return set().union(*(getattr(library, "_op_impls", ()) for library in libraries))
 
 
 def _operators_of(space: str) -> list[str]:

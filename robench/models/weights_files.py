@@ -97,7 +97,7 @@ def fetch_weights(url: str, sha256: str) -> Path:
     """
     _require_https(url)
     last = PurePosixPath(unquote(urlsplit(url).path)).name.lstrip(".")
-    target = cache_folder() / "weights" / sha256 / file_name(last or "weights")
+    target = cache_folder() / "weights" / sha256 / _named(last or "weights")
 
     def copy(stream: BinaryIO) -> None:
         digest = hashlib.sha256()
@@ -145,3 +145,9 @@ def _pieces(url: str) -> Iterator[bytes]:
         raise CheckpointError(f"is larger than {MAX_BYTES:,} bytes", where=url)
     if received < announced:
         raise CheckpointError(f"broke off after {received:,} of {announced:,} bytes", where=url)
+
+
+def _named(last: str) -> str:
+    """The file's name; its ending says how it is read."""
+    stem, ending = os.path.splitext(last)
+    return f"{file_name(stem)}.{file_name(ending[1:])}" if ending[1:] else file_name(last)

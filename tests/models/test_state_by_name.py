@@ -236,3 +236,11 @@ def test_an_operator_of_torchs_that_was_replaced_makes_every_key_unique() -> Non
     assert "aten/hardshrink" in reasons(nn.ReLU())[0]
     library._destroy()  # type: ignore[no-untyped-call]
     assert reasons(nn.ReLU()) == ()
+
+
+def test_what_torch_registers_itself_is_no_reason() -> None:
+    """At the first vmap it gives some of its operators Python code."""
+    before = code_identity(nn.Linear(2, 2).weight.detach())
+    torch.func.vmap(torch.square)(torch.ones(2, 2))
+    after = code_identity(nn.Linear(2, 2).weight.detach())
+    assert before.unique_because == after.unique_because == ()

@@ -26,6 +26,8 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 URL = "https://example.org/files/a%20b.pt?download=1"
+NAME = f"a_b-{hashlib.sha256(b'a b').hexdigest()[:8]}.pt"
+"""Its ending says how it is read."""
 
 
 class Answer(io.BytesIO):
@@ -64,7 +66,7 @@ def test_a_file_is_fetched_once(tmp_path: Path) -> None:
     opener = serving(Answer(b"weights", 7), seen)
     path = fetch(URL, sha(b"weights"), opener)
     assert path.read_bytes() == b"weights"
-    assert path.name == "a_b.pt"
+    assert path.name == NAME
     assert fetch(URL, sha(b"weights"), opener) == path
     assert seen == [URL]
 
@@ -180,7 +182,7 @@ def test_a_card_may_name_an_address(tmp_path: Path) -> None:
     body = buffer.getvalue()
     home = tmp_path / "weights" / sha(body)
     home.mkdir(parents=True)
-    (home / "a_b.pt").write_bytes(body)
+    (home / NAME).write_bytes(body)
     card = ModelCard.model_validate(
         {
             "name": "far",
@@ -196,6 +198,6 @@ def test_a_card_may_name_an_address(tmp_path: Path) -> None:
     inputs = torch.rand(1, 1, 8, 8)
     torch.testing.assert_close(load_model(card)(inputs), network(inputs))
     # What lies in the cache is hashed again: it may have been changed since.
-    (home / "a_b.pt").write_bytes(body + b"\0")
+    (home / NAME).write_bytes(body + b"\0")
     with pytest.raises(HashMismatchError):
         load_model(card)

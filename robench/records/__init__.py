@@ -37,6 +37,13 @@ from robench.records.evaluations import (
     job_key,
 )
 from robench.records.suites import JUDGED, AttackSpec, AuditSpec, Suite
+from robench.records.validations import (
+    Diagnosis,
+    Trial,
+    Validation,
+    Verdict,
+    validation_key,
+)
 
 __all__ = [
     "JUDGED",
@@ -51,6 +58,7 @@ __all__ = [
     "AuditSpec",
     "Cost",
     "DatasetSpec",
+    "Diagnosis",
     "Environment",
     "EvaluationRecord",
     "Examination",
@@ -68,8 +76,12 @@ __all__ = [
     "SampleOutcome",
     "StageResult",
     "Suite",
+    "Trial",
+    "Validation",
+    "Verdict",
     "WeightsSpec",
     "canonical_hash",
     "job_key",
     "parse",
+    "validation_key",
 ]

@@ -1,0 +1,67 @@
+"""The tests for masked gradients by name, in the order of their diagnoses.
+
+A test is one function in a file of its own and one entry here, or an entry point of the group
+``robench.diagnoses`` in a package from outside.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Final
+
+from robench.doctor.subject import Subject
+from robench.errors import first_line
+from robench.records import Diagnosis
+from robench.registry import Registry
+from robench.threat_models import ThreatModel
+
+MOST = 64
+"""The samples that a test looks at."""
+
+
+@dataclass(frozen=True)
+class Test:
+    """One test.
+
+    Attributes:
+        function: what it says of a model under a threat model, from correctly classified samples and
+            a seed. The same seed gives the same diagnosis, whatever was drawn before.
+        samples: how many samples it is given at most.
+    """
+
+    __test__: ClassVar[bool] = False  # pytest takes every Test for one of its own
+
+    function: Callable[[Subject, ThreatModel, int], Diagnosis]
+    samples: int = MOST
+
+    def __call__(self, subject: Subject, threat_model: ThreatModel, seed: int) -> Diagnosis:
+        """What it says of as many samples as it is given."""
+        return self.function(subject.at(slice(self.samples)), threat_model, seed)
+
+
+DIAGNOSES: Final[Registry[Test]] = Registry("diagnosis", "robench.diagnoses")
+
+_TESTS: Mapping[str, Test] = {}
+
+for _name, _test in _TESTS.items():
+    DIAGNOSES.add(_name, _test)
+
+
+def diagnose(
+    subject: Subject, threat_model: ThreatModel, seed: int, registry: Registry[Test] = DIAGNOSES
+) -> list[Diagnosis]:
+    """What every test says, in the catalogue's order.
+
+    ``subject`` holds correctly classified samples. A test that raises is undefined, and a test from
+    outside answers under the name that it is registered by.
+    """
+    found = []
+    for name in registry:
+        try:
+            if not len(subject.labels):
+                raise ValueError("no sample is classified correctly")
+            said = registry[name](subject, threat_model, seed)
+            found.append(said.model_copy(update={"test": name}))
+        except Exception as error:  # Foreign code may raise anything.
+            evidence = f"the test ended with {type(error).__name__}: {first_line(error)}"
+            found.append(Diagnosis(test=name, outcome="undefined", evidence=evidence))
+    return found

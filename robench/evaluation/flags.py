@@ -2,7 +2,8 @@
 
 What is seen before them, from the model alone, is :mod:`robench.doctor`'s. Zero gradients, Square's
 gain and missing target classes are AutoAttack's own flags (fra31/auto-attack, ``checks.py`` and
-``flags_doc.md``), with its thresholds and denominators. The reference looks for zero gradients at
+``flags_doc.md``), with its thresholds and denominators; what Square gains is a warning only where its
+interval lies above the threshold, and a note before. The reference looks for zero gradients at
 the start of APGD on the DLR losses; here every attack that follows gradients is watched, but not
 on cross-entropy, whose slope vanishes where a model is merely confident. What flags can say is "no
 flag raised", never "passed".
@@ -13,9 +14,7 @@ from collections.abc import Sequence
 
 from robench.evaluation.cascade_state import CascadeState, StageRun
 from robench.records import AttackSpec, Flag
-
-_SQUARE_PER_MILLE = 2
-"""Thousandths of all samples that Square may break after the other attacks: 0.2 points"""
+from robench.statistics import RESOLUTION, exact, is_resolved
 
 
 def attack_flags(
@@ -72,13 +71,17 @@ def _square(stages: Sequence[AttackSpec], state: CascadeState, n: int) -> Flag |
     """Square, which sees no gradients, should add next to nothing after the gradient attacks."""
     late = [i for i, stage in enumerate(stages) if stage.attack == "square" and i > 0]
     broken = sum(int((state.stage == index).sum()) for index in late)
-    if 1000 * broken <= _SQUARE_PER_MILLE * n:
+    if broken <= RESOLUTION * n:
         return None
+    masked = is_resolved(broken, n)
+    gain = exact(broken, n).scaled(100)
+    meaning = "gradients may be masked" if masked else "no more than chance may make of 0.2 points"
     return Flag(
         name="square_lowers_accuracy",
-        severity="warning",
+        severity="warning" if masked else "note",
         evidence=f"Square broke {broken} of {n} samples after the gradient attacks, "
-        f"{100 * broken / n:.1f} points of accuracy: gradients may be masked",
+        f"{gain.estimate:.1f} points of accuracy (95 % interval {gain.low:.2f} to "
+        f"{gain.high:.2f}): {meaning}",
         count=broken,
     )
 

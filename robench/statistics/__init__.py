@@ -17,15 +17,19 @@ from robench.statistics.paired import (
     tango_interval,
 )
 from robench.statistics.power import n_for_difference, n_for_noninferiority, smallest_difference
+from robench.statistics.resolution import RESOLUTION, exact, is_resolved
 from robench.statistics.thresholds import shares_above
 
 __all__ = [
+    "RESOLUTION",
     "Interval",
     "PairedCounts",
     "auc_interval",
     "bootstrap_mean",
     "bootstrap_worst_class",
+    "exact",
     "holm",
+    "is_resolved",
     "mann_whitney",
     "mcnemar",
     "mean_interval",

@@ -113,6 +113,17 @@ def test_square_s_gain_must_be_more_than_a_fifth_of_a_point(n: int, raised: bool
     assert (seen is not None) == raised
 
 
+@pytest.mark.parametrize(("gained", "severity"), [(2, "note"), (4, "warning")])
+def test_few_samples_that_square_gains_are_a_note(gained: int, severity: str) -> None:
+    """Clopper and Pearson: 2 of 500 may be 0.05 points, 4 of 500 are at least 0.22."""
+    data = samples(masked=gained, plain=0, wrong=500 - gained, lead=0.05)
+    stages = (attack("pgd", "pgd", steps=2), SQUARE)
+    seen = flag(record(data, AttackSpec(name="both", stages=stages)), "square_lowers_accuracy")
+    assert seen is not None
+    assert seen.severity == severity
+    assert {2: "0.05 to 1.44", 4: "0.22 to 2.04"}[gained] in seen.evidence
+
+
 def test_square_alone_lowers_nothing() -> None:
     data = samples(masked=2, plain=2, wrong=0, lead=0.05)
     assert flag(record(data, SQUARE), "square_lowers_accuracy") is None

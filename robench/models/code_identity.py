@@ -49,7 +49,6 @@ _CONTAINERS = (dict, list, tuple, set, frozenset, deque)
 
 _STATELESS = {object, ABC, Generic, Protocol}
 """Bases that keep nothing of an object where Python cannot see it"""
-
 _OF_SLOTS = (types.GetSetDescriptorType, types.MemberDescriptorType)
 _IN_C = (
     types.WrapperDescriptorType,
@@ -74,7 +73,8 @@ _GLOBAL_HOOKS = tuple(
     name for name in sorted(vars(nn.modules.module)) if re.fullmatch("_global_.*_hooks", name)
 )
 _COMPUTING = {"_parameters", "_buffers", "_modules", "training"}
-_BOOKKEEPING = set(vars(nn.Module())) - _COMPUTING | {"_compiled_call_impl", "_is_torch_compile"}
+_OF_COMPILATION = {"_compiled_call_impl", "_is_torch_compile", "_compile_kwargs"}  # Fabric's
+_BOOKKEEPING = set(vars(nn.Module())) - _COMPUTING | _OF_COMPILATION
 _OF_A_GRAPH = {"_graph", "_code", "meta", "_tracer_cls", "_tracer_extras", "_lineno_map"}
 """Attributes of ``torch.fx.GraphModule`` that its code says again"""
 

@@ -579,11 +579,15 @@ def test_what_cannot_be_looked_into_makes_a_fingerprint_that_is_never_the_same(t
     assert "kept.inside" in flag.evidence
 
 
-@pytest.mark.slow  # After some other test of the same process the two differ; alone they do not.
-def test_a_part_that_is_compiled_is_the_part() -> None:
+@pytest.mark.parametrize("with_fabric", [False, True])
+def test_a_part_that_is_compiled_is_the_part(with_fabric: bool) -> None:
     def made(compiled: bool) -> nn.Module:
         part = Scaled()
-        return nn.Sequential(torch.compile(part, backend="eager") if compiled else part)
+        whole = torch.compile(part, backend="eager") if compiled else part
+        if compiled and with_fabric:  # what torch.compile does once Lightning Fabric is imported
+            whole._compile_kwargs = {"backend": "eager"}
+            assert "_compile_kwargs" in vars(part)
+        return nn.Sequential(whole)
 
     assert code_identity(made(True)) == code_identity(made(False))
 

@@ -202,11 +202,7 @@ def _wrappers() -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize(
-    "how",
-    # After some other test of the same process a compiled part has another identity; alone not.
-    [pytest.param(h, marks=pytest.mark.slow) if h == "compiled" else h for h in _wrappers()],
-)
+@pytest.mark.parametrize("how", list(_wrappers()))
 def test_a_wrapped_module_is_evaluated_as_the_module(how: str) -> None:
     plain = _look(_network())
     assert plain[1] is not None

@@ -29,6 +29,7 @@ from robench.request import Request
 from robench.request_loading import PROBE, load_requested, targets_for, threat_models_for
 from robench.results import Store, StoredRecord
 from robench.seeding import own_stream
+from robench.stand_ins.catalogue import find_stand_in
 from robench.threat_models import ThreatModel, parse_norm
 
 
@@ -130,6 +131,8 @@ def prepare(request: Request) -> Prepared:
         for spec in suite.for_norm(threat.norm):
             for stage in spec.stages or (spec,):
                 build_attack(stage, threat)
+                if stage.through is not None:
+                    find_stand_in(stage.through)
     return Prepared(request, suite, device, planned)
 
 

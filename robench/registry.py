@@ -66,6 +66,12 @@ def is_target(name: str) -> bool:
     return _TARGET.fullmatch(name) is not None
 
 
+def names_code(name: str) -> bool:
+    """Whether ``name`` is ``package.module:attribute`` with a dot before the colon, which no name
+    with an argument (``name:argument``) has."""
+    return is_target(name) and "." in name.partition(":")[0]
+
+
 def untrusted_target(
     kind: str, target: str, where: object = None, file: Path | None = None
 ) -> UsageError:

@@ -42,6 +42,11 @@ class SearchModel:
     """Of the inputs"""
     setting: Callable[[], AbstractContextManager[None]] = nullcontext
     """Makes what its passes, and nothing else, run under"""
+    own_logits: bool = True
+    """Whether the logits are those of the model under attack, up to the tolerance; margins of others
+    say nothing certain about it, so that every step of a search has to be judged"""
+    passes: int = 1
+    """Passes forward and backward that one gradient takes"""
 
     def logits(self, points: Tensor) -> Tensor:
         """(B, C, H, W) → float32 (B, K)."""

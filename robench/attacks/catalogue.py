@@ -93,6 +93,12 @@ def build_attack(spec: AttackSpec, threat_model: ThreatModel) -> Attack[Any] | B
         ) from error
     if not (hasattr(built, "step") or hasattr(built, "propose")):
         raise AttackError(f"{spec.attack} builds no attack", where=spec.name)
+    if spec.through is not None and not hasattr(built, "step"):
+        raise AttackError(
+            f"{spec.attack} makes its own passes, and cannot go through {spec.through!r}",
+            where=spec.name,
+            hint="Leave out `through`, or take an attack of robench's own",
+        )
     # A class says it for itself: what a subclass changes may leave the label and no more.
     if threat_model.targets is not None and not vars(type(built)).get("can_target", False):
         raise AttackError(

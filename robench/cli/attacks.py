@@ -20,6 +20,7 @@ def attacks(
     from robench.attacks.suites import list_suites, load_suite
     from robench.cli.output import print_result
     from robench.formatting import format_table
+    from robench.stand_ins.catalogue import STAND_INS
 
     if suite is not None:
         chosen = load_suite(suite, trust_code=True)  # nothing is built of it
@@ -29,6 +30,7 @@ def attacks(
     registered = {
         "attacks": {name: ATTACKS.summary(name) for name in ATTACKS},
         "adapters": {name: ADAPTERS.summary(name) for name in ADAPTERS},
+        "stand-ins": {name: STAND_INS.summary(name) for name in STAND_INS},
     }
     tables = [format_table((title, ""), known.items()) for title, known in registered.items()]
     rows = [
@@ -56,6 +58,7 @@ def _suite_text(suite: Any) -> str:
 
 
 def _row(spec: Any, indent: str = "") -> tuple[str, str, str, str]:
-    shown = spec.params if spec.within is None else {**spec.params, "within": spec.within}
+    asked = {"within": spec.within, "through": spec.through}
+    shown = {**spec.params, **{name: value for name, value in asked.items() if value is not None}}
     params = " ".join(f"{name}={value}" for name, value in shown.items())
     return f"{indent}{spec.name}", spec.attack, " ".join(spec.norms), params

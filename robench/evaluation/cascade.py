@@ -33,6 +33,7 @@ from robench.evaluation.samples import Samples, SearchResult
 from robench.evaluation.search import Progress, Save, Search
 from robench.evaluation.worker_pool import Shard, WorkerPool
 from robench.records import AttackSpec, Flag
+from robench.stand_ins.catalogue import find_stand_in
 
 _NEAR = 2.0
 """Searches whose margin came within so many times the model's tolerance are run again."""
@@ -82,6 +83,8 @@ class Cascade:
         self.prepared = prepared
         self.stages = spec.for_outputs(prepared.model.outputs)
         self.attacks = [build_attack(stage, prepared.threat_model) for stage in self.stages]
+        for through in (stage.through for stage in self.stages if stage.through is not None):
+            find_stand_in(through)
         self.workers = min(prepared.workers, prepared.choice.batch_size)
         self.batch_size = prepared.choice.batch_size // self.workers
         self.stalled = 0
@@ -90,7 +93,10 @@ class Cascade:
         self.plan = plan_runs(spec, [self._is_rechecked(i) for i in range(len(self.stages))])
 
     def _is_rechecked(self, stage: int) -> bool:
-        if self.stages[stage].output is not None or isinstance(self.attacks[stage], BatchAttack):
+        spec = self.stages[stage]
+        if spec.output is not None or spec.through is not None:
+            return False
+        if isinstance(self.attacks[stage], BatchAttack):
             return False
         model = self._model_of(StageRun(stage, "all"))
         # What runs on the original model anyway would only be repeated.
@@ -201,21 +207,23 @@ class Cascade:
             None if run.recheck else self.progress,
             self._offer_snapshot,
         )
-        skipped = None
+        skipped = model = None
         try:
+            if shards or self.stages[run.stage].through is None:
+                model = self._model_of(run)  # before searches fork: what it takes is built once
             with closing(pool.run(shards)) as results:
                 for shard, result in results:
                     self.state = self.state.merged(shard.rows, result, run.stage)
         except AttackError as error:
             skipped = str(error)
         self.stalled += pool.stalled
-        model = self._model_of(run)
+        known = (None, self.prepared.models.search)
         counts = replace(
             self.state.phases[number],
             seconds=time.perf_counter() - self._started,
             finished=True,
             skipped=skipped,
-            searched_on=model.description if model is not self.prepared.models.search else None,
+            searched_on=None if model in known else model.description,
         )
         self.state = self.state.with_phase(counts)
         self._offer_snapshot(list)
@@ -260,7 +268,8 @@ class Cascade:
             progress(len(samples))
             return result
         search_model, samples = self._aim(stage, samples, self._model_of(run))
-        ranking = search_model if stage.output is not None else self.prepared.models.exact
+        aside = stage.output is not None or stage.through is not None
+        ranking = search_model if aside else self.prepared.models.exact
         classes = samples.clean_logits.shape[1]
         near = self._near(run, shard.rows).to(samples.inputs.device) if run.recheck else None
         search = Search(
@@ -271,14 +280,20 @@ class Cascade:
             batch_size=self.batch_size,
             # By what the record's key holds: the name of a stage, never that of a column.
             seed_tag=stage.name if self.spec.stages else stage.output or "",
-            judges_every_step=stage.output is not None,
+            judges_every_step=not search_model.own_logits,
             only=near,
             ranking=Queries(ranking, classes, self.batch_size),
         )
         return search.run(shard.search, save=save, progress=progress)
 
     def _model_of(self, run: StageRun) -> SearchModel:
-        """What a stage run that attacks the final output searches on."""
+        """What a stage run that attacks the final output searches on.
+
+        Raises:
+            AttackError: it goes through a stand-in that this model cannot have.
+        """
+        if (through := self.stages[run.stage].through) is not None:
+            return self.prepared.stand_in(through)
         if run.recheck:
             return self.prepared.models.exact
         attack = self.attacks[run.stage]
@@ -289,10 +304,11 @@ class Cascade:
     def _aim(
         self, stage: AttackSpec, samples: Samples, search_model: SearchModel
     ) -> tuple[SearchModel, Samples]:
-        """The model to search on: the final output's, or that of another named output."""
-        if stage.output is None:
+        """The model to search on, and the samples with the logits of what is under attack."""
+        if stage.output is not None:
+            other = self.prepared.model.with_output(stage.output)
+            search_model = SearchModel(other, own_logits=False)
+        if search_model.own_logits:
             return search_model, samples
-        other = self.prepared.model.with_output(stage.output)
-        judge = Adjudicator(other, self.prepared.threat_model, self.batch_size)
-        logits = judge.logits(samples.inputs)
-        return SearchModel(other), replace(samples, clean_logits=logits)
+        judge = Adjudicator(search_model.module, self.prepared.threat_model, self.batch_size)
+        return search_model, replace(samples, clean_logits=judge.logits(samples.inputs))

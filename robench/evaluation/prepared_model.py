@@ -28,6 +28,9 @@ from robench.evaluation.samples import Samples
 from robench.evaluation.worker_pool import survives_fork, worker_count
 from robench.models.wrapper import RobenchModel
 from robench.records import AttackSpec, Flag
+from robench.seeding import own_stream
+from robench.stand_ins.base import Setting
+from robench.stand_ins.catalogue import find_stand_in
 from robench.threat_models import ThreatModel
 
 _SHARD_BYTES = 512 * 2**20
@@ -35,6 +38,8 @@ _STATE_COPIES = 16  # tensors of the inputs' size that the largest attack state 
 _BATCH = 256  # for passes outside the search
 _ONE_AT_A_TIME = {"randomised", "changing_state"}  # the doctor's names
 _PROBE = 128  # samples that flags and the choice of precision are based on
+_SHOWN_VALUES = 2**24  # of all the inputs that a stand-in is built from,
+_FEWEST_SHOWN, _MOST_SHOWN = 128, 1000  # so many inputs at least, and at most
 
 
 @dataclass(frozen=True)
@@ -85,6 +90,8 @@ class PreparedModel:
     """Samples that are on the device at a time"""
     metrics: SampleMetrics
     """Of the correctly classified samples"""
+    built: dict[str, SearchModel] = field(default_factory=dict, repr=False)
+    """Stand-ins by what an attack calls them"""
 
     def __len__(self) -> int:
         return len(self.aims)
@@ -122,6 +129,39 @@ class PreparedModel:
     def keys_of(self, positions: Tensor) -> Tensor:
         """int64 (k,): keys of what is attacked at int64 positions; of one sample the same."""
         return self.keys[self.rows[self.aims.sample[positions]]]
+
+    def stand_in(self, through: str) -> SearchModel:
+        """What is searched in the model's place, built when it is first asked for.
+
+        It is built from the samples of ``rows`` with the smallest keys: as many as come to 2²⁴ values,
+        128 at least and 1,000 at most. Neither batch size nor order nor workers have a say in it.
+
+        Raises:
+            UnknownNameError, UsageError: no such stand-in.
+            AttackError: the model cannot have it, or needs none.
+        """
+        if through not in self.built:
+            stand_in, device, seed = (
+                find_stand_in(through),
+                self.settings.device,
+                self.settings.seed,
+            )
+            count = _SHOWN_VALUES // math.prod(self.dataset.input_shape)
+            order = self.keys[self.rows].argsort(stable=True)
+            chosen = self.rows[order[: min(max(count, _FEWEST_SHOWN), _MOST_SHOWN)]]
+            setting = Setting(
+                model=self.model,
+                inputs=self.dataset.batch(chosen).to(device),
+                labels=self.dataset.labels[chosen].to(device),
+                threat_model=self.threat_model,
+                seed=seed,
+                batch_size=self.choice.batch_size,
+            )
+            # Whichever of the jobs asks first, a model with random outputs draws the same.
+            with own_stream(seed, device):
+                built = stand_in.build(setting)
+            self.built[through] = replace(built, own_logits=stand_in.exact)
+        return self.built[through]
 
     def load(self, positions: Tensor) -> Samples:
         """Samples for int64 positions among what is attacked, on the device."""

@@ -113,13 +113,16 @@ class Queries:
         return torch.where(finite, gradient, 0.0)
 
     def _spend(self, points: Tensor, rows: Tensor | None, backwards: int) -> Tensor:
-        """Count a forward and some backward passes; int64 (B,), the slots that they are for."""
+        """Count a forward and some backward passes, as often as the model makes them; int64 (B,), the
+        slots that they are for."""
+        forwards = self.model.passes if backwards else 1
+        backwards *= self.model.passes
         if rows is None:
-            self.forwards += 1
+            self.forwards += forwards
             self.backwards += backwards
             return torch.arange(len(points), device=points.device)
         ones = torch.ones_like(rows)
-        self.forwards.index_add_(0, rows, ones)
+        self.forwards.index_add_(0, rows, ones, alpha=forwards)
         if backwards:
             self.backwards.index_add_(0, rows, ones, alpha=backwards)
         return rows

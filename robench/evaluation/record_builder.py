@@ -135,7 +135,7 @@ class RecordBuilder:
             precision=prepared.settings.precision,
             foreign=foreign,
             counts={outcome: outcomes.count(outcome) for outcome in possible},
-            stages=attacked.stages if len(attacked.stages) > 1 else (),
+            stages=attacked.stages if len(attacked.stages) > 1 or self.attack.through else (),
             audit=attacked.audit,
             flags=(*flags, *prepared.metrics.methods.flags),
             metrics=summarise(self.values, self.broken, self.survived),

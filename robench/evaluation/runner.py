@@ -25,6 +25,7 @@ from robench.records import AttackSpec, DatasetSpec, Flag, Suite, job_key
 from robench.results.store import Store
 from robench.results.stored_record import StoredRecord
 from robench.seeding import own_stream
+from robench.stand_ins.catalogue import foreign_stand_ins
 from robench.threat_models import ThreatModel
 
 _DEFAULTS = Settings()
@@ -133,9 +134,10 @@ def evaluate_model(
     return records
 
 
-def code_from_outside(attack: AttackSpec) -> dict[str, str]:
-    """Code of other packages that decides a job's numbers: attack or metric → version or hash."""
-    return {**foreign_code(attack), **foreign_metrics()}
+def code_from_outside(attack: AttackSpec, model: RobenchModel) -> dict[str, str]:
+    """What else decides a job's numbers: code of other packages, and models that are searched in
+    this one's place. Attack, metric or stand-in → version or hash."""
+    return {**foreign_code(attack), **foreign_stand_ins(attack, model), **foreign_metrics()}
 
 
 def key_of(
@@ -154,7 +156,7 @@ def key_of(
         attack=attack,
         seed=settings.seed,
         precision=settings.precision,
-        foreign=code_from_outside(attack) if foreign is None else foreign,
+        foreign=code_from_outside(attack, model) if foreign is None else foreign,
     )
 
 
@@ -195,7 +197,7 @@ class _ModelJob:
     def run(self, spec: AttackSpec) -> StoredRecord:
         """The record of one attack, from the store or made now."""
         data = self.dataset.spec()
-        foreign = code_from_outside(spec)
+        foreign = code_from_outside(spec, self.model)
         key = key_of(self.model, data, self.threat_model, spec, self.settings, foreign)
         stored = kept_record(self.store, key, adversarial=self.settings.save_adversarial)
         if stored is None:

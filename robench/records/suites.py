@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import Field, model_validator
 
-from robench.records.base import Frozen, Name, Real, SchemaVersion, Table, Whole
+from robench.records.base import Frozen, Name, Real, SchemaVersion, Shown, Table, Whole
 from robench.threat_models import Norm
 
 JUDGED = "judged"
@@ -46,6 +46,9 @@ class AttackSpec(Frozen):
     within: float | None = Field(None, gt=0)
     """Of a stage: only survivors run it whose smallest margin so far is at most so large a share of
     their clean one. None: all survivors."""
+    through: Shown | None = None
+    """What is searched in the model's place, by its name in :mod:`robench.stand_ins.catalogue` and
+    what that takes (``model:NAME``), or ``package.module:Class``; verdicts stay the model's own."""
     stages: tuple[AttackSpec, ...] = ()
     audit: AuditSpec | None = None
 
@@ -61,6 +64,14 @@ class AttackSpec(Frozen):
             raise ValueError(f"attack {self.name!r}: a stage has no stages of its own")
         if self.stages and self.stages[0].within is not None:
             raise ValueError(f"attack {self.name!r}: within makes no sense for the first stage")
+        if self.through is not None and self.stages:
+            raise ValueError(
+                f"attack {self.name!r}: a cascade's stages say each what they go through"
+            )
+        if self.through is not None and self.output is not None:
+            raise ValueError(
+                f"attack {self.name!r}: what it goes through has no output of that name"
+            )
         names = [stage.name for stage in self.stages]
         if len(set(names)) != len(names):
             raise ValueError(f"attack {self.name!r}: stage names repeat")
@@ -93,8 +104,9 @@ class AttackSpec(Frozen):
     def identity(self) -> dict[str, Any]:
         """Plain data that determines the numbers (not the column's name)."""
         content = self.model_dump(mode="json", exclude={"name", "norms", "stages"})
-        if self.within is None:  # as before there were such stages
-            del content["within"]
+        for later in ("within", "through"):  # as before there were such stages
+            if content[later] is None:
+                del content[later]
         content["stages"] = [{"name": s.name, **s.identity} for s in self.stages]
         return content
 

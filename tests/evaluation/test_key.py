@@ -157,7 +157,7 @@ def test_workers_do_not_decide_how_many_samples_a_foreign_attack_sees(
     monkeypatch.setattr(prepared_model, "_SHARD_BYTES", 0)  # 64 samples at a time
     spec = AttackSpec(name="batches", attack=f"{__name__}:Batches")
     chosen = Suite(name="foreign", attacks=(spec,))
-    assert list(code_from_outside(spec)) == [spec.attack]
+    assert list(code_from_outside(spec, load_model(MODEL))) == [spec.attack]
     tables = []
     for workers in (1, 3):
         results = tmp_path / str(workers)

@@ -15,7 +15,7 @@ from robench.attacks.catalogue import imports_code
 from robench.errors import UsageError
 from robench.files import read_text
 from robench.records import Suite, parse
-from robench.registry import unknown_name, untrusted_target
+from robench.registry import names_code, unknown_name, untrusted_target
 from robench.trust import is_trusted
 
 __all__ = ["list_suites", "load_suite"]
@@ -71,6 +71,9 @@ def _load(name: str | Path, including: tuple[Path, ...], trust_code: bool) -> Su
         for stage in spec.stages or (spec,):
             if imports_code(stage.attack) and not (trust_code or is_trusted(path)):
                 raise untrusted_target("attack", stage.attack, f"suite {suite.name!r}", path)
+            through = stage.through or ""
+            if names_code(through) and not (trust_code or is_trusted(path)):
+                raise untrusted_target("stand-in", through, f"suite {suite.name!r}", path)
     return suite
 
 

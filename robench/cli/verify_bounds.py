@@ -38,6 +38,7 @@ def verify_bounds(
     # Everything below loads torch, which --help does without.
     import pandas as pd
 
+    from robench.bounds.propagation import METHODS
     from robench.cli.output import print_result
     from robench.files import atomic_write
     from robench.formatting import format_table, number
@@ -45,7 +46,6 @@ def verify_bounds(
     from robench.reporting.export import csv_bytes
     from robench.request_loading import load_requested, threat_models_for
     from robench.results import Store
-    from robench.validity.bounds import METHODS
     from robench.validity.verified import verify
 
     if method not in METHODS:

@@ -16,6 +16,7 @@ for _name, _target, _summary in (
     ("pgd-at", "cross_entropy:PgdAt", "cross-entropy on PGD inputs (Madry et al. 2018)"),
     ("trades", "divergence:Trades", "clean cross-entropy + 6 KL (Zhang et al. 2019)"),
     ("mart", "divergence:Mart", "boosted CE + KL weighted by misclassification (Wang et al. 2020)"),
+    ("ibp", "interval:Ibp", "cross-entropy of interval bounds: verifiable (Gowal et al. 2019)"),
     ("aerp", "aerp:Aerp", "attention rectification and preservation (Wu et al. 2022)"),
     ("agkd-bml", "agkd_bml:AgkdBml", "attention distillation + metric learning (Wang et al. 2021)"),
     ("ancra", "ancra:Ancra", "negative contrast + reverse attention (Zhou et al. 2023)"),

@@ -24,6 +24,7 @@ _HERE = "robench.models.architectures"
 for _name, _target, _summary in (
     ("digits_resnet", "resnet:DigitsResNet", "8x8 residual CNN, no down-sampling, 20 k"),
     ("digits_resnet_ra", "reverse_attention:DigitsResNetRA", "the same with reverse attention"),
+    ("small_cnn", "small_cnn:SmallCNN", "two convolutions, two linear layers, 60 k at 8x8"),
     ("vit", "vit:VisionTransformer", "small vision transformer, for 8x8 inputs by default, 40 k"),
     ("resnet18", "resnet:ResNet", "ResNet-18 with the stem for 32x32 inputs"),
     ("preact_resnet18", "resnet:PreActResNet", "PreActResNet-18 with the stem for 32x32 inputs"),

@@ -10,6 +10,8 @@ import numpy as np
 import pandas as pd
 import torch
 
+from robench.bounds.affine_graph import AffineGraph
+from robench.bounds.propagation import SLACK, Method, lowest_margins
 from robench.datasets import Dataset
 from robench.errors import RobenchError
 from robench.models.wrapper import RobenchModel
@@ -18,8 +20,6 @@ from robench.reporting.model_results import ModelResult, collect
 from robench.results import StoredRecord
 from robench.statistics import Interval, wilson
 from robench.threat_models import ThreatModel
-from robench.validity.affine_graph import AffineGraph
-from robench.validity.bounds import SLACK, Method, lowest_margins
 
 _BATCH = 20
 """Samples at a time: linear bounds hold some sixty copies of every feature of each."""
@@ -114,7 +114,7 @@ def verify(model: RobenchModel, dataset: Dataset, threat: ThreatModel, method: M
             logits = network(inputs)
             own = logits.gather(1, labels.unsqueeze(1)).squeeze(1)
             rival = logits.scatter(1, labels.unsqueeze(1), -torch.inf).amax(dim=1)
-            lowest = lowest_margins(graph, inputs, labels, threat, method)
+            lowest = lowest_margins(graph, inputs, labels, threat, method).amin(dim=1)
             enough = SLACK * logits.abs().amax(dim=1)
             columns = {
                 "sample_id": [dataset.sample_ids[row] for row in part.tolist()],

@@ -35,6 +35,7 @@ State = dict[str, Tensor]
 SMALL: list[tuple[str, dict[str, Any], tuple[int, ...], tuple[int, ...]]] = [
     ("digits_resnet", {"width": 4}, (1, 8, 8), (4, 8, 8)),
     ("digits_resnet_ra", {"width": 4, "blocks": 2}, (1, 8, 8), (4, 8, 8)),
+    ("small_cnn", {"width": 4}, (1, 8, 8), (8, 4, 4)),
     ("vit", {"width": 8, "heads": 2}, (1, 8, 8), (16, 8)),
     ("resnet18", {"width": 4}, (3, 32, 32), (32, 4, 4)),
     ("preact_resnet18", {"width": 4}, (3, 32, 32), (32, 4, 4)),

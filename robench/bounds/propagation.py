@@ -3,8 +3,8 @@
 Interval bound propagation (IBP; Gowal et al., ICCV 2019, arXiv 1810.12715) carries a box through
 the network; CROWN (Zhang et al., NeurIPS 2018, arXiv 1811.00866) carries linear bounds of the
 margins back to the input, and, where it is not told to take IBP's boxes (CROWN-IBP; Zhang et al.,
-ICLR 2020, arXiv 1906.06316), of every feature before a ReLU. All are computed in float64 and hold for the network in real
-arithmetic: what the float32 network rounds away is allowed for by :data:`SLACK`.
+ICLR 2020, arXiv 1906.06316), of every feature before a ReLU. They hold for the network in real arithmetic:
+computed in float64, :data:`SLACK` allows for what the float32 network rounds away.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from torch import Tensor
 from torch.func import vjp, vmap
 
 from robench import geometry
+from robench.bounds.affine_graph import AffineGraph, Operation
 from robench.threat_models import ThreatModel
-from robench.validity.affine_graph import AffineGraph, Operation
 
 Method = Literal["ibp", "crown-ibp", "crown"]
 
@@ -90,10 +90,12 @@ class Region:
 def lowest_margins(
     graph: AffineGraph, inputs: Tensor, labels: Tensor, threat: ThreatModel, method: Method
 ) -> Tensor:
-    """A bound that the label's margin does not fall below anywhere in the ball.
+    """Bounds that the label's margins over the other classes do not fall below in the ball.
+
+    Differentiable in the network's parameters.
 
     Args:
-        graph: of the network, in float64.
+        graph: of the network.
         inputs: (B, C, H, W) in [0, 1], of the graph's shape and dtype.
         labels: (B,) int64.
         threat: norm and radius.
@@ -101,32 +103,23 @@ def lowest_margins(
             more, ``crown`` two for each feature before a ReLU.
 
     Returns:
-        (B,): the least over the other classes j of the bound on z_label − z_j.
+        (B, classes − 1): of z_label − z_j, the other classes j in their order.
     """
     region = Region(inputs, threat)
     boxes = interval_boxes(graph, region, tighten=method == "crown")
-    rows = margin_rows(labels, int(graph_classes(graph, inputs)))
-    plain = _lowest(graph, boxes, region, graph.output, rows, through_relu=False)
+    rows = _margin_rows(labels, boxes[graph.output].low.shape[1]).to(inputs.dtype)
+    lowest = _lowest(graph, boxes, region, graph.output, rows, through_relu=False)
     if method != "ibp":
-        plain = torch.maximum(
-            plain, _lowest(graph, boxes, region, graph.output, rows, through_relu=True)
-        )
-    return plain.amin(dim=0)
+        linear = _lowest(graph, boxes, region, graph.output, rows, through_relu=True)
+        lowest = torch.maximum(lowest, linear)
+    return lowest.T
 
 
-def graph_classes(graph: AffineGraph, inputs: Tensor) -> int:
-    """How many logits the network has."""
-    with torch.no_grad():
-        return graph(inputs).shape[1]
-
-
-def margin_rows(labels: Tensor, classes: int) -> Tensor:
+def _margin_rows(labels: Tensor, classes: int) -> Tensor:
     """(B,) → (classes − 1, B, classes): the functions z_label − z_j of the other classes j."""
-    unit = torch.eye(classes, dtype=torch.float64)
-    others = torch.arange(classes - 1).unsqueeze(1) + (
-        torch.arange(classes - 1).unsqueeze(1) >= labels.unsqueeze(0)
-    )
-    return unit[labels].unsqueeze(0) - unit[others]
+    unit = torch.eye(classes, device=labels.device)
+    places = torch.arange(classes - 1, device=labels.device).unsqueeze(1)
+    return unit[labels].unsqueeze(0) - unit[places + (places >= labels).long()]
 
 
 def interval_boxes(graph: AffineGraph, region: Region, *, tighten: bool = False) -> list[Box]:

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from robench import geometry
+from robench.bounds.affine_graph import AffineGraph
+from robench.bounds.propagation import METHODS, Method, lowest_margins
 from robench.threat_models import ThreatModel
-from robench.validity.affine_graph import AffineGraph
-from robench.validity.bounds import METHODS, Method, lowest_margins
 
 _INPUTS = 0.5 + 0.2 * (
     torch.rand(4, 1, 3, 3, generator=torch.Generator().manual_seed(0)).double() - 0.5
@@ -37,6 +37,10 @@ def _graph(kind: str) -> tuple[nn.Module, AffineGraph]:
     return network, AffineGraph(network, _INPUTS)
 
 
+def _lowest(graph: AffineGraph, inputs: Tensor, labels: Tensor, *rest: object) -> Tensor:
+    return lowest_margins(graph, inputs, labels, *rest).amin(dim=1)
+
+
 def _margins(logits: Tensor, labels: Tensor) -> Tensor:
     own = logits.gather(1, labels.unsqueeze(1)).squeeze(1)
     return own - logits.scatter(1, labels.unsqueeze(1), -math.inf).amax(dim=1)
@@ -59,7 +63,7 @@ def test_a_linear_network_has_its_closed_form(norm: str, method: Method) -> None
             at_centre = slope @ inputs + bias[label] - bias[other]
             lowest.append(float(at_centre - 0.05 * torch.linalg.vector_norm(slope, dual)))
         expected.append(min(lowest))
-    found = lowest_margins(graph, _INPUTS, labels, threat, method)
+    found = _lowest(graph, _INPUTS, labels, threat, method)
     assert found.tolist() == pytest.approx(expected, abs=1e-9)
 
 
@@ -68,7 +72,7 @@ def test_the_pixel_box_cuts_the_ball() -> None:
     network, graph = _graph("linear")
     inputs = torch.zeros_like(_INPUTS)
     labels = network(inputs).argmax(dim=1)
-    found = lowest_margins(graph, inputs, labels, ThreatModel.of("Linf", "0.1"), "crown")
+    found = _lowest(graph, inputs, labels, ThreatModel.of("Linf", "0.1"), "crown")
     weight, bias = network[1].weight, network[1].bias
     label = int(labels[0])
     expected = min(
@@ -95,7 +99,7 @@ def test_no_point_of_the_ball_is_below_the_bound(norm: str, eps: str) -> None:
             (slope,) = torch.autograd.grad(margins.sum(), point)
             step = geometry.steepest(slope, threat.norm)
             point = (point - 0.5 * threat.radius * step).detach()
-    bounds = {m: lowest_margins(graph, _INPUTS, labels, threat, m) for m in METHODS}
+    bounds = {m: _lowest(graph, _INPUTS, labels, threat, m) for m in METHODS}
     assert (bounds["ibp"] <= bounds["crown-ibp"] + 1e-12).all()
     assert (bounds["crown-ibp"] <= bounds["crown"] + 1e-12).all()
     assert (bounds["crown"] <= lowest + 1e-12).all()
@@ -108,7 +112,7 @@ def test_a_ball_without_extent_has_the_clean_margin(method: Method) -> None:
     network, graph = _graph("small")
     logits = network(_INPUTS)
     labels = logits.argmax(dim=1)
-    found = lowest_margins(graph, _INPUTS, labels, ThreatModel.of("Linf", "0.000000001"), method)
+    found = _lowest(graph, _INPUTS, labels, ThreatModel.of("Linf", "0.000000001"), method)
     assert torch.allclose(found, _margins(logits, labels), atol=1e-7)
 
 
@@ -136,5 +140,30 @@ def test_active_relus_alone_make_crown_exact() -> None:
                 for j in {0, 1, 2} - {label}
             )
         )
-    found = lowest_margins(graph, _INPUTS, labels, threat, "crown")
+    found = _lowest(graph, _INPUTS, labels, threat, "crown")
     assert found.tolist() == pytest.approx(expected, abs=1e-9)
+
+
+def test_bounds_can_be_trained() -> None:
+    """Their gradient in the parameters is that of finite differences."""
+    torch.manual_seed(2)
+    network = _Small().eval().double()
+    graph = AffineGraph(network, _INPUTS)
+    labels = torch.tensor([0, 1, 2, 0])
+    threat = ThreatModel.of("Linf", "0.02")
+
+    def total() -> Tensor:
+        return lowest_margins(graph, _INPUTS, labels, threat, "ibp").sum()
+
+    parameters = [network.first.weight, network.second.bias, network.head.weight]
+    slopes = torch.autograd.grad(total(), parameters)
+    for parameter, slope in zip(parameters, slopes, strict=True):
+        step = torch.zeros_like(parameter)
+        step.view(-1)[1] = 1e-6
+        with torch.no_grad():
+            parameter += step
+            above = total()
+            parameter -= 2 * step
+            below = total()
+            parameter += step
+        assert slope.view(-1)[1].item() == pytest.approx(float(above - below) / 2e-6, rel=1e-4)

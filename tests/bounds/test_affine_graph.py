@@ -5,8 +5,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from robench.bounds.affine_graph import AffineGraph
 from robench.errors import ModelError
-from robench.validity.affine_graph import AffineGraph
 
 
 class _Branches(nn.Module):

@@ -10,7 +10,7 @@ from scipy.special import ndtri
 
 from robench.regression_check.baseline import LeaderboardRow, row_differences
 from robench.regression_check.policy import Criterion, Policy
-from robench.reporting.differences import Difference, differences
+from robench.reporting.differences import Difference, differences, targeted_name
 from robench.reporting.model_results import ModelResult, common_attacks
 from robench.statistics import holm, n_for_difference, n_for_noninferiority, smallest_difference
 
@@ -30,6 +30,7 @@ class CriterionResult:
     """One criterion's answer. Figures are NaN where undefined."""
 
     quantity: str
+    """The policy's name for it; ``targeted_robust_acc`` and so on of what was attacked with targets."""
     unit: Literal["points", ""]
     margin: float
     verdict: Verdict
@@ -113,7 +114,8 @@ def check(
         identical = candidate.model.fingerprint == baseline.model.fingerprint
         if identical:
             notes.append("both are the same network with the same weights: nothing can be worse")
-    if candidate.threat_model.targets is not None:
+    targeted = candidate.threat_model.targets is not None
+    if targeted:
         notes.append("robust means: classified correctly, and not brought to its target")
     for result in compared:
         if count := int(result.errored.sum()):
@@ -121,7 +123,14 @@ def check(
     found = {change.quantity: change for change in changes if change.interval.defined}
     adjusted = holm([found[key].p_worse if key in found else math.nan for key in criteria])
     results = tuple(
-        _judge(key, criterion, found.get(key), p_worse, rules, identical)
+        _judge(
+            targeted_name(key) if targeted else key,
+            criterion,
+            found.get(key),
+            p_worse,
+            rules,
+            identical,
+        )
         for (key, criterion), p_worse in zip(criteria.items(), adjusted, strict=True)
     )
     return CheckResult(

@@ -14,7 +14,7 @@ import pandas as pd
 from robench.errors import UsageError
 from robench.formatting import is_undefined, number, p_value, signed_interval
 from robench.metric_catalogue import METRICS
-from robench.reporting.differences import Difference, differences
+from robench.reporting.differences import Difference, differences, targeted_name
 from robench.reporting.export import csv_bytes
 from robench.reporting.model_results import GroupKey, ModelResult, common_attacks
 from robench.statistics import holm, smallest_difference
@@ -120,7 +120,7 @@ def comparison_markdown(comparison: Comparison) -> str:
             "",
             f"Samples that only {baseline} resists: {only_baseline}; only {name}: {only_other}.",
         ]
-        quantities = ("robust_acc", _targeted_name("robust_acc"))
+        quantities = ("robust_acc", targeted_name("robust_acc"))
         robust = block[block["quantity"].isin(quantities)].iloc[0]
         if is_undefined(robust["detectable"]):
             lines.append("At this n no difference of robust accuracy could have been shown.")
@@ -142,7 +142,7 @@ def _row(
         detectable = smallest_difference(counts.n, counts.discordant / counts.n, alpha=alpha)
     return {
         "model": name,
-        "quantity": _targeted_name(item.quantity) if targeted else item.quantity,
+        "quantity": targeted_name(item.quantity) if targeted else item.quantity,
         "baseline": item.second,
         "value": item.first,
         "difference": item.interval.estimate,
@@ -156,12 +156,6 @@ def _row(
         "detectable": math.nan if detectable is None else 100 * detectable,
         "verdict": _verdict(item, p_holm, alpha),
     }
-
-
-def _targeted_name(quantity: str) -> str:
-    """An accuracy under attacks that were after targets is another quantity."""
-    attacked = quantity.endswith("_acc") and quantity != "clean_acc"
-    return f"targeted_{quantity}" if attacked else quantity
 
 
 def _verdict(item: Difference, p_holm: float, alpha: float) -> str:

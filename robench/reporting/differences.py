@@ -60,6 +60,12 @@ class Difference:
         return Interval(0 - plain.estimate, 0 - plain.high, 0 - plain.low, plain.level)
 
 
+def targeted_name(quantity: str) -> str:
+    """An accuracy under attacks that were after targets is another quantity."""
+    attacked = quantity.endswith("_acc") and quantity != "clean_acc"
+    return f"targeted_{quantity}" if attacked else quantity
+
+
 def differences(
     first: ModelResult,
     second: ModelResult,

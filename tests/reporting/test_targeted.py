@@ -13,7 +13,7 @@ from record_factory import make_record, make_samples, make_stored
 
 from robench.errors import CorruptRecordError, UsageError
 from robench.records import Outcome, SampleOutcome
-from robench.regression_check import check, leaderboard_row
+from robench.regression_check import check, check_markdown, leaderboard_row
 from robench.reporting.compare import compare_models, comparison_markdown
 from robench.reporting.leaderboard import build_leaderboard, leaderboard_csv
 from robench.reporting.model_results import ModelResult, collect
@@ -175,6 +175,10 @@ def test_the_same_goal_is_compared_under_its_own_names(tmp_path: Path) -> None:
     assert "targeted_robust_acc" in comparison_markdown(found)
     outcome = check(two, one)
     assert any("not brought to its target" in note for note in outcome.notes)
+    assert [item.quantity for item in outcome.criteria][:3] == [
+        *("targeted_robust_acc", "clean_acc", "targeted_worst_class_robust_acc")
+    ]
+    assert "| robust_acc |" not in check_markdown(outcome)
     path = tmp_path / "board.csv"
     path.write_bytes(leaderboard_csv(build_leaderboard([make_stored("BBSC", model="a")])))
     with pytest.raises(UsageError, match="a leaderboard's row is of untargeted attacks"):

@@ -86,10 +86,15 @@ def record_line(record: EvaluationRecord) -> dict[str, Any]:
         "seed": record.seed,
         "robust_acc": robust_acc(record),
         "targeted_success": targeted_success(record),
-        "counts": {outcome.value: count for outcome, count in record.counts.items()},
+        "counts": {kind.value: record.count(kind) for kind in _outcomes(record)},
         "flags": [flag.name for flag in record.flags],
         "created": record.created,
     }
+
+
+def _outcomes(record: EvaluationRecord) -> list[Outcome]:
+    """Those that the record counts, in one order, wherever it comes from."""
+    return [kind for kind in Outcome if kind in record.counts]
 
 
 def record_text(record: EvaluationRecord) -> str:
@@ -104,7 +109,7 @@ def record_text(record: EvaluationRecord) -> str:
         ("threat model", str(record.threat_model)),
         ("attack", f"{record.attack.name} ({record.attack.attack})"),
         ("seed", str(record.seed)),
-        ("outcomes", ", ".join(f"{record.count(kind)} {kind.value}" for kind in record.counts)),
+        ("outcomes", ", ".join(f"{record.count(k)} {k.value}" for k in _outcomes(record))),
         ("targeted_success", f"{number(targeted_success(record), 2)} %")
         if record.threat_model.targets is not None
         else ("robust_acc", f"{number(robust_acc(record), 2)} %"),

@@ -175,8 +175,8 @@ def _names_of_targets(record: EvaluationRecord) -> set[str]:
 
 
 def _normalised(record: EvaluationRecord) -> EvaluationRecord:
-    """The record with every undefined number None, as JSON has no NaN."""
-    content = plain(record.model_dump(mode="json"))
+    """The record as it will be read: every undefined number None, names in the JSON's order."""
+    content = json.loads(json.dumps(plain(record.model_dump(mode="json")), sort_keys=True))
     classes = content["class_robust_acc"]
     content["class_robust_acc"] = {k: v for k, v in classes.items() if v is not None}
     return parse(EvaluationRecord, content, StoreError, where=record.key)

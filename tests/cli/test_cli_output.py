@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from record_factory import make_record, make_samples
 
 from robench.cli.options import parse_name_values
+from robench.cli.output import record_line, record_text
 from robench.errors import UsageError
 from robench.formatting import format_table, number, plain
+from robench.results import Store
 
 
 def test_columns_are_aligned_and_numbers_stand_right():
@@ -115,3 +119,13 @@ def test_settings_come_back_as_they_were_written(settings):
 def test_malformed_settings_are_refused(texts):
     with pytest.raises(UsageError, match="--set"):
         parse_name_values(texts, "--set")
+
+
+def test_a_record_reads_the_same_when_it_is_read_again(tmp_path: Path) -> None:
+    samples = make_samples("SBCSE", classes=3, values={"b": [1.0] * 5, "a": [2.0] * 5})
+    record = make_record(samples, classes=3)
+    written = Store(tmp_path).write(record, samples).record
+    read = Store(tmp_path).read(record.key).record
+    assert record_text(written) == record_text(read)
+    assert json.dumps(record_line(written)) == json.dumps(record_line(read))
+    assert "1 clean_error, 1 broken, 2 survived, 1 errored" in record_text(written)

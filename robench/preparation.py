@@ -4,6 +4,7 @@
 """
 
 import tempfile
+from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from robench.attention.catalogue import AttentionExtractor
 from robench.datasets import Dataset
 from robench.devices import device_of, resolve_device, single_precision
 from robench.errors import CardError, ModelError, UsageError, first_line
-from robench.evaluation.prepared_model import Settings
+from robench.evaluation.prepared_model import Examination, Settings
 from robench.evaluation.runner import Listener, evaluate_model
 from robench.files import ensure_writable
 from robench.models.wrapper import RobenchModel
@@ -78,6 +79,7 @@ class Prepared:
             RobenchError: as :func:`robench.evaluation.runner.evaluate_model`.
         """
         records: list[StoredRecord] = []
+        examinations: defaultdict[int, Examination] = defaultdict(Examination)
         with ExitStack() as stack:
             folder = self.request.results or stack.enter_context(
                 tempfile.TemporaryDirectory(prefix="robench-")
@@ -92,6 +94,8 @@ class Prepared:
                     threat_model=threat,
                     listener=listener,
                     settings=self.settings,
+                    # A model has its samples once in a request, and is there at each radius.
+                    examination=examinations[id(model)],
                 )
                 # The device's memory belongs to the next model.
                 model.to(home)

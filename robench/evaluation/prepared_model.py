@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -175,17 +175,42 @@ class PreparedModel:
         return Samples(*(part.to(self.settings.device) for part in parts))
 
 
+class Examination:
+    """What the doctor sees of one model and its samples: the same at every radius, so asked once.
+
+    A model that draws at random or changes while it is used is looked at every time: that is part of
+    what a run at one radius does, and several radii together give what each gives alone.
+    """
+
+    def __init__(self) -> None:
+        self._seen: tuple[Flag, ...] | None = None
+
+    def flags(
+        self, model: RobenchModel, inputs: Tensor, labels: Tensor, logits: Tensor
+    ) -> list[Flag]:
+        """Of :func:`robench.doctor.examine`, in brief; ``logits`` are the model's of the inputs."""
+        if self._seen is not None:
+            return list(self._seen)
+        found = examine(model, inputs, labels, brief=True, logits=logits)
+        flags = [finding.flag() for finding in found]
+        if _ONE_AT_A_TIME.isdisjoint(flag.name for flag in flags):
+            self._seen = tuple(flags)
+        return flags
+
+
 def prepare_model(
     model: RobenchModel,
     dataset: Dataset,
     threat_model: ThreatModel,
     settings: Settings,
     planned: Sequence[AttackSpec],
+    examination: Examination | None = None,
 ) -> PreparedModel:
     """Classify the samples, examine the model, and choose what searches run on: minutes, at times.
 
     The model is moved to the settings' device. The cost of the ``planned`` attacks, which are to come,
-    decides what they search on.
+    decides what they search on. An ``examination`` is of this model and these samples, at whatever
+    radius.
 
     Raises:
         ModelError: logits of another width than the card says, or none that are finite.
@@ -198,7 +223,7 @@ def prepare_model(
     answered = torch.tensor([row for row in range(len(dataset)) if row not in errors])[:_PROBE]
     labels = dataset.labels[answered].to(device)
     known = logits[answered].to(device)
-    flags = [f.flag() for f in examine(model, probe, labels, brief=True, logits=known)]
+    flags = (examination or Examination()).flags(model, probe, labels, known)
     judge: nn.Module = model
     precision, size = settings.precision, settings.batch_size
     if is_randomised := any(flag.name == "randomised" for flag in flags):
@@ -226,17 +251,9 @@ def prepare_model(
     if is_randomised:
         choice = replace(choice, reason="outputs are random")
     adjudicator = Adjudicator(judge, threat_model, batch_size)
-    loss = Loss(LOSSES["ce"], labels[:2], labels[:2])
-
-    def every_pass() -> None:
-        """Each kind of pass that a search makes."""
-        adjudicator.logits(probe[:2])
-        for searched_on in choice.models.different():
-            searched_on.logits(probe[:2])
-            searched_on.gradient(probe[:2], loss)
-
     if choice.is_short and settings.workers is None:
         workers = 1
+    every_pass = partial(_every_pass, adjudicator, choice.models, probe[:2], labels[:2])
     if workers > 1 and not survives_fork(every_pass):
         workers = 1
     sample_bytes = 4 * math.prod(dataset.input_shape)
@@ -255,6 +272,17 @@ def prepare_model(
         shard_size=max(64, _SHARD_BYTES // (_STATE_COPIES * sample_bytes)),
         metrics=SampleMetrics(model, dataset, rows, device, _BATCH),
     )
+
+
+def _every_pass(
+    adjudicator: Adjudicator, models: SearchModels, inputs: Tensor, labels: Tensor
+) -> None:
+    """Each kind of pass that a search makes."""
+    adjudicator.logits(inputs)
+    loss = Loss(LOSSES["ce"], labels, labels)
+    for searched_on in models.different():
+        searched_on.logits(inputs)
+        searched_on.gradient(inputs, loss)
 
 
 def _classify(

@@ -16,7 +16,12 @@ from robench.errors import CorruptRecordError, UsageError
 from robench.evaluation.adversarial_inputs import FileInputs, room_for
 from robench.evaluation.cascade import Cascade
 from robench.evaluation.environment import PeakMemory
-from robench.evaluation.prepared_model import PreparedModel, Settings, prepare_model
+from robench.evaluation.prepared_model import (
+    Examination,
+    PreparedModel,
+    Settings,
+    prepare_model,
+)
 from robench.evaluation.record_builder import RecordBuilder
 from robench.evaluation.worker_pool import packed, unpacked
 from robench.metric_catalogue import foreign_metrics
@@ -110,11 +115,13 @@ def evaluate_model(
     threat_model: ThreatModel | None = None,
     listener: Listener | None = None,
     settings: Settings = _DEFAULTS,
+    examination: Examination | None = None,
 ) -> list[StoredRecord]:
     """Run every attack of a suite on one model, skipping what the store has.
 
     The model is moved to the settings' device. Entries of the suite for other norms than the threat
-    model's, which is the model's own if it is None, are left out.
+    model's, which is the model's own if it is None, are left out. At several radii the calls share
+    one ``examination``.
 
     Returns:
         One stored record for each attack, in the suite's order.
@@ -128,7 +135,8 @@ def evaluate_model(
     specs = suite.for_model(threat.norm, model.outputs)
     if not specs:
         raise UsageError(f"suite {suite.name!r} has no attack for {threat.norm}")
-    job = _ModelJob(model, dataset, threat, specs, store, listener or Silent(), settings)
+    heard = listener or Silent()
+    job = _ModelJob(model, dataset, threat, specs, store, heard, settings, examination)
     records = [job.run(spec) for spec in specs]
     job.listener.model_finished(model.summary.name, records)
     return records
@@ -185,13 +193,19 @@ class _ModelJob:
     store: Store
     listener: Listener
     settings: Settings
+    examination: Examination | None
 
     @cached_property
     def prepared(self) -> PreparedModel:
         """What the attacks start from."""
         with own_stream(self.settings.seed, self.settings.device):
             return prepare_model(
-                self.model, self.dataset, self.threat_model, self.settings, self.attacks
+                self.model,
+                self.dataset,
+                self.threat_model,
+                self.settings,
+                self.attacks,
+                self.examination,
             )
 
     def run(self, spec: AttackSpec) -> StoredRecord:

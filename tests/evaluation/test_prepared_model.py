@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from robench import seeding
+from robench.api import evaluate
 from robench.datasets import ArrayDataset
+from robench.doctor import examine
 from robench.errors import ModelError
 from robench.evaluation.prepared_model import PreparedModel, Settings, prepare_model
 from robench.models import wrap_module
-from robench.records import AttackSpec
+from robench.records import AttackSpec, Suite
 from robench.threat_models import ThreatModel
 
 N = 300
@@ -115,3 +118,25 @@ def test_passes_that_draw_at_random_do_not_overlap() -> None:
     found = prepare_model(model, samples(), THREAT, settings, [PGD])
     assert "randomised" in {flag.name for flag in found.flags}
     assert found.workers == 1
+
+
+@pytest.mark.parametrize("network, times", [(Threshold(), 1), (Noisy(), 2)])
+def test_the_doctor_comes_once_for_all_radii(
+    network: nn.Module, times: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But each time to a model that draws: its draws are part of the run at one radius."""
+    asked = []
+
+    def counted(*arguments: Any, **options: Any) -> Any:
+        asked.append(arguments)
+        return examine(*arguments, **options)
+
+    monkeypatch.setattr("robench.evaluation.prepared_model.examine", counted)
+    suite = Suite(name="one", attacks=(PGD,))
+    common: dict[str, Any] = {"norm": "Linf", "device": "cpu", "workers": 1, "precision": "fp32"}
+    both = evaluate(network, samples(), suite, eps="0.01,0.02", **common)
+    assert len(asked) == times
+    alone = [evaluate(network, samples(), suite, eps=eps, **common)[0] for eps in ("0.01", "0.02")]
+    for one, other in zip(both, alone, strict=True):
+        assert one.same_outcomes(other.samples)
+        assert one.record.flags == other.record.flags

@@ -102,6 +102,12 @@ class ModelError(RobenchError):
 def ended_process(code: object) -> ModelError:
     """The error for code of a user's that would end the whole process, as with ``sys.exit()``: an
     evaluation that ends so has found nothing, whatever its exit code says."""
+    if code == -9:
+        return ModelError(
+            "the process was killed",
+            hint="Systems kill what needs more memory than there is: try --workers 1, a smaller "
+            "--batch-size or fewer samples",
+        )
     return ModelError(
         f"the model's code ended the process (exit code {code})",
         hint="Take sys.exit and os._exit out of it",

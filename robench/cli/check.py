@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from robench.cli.apart import evaluate_in_child
 from robench.cli.options import (
     SAMPLES,
     JsonFlag,
@@ -102,7 +102,30 @@ def _evaluate_missing(request: Request, wanted: RecordFilter, *, fill: bool) -> 
         return
     if not fill:
         request = replace(request, models=tuple(missing))
+    for model in missing:
+        _refuse_unknown(str(model))
     if request.n is None and len(sizes) == 1:
         # The samples that the other model was evaluated on.
         request = replace(request, n=sizes.pop())
-    evaluate_in_child(request)
+    # Loads torch, which a check of stored records does without.
+    from robench.api import prepare
+    from robench.cli.output import RunDisplay
+
+    prepared = prepare(request)
+    with RunDisplay(prepared.jobs) as display:
+        prepared.run(display)
+
+
+def _refuse_unknown(model: str) -> None:
+    """Refuse a name that is none of the zoo's before torch is loaded, which takes seconds."""
+    from robench.errors import UnknownNameError, UsageError
+    from robench.models.zoo import find_card
+
+    if ":" in model or os.path.isfile(model):
+        return
+    try:
+        find_card(model)
+    except UnknownNameError:
+        raise
+    except UsageError:
+        return  # which of several is the data set's to say

@@ -10,7 +10,6 @@ import typer
 from typer.core import TyperGroup
 
 import robench
-from robench.cli.apart import COMMAND, evaluate_apart
 from robench.cli.attacks import attacks
 from robench.cli.attention import attention
 from robench.cli.check import check
@@ -34,8 +33,11 @@ from robench.text import visible
 _INTERRUPTED = 130
 """128 + SIGINT, as shells report it."""
 
-_RUNS_NOTHING = ("attacks", "leaderboard", "trust", "check", COMMAND)
-"""Commands that run no model themselves, or are not what people wait for; all others are supervised."""
+_RUNS_NOTHING = ("attacks", "leaderboard", "trust")
+"""Commands that run no model; all others are supervised."""
+
+_ANSWERS = ("check",)
+"""Commands whose exit code is an answer, to be believed on every system"""
 
 _PRINTING = ("attacks", "results", "trust", "zoo")
 """Commands that are in vain when their output is lost; the others have left their files."""
@@ -135,7 +137,6 @@ app.command(short_help="Bound robust accuracy from below.")(verify_bounds)
 app.command(short_help="Make a checkpoint with a recipe.")(train)
 app.command(short_help="List attacks, adapters and suites.")(attacks)
 app.command(short_help="Let a folder's cards and suites name code.")(trust)
-app.command(COMMAND, hidden=True)(evaluate_apart)
 app.add_typer(results_app, name="results")
 app.add_typer(zoo_app, name="zoo")
 
@@ -154,19 +155,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = _debug_first(sys.argv[1:] if arguments is None else arguments)
     words = [word for word in given if not word.startswith("-")]
     if arguments is None and words[:1] and words[0] not in _RUNS_NOTHING:
-        supervise()
+        supervise(answers=words[0] in _ANSWERS)
     try:
         app(args=given, prog_name="robench")
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else int(end.code is not None)
         if (lost := lost_output()) is None:
-            tell(code)
-            raise
+            raise SystemExit(tell(code)) from None
         print(f"robench: warning: the output could not be written: {lost}", file=sys.stderr)
         in_vain = words[:1] and words[0] in _PRINTING and words[1:2] != ["add"]
         code = code or (_UNEXPECTED if in_vain else 0)
-        tell(code)
-        raise SystemExit(code) from None
+        raise SystemExit(tell(code)) from None
 
 
 def _debug_first(arguments: Sequence[str]) -> list[str]:

@@ -1,17 +1,22 @@
 """An exit code that means what it says: a command that runs a model does so in a child.
 
-Code of a model's may end its process with any exit code, 0 among them. So on Linux the process
-that was started forks before it loads anything, and waits. It believes an exit code only if the
-command itself has told it, at its end; a command that ends without a word has failed. The child
-is of the same terminal and process group, so that Ctrl-C, Ctrl-Z and progress bars are as ever;
-it dies with its parent.
+Code of a model's may end its process with any exit code, 0 among them, or crash it. So the process
+that was started waits for another, and believes an exit code only if the command itself has told it,
+at its end; a command that ends without a word has failed.
+
+On Linux it forks before it loads anything: the child is of the same terminal and process group, so
+that Ctrl-C, Ctrl-Z and progress bars are as ever, and dies with its parent. Elsewhere it starts a new
+interpreter, which takes time, and only for the gate, whose exit code is an answer; what is sent to
+the parent alone reaches that child as SIGTERM does, but not SIGINT, and not its parent's death.
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
+import subprocess
 import sys
 
 from robench.errors import ended_process
@@ -20,17 +25,67 @@ _FAILED = 2
 _FORWARDED = ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT")
 _SET_PARENTS_DEATH_SIGNAL = 1  # of Linux' prctl
 
+_CODES = (0, 1, 2, 130)
+"""With which a command may end"""
+_OFFSET = 64
+"""What a new interpreter adds to the exit code that it tells"""
+_START = (
+    "import json, sys; sys.path[:] = json.loads(sys.argv.pop(1)); "
+    "from robench.cli.supervise import be_supervised; be_supervised(); "
+    "from robench.cli.main import main; main()"
+)
+
 _told: list[int] = []
-"""The file descriptor on which a child tells its exit code"""
+"""The file descriptor on which a fork tells its exit code"""
+_offsets: list[int] = []
+"""Of a new interpreter: :data:`_OFFSET`"""
 
 
-def supervise() -> None:
+def supervise(*, answers: bool = True) -> None:
     """Go on in a child; the parent never returns, and ends as the child says that it ended.
 
-    Where it cannot be done, outside Linux or without a further process, this is nothing.
+    Where that takes a new interpreter, only if the command's exit code ``answers`` a question. Without
+    a further process this is nothing.
     """
-    if not sys.platform.startswith("linux"):
-        return
+    if sys.platform.startswith("linux"):
+        _fork()
+    elif answers and not _offsets:
+        sys.exit(_started_again(_START))
+
+
+def be_supervised() -> None:
+    """This is the child that was started again."""
+    _offsets.append(_OFFSET)
+
+
+def tell(code: int) -> int:
+    """The command has come to its own end, with this exit code; the one to end the process with."""
+    for descriptor in _told:
+        with contextlib.suppress(OSError):
+            os.write(descriptor, b"%d" % code)
+    _told.clear()
+    return code + sum(_offsets)
+
+
+def _started_again(start: str) -> int:
+    """Run this command's words in a new interpreter; what it tells."""
+    # Without -P the working folder's json.py would be the first that it imports.
+    command = [sys.executable, "-P", "-c", start, json.dumps(sys.path), *sys.argv[1:]]
+    # A terminal's Ctrl-C reaches the child too, which ends in its own way. (A handler: what is ignored
+    # stays so in the child.)
+    signal.signal(signal.SIGINT, lambda *_: None)
+    with subprocess.Popen(command) as child:
+        signal.signal(signal.SIGTERM, lambda *_: child.terminate())
+        code = child.wait()
+    return code - _OFFSET if code - _OFFSET in _CODES else _failed(code)
+
+
+def _failed(code: int) -> int:
+    print(f"robench: error: {ended_process(code)}", file=sys.stderr, flush=True)
+    return _FAILED
+
+
+def _fork() -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     told, telling = os.pipe()
@@ -51,14 +106,6 @@ def supervise() -> None:
     signal.signal(signal.SIGCHLD, chld or signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, before)
     os.close(told)
-
-
-def tell(code: int) -> None:
-    """The command has come to its own end, with this exit code."""
-    for descriptor in _told:
-        with contextlib.suppress(OSError):
-            os.write(descriptor, b"%d" % code)
-    _told.clear()
 
 
 def _die_with(parent: int) -> None:
@@ -86,11 +133,8 @@ def _ended(child: int, told: int, handled: set[signal.Signals]) -> int:
     with contextlib.suppress(OSError, ValueError):
         return int(os.read(told, 16))
     code = os.waitstatus_to_exitcode(status)
-    asked = {*handled, signal.SIGKILL}
-    if -code in asked:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, asked)
-        with contextlib.suppress(OSError):  # nobody handles SIGKILL
-            signal.signal(-code, signal.SIG_DFL)
+    if -code in handled:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, handled)
+        signal.signal(-code, signal.SIG_DFL)
         os.kill(os.getpid(), -code)
-    print(f"robench: error: {ended_process(code)}", file=sys.stderr, flush=True)
-    return _FAILED
+    return _failed(code)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from invoke_cli import invoke
 from torch import nn
 
 from robench.models.cards import read_card, write_card
@@ -148,7 +149,11 @@ def test_the_evaluation_of_a_gate_ends_with_it(tmp_path: Path, how: signal.Signa
     assert not other.is_file()
 
 
-def test_a_gate_that_cannot_evaluate_says_why(tmp_path: Path) -> None:
-    done = started(tmp_path, "check", "nosuch", "--against", "pgd-at")
-    assert done.returncode == 2
-    assert done.stderr.startswith("robench: error: unknown model 'nosuch'")
+def test_a_gate_refuses_an_unknown_model_before_it_loads_anything(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("robench.api.prepare", lambda _: pytest.fail("torch was needed"))
+    for models in (("nosuch", "pgd-at"), ("pgd-at", "nosuch")):
+        done = invoke("check", models[0], "--against", models[1], "--results", tmp_path)
+        assert done.code == 2
+        assert done.err.startswith("robench: error: unknown model 'nosuch'")

@@ -10,6 +10,8 @@ import time
 
 import pytest
 
+from robench.cli import supervise
+
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="forks on Linux only")
 
 HEAD = (
@@ -31,7 +33,7 @@ ENDS = {
     "tell(1); sys.exit(1)": (1, ""),
     "tell(0); os.abort()": (0, ""),
     "os.fork() or time.sleep(1); os._exit(0)": (2, "exit code 0"),
-    "os.kill(os.getpid(), signal.SIGKILL)": (-9, ""),
+    "os.kill(os.getpid(), signal.SIGKILL)": (2, "the process was killed"),
     "os.kill(os.getpid(), signal.SIGTERM)": (-15, ""),
 }
 
@@ -96,3 +98,47 @@ def test_a_process_that_cannot_fork_goes_on_alone() -> None:
     body = body.replace("1 / 0", "(_ for _ in ()).throw(BlockingIOError())")
     done = subprocess.run([sys.executable, "-c", f"{body}tell(0); sys.exit(3)"], check=False)
     assert done.returncode == 3
+
+
+AGAIN = """
+import sys
+from robench.cli import supervise
+start = "import sys; del sys.argv[1]; from robench.cli.supervise import be_supervised, tell; "
+sys.exit(supervise._started_again(start + "be_supervised(); import os; " + sys.argv[1]))
+"""
+
+
+def test_where_nothing_forks_a_new_interpreter_tells() -> None:
+    ends = {
+        "sys.exit(tell(0))": (0, ""),
+        "sys.exit(tell(1))": (1, ""),
+        "sys.exit(tell(130))": (130, ""),
+        "print(sys.argv[1:]); sys.exit(tell(0))": (0, ""),
+        "os._exit(0)": (2, "exit code 0"),
+        "sys.exit(1)": (2, "exit code 1"),
+        "os.abort()": (2, "exit code -6"),
+    }
+    pipe = subprocess.PIPE
+    started = {
+        body: subprocess.Popen(
+            [sys.executable, "-c", AGAIN, body], stdout=pipe, stderr=pipe, text=True
+        )
+        for body in ends
+    }
+    for body, process in started.items():
+        out, err = process.communicate(timeout=60)
+        code, words = ends[body]
+        assert (process.returncode, words in err) == (code, True), (body, err)
+        assert out in ("", f"{[body]}\n")
+
+
+def test_it_is_started_again_once_and_for_answers_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", "darwin")
+    monkeypatch.setattr(supervise, "_started_again", lambda _: 1)
+    supervise.supervise(answers=False)
+    with pytest.raises(SystemExit) as end:
+        supervise.supervise(answers=True)
+    assert end.value.code == 1
+    monkeypatch.setattr(supervise, "_offsets", [64])
+    supervise.supervise(answers=True)
+    assert supervise.tell(1) == 65

@@ -20,6 +20,7 @@ exactly that line and exits with ``exit_code``; from Python the same object is r
     ├── DeviceError                a device that is not there
     ├── StoreError                 files or records that cannot be written or read
     │   └── CorruptRecordError     a record whose checksum or schema is wrong
+    ├── ContradictionError         verified and broken at once: a fault of robench's own
     └── MissingDependencyError     an optional package that is not installed
 """
 
@@ -132,6 +133,10 @@ class StoreError(RobenchError):
 
 class CorruptRecordError(StoreError):
     """A record whose checksum, schema or content is wrong."""
+
+
+class ContradictionError(RobenchError):
+    """A sample is verified and broken at once: a fault of the bounds or of the adjudicator."""
 
 
 class MissingDependencyError(RobenchError):

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import get_args
 
 import torch
 from torch import Tensor
@@ -19,12 +19,10 @@ from torch.func import vjp, vmap
 
 from robench import geometry
 from robench.bounds.affine_graph import AffineGraph, Operation
+from robench.records import BoundsMethod
 from robench.threat_models import ThreatModel
 
-Method = Literal["ibp", "crown-ibp", "crown"]
-
-METHODS: tuple[Method, ...] = ("ibp", "crown-ibp", "crown")
-"""By what they cost, none looser than the one before"""
+METHODS: tuple[BoundsMethod, ...] = get_args(BoundsMethod)
 
 SLACK = 1e-5
 """A margin must exceed this share of the largest logit to count as verified: some eighty units in
@@ -88,7 +86,7 @@ class Region:
 
 
 def lowest_margins(
-    graph: AffineGraph, inputs: Tensor, labels: Tensor, threat: ThreatModel, method: Method
+    graph: AffineGraph, inputs: Tensor, labels: Tensor, threat: ThreatModel, method: BoundsMethod
 ) -> Tensor:
     """Bounds that the label's margins over the other classes do not fall below in the ball.
 

@@ -51,11 +51,13 @@ def leaderboard(
     from robench.reporting.publish import publish
     from robench.reporting.targeted import targeted_table
     from robench.results import RecordFilter, Store
+    from robench.results.bounds import known_bounds
 
     chosen = None if suite is None else load_suite(suite, trust_code=True)  # nothing is built of it
     store = Store.existing(results)
     records = list(store.records())
-    frame = build_leaderboard(records, wanted, suite=chosen, together=together)
+    bounds = known_bounds(store)
+    frame = build_leaderboard(records, wanted, suite=chosen, together=together, bounds=bounds)
     with_targets = replace(wanted, goal="targeted") if wanted.goal is None else wanted
     results_with_targets = collect(records, with_targets, suite=chosen)
     targeted = targeted_table([r for r in results_with_targets if r.threat_model.targets])

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from robench.doctor import Finding
     from robench.results import StoredRecord
 
-_HIDDEN = ("worst_class_robust_acc", "robust_acc", "best_known_acc", "clean_acc")
+_HIDDEN = ("worst_class_robust_acc", "robust_acc", "best_known_acc", "verified_acc", "clean_acc")
 """Accuracies that are no attack's, or are shown elsewhere."""
 
 
@@ -235,7 +235,8 @@ def _group_table(rows: list[dict[str, Any]], radii: bool) -> str:
         and any(number(row[name]) != "–" for row in rows)
     ]
     header = ["eps"] * radii + ["rank", "model", "robust_acc", "95 % interval", "best known"]
-    header += ["clean_acc"]
+    verified = any(number(row.get("verified_acc")) != "–" for row in rows)
+    header += [*(["verified"] if verified else []), "clean_acc"]
     header += [name.removesuffix("_acc").replace("_", "-") for name in attacks]
     audited = any(number(row.get("audit_missed")) != "–" for row in rows)
     header += [*(["audit missed ≤"] if audited else []), "worst class", "validity"]
@@ -252,6 +253,7 @@ def _group_table(rows: list[dict[str, Any]], radii: bool) -> str:
                 number(row["robust_acc"]),
                 interval,
                 number(row["best_known_acc"]),
+                *([number(row["verified_acc"])] if verified else []),
                 number(row["clean_acc"]),
                 *(number(row[name]) for name in attacks),
                 *([number(row["audit_missed"])] if audited else []),

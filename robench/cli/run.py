@@ -40,6 +40,7 @@ def run(
     from robench.reporting.publish import publish
     from robench.reporting.targeted import targeted_table
     from robench.results import RecordFilter, Store
+    from robench.results.bounds import known_bounds
     from robench.threat_models import parse_eps, parse_radii
 
     prepared = prepare(replace(request, models=tuple(models or ())))
@@ -48,7 +49,7 @@ def run(
     store = Store(request.folder)
     stored = list(store.records())
     files = publish(store, stored, plots=plots)
-    board = build_leaderboard(records, known=stored)
+    board = build_leaderboard(records, known=stored, bounds=known_bounds(store))
     targeted = targeted_table(collect(records, RecordFilter(goal="targeted")))
     radii = parse_radii(request.eps) if request.eps is not None else ()
     if len(board) and radii and parse_eps(radii[0])[0] == 0:

@@ -26,7 +26,8 @@ from robench.evaluation.record_builder import RecordBuilder
 from robench.evaluation.worker_pool import packed, unpacked
 from robench.metric_catalogue import foreign_metrics
 from robench.models.wrapper import RobenchModel, buffer_fingerprint
-from robench.records import AttackSpec, DatasetSpec, Flag, Suite, job_key
+from robench.records import AttackSpec, Bounds, DatasetSpec, Flag, Suite, job_key
+from robench.results.bounds import check_bounds, known_bounds
 from robench.results.store import Store
 from robench.results.stored_record import StoredRecord
 from robench.seeding import own_stream
@@ -130,6 +131,7 @@ def evaluate_model(
         UsageError: the suite has no attack for the norm.
         ModelError: outputs that cannot be evaluated.
         StoreError: records cannot be written.
+        ContradictionError: a sample was broken that the store's bounds verify. The record is kept.
     """
     threat = threat_model or model.summary.threat_model
     specs = suite.for_model(threat.norm, model.outputs)
@@ -137,7 +139,10 @@ def evaluate_model(
         raise UsageError(f"suite {suite.name!r} has no attack for {threat.norm}")
     heard = listener or Silent()
     job = _ModelJob(model, dataset, threat, specs, store, heard, settings, examination)
-    records = [job.run(spec) for spec in specs]
+    records = []
+    for spec in specs:
+        records.append(job.run(spec))
+        check_bounds(records[-1:], job.bounds)
     job.listener.model_finished(model.summary.name, records)
     return records
 
@@ -207,6 +212,12 @@ class _ModelJob:
                 self.attacks,
                 self.examination,
             )
+
+    @cached_property
+    def bounds(self) -> list[Bounds]:
+        """What the store knows that no attack can break of the model."""
+        fingerprint = self.model.summary.fingerprint
+        return [b for b in known_bounds(self.store) if b.model.fingerprint == fingerprint]
 
     def run(self, spec: AttackSpec) -> StoredRecord:
         """The record of one attack, from the store or made now."""

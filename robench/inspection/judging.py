@@ -33,6 +33,7 @@ from robench.preparation import Planned, Prepared, prepare
 from robench.records import JUDGED, AttackSpec, JudgedInputs
 from robench.request import Request
 from robench.results import Store, StoredRecord
+from robench.results.bounds import check_bounds, known_bounds
 from robench.seeding import own_stream
 from robench.text import file_name
 
@@ -63,6 +64,7 @@ def judge(request: Request, source: Any) -> StoredRecord:
     Raises:
         RobenchError: as :func:`robench.preparation.prepare`; inputs that cannot be matched to the
             samples. Nothing is filed then.
+        ContradictionError: a find is of a sample that the folder's bounds verify. The record is kept.
     """
     if request.goal != "untargeted":
         raise UsageError(
@@ -105,6 +107,7 @@ def _file(
             with own_stream(settings.seed, settings.device):
                 job = prepare_model(model, dataset, threat_model, settings, ())
                 stored = _judge(job, spec, matched, key, foreign, store)
+    check_bounds([stored], known_bounds(store))
     return stored.shown_as(spec.name, model.summary, data)
 
 

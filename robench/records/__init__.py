@@ -6,6 +6,7 @@ unknown fields, and round-trip through JSON.
 """
 
 from robench.records.base import Flag, canonical_hash, parse
+from robench.records.bounds import BoundedSample, Bounds, BoundsMethod, bounds_key
 from robench.records.cards import (
     LIBRARIES,
     PROGRAM,
@@ -56,6 +57,9 @@ __all__ = [
     "AttentionSpec",
     "AuditResult",
     "AuditSpec",
+    "BoundedSample",
+    "Bounds",
+    "BoundsMethod",
     "Cost",
     "DatasetSpec",
     "Diagnosis",
@@ -80,6 +84,7 @@ __all__ = [
     "Validation",
     "Verdict",
     "WeightsSpec",
+    "bounds_key",
     "canonical_hash",
     "job_key",
     "parse",

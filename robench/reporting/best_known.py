@@ -1,11 +1,11 @@
-"""Best known: what of a model's samples no record of the folder has broken, whoever broke it.
+"""Best known: what of a model's samples no record of the folder has broken, whoever broke it; and
+verified: what no perturbation whatever can break.
 
 Robust accuracy is a protocol's number, the same attacks for every model; beside it stands the best
-that is known of this one. A find of any record counts for a row of the leaderboard if it is of the
-same model (fingerprint) and norm, lies within the row's radius, and is of the row's very sample:
-of data with the same fingerprint, or of another part of the same split, prepared alike, where id,
-label and clean verdict agree. A find in a smaller ball lies in the larger one; of a larger ball
-those finds count whose stored size is no more than the row's radius.
+that is known of this one, from above and, where a model's bounds are kept, from below. A find of any
+record counts for a row of the leaderboard if it is of the same model (fingerprint) and norm, and in
+the row's ball, of the row's very sample: :mod:`robench.results.finds`. Bounds count where they are
+of the row's ball or a larger one, and of all of its samples.
 
 Where verdicts do not repeat, chance breaks a little more of the samples with every further record.
 So of models that draw at random there is no such number, and records during which the model changed
@@ -16,38 +16,39 @@ from collections import defaultdict
 from collections.abc import Iterable
 
 import numpy as np
-import numpy.typing as npt
 
-from robench.records import EvaluationRecord, Outcome
+from robench.records import Bounds
 from robench.reporting.model_results import Bools, ModelResult
 from robench.results import StoredRecord
+from robench.results.bounds import check_bounds
+from robench.results.finds import SamplesInBall, found_in, has_finds, repeats
 from robench.statistics import Interval, wilson
-
-_UNREPEATABLE = {"randomised", "judged_by_draws", "changing_state", "buffers_changed"}
-"""Flags of records whose verdicts another run need not give again"""
-
-_SIZE_ROUNDING = 4 * 2.0**-24
-"""What the adjudicator tolerates of a ball's border, at least: sizes are of float32 images"""
-
-_SAME_MARGIN = 1e-3
-"""By what share the clean margins of one sample may differ between machines and batches"""
 
 
 class BestKnown:
-    """What the records of a folder say together, whatever attack, radius, seed or n they are of.
+    """What the records and bounds of a folder say together, whatever attack, radius, seed or n they
+    are of.
 
     Args:
         records: all that are known.
+        bounds: all that are known.
+
+    Raises:
+        ContradictionError: a sample is verified and broken at once.
     """
 
-    def __init__(self, records: Iterable[StoredRecord]) -> None:
+    def __init__(self, records: Iterable[StoredRecord], bounds: Iterable[Bounds] = ()) -> None:
         self._finding: dict[tuple[str, str], list[StoredRecord]] = defaultdict(list)
+        self._bounds: dict[tuple[str, str], list[Bounds]] = defaultdict(list)
         for stored in records:
             record = stored.record
-            tells = record.count(Outcome.BROKEN) or record.threat_model.targets is not None
-            if tells and _repeats(record):
+            if has_finds(record):
                 about = record.model.fingerprint, record.threat_model.norm
                 self._finding[about].append(stored)
+        for item in bounds:
+            about = item.model.fingerprint, item.threat_model.norm
+            check_bounds(self._finding[about], [item])
+            self._bounds[about].append(item)
 
     def robust_acc(self, result: ModelResult) -> Interval | None:
         """Percent of the result's samples that neither its own attacks nor any record has broken,
@@ -57,44 +58,46 @@ class BestKnown:
 
     def robust(self, result: ModelResult) -> Bools | None:
         """Which of the result's samples nothing has broken, (n,); None as of :meth:`robust_acc`."""
-        if not all(_repeats(stored.record) for stored in result.attacks.values()):
+        if not all(repeats(stored.record) for stored in result.attacks.values()):
             return None
-        robust = result.robust.copy()
-        about = result.model.fingerprint, result.threat_model.norm
-        for stored in self._finding[about]:
-            robust &= ~_found(stored, result)
-        return robust
+        return result.robust & ~self.found(_samples(result))
+
+    def found(self, samples: SamplesInBall) -> Bools:
+        """Which of the samples some record has broken in their ball, (n,)."""
+        found = np.zeros(len(samples.sample_ids), dtype=np.bool_)
+        for stored in self._finding[samples.model, samples.threat_model.norm]:
+            found |= found_in(stored, samples)
+        return found
+
+    def verified_acc(self, result: ModelResult) -> Interval | None:
+        """Percent of the result's samples that no perturbation in its ball can break, with the 95 %
+        Wilson interval; None: not all of them are bounded."""
+        samples = _samples(result)
+        bounded, verified = (np.zeros(result.n, dtype=np.bool_) for _ in range(2))
+        for item in self._bounds[samples.model, samples.threat_model.norm]:
+            if item.threat_model.eps >= samples.threat_model.eps:
+                rows, known = _aligned(item, samples)
+                bounded |= known
+                verified |= known & np.array([item.samples[row].verified for row in rows])
+        return wilson(int(verified.sum()), result.n).scaled(100) if bounded.all() else None
 
 
-def _repeats(record: EvaluationRecord) -> bool:
-    return _UNREPEATABLE.isdisjoint(flag.name for flag in record.flags)
+def _samples(result: ModelResult) -> SamplesInBall:
+    return SamplesInBall(
+        result.model.fingerprint,
+        result.dataset,
+        result.threat_model,
+        result.sample_ids,
+        result.labels,
+        result.clean_margin,
+    )
 
 
-def _found(stored: StoredRecord, result: ModelResult) -> Bools:
-    """Which of the result's samples the record has broken in the result's ball, (n,)."""
-    record = stored.record
-    table = stored.table.set_index("sample_id").reindex(result.sample_ids)
-    found: Bools = (table["outcome"] == Outcome.BROKEN.value).to_numpy(np.bool_)
-
-    def column(name: str) -> npt.NDArray[np.float64]:
-        return table[name].to_numpy(np.float64, na_value=np.nan)
-
-    if record.threat_model.targets is not None:
-        # At its target or at another wrong class: it is misclassified either way.
-        at = column("adv_prediction")
-        found = ~np.isnan(at) & (at != result.labels)
-    if record.threat_model.eps > result.threat_model.eps:
-        found = found & (column("perturbation_size") <= result.threat_model.radius + _SIZE_ROUNDING)
-    if record.dataset.fingerprint != result.group.fingerprint:
-        if _source(record) != _source(next(iter(result.attacks.values())).record):
-            return np.zeros_like(found)
-        # An id is no proof: numbered ids are the same in any data of the same name.
-        margins = column("clean_margin"), result.clean_margin
-        alike = np.isclose(*margins, rtol=_SAME_MARGIN, atol=0.1 * _SAME_MARGIN)
-        found = found & (column("label") == result.labels) & alike
-    return found
-
-
-def _source(record: EvaluationRecord) -> tuple[object, ...]:
-    data = record.dataset
-    return data.name, data.split, data.num_classes, data.preprocessing
+def _aligned(bounds: Bounds, samples: SamplesInBall) -> tuple[list[int], Bools]:
+    """For each of the samples its place among those that are bounded, and whether it is one of
+    them; the place of others means nothing."""
+    place = {sample.sample_id: row for row, sample in enumerate(bounds.samples)}
+    there = np.array([name in place for name in samples.sample_ids])
+    rows = [place.get(name, 0) for name in samples.sample_ids]
+    own = SamplesInBall.of_bounds(bounds).at(rows)
+    return rows, there & samples.are(own)

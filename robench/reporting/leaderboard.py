@@ -2,8 +2,8 @@
 
 **Robust accuracy** is the worst case sample by sample over all attacks; see
 :mod:`robench.reporting.model_results`. **Best known** counts what any record of the folder has
-broken, at whatever radius within this one, also inputs that were made elsewhere; see
-:mod:`robench.reporting.best_known`.
+broken, at whatever radius within this one, also inputs that were made elsewhere; **verified**, where
+bounds of the model are kept, what nothing can break. See :mod:`robench.reporting.best_known`.
 
 **Rank**: one more than the number of models in the same group whose 95 % interval lies wholly
 above this one's. Models that n cannot tell apart so share a rank, and anyone can recompute the
@@ -32,7 +32,7 @@ import pandas as pd
 from robench.errors import UsageError
 from robench.formatting import is_undefined
 from robench.metric_catalogue import METRICS, columns_shown
-from robench.records import Suite
+from robench.records import Bounds, Suite
 from robench.reporting.best_known import BestKnown
 from robench.reporting.export import csv_bytes
 from robench.reporting.model_results import ModelResult, by_group, class_name, collect
@@ -73,6 +73,7 @@ _HEAD = (
     _Column("robust_acc_low", "percent", lambda result: result.robust_acc.low),
     _Column("robust_acc_high", "percent", lambda result: result.robust_acc.high),
     _Column("best_known_acc", "percent"),
+    _Column("verified_acc", "percent"),
     _Column("clean_acc", "percent", lambda result: result.clean_acc.estimate),
 )
 _WORST = (
@@ -94,6 +95,8 @@ _TAIL = (
 )
 _ALL = (*_HEAD, *_AUDIT, *_WORST, *_ATTENTION, *_TAIL)
 _KINDS = {column.name: column.kind for column in _ALL}
+_WHERE_KNOWN = ("verified_acc",)
+"""Columns of the head that are there only where a row has a value in them"""
 
 
 def attack_column(attack: str) -> str:
@@ -112,6 +115,7 @@ def build_leaderboard(
     suite: Suite | None = None,
     together: bool = False,
     known: Iterable[StoredRecord] | None = None,
+    bounds: Iterable[Bounds] = (),
 ) -> pd.DataFrame:
     """One row a model, best first within each group.
 
@@ -122,6 +126,7 @@ def build_leaderboard(
         together: rank all groups as one, although their numbers are not comparable.
         known: the records that the best known accuracies are taken from; None: all of ``source``,
             also what ``wanted`` and ``suite`` leave out.
+        bounds: the bounds that the verified accuracies are taken from.
 
     Returns:
         Accuracies in percent, rounded to 2 digits, metrics to 4; undefined is NaN or NA. What was
@@ -129,11 +134,12 @@ def build_leaderboard(
 
     Raises:
         UsageError: two attacks share a column.
+        ContradictionError: a sample is verified and broken at once.
     """
     records = list(source.records() if isinstance(source, Store) else source)
     results = [r for r in collect(records, wanted, suite=suite) if r.threat_model.targets is None]
     groups = [results] if together else by_group(results).values()
-    best = BestKnown(records if known is None else known)
+    best = BestKnown(records if known is None else known, bounds)
     return _frame([row for members in groups for row in _ranked(members, suite, best)])
 
 
@@ -190,8 +196,11 @@ def _ranked(
     for result in members:
         asked = met if suite is None else suite.for_norm(result.threat_model.norm)
         row = _row(result, {spec.name for spec in asked if not spec.is_optional}, newest)
-        known = best.robust_acc(result)
-        rows.append(row | {"best_known_acc": None if known is None else known.estimate})
+        brackets = {
+            "best_known_acc": best.robust_acc(result),
+            "verified_acc": best.verified_acc(result),
+        }
+        rows.append(row | {k: None if v is None else v.estimate for k, v in brackets.items()})
     # The limits as they are shown, so that the ranks follow from the CSV.
     ranked = [row for row in rows if row["rank"] is not None]
     lows = [round(row["robust_acc_low"], _DIGITS["percent"]) for row in ranked]
@@ -267,7 +276,9 @@ def _frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
     metrics = [f"{name}{split}" for name in columns_shown("leaderboard") for split in splits]
     attacks = sorted(name for name in present - {*_KINDS, *metrics} if name.endswith("_acc"))
     audit = [c.name for c in _AUDIT if c.name in present]
-    columns = [*(c.name for c in _HEAD), *attacks, *audit, *(c.name for c in _WORST)]
+    known = {name for row in rows for name, value in row.items() if value is not None}
+    head = [c.name for c in _HEAD if c.name in known or c.name not in _WHERE_KNOWN]
+    columns = [*head, *attacks, *audit, *(c.name for c in _WORST)]
     if "attention_attack" in present:
         columns += [c.name for c in _ATTENTION]
         columns += [name for name in metrics if any(row.get(name) is not None for row in rows)]

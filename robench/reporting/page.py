@@ -96,6 +96,9 @@ _BOARD = {
     "best_known_acc": _Column(
         "best known %", "share that no record of the model has broken, whatever made its finds"
     ),
+    "verified_acc": _Column(
+        "verified %", "share that no perturbation can break, by bounds of `robench verify-bounds`"
+    ),
     "clean_acc": _Column("clean %", "accuracy without an attack"),
     "audit_missed": _Column(
         "audit may have missed",

@@ -12,6 +12,7 @@ from robench.reporting.model_results import ModelResult, collect
 from robench.reporting.page import build_page
 from robench.request import GOALS
 from robench.results import RecordFilter, Store, StoredRecord
+from robench.results.bounds import known_bounds
 
 CSV_NAME = "leaderboard.csv"
 PAGE_NAME = "index.html"
@@ -28,8 +29,9 @@ def publish(store: Store, records: list[StoredRecord], *, plots: bool = True) ->
 
     Raises:
         StoreError: a file cannot be written.
+        ContradictionError: a sample is verified and broken at once; nothing is written.
     """
-    frame = build_leaderboard(records)
+    frame = build_leaderboard(records, bounds=known_bounds(store))
     csv = store.folder / CSV_NAME
     atomic_write(csv, leaderboard_csv(frame))
     results = {goal: collect(records, RecordFilter(goal=goal)) for goal in GOALS}

@@ -1,23 +1,25 @@
-"""Which samples of a model no perturbation in the ball can break, and whether records agree."""
+"""Which samples of a model no perturbation in the ball can break."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
-from dataclasses import dataclass
+import math
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
 
 import numpy as np
-import pandas as pd
 import torch
 
 from robench.bounds.affine_graph import AffineGraph
-from robench.bounds.propagation import SLACK, Method, lowest_margins
+from robench.bounds.propagation import SLACK, lowest_margins
 from robench.datasets import Dataset
-from robench.errors import RobenchError
 from robench.models.wrapper import RobenchModel
+from robench.records import BoundedSample, Bounds, BoundsMethod, bounds_key
 from robench.reporting.best_known import BestKnown
-from robench.reporting.model_results import ModelResult, collect
-from robench.results import StoredRecord
+from robench.results import Store, StoredRecord
+from robench.results.bounds import check_bounds, find_bounds, write_bounds
+from robench.results.finds import SamplesInBall, repeats
 from robench.statistics import Interval, wilson
 from robench.threat_models import ThreatModel
 
@@ -25,74 +27,35 @@ _BATCH = 20
 """Samples at a time: linear bounds hold some sixty copies of every feature of each."""
 
 
-class ContradictionError(RobenchError):
-    """A sample is verified and broken at once: a fault of the bounds or of the adjudicator."""
+def stored_bounds(
+    model: RobenchModel,
+    dataset: Dataset,
+    threat: ThreatModel,
+    method: BoundsMethod,
+    store: Store,
+    records: Sequence[StoredRecord],
+) -> Bounds:
+    """The store's bounds of this job, or those that are made now and kept, if the ``records`` do not
+    contradict them.
 
-
-@dataclass(frozen=True)
-class Verified:
-    """Bounds of one model's samples.
-
-    Attributes:
-        table: a row a sample: ``sample_id``, ``label``, ``clean_margin``, ``lowest_margin`` (no
-            input in the ball has a lower one) and ``verified``.
+    Raises:
+        ModelError: as :func:`verify`.
+        ContradictionError: a sample is verified and broken at once.
+        StoreError: they cannot be written.
     """
-
-    model: RobenchModel
-    dataset: Dataset
-    threat: ThreatModel
-    method: Method
-    table: pd.DataFrame
-
-    @property
-    def verified_acc(self) -> Interval:
-        """Percent of the samples that are verified, with the 95 % Wilson interval."""
-        return wilson(int(self.table["verified"].sum()), len(self.table)).scaled(100)
-
-    @property
-    def clean_acc(self) -> Interval:
-        """Percent classified correctly, with the 95 % Wilson interval."""
-        return wilson(int((self.table["clean_margin"] > 0).sum()), len(self.table)).scaled(100)
-
-    def attacked(self, records: Iterable[StoredRecord]) -> Interval | None:
-        """Percent that no record has broken in this very ball; None: no record is of it.
-
-        Raises:
-            ContradictionError: a sample that is verified was broken in this ball or a smaller one.
-        """
-        known = list(records)
-        best = BestKnown(known)
-        found: Interval | None = None
-        for result in collect(known):
-            if not self._is_of(result):
-                continue
-            robust = best.robust(result)
-            if robust is None:
-                continue
-            table = self.table.set_index("sample_id").loc[list(result.sample_ids)]
-            both = table["verified"].to_numpy(np.bool_) & result.clean_correct & ~robust
-            if both.any():
-                name = result.sample_ids[both.argmax()]
-                raise ContradictionError(
-                    f"{both.sum()} samples are verified and broken at once, first {name!r} under "
-                    f"{result.threat_model}",
-                    where=result.model.id,
-                    hint="This is a fault of robench: report it with the results folder",
-                )
-            if result.threat_model == self.threat:
-                found = best.robust_acc(result)
-        return found
-
-    def _is_of(self, result: ModelResult) -> bool:
-        return (
-            result.model.fingerprint == self.model.summary.fingerprint
-            and result.group.fingerprint == self.dataset.fingerprint
-            and result.threat_model.norm == self.threat.norm
-            and result.threat_model.eps <= self.threat.eps
-        )
+    key = bounds_key(model.summary.fingerprint, dataset.spec().fingerprint, threat, method)
+    found = find_bounds(store, key)
+    made = verify(model, dataset, threat, method) if found is None else found
+    check_bounds(records, [made])
+    if found is None:
+        write_bounds(store, made)
+    # The same job may have been done under other names.
+    return made.model_copy(update={"model": model.summary, "dataset": dataset.spec()})
 
 
-def verify(model: RobenchModel, dataset: Dataset, threat: ThreatModel, method: Method) -> Verified:
+def verify(
+    model: RobenchModel, dataset: Dataset, threat: ThreatModel, method: BoundsMethod
+) -> Bounds:
     """Bound every sample's margin from below.
 
     On the CPU, in float64. A sample is verified if its lowest margin exceeds :data:`SLACK` times
@@ -101,10 +64,11 @@ def verify(model: RobenchModel, dataset: Dataset, threat: ThreatModel, method: M
     Raises:
         ModelError: the network has an operation without known bounds.
     """
+    started = time.perf_counter()
     network = copy.deepcopy(model).cpu().double()
     size = min(_BATCH, len(dataset))
     graph: AffineGraph | None = None
-    rows: list[pd.DataFrame] = []
+    samples: list[BoundedSample] = []
     with torch.no_grad():
         for part in torch.split(torch.arange(len(dataset)), size):
             # The graph is of one shape: the last batch is filled up with its first sample.
@@ -116,12 +80,64 @@ def verify(model: RobenchModel, dataset: Dataset, threat: ThreatModel, method: M
             rival = logits.scatter(1, labels.unsqueeze(1), -torch.inf).amax(dim=1)
             lowest = lowest_margins(graph, inputs, labels, threat, method).amin(dim=1)
             enough = SLACK * logits.abs().amax(dim=1)
-            columns = {
-                "sample_id": [dataset.sample_ids[row] for row in part.tolist()],
-                "label": labels.tolist()[: len(part)],
-                "clean_margin": (own - rival).tolist()[: len(part)],
-                "lowest_margin": lowest.tolist()[: len(part)],
-                "verified": (lowest > enough).tolist()[: len(part)],
-            }
-            rows.append(pd.DataFrame(columns))
-    return Verified(model, dataset, threat, method, pd.concat(rows, ignore_index=True))
+            columns = (labels, own - rival, lowest, lowest > enough)
+            for row, *of_it in zip(part.tolist(), *(c.tolist() for c in columns), strict=False):
+                samples.append(_sample(dataset.sample_ids[row], *of_it))
+    data = dataset.spec()
+    return Bounds(
+        key=bounds_key(model.summary.fingerprint, data.fingerprint, threat, method),
+        model=model.summary,
+        dataset=data,
+        threat_model=threat,
+        method=method,
+        samples=tuple(samples),
+        seconds=time.perf_counter() - started,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+
+
+def _sample(
+    sample_id: str, label: int, clean_margin: float, lowest_margin: float, verified: bool
+) -> BoundedSample:
+    return BoundedSample(
+        sample_id=sample_id,
+        label=label,
+        clean_margin=clean_margin if math.isfinite(clean_margin) else None,
+        lowest_margin=lowest_margin if math.isfinite(lowest_margin) else None,
+        verified=verified and math.isfinite(lowest_margin),
+    )
+
+
+def verified_acc(bounds: Bounds) -> Interval:
+    """Percent of the samples that are verified, with the 95 % Wilson interval."""
+    return _share(sum(sample.verified for sample in bounds.samples), bounds)
+
+
+def clean_acc(bounds: Bounds) -> Interval:
+    """Percent classified correctly, with the 95 % Wilson interval."""
+    return _share(int(_correct(bounds).sum()), bounds)
+
+
+def best_known_acc(bounds: Bounds, records: Sequence[StoredRecord]) -> Interval | None:
+    """Percent that is classified correctly and that no record, whatever its goal, has broken in the
+    ball, with the 95 % Wilson interval; None: no record is of these samples in this ball."""
+    of_it = [
+        stored
+        for stored in records
+        if stored.record.model.fingerprint == bounds.model.fingerprint
+        and stored.record.dataset.fingerprint == bounds.dataset.fingerprint
+        and stored.record.threat_model.norm == bounds.threat_model.norm
+        and stored.record.threat_model.eps == bounds.threat_model.eps
+    ]
+    if not of_it or not all(repeats(stored.record) for stored in of_it):
+        return None
+    found = BestKnown(records).found(SamplesInBall.of_bounds(bounds))
+    return _share(int((_correct(bounds) & ~found).sum()), bounds)
+
+
+def _correct(bounds: Bounds) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
+    return np.array([(sample.clean_margin or 0.0) > 0 for sample in bounds.samples])
+
+
+def _share(hits: int, bounds: Bounds) -> Interval:
+    return wilson(hits, len(bounds.samples)).scaled(100)

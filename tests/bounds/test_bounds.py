@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from robench import geometry
 from robench.bounds.affine_graph import AffineGraph
-from robench.bounds.propagation import METHODS, Method, lowest_margins
+from robench.bounds.propagation import METHODS, lowest_margins
+from robench.records import BoundsMethod
 from robench.threat_models import ThreatModel
 
 _INPUTS = 0.5 + 0.2 * (
@@ -48,7 +49,7 @@ def _margins(logits: Tensor, labels: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("norm", ["Linf", "L2", "L1"])
-def test_a_linear_network_has_its_closed_form(norm: str, method: Method) -> None:
+def test_a_linear_network_has_its_closed_form(norm: str, method: BoundsMethod) -> None:
     """min over the ball of (w_y − w_j)·x + b is at the centre less ε times the dual norm."""
     network, graph = _graph("linear")
     labels = network(_INPUTS).argmax(dim=1)
@@ -108,7 +109,7 @@ def test_no_point_of_the_ball_is_below_the_bound(norm: str, eps: str) -> None:
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_ball_without_extent_has_the_clean_margin(method: Method) -> None:
+def test_a_ball_without_extent_has_the_clean_margin(method: BoundsMethod) -> None:
     network, graph = _graph("small")
     logits = network(_INPUTS)
     labels = logits.argmax(dim=1)

@@ -32,7 +32,7 @@ def gradients(subject: Subject) -> Iterator[Finding]:
     """Gradients with respect to the inputs, at points inside the box."""
     # Away from the faces of the box, where clamping in forward rightly has no slope.
     inner = Subject(subject.model, 0.05 + 0.9 * subject.inputs, subject.labels)
-    slopes = _gradient(inner, margin_loss)
+    slopes = loss_gradient(inner, margin_loss)
     if slopes is None:
         yield Finding(
             name="no_gradients",
@@ -42,7 +42,7 @@ def gradients(subject: Subject) -> Iterator[Finding]:
             mend="Keep forward differentiable, or attack it with a differentiable stand-in",
         )
         return
-    losses = _gradient(inner, cross_entropy)
+    losses = loss_gradient(inner, cross_entropy)
     losses = slopes if losses is None else losses
     n = len(slopes)
     bad = int((~(slopes + losses).flatten(1).isfinite().all(dim=1)).sum())
@@ -59,7 +59,7 @@ def gradients(subject: Subject) -> Iterator[Finding]:
     yield from _mismatch(inner.at(slice(_SLOPES)), slopes[:_SLOPES])
 
 
-def _gradient(subject: Subject, loss: LabelLoss) -> Tensor | None:
+def loss_gradient(subject: Subject, loss: LabelLoss) -> Tensor | None:
     """Of a loss, (N, C, H, W); None where autograd finds no way from outputs to inputs."""
     points = subject.inputs.detach().clone().requires_grad_()
     with torch.enable_grad():

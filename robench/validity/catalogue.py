@@ -13,6 +13,11 @@ from robench.errors import first_line
 from robench.records import Diagnosis
 from robench.registry import Registry
 from robench.threat_models import ThreatModel
+from robench.validity.binarisation import binarisation
+from robench.validity.continuity import continuity
+from robench.validity.fidelity import fidelity
+from robench.validity.resolution import resolution
+from robench.validity.stability import stability
 
 MOST = 64
 """The samples that a test looks at."""
@@ -40,7 +45,13 @@ class Test:
 
 DIAGNOSES: Final[Registry[Test]] = Registry("diagnosis", "robench.diagnoses")
 
-_TESTS: Mapping[str, Test] = {}
+_TESTS: Mapping[str, Test] = {
+    "fidelity": Test(fidelity),
+    "continuity": Test(continuity),
+    "stability": Test(stability),
+    "resolution": Test(resolution),
+    "binarisation": Test(binarisation, 32),
+}
 
 for _name, _test in _TESTS.items():
     DIAGNOSES.add(_name, _test)

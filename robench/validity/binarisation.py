@@ -145,13 +145,13 @@ def separate(subject: Subject, threat_model: ThreatModel, keys: Tensor) -> Separ
         inner = torch.cat((centre, inner[1:]))
         border = _border(centre, threat_model, seeding.derive(key[None], 2))
         points = torch.cat((border, inner))
-        features = torch.cat([body.features(part) for part in points.split(_BATCH)]).double()
+        features = torch.cat([body.features(part) for part in torch.split(points, _BATCH)]).double()
         head = discriminant(features[1:], features[0])
         if head is None:
             continue
         others = _around(centre, threat_model, 1.0, seeding.derive(key[None], 3))
         weight, bias = (part.float() for part in head)
-        seen = torch.cat([body.features(part) for part in others.split(_BATCH)])
+        seen = torch.cat([body.features(part) for part in torch.split(others, _BATCH)])
         lucky.append((seen @ weight + bias > 0).any())
         weights.append(weight)
         biases.append(bias)
@@ -214,7 +214,7 @@ def found_by(attack: Attack[Any], subject: Subject, separation: Separation, keys
         search=searches,
     )
     state = attack.start(query, slots)
-    found = state.margin <= 0
+    found: Tensor = state.margin <= 0
     for _ in range(attack.most_steps()):
         if bool((found | attack.finished(state)).all()):
             break
@@ -245,17 +245,17 @@ def binarisation(
     try:
         with torch.no_grad():
             body = HeadQuery(subject, Heads(subject.inputs, subject.inputs))
-            twice = [body.features(subject.inputs) for _ in range(2)]
+            once, again = (body.features(subject.inputs) for _ in range(2))
     except ModelError as error:
         return says("undefined", f"the network has no penultimate features: {error.what}")
-    if not torch.allclose(*twice, rtol=1e-3, atol=1e-6):
+    if not torch.allclose(once, again, rtol=1e-3, atol=1e-6):
         return says("undefined", "the penultimate features are random: no head tells points apart")
     separation = separate(subject, untargeted, keys)
     count = len(separation.rows)
     if count < len(keys) / 2:
         return says(
             "undefined",
-            f"a linear head on the {twice[0].shape[1]} penultimate features tells a border point "
+            f"a linear head on the {once.shape[1]} penultimate features tells a border point "
             f"from {_INNER} inner ones for {count} of {len(keys)} samples only",
         )
     chance = float(separation.by_chance.double().mean())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -75,8 +76,8 @@ class Probing:
     def pixel_step(self) -> float:
         """How far a step of length ε along a random direction moves a typical pixel, in [0, 1]."""
         dimensions = self.inputs.shape[1:].numel()
-        share = {"Linf": 1.0, "L2": dimensions**-0.5, "L1": 1.0 / dimensions}
-        return self.threat_model.radius * share[self.threat_model.norm]
+        share = {"Linf": 1.0, "L2": 1 / math.sqrt(dimensions), "L1": 1 / dimensions}
+        return float(self.threat_model.radius * share[self.threat_model.norm])
 
     def rounding(self) -> Tensor:
         """float64 (N,) on the CPU: a unit in the last place of each sample's largest logit."""

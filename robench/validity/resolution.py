@@ -45,7 +45,7 @@ def resolution(subject: Subject, threat_model: ThreatModel, seed: int) -> Diagno
         (steps / (torch.finfo(torch.float32).eps * losses.clamp_min(1e-37))).median()
     )
     gone = float((_slopes(clean, labels) < _GONE).double().mean())
-    levels = len(clean.unique())
+    levels = len(set(clean.flatten().tolist()))
     reasons = []
     if units < _UNITS:
         reasons.append(f"the margin changes by {units:.3g} units in the last place of the logits")

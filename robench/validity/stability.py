@@ -1,10 +1,10 @@
 """Stability: how much the outputs change for steps that no attack would count.
 
-The indicator "unstable loss" of Pintor et al. (NeurIPS 2022), told by three scales: a step of a
-thousandth of what a float32 can tell, a quarter of a grey level, and ε/100. The change is held
-against that of a random step of length ε: a network's is in proportion to the step. A detector of
-inputs off the grey-level grid answers to the first alike as to the last, and so does a choice by a
-hash, or a loss that is shattered into waves.
+The indicator "unstable loss" of Pintor et al. (NeurIPS 2022), told by three scales: the least step
+that float32 can tell, a quarter of a grey level, and ε/100. The change is held against that of a random
+step of length ε: a network's is in proportion to the step. A detector of inputs off the grey-level
+grid says as much to a quarter of a level as to all of the ball, and so does a choice by a hash, or a
+loss that is shattered into waves.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _QUARTER = 0.25 / 255
 _JUMP = 0.05
 _STEEPER = 5.0
 """Times that a small step may change the logits more than in proportion; of sound models the
-largest is 2 (``benchmarks/results/diagnoses.md``)."""
+largest is 1.1 (``benchmarks/results/diagnoses.md``)."""
 _ASKS_FOR = ("smoothed", "distilled", "transfer", "square-more", "decision")
 
 

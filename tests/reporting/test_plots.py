@@ -213,6 +213,23 @@ def test_drawing_leaves_matplotlib_as_it_was_and_bytes_repeat(tmp_path: Path) ->
 
 
 @pytest.mark.usefixtures("saved_unseen")
+@pytest.mark.slow
+def test_the_committed_figures_are_those_that_are_drawn_now(tmp_path: Path) -> None:
+    """One of them tells: the places of its labels follow from the way it is laid out."""
+    folder = Path(__file__).parents[2] / "results"
+    results = collect(Store(folder).records())
+    best_first = sorted(results, key=lambda r: (-r.robust_acc.estimate, r.model.id))
+    figure = accuracy_by_attack(best_first)
+    assert figure is not None
+    _, drawn = save(figure, tmp_path / "accuracy_by_attack")
+    kept = folder / "plots" / group_slug(results[0].group) / drawn.name
+    made_by = f"Matplotlib v{matplotlib.__version__}"
+    if made_by not in kept.read_text():
+        pytest.skip("drawn with another matplotlib")
+    assert drawn.read_bytes() == kept.read_bytes()
+
+
+@pytest.mark.usefixtures("saved_unseen")
 def test_gallery_draws_what_changed_and_only_that(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,14 +13,15 @@ from typing import TYPE_CHECKING  # noqa: E402
 from robench.registry import lazily  # noqa: E402
 
 if TYPE_CHECKING:
-    from robench.api import evaluate, judge, load_model, prepare
+    from robench.api import evaluate, judge, load_model, prepare, validate
     from robench.request import Request
 
-__all__ = ["Request", "__version__", "evaluate", "judge", "load_model", "prepare"]
+__all__ = ["Request", "__version__", "evaluate", "judge", "load_model", "prepare", "validate"]
 
 __version__ = "0.1.0"
 
 # torch takes seconds to import; `robench --help` and leaderboards do without it.
 __getattr__ = lazily(
-    __name__, {"api": ("evaluate", "judge", "load_model", "prepare"), "request": ("Request",)}
+    __name__,
+    {"api": ("evaluate", "judge", "load_model", "prepare", "validate"), "request": ("Request",)},
 )

@@ -17,12 +17,13 @@ from robench.evaluation.runner import Listener
 from robench.inspection import judging
 from robench.models import load_model
 from robench.preparation import Prepared, prepare
-from robench.records import Suite
+from robench.records import Suite, Validation
 from robench.request import DEFAULT_DATASET, Request
 from robench.results import StoredRecord
 from robench.threat_models import ThreatModel
+from robench.validity.validation import validate as validate_prepared
 
-__all__ = ["Prepared", "Request", "evaluate", "judge", "load_model", "prepare"]
+__all__ = ["Prepared", "Request", "evaluate", "judge", "load_model", "prepare", "validate"]
 
 
 def evaluate(
@@ -96,6 +97,36 @@ def judge(
         RobenchError: as for :func:`evaluate`, and inputs of another shape, range, order or number.
     """
     return judging.judge(_request(model, dataset, threat_model, n, fields), adv_inputs)
+
+
+def validate(
+    model: Request | str | Path | nn.Module,
+    dataset: str | Path | Dataset | Iterable[Any] | tuple[Tensor, Tensor] | None = None,
+    suite: str | Path | Suite = "aa-standard",
+    *,
+    threat_model: str | ThreatModel | None = None,
+    n: int | None = None,
+    listener: Listener | None = None,
+    **fields: Any,
+) -> list[Validation]:
+    """Say what a suite's number for a model is worth: find masked gradients, and break them.
+
+    Args:
+        model, dataset, threat_model, n, listener, fields: as for :func:`evaluate`; of a whole request
+            the suite is its own.
+        suite: the one whose number is judged; its records are made where they lack.
+
+    Returns:
+        One for each radius: ``.verdict`` (``stands``, ``lowered`` or ``unreliable``), its ``.reasons``,
+        ``.diagnoses`` and ``.trials``.
+
+    Raises:
+        RobenchError: as for :func:`evaluate`; a request with targets.
+    """
+    if isinstance(model, Request):
+        return validate_prepared(prepare(model), listener)
+    fields["suite"] = suite
+    return validate_prepared(prepare(_request(model, dataset, threat_model, n, fields)), listener)
 
 
 def _request(

@@ -52,12 +52,20 @@ def leaderboard(
     from robench.reporting.targeted import targeted_table
     from robench.results import RecordFilter, Store
     from robench.results.bounds import known_bounds
+    from robench.results.validations import Validations
 
     chosen = None if suite is None else load_suite(suite, trust_code=True)  # nothing is built of it
     store = Store.existing(results)
     records = list(store.records())
     bounds = known_bounds(store)
-    frame = build_leaderboard(records, wanted, suite=chosen, together=together, bounds=bounds)
+    frame = build_leaderboard(
+        records,
+        wanted,
+        suite=chosen,
+        together=together,
+        bounds=bounds,
+        validations=Validations(store).all(),
+    )
     with_targets = replace(wanted, goal="targeted") if wanted.goal is None else wanted
     results_with_targets = collect(records, with_targets, suite=chosen)
     targeted = targeted_table([r for r in results_with_targets if r.threat_model.targets])

@@ -25,6 +25,7 @@ from robench.cli.streams import lost_output, make_tolerant
 from robench.cli.supervise import supervise, tell
 from robench.cli.train import train
 from robench.cli.trust import trust
+from robench.cli.validate import validate
 from robench.cli.verify_bounds import verify_bounds
 from robench.cli.zoo import zoo_app
 from robench.errors import RobenchError, ended_process
@@ -43,7 +44,7 @@ _PRINTING = ("attacks", "results", "trust", "zoo")
 """Commands that are in vain when their output is lost; the others have left their files."""
 
 _UNEXPECTED = 2
-"""Not 1: ``check`` and ``doctor`` say something else with it."""
+"""Not 1: ``check``, ``doctor`` and ``validate`` say something else with it."""
 
 
 class _ReportingGroup(TyperGroup):
@@ -133,6 +134,7 @@ app.command(short_help="Judge adversarial inputs from elsewhere.")(judge)
 app.command(short_help="Look closer at attention under attack.")(attention)
 app.command(short_help="Gate a checkpoint: is it worse than a baseline?")(check)
 app.command(short_help="Find what is wrong with a model before it is attacked.")(doctor)
+app.command(short_help="Say what a robustness number is worth.")(validate)
 app.command(short_help="Bound robust accuracy from below.")(verify_bounds)
 app.command(short_help="Make a checkpoint with a recipe.")(train)
 app.command(short_help="List attacks, adapters and suites.")(attacks)
@@ -148,8 +150,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         arguments: without the program's name; None: those of the process.
 
     Raises:
-        SystemExit: always. 0: done; 1: ``check`` found the candidate worse, or ``doctor`` something
-            to mend; 2: an error, or ``check`` could not tell; 130: interrupted.
+        SystemExit: always. 0: done; 1: ``check`` found the candidate worse, ``doctor`` something to
+            mend, or ``validate`` a number that does not stand; 2: an error, or ``check`` could not
+            tell; 130: interrupted.
     """
     make_tolerant()
     given = _debug_first(sys.argv[1:] if arguments is None else arguments)

@@ -239,7 +239,9 @@ def _group_table(rows: list[dict[str, Any]], radii: bool) -> str:
     header += [*(["verified"] if verified else []), "clean_acc"]
     header += [name.removesuffix("_acc").replace("_", "-") for name in attacks]
     audited = any(number(row.get("audit_missed")) != "–" for row in rows)
-    header += [*(["audit missed ≤"] if audited else []), "worst class", "validity"]
+    validated = any(not is_undefined(row.get("validated")) for row in rows)
+    header += [*(["audit missed ≤"] if audited else []), "worst class"]
+    header += [*(["validated"] if validated else []), "validity"]
     body = []
     for row in rows:
         interval = f"{number(row['robust_acc_low'])} – {number(row['robust_acc_high'])}"
@@ -258,10 +260,15 @@ def _group_table(rows: list[dict[str, Any]], radii: bool) -> str:
                 *(number(row[name]) for name in attacks),
                 *([number(row["audit_missed"])] if audited else []),
                 worst,
+                *([_text(row["validated"])] if validated else []),
                 str(row["validity"]),
             ]
         )
     return format_table(header, body)
+
+
+def _text(value: Any) -> str:
+    return "–" if is_undefined(value) else str(value)
 
 
 class RunDisplay:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from robench.results import RecordFilter, Store, StoredRecord
 
 results_app = typer.Typer(
-    help="The stored records: list, show, verify, prune, export.",
+    help="The stored records: list, show, verify, check, prune, export.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
@@ -115,6 +115,51 @@ def verify(request: Request, as_json: JsonFlag = False) -> None:
     print_result([asdict(item) for item in found], table, as_json=as_json)
     if not all(item.sound for item in found):
         raise typer.Exit(2)
+
+
+@results_app.command()
+def check(
+    results: Annotated[
+        Path, typer.Argument(metavar="FOLDER", help="Folder with the stored records.")
+    ] = Path("results"),
+    as_json: JsonFlag = False,
+) -> None:
+    """Hold the records of each model against rules that no model can break.
+
+    Such as: a single step must not break more than many, a search without gradients no more than
+    those that follow them, a larger ball must hold no fewer finds. Exit code 1 if one is broken, 2 if a
+    record is damaged.
+    """
+    from dataclasses import asdict
+
+    from robench.cli.output import print_result
+    from robench.formatting import format_table
+    from robench.reporting.consistency import contradictions
+    from robench.results import Store
+    from robench.results.validations import Validations
+
+    store = Store.existing(results)
+    scan = store.scan()
+    list(Validations(store).all())  # warns of those that are damaged or of other models
+    found = contradictions(scan.records)
+    content = {
+        "records": len(scan.records),
+        "contradictions": [asdict(item) for item in found],
+        "problems": [{"key": p.key, "problem": str(p.error)} for p in scan.problems],
+    }
+    rows = [(item.model, item.under, item.rule, item.evidence) for item in found]
+    text = (
+        format_table(("model", "under", "rule", "evidence"), rows)
+        if found
+        else (f"{len(scan.records)} records, no rule is broken.")
+    )
+    print_result(content, text, as_json=as_json)
+    for problem in () if as_json else scan.problems:
+        typer.echo(f"robench: warning: {problem.error}", err=True)
+    if scan.problems:
+        raise typer.Exit(2)
+    if found:
+        raise typer.Exit(1)
 
 
 @results_app.command()

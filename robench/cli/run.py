@@ -1,12 +1,17 @@
 """``robench run``: evaluate models, keep records, show the leaderboard."""
 
+from __future__ import annotations
+
 from dataclasses import replace
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from robench.cli.options import JsonFlag, PlotsFlag, request_options
+from robench.cli.options import JsonFlag, PlotsFlag, flag, request_options
 from robench.request import Request
+
+if TYPE_CHECKING:
+    from robench.records import Validation
 
 
 @request_options()
@@ -21,6 +26,9 @@ def run(
     ] = None,
     *,
     request: Request,
+    validate: Annotated[
+        bool, flag("Also say what each number is worth, as `robench validate` does.", "--validate")
+    ] = False,
     plots: PlotsFlag = True,
     as_json: JsonFlag = False,
 ) -> None:
@@ -35,23 +43,40 @@ def run(
     # Everything below loads torch, which --help does without.
     from robench.api import prepare
     from robench.cli.output import RunDisplay, show_board
+    from robench.cli.validate import validations_text
     from robench.reporting.leaderboard import build_leaderboard, with_clean_points
     from robench.reporting.model_results import collect
     from robench.reporting.publish import publish
     from robench.reporting.targeted import targeted_table
     from robench.results import RecordFilter, Store
     from robench.results.bounds import known_bounds
+    from robench.results.validations import Validations
     from robench.threat_models import parse_eps, parse_radii
+    from robench.validity.validation import check_goal
+    from robench.validity.validation import validate as validate_prepared
 
+    if validate:
+        check_goal(request)
     prepared = prepare(replace(request, models=tuple(models or ())))
     with RunDisplay(prepared.jobs) as display:
         records = prepared.run(display)
+    found: list[Validation] = []
+    if validate:
+        with RunDisplay(prepared.jobs + len(prepared.planned)) as display:
+            found = validate_prepared(prepared, display)
     store = Store(request.folder)
     stored = list(store.records())
     files = publish(store, stored, plots=plots)
-    board = build_leaderboard(records, known=stored, bounds=known_bounds(store))
+    board = build_leaderboard(
+        records,
+        known=stored,
+        bounds=known_bounds(store),
+        validations=Validations(store).all(),
+    )
     targeted = targeted_table(collect(records, RecordFilter(goal="targeted")))
     radii = parse_radii(request.eps) if request.eps is not None else ()
     if len(board) and radii and parse_eps(radii[0])[0] == 0:
         board = with_clean_points(board, records)
+    if found and not as_json:
+        typer.echo(f"{validations_text(found)}\n")
     show_board(board, files, targeted=targeted, as_json=as_json, radii=len(radii) > 1)

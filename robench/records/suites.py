@@ -49,6 +49,9 @@ class AttackSpec(Frozen):
     through: Shown | None = None
     """What is searched in the model's place, by its name in :mod:`robench.stand_ins.catalogue` and
     what that takes (``model:NAME``), or ``package.module:Class``; verdicts stay the model's own."""
+    escalation: bool = False
+    """Chosen for one model by what its diagnoses ask for: its finds count among what is best known of
+    the model, and no other lacks it. It decides no number."""
     stages: tuple[AttackSpec, ...] = ()
     audit: AuditSpec | None = None
 
@@ -103,7 +106,7 @@ class AttackSpec(Frozen):
     @property
     def identity(self) -> dict[str, Any]:
         """Plain data that determines the numbers (not the column's name)."""
-        content = self.model_dump(mode="json", exclude={"name", "norms", "stages"})
+        content = self.model_dump(mode="json", exclude={"name", "norms", "escalation", "stages"})
         for later in ("within", "through"):  # as before there were such stages
             if content[later] is None:
                 del content[later]

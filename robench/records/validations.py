@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Literal
 
 from pydantic import Field
 
 from robench.records.base import (
     Answer,
-    Figure,
     Frozen,
     Name,
     Real,
@@ -78,10 +78,12 @@ class Validation(Frozen):
     """Of the searches, as asked for."""
     base: tuple[Sha256, ...] = Field(min_length=1)
     """The keys of the suite's records."""
-    robust_acc: Figure
-    """The suite's number, in percent; NaN where a sample errored in all of its records."""
-    best_known_acc: Figure
-    """After the countermeasures: the share of samples that nothing broke."""
+    protocol: Sha256
+    """Of the tests and countermeasures that there were."""
+    robust_acc: Real = Field(ge=0, le=100)
+    """The suite's number, in percent."""
+    best_known_acc: Real = Field(ge=0, le=100)
+    """Percent of the samples that neither the suite nor a countermeasure broke."""
     lowered_by: Real = Field(ge=0)
     """Points between the two."""
     verdict: Verdict
@@ -96,16 +98,20 @@ class Validation(Frozen):
 
     def has_its_key(self) -> bool:
         """Whether the key is the content's."""
-        return self.key == validation_key(
-            model=self.model.fingerprint,
-            base=self.base,
-        )
+        return self.key == validation_key(self.model.fingerprint, self.base, self.protocol)
+
+    @property
+    def masked(self) -> tuple[Diagnosis, ...]:
+        """The tests that found something."""
+        return tuple(item for item in self.diagnoses if item.outcome == "masked")
 
 
-def validation_key(*, model: str, base: tuple[str, ...]) -> str:
+def validation_key(model: str, base: Iterable[str], protocol: str) -> str:
     """The content address of a validation.
 
-    ``base`` are the keys of the records whose number is judged: they follow from data, threat
-    model, attacks, seed and precision, so nothing else has to be in it.
+    ``model`` is its fingerprint, ``base`` the keys of the records whose number is judged, which hold
+    data, threat model, attacks, seed and precision, ``protocol`` the hash of the tests and
+    countermeasures.
     """
-    return canonical_hash({"revision": VALIDATION_REVISION, "model": model, "base": sorted(base)})
+    content = {"revision": VALIDATION_REVISION, "model": model, "protocol": protocol}
+    return canonical_hash({**content, "base": sorted(base)})

@@ -3,7 +3,10 @@
 **Robust accuracy** is the worst case sample by sample over all attacks; see
 :mod:`robench.reporting.model_results`. **Best known** counts what any record of the folder has
 broken, at whatever radius within this one, also inputs that were made elsewhere; **verified**, where
-bounds of the model are kept, what nothing can break. See :mod:`robench.reporting.best_known`.
+bounds of the model are kept, what nothing can break. See :mod:`robench.reporting.best_known`. Where a
+model was validated, **validated** is the verdict,
+``stands``, ``lowered`` or ``unreliable``, and **unreliable** names what masks an unreliable number's
+gradients.
 
 **Rank**: one more than the number of models in the same group whose 95 % interval lies wholly
 above this one's. Models that n cannot tell apart so share a rank, and anyone can recompute the
@@ -21,7 +24,7 @@ be said.
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -32,7 +35,7 @@ import pandas as pd
 from robench.errors import UsageError
 from robench.formatting import is_undefined
 from robench.metric_catalogue import METRICS, columns_shown
-from robench.records import Bounds, Suite
+from robench.records import Bounds, Suite, Validation
 from robench.reporting.best_known import BestKnown
 from robench.reporting.export import csv_bytes
 from robench.reporting.model_results import ModelResult, by_group, class_name, collect
@@ -74,6 +77,8 @@ _HEAD = (
     _Column("robust_acc_high", "percent", lambda result: result.robust_acc.high),
     _Column("best_known_acc", "percent"),
     _Column("verified_acc", "percent"),
+    _Column("validated", "text"),
+    _Column("unreliable", "text"),
     _Column("clean_acc", "percent", lambda result: result.clean_acc.estimate),
 )
 _WORST = (
@@ -95,7 +100,7 @@ _TAIL = (
 )
 _ALL = (*_HEAD, *_AUDIT, *_WORST, *_ATTENTION, *_TAIL)
 _KINDS = {column.name: column.kind for column in _ALL}
-_WHERE_KNOWN = ("verified_acc",)
+_WHERE_KNOWN = ("verified_acc", "validated", "unreliable")
 """Columns of the head that are there only where a row has a value in them"""
 
 
@@ -116,6 +121,7 @@ def build_leaderboard(
     together: bool = False,
     known: Iterable[StoredRecord] | None = None,
     bounds: Iterable[Bounds] = (),
+    validations: Iterable[Validation] = (),
 ) -> pd.DataFrame:
     """One row a model, best first within each group.
 
@@ -127,6 +133,7 @@ def build_leaderboard(
         known: the records that the best known accuracies are taken from; None: all of ``source``,
             also what ``wanted`` and ``suite`` leave out.
         bounds: the bounds that the verified accuracies are taken from.
+        validations: what is known of what numbers are worth; see :func:`validation_of`.
 
     Returns:
         Accuracies in percent, rounded to 2 digits, metrics to 4; undefined is NaN or NA. What was
@@ -140,7 +147,17 @@ def build_leaderboard(
     results = [r for r in collect(records, wanted, suite=suite) if r.threat_model.targets is None]
     groups = [results] if together else by_group(results).values()
     best = BestKnown(records if known is None else known, bounds)
-    return _frame([row for members in groups for row in _ranked(members, suite, best)])
+    judged = list(validations)
+    rows = [row for members in groups for row in _ranked(members, suite, best, judged)]
+    return _frame(rows)
+
+
+def validation_of(result: ModelResult, validations: Iterable[Validation]) -> Validation | None:
+    """The validation of a result: all of whose records are among the result's, of several the one of
+    most records, of equals the newest."""
+    held = {stored.record.key for stored in result.attacks.values()}
+    fitting = [item for item in validations if held.issuperset(item.base)]
+    return max(fitting, key=lambda v: (len(v.base), v.created, v.key), default=None)
 
 
 def with_clean_points(frame: pd.DataFrame, records: Iterable[StoredRecord]) -> pd.DataFrame:
@@ -187,7 +204,10 @@ def read_leaderboard(path: str | Path) -> pd.DataFrame:
 
 
 def _ranked(
-    members: list[ModelResult], suite: Suite | None, best: BestKnown
+    members: list[ModelResult],
+    suite: Suite | None,
+    best: BestKnown,
+    validations: Sequence[Validation],
 ) -> list[dict[str, Any]]:
     """The rows of one group, best first."""
     newest = _newest_identities(members)
@@ -200,7 +220,12 @@ def _ranked(
             "best_known_acc": best.robust_acc(result),
             "verified_acc": best.verified_acc(result),
         }
-        rows.append(row | {k: None if v is None else v.estimate for k, v in brackets.items()})
+        row |= {name: None if v is None else v.estimate for name, v in brackets.items()}
+        if (judged := validation_of(result, validations)) is not None:
+            doubted = judged.masked if judged.verdict == "unreliable" else ()
+            row["validated"] = judged.verdict
+            row["unreliable"] = ";".join(item.test for item in doubted)
+        rows.append(row)
     # The limits as they are shown, so that the ranks follow from the CSV.
     ranked = [row for row in rows if row["rank"] is not None]
     lows = [round(row["robust_acc_low"], _DIGITS["percent"]) for row in ranked]

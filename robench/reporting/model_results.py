@@ -257,7 +257,9 @@ def collect(
     wanted = wanted or RecordFilter()
     wanted = replace(wanted, goal=wanted.goal or "untargeted")
     found: dict[tuple[GroupKey, str, str], dict[str, StoredRecord]] = {}
-    kept = [stored for stored in records if wanted.matches(stored.record)]
+    # What was chosen for one model by its diagnoses is no attack that others lack.
+    protocol = (stored for stored in records if not stored.record.attack.escalation)
+    kept = [stored for stored in protocol if wanted.matches(stored.record)]
     # ISO 8601 in UTC sorts by time; the key makes the choice the same on every machine.
     for stored in sorted(kept, key=lambda item: (item.record.created, item.record.key)):
         record, threat = stored.record, stored.record.threat_model
@@ -334,10 +336,8 @@ def find_pair(
 def common_attacks(
     first: ModelResult, second: ModelResult
 ) -> tuple[ModelResult, ModelResult, list[str]]:
-    """Both models with only the attacks that both faced with the same parameters.
-
-    Returns:
-        The two, and a sentence for each attack left out.
+    """Both models with only the attacks that both faced with the same parameters, and a sentence for
+    each attack left out.
 
     Raises:
         UsageError: they are of different groups, or no attack remains.

@@ -3,7 +3,7 @@
 import base64
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -13,6 +13,7 @@ import pandas as pd
 from robench.errors import StoreError
 from robench.formatting import is_undefined, p_value
 from robench.metric_catalogue import METRICS
+from robench.records import Validation
 from robench.reporting.findings import association_sentences, attention_sentences
 from robench.reporting.leaderboard import NO_FLAG, leaderboard_csv
 from robench.reporting.metric_tables import worst_classes
@@ -57,6 +58,21 @@ class _Column:
         return _Cell(show(value), str(value), style)
 
 
+class _Sentence(_Column):
+    """Text that is as long as it needs to be."""
+
+    def cell(self, value: Any) -> _Cell:
+        return replace(super().cell(value), style="text long")
+
+
+class _Outcome(_Column):
+    """What a test says, coloured by whether it found something."""
+
+    def cell(self, value: Any) -> _Cell:
+        style = "text warning" if value == "masked" else "text"
+        return replace(super().cell(value), style=style)
+
+
 class _Validity(_Column):
     """What speaks against a number, coloured by how much."""
 
@@ -99,6 +115,8 @@ _BOARD = {
     "verified_acc": _Column(
         "verified %", "share that no perturbation can break, by bounds of `robench verify-bounds`"
     ),
+    "validated": _Column("validated", "what `robench validate` says of the number", text=True),
+    "unreliable": _Column("unreliable", "what masks an unreliable number's gradients", text=True),
     "clean_acc": _Column("clean %", "accuracy without an attack"),
     "audit_missed": _Column(
         "audit may have missed",
@@ -139,6 +157,23 @@ _CLASSES = {
     "robust_acc": _Column("robust %", "its robust accuracy, worst case over all attacks", digits=1),
 }
 
+_TESTS = {
+    "test": _Column("test", "what looks for masked gradients", text=True),
+    "outcome": _Outcome("outcome", "sound, masked, or undefined for this model", text=True),
+    "value": _Column("value", "what was measured", digits=3),
+    "threshold": _Column("threshold", "what it was held against", digits=3),
+    "asks_for": _Column("asks for", "countermeasures that would find what is hidden", text=True),
+    "evidence": _Sentence("evidence", "what was seen", text=True),
+}
+_TRIALS = {
+    "countermeasure": _Column("countermeasure", "what was tried", text=True),
+    "asked_by": _Column("asked by", "the tests that asked for it", text=True),
+    "tried": _Column("tried", "whether its searches ran", text=True),
+    "finds": _Column("finds", "samples that nothing before it had broken"),
+    "lowered_by": _Column("lowered by", "the same in points of all samples"),
+    "message": _Sentence("", "what is to be said about it", text=True),
+}
+
 _ANSWERS: dict[str, tuple[str, Callable[[pd.DataFrame], list[str]]]] = {
     "findings": ("Attention of broken samples", attention_sentences),
     "associations": ("Features and robust accuracy over models", association_sentences),
@@ -150,13 +185,15 @@ def build_page(
     *,
     figures: Iterable[str | Path] = (),
     tables: Mapping[str, pd.DataFrame] | None = None,
+    validations: Iterable[Validation] = (),
     title: str = "robench leaderboard",
 ) -> str:
     """Render the page of :func:`robench.reporting.leaderboard.build_leaderboard`'s table.
 
     PNG and SVG ``figures`` are embedded, each under its file's name. ``tables`` are by report
     (:data:`robench.reporting.catalogue.REPORTS`); of ``per_class`` only the classes that come off
-    worst are shown, a report from outside is shown as it is.
+    worst are shown, a report from outside is shown as it is. Of ``validations`` each has a panel with
+    its verdict, every test's outcome and what was tried.
 
     Raises:
         StoreError: a figure cannot be read.
@@ -169,6 +206,7 @@ def build_page(
             dataset, norm, eps, n, seed, _ = key
             heading = f"{dataset}, {norm} {eps}, n = {n}, seed {seed}"
             sections.append(_Section(heading, [_leaderboard_table(block)]))
+    sections += [_validation(item) for item in validations]
     sections += [_report(name, frame) for name, frame in (tables or {}).items() if len(frame)]
     if images := [_image(Path(path)) for path in figures]:
         sections.append(_Section("Figures", images=images))
@@ -243,6 +281,37 @@ def _report(name: str, frame: pd.DataFrame) -> _Section:
     return _Section(heading, [_table(caption, frame, shown)])
 
 
+def _validation(validation: Validation) -> _Section:
+    """A panel: the verdict, each test's outcome, and what was tried."""
+    heading = (
+        f"Validation of {validation.model.name}: {validation.dataset.name}, "
+        f"{validation.threat_model}, n = {validation.dataset.n}, seed {validation.seed}"
+    )
+    verdict = (
+        f"{validation.verdict}: {validation.robust_acc:.1f} % robust under {validation.suite}, "
+        f"{validation.best_known_acc:.1f} % after the countermeasures"
+    )
+    tests = [{**vars(item), "asks_for": ", ".join(item.asks_for)} for item in validation.diagnoses]
+    trials = [
+        {
+            **vars(item),
+            "asked_by": ", ".join(item.asked_by) or "always",
+            "tried": "yes" if item.tried else "no",
+            "message": item.message or "",
+        }
+        for item in validation.trials
+    ]
+    tables = [_grid("tests for masked gradients", tests, _TESTS)]
+    if trials:
+        tables.append(_grid("countermeasures, in the order in which they ran", trials, _TRIALS))
+    return _Section(heading, tables, notes=[verdict, *validation.reasons])
+
+
+def _grid(caption: str, rows: list[dict[str, Any]], columns: Mapping[str, _Column]) -> _Table:
+    cells = [[column.cell(row[name]) for name, column in columns.items()] for row in rows]
+    return _Table(caption, list(columns.values()), cells)
+
+
 def _class_column(name: str) -> _Column:
     if name in _CLASSES:
         return _CLASSES[name]
@@ -254,11 +323,9 @@ def _class_column(name: str) -> _Column:
 
 
 def _table(caption: str, frame: pd.DataFrame, columns: Mapping[str, _Column]) -> _Table:
-    rows = [
-        [column.cell(row[name]) for name, column in columns.items()]
-        for row in frame.to_dict("records")
-    ]
-    return _Table(caption, list(columns.values()), rows)
+    return _grid(
+        caption, [{str(k): v for k, v in r.items()} for r in frame.to_dict("records")], columns
+    )
 
 
 def _image(path: Path) -> dict[str, str]:

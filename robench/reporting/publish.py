@@ -13,6 +13,7 @@ from robench.reporting.page import build_page
 from robench.request import GOALS
 from robench.results import RecordFilter, Store, StoredRecord
 from robench.results.bounds import known_bounds
+from robench.results.validations import Validations
 
 CSV_NAME = "leaderboard.csv"
 PAGE_NAME = "index.html"
@@ -31,7 +32,8 @@ def publish(store: Store, records: list[StoredRecord], *, plots: bool = True) ->
         StoreError: a file cannot be written.
         ContradictionError: a sample is verified and broken at once; nothing is written.
     """
-    frame = build_leaderboard(records, bounds=known_bounds(store))
+    validations = list(Validations(store).all())
+    frame = build_leaderboard(records, bounds=known_bounds(store), validations=validations)
     csv = store.folder / CSV_NAME
     atomic_write(csv, leaderboard_csv(frame))
     results = {goal: collect(records, RecordFilter(goal=goal)) for goal in GOALS}
@@ -48,7 +50,9 @@ def publish(store: Store, records: list[StoredRecord], *, plots: bool = True) ->
     figures = attempt(partial(_figures, shown_results, store)) or []
     shown = [path for path in figures if path.suffix == ".png"]
     page = store.folder / PAGE_NAME
-    atomic_write(page, build_page(frame, figures=shown, tables=tables).encode())
+    atomic_write(
+        page, build_page(frame, figures=shown, tables=tables, validations=validations).encode()
+    )
     return [csv, page, *written, *figures]
 
 

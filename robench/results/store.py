@@ -7,6 +7,7 @@
     records/ab/abcd….<digest>.npz      arrays on request: adversarial inputs, maps
     progress/abcd….bin, .rows          an unfinished job
     claims/abcd….lock, .json           who works on a job now
+    validations/abcd….json             what a number is worth (:mod:`robench.results.validations`)
     quarantine/                        damaged files with the reason, never deleted
 
 The JSON is written last and replaced in one step, and data files bear the first digits of their
@@ -262,7 +263,30 @@ class Store:
         path = self.path_of(key)
         # The JSON first: without it the rest is no record any more.
         files = [path, *sorted(path.parent.glob(f"{key}.*.*"))]
-        return self._quarantine(files, key, reason)
+        return self.quarantine(files, key, reason)
+
+    def quarantine(self, files: Sequence[Path], key: str, reason: str) -> Path | None:
+        """Move damaged ``files`` out of the way, with the reason, into a new folder that is returned;
+        None if another process was quicker.
+
+        Raises:
+            StoreError: they cannot be moved.
+        """
+        if not any(path.exists() for path in files):
+            return None
+        # By the moment: a key may be damaged more than once.
+        folder = self.folder / "quarantine" / f"{key[:16]}-{time.time_ns()}"
+        with file_errors("set aside", files[0]):
+            folder.mkdir(parents=True)
+            for path in files:
+                with contextlib.suppress(FileNotFoundError):
+                    os.replace(path, folder / path.name)
+            if not any(folder.iterdir()):
+                folder.rmdir()
+                return None
+        atomic_write(folder / "reason.txt", f"{reason}\n".encode())
+        log.warning("set aside in %s: %s", folder, reason)
+        return folder
 
     def claim(self, key: str, *, wait: float = 0.0) -> Claim:
         """Reserve a job for this process: ``with store.claim(key): …``.
@@ -279,7 +303,7 @@ class Store:
         """Where the unfinished job ``key`` saves what it has done so far."""
         self.path_of(key)
         path = self.folder / "progress" / f"{key}.bin"
-        return Progress(path, lambda bad, reason: self._quarantine([bad], key, reason))
+        return Progress(path, lambda bad, reason: self.quarantine([bad], key, reason))
 
     def prune(self, *, older_than: float = 3600.0) -> list[Path]:
         """Delete what crashes and overwriting left: temporary files, tables without a record,
@@ -329,20 +353,3 @@ class Store:
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             # A damaged JSON may well have named it.
             return True
-
-    def _quarantine(self, files: Sequence[Path], key: str, reason: str) -> Path | None:
-        if not any(path.exists() for path in files):
-            return None
-        # By the moment: a key may be damaged more than once.
-        folder = self.folder / "quarantine" / f"{key[:16]}-{time.time_ns()}"
-        with file_errors("set aside", files[0]):
-            folder.mkdir(parents=True)
-            for path in files:
-                with contextlib.suppress(FileNotFoundError):
-                    os.replace(path, folder / path.name)
-            if not any(folder.iterdir()):
-                folder.rmdir()
-                return None
-        atomic_write(folder / "reason.txt", f"{reason}\n".encode())
-        log.warning("set aside in %s: %s", folder, reason)
-        return folder

@@ -1,0 +1,195 @@
+"""Validations on disk: one JSON each beside the records, and the verdict that follows from its parts.
+
+::
+
+    validations/abcd….json     what was seen, what was tried, and the verdict
+
+Written whole or not at all, with its own checksum. The verdict is derived anew when it is read, so
+that nobody's hand can better it.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from robench.errors import CorruptRecordError, StoreError, one_line
+from robench.files import atomic_write, file_error
+from robench.records import Diagnosis, Trial, Validation, Verdict, canonical_hash, parse
+from robench.results.store import Store
+from robench.statistics import exact, is_resolved
+
+log = logging.getLogger("robench.results")
+
+_FORMAT = "robench-validation"
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What follows from diagnoses and trials."""
+
+    verdict: Verdict
+    reasons: tuple[str, ...]
+
+
+def judgement(
+    diagnoses: Sequence[Diagnosis], trials: Sequence[Trial], *, n: int, robust: int
+) -> Judgement:
+    """The verdict on a number of ``n`` samples, ``robust`` of which the suite left standing.
+
+    ``unreliable``: a test found masking, and either none of what it asks for could be tried, or the
+    masking is severe and nothing moved the number. ``lowered``: the countermeasures broke more than
+    chance makes of a sound model (:mod:`robench.statistics.resolution`). ``stands``: neither.
+    """
+    tried = {trial.countermeasure for trial in trials if trial.tried}
+    finds = sum(trial.finds for trial in trials)
+    masked = [item for item in diagnoses if item.outcome == "masked"]
+    unanswered = [item for item in masked if tried.isdisjoint(item.asks_for)]
+    moved = is_resolved(finds, n)
+    reasons = []
+    if finds:
+        by = ", ".join(f"{t.countermeasure} {t.finds}" for t in trials if t.finds)
+        lost = exact(finds, n).scaled(100)
+        reasons.append(
+            f"countermeasures broke {finds} more of {n} samples ({by}): {lost.estimate:.1f} points, "
+            f"95 % interval {lost.low:.2f} to {lost.high:.2f}"
+            + ("" if moved else ", no more than chance may make of 0.2 points")
+        )
+    if finds < robust and unanswered:
+        for item in unanswered:
+            asked = ", ".join(item.asks_for)
+            missing = f"{asked} could not be tried" if asked else "nothing can be tried against it"
+            reasons.append(f"{item.test}: {missing}")
+        return Judgement("unreliable", tuple(reasons))
+    if moved:
+        return Judgement("lowered", tuple(reasons))
+    if robust and (severe := [item.test for item in masked if item.severe]):
+        reasons.append(f"{', '.join(severe)}: severe, and nothing that was tried moved the number")
+        return Judgement("unreliable", tuple(reasons))
+    if masked:
+        names = ", ".join(item.test for item in masked)
+        reasons.append(f"{names}: what was asked for was tried and moved nothing")
+    return Judgement("stands", tuple(reasons))
+
+
+class Validations:
+    """The validations of a results folder."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self.folder = store.folder / "validations"
+
+    def path_of(self, key: str) -> Path:
+        """Where the validation of ``key`` is or would be."""
+        return self.folder / f"{key}.json"
+
+    def write(self, validation: Validation) -> Path:
+        """Keep a validation, in place of an earlier one with its key.
+
+        Raises:
+            StoreError: it contradicts itself, or the folder cannot be written.
+        """
+        if (problem := _contradiction(validation)) is not None:
+            raise StoreError(f"the validation contradicts itself: {problem}", where=validation.key)
+        document = {"format": _FORMAT, "validation": validation.model_dump(mode="json")}
+        document["checksum"] = canonical_hash(document)
+        path = self.path_of(validation.key)
+        text = json.dumps(document, indent=1, sort_keys=True, allow_nan=False) + "\n"
+        atomic_write(path, text.encode())
+        return path
+
+    def find(self, key: str) -> Validation | None:
+        """The validation of ``key``, if there is a sound one; a damaged one is set aside."""
+        path = self.path_of(key)
+        if not path.is_file():
+            return None
+        try:
+            return read_validation(path)
+        except CorruptRecordError as error:
+            self.store.quarantine([path], key, str(error))
+            return None
+
+    def all(self) -> Iterator[Validation]:
+        """Every sound one whose records are here and of its model, in order of keys; the others are
+        logged as warnings, by name."""
+        known: dict[str, str | None] = {}
+        for path in sorted(self.folder.glob("*.json")):
+            try:
+                validation = read_validation(path)
+                self._check_base(validation, path, known)
+            except StoreError as error:
+                log.warning("left out: %s", error)
+            else:
+                yield validation
+
+    def _check_base(self, validation: Validation, path: Path, known: dict[str, str | None]) -> None:
+        """Refuse a validation of records that are not here, or are another model's.
+
+        Raises:
+            StoreError: it is of such records.
+        """
+        for key in validation.base:
+            if key not in known:
+                has = self.store.has(key)
+                known[key] = self.store.read(key).record.model.fingerprint if has else None
+            if known[key] is None:
+                raise StoreError(
+                    f"the validation of {validation.model.id} is of a record that is not here",
+                    where=path,
+                    hint="Run `robench validate` again",
+                )
+            if known[key] != validation.model.fingerprint:
+                raise StoreError(
+                    f"the validation of {validation.model.id} is of another model's record",
+                    where=path,
+                    hint="Run `robench validate` again",
+                )
+
+
+def read_validation(path: Path) -> Validation:
+    """The validation in a file: checksum, schema, key and verdict verified.
+
+    Raises:
+        StoreError: it cannot be read.
+        CorruptRecordError: it is damaged, or contradicts itself.
+    """
+    try:
+        document = json.loads(path.read_bytes())
+    except OSError as error:
+        raise file_error("read", path, error) from error
+    except (ValueError, RecursionError) as error:
+        raise CorruptRecordError(f"no JSON: {one_line(error)}", where=path) from error
+    if not isinstance(document, dict) or document.get("format") != _FORMAT:
+        raise CorruptRecordError("not a robench validation", where=path)
+    if document.pop("checksum", None) != canonical_hash(document):
+        raise CorruptRecordError("the validation's checksum is wrong", where=path)
+    found = parse(Validation, document.get("validation"), CorruptRecordError, where=path)
+    if found.key != path.stem:
+        raise CorruptRecordError("the validation's key is not its file's name", where=path)
+    if (problem := _contradiction(found)) is not None:
+        raise CorruptRecordError(f"contradicts itself: {problem}", where=path)
+    return found
+
+
+def _contradiction(validation: Validation) -> str | None:
+    n = validation.dataset.n
+    finds = sum(trial.finds for trial in validation.trials)
+    robust = round(validation.robust_acc * n / 100)
+    if not validation.has_its_key():
+        return "its key is not that of its content"
+    shares = (
+        (validation.robust_acc, robust),
+        (validation.best_known_acc, robust - finds),
+        (validation.lowered_by, finds),
+        *((trial.lowered_by, trial.finds) for trial in validation.trials),
+    )
+    if any(not math.isclose(told, 100 * count / n, abs_tol=1e-9) for told, count in shares):
+        return "its accuracies are not those of its finds"
+    derived = judgement(validation.diagnoses, validation.trials, n=n, robust=robust)
+    if (validation.verdict, validation.reasons) != (derived.verdict, derived.reasons):
+        return "its verdict does not follow from its diagnoses and trials"
+    return None

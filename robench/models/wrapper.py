@@ -20,7 +20,7 @@ from robench.records import (
     OutputPath,
     PreprocessingSpec,
 )
-from robench.registry import near_misses
+from robench.registry import near_misses, unknown_name
 
 
 class RobenchModel(nn.Module):
@@ -110,6 +110,34 @@ class RobenchModel(nn.Module):
             other._arguments = dict(self.forward_spec.outputs_arguments)
         return other
 
+    @property
+    def alternatives(self) -> tuple[str, ...]:
+        """Names of the other ways through the network that :meth:`with_alternative` accepts."""
+        return tuple(self._alternatives)
+
+    def with_alternative(self, name: str) -> RobenchModel:
+        """The same network, sharing every parameter, called in another way that it offers.
+
+        Raises:
+            UsageError: it offers no such way.
+        """
+        if name not in self.alternatives:
+            raise unknown_name("alternative", name, list(self.alternatives))
+        arguments = self._alternatives[name]
+        spec = self.forward_spec
+        further = {**(spec.outputs_arguments or spec.arguments), **arguments}
+        other = copy.copy(self)
+        other._arguments = {**self._arguments, **arguments}
+        other.forward_spec = spec.model_copy(
+            update={"arguments": {**spec.arguments, **arguments}, "outputs_arguments": further}
+        )
+        return other
+
+    @property
+    def _alternatives(self) -> Mapping[str, Mapping[str, Any]]:
+        offered = getattr(self.network, "alternatives", None)
+        return offered if isinstance(offered, Mapping) else {}
+
     def train(self, mode: bool = True) -> RobenchModel:
         """Stays in evaluation mode: batch statistics must never depend on the adversary."""
         return super().train(False)
@@ -136,20 +164,42 @@ class RobenchModel(nn.Module):
             ModelError: what the network returns has no logits at the card's path, or of another
                 shape.
         """
+        return self._logits_in(self._call(inputs, self._arguments), self._path, len(inputs))
+
+    def further_logits(self, inputs: Tensor) -> dict[str, Tensor]:
+        """(N, channels, H, W) float in [0, 1] → logits (N, num_classes) of each further output.
+
+        One pass for all of them.
+
+        Raises:
+            ModelError: as :meth:`forward`.
+        """
+        spec = self.forward_spec
+        returned = self._call(inputs, spec.outputs_arguments or spec.arguments)
+        return {
+            name: self._logits_in(returned, path, len(inputs))
+            for name, path in spec.outputs.items()
+        }
+
+    def _call(self, inputs: Tensor, arguments: Mapping[str, Any]) -> Any:
+        """What the network returns."""
         try:
-            returned = self.network(self.prepare(inputs), **self._arguments)
+            return self.network(self.prepare(inputs), **arguments)
         except SystemExit as end:
             raise ended_process(end.code) from end
-        logits = _follow(returned, self._path, self.summary.id)
+
+    def _logits_in(self, returned: Any, path: OutputPath, count: int) -> Tensor:
+        """The logits at a path of what the network returned for so many inputs."""
+        logits = _follow(returned, path, self.summary.id)
         if not isinstance(logits, Tensor):
             raise ModelError(
                 f"the network returns {_describe(logits)} where logits should be",
                 where=self.summary.id,
-                hint=_output_hint(logits, self._path, (inputs.shape[0], self.num_classes)),
+                hint=_output_hint(logits, path, (count, self.num_classes)),
             )
-        if logits.shape != (inputs.shape[0], self.num_classes):
+        if logits.shape != (count, self.num_classes):
             raise ModelError(
-                f"expected logits of shape ({inputs.shape[0]}, {self.num_classes}), "
+                f"expected logits of shape ({count}, {self.num_classes}), "
                 f"got {tuple(logits.shape)}",
                 where=self.summary.id,
                 hint="Check num_classes, and forward.output in the card, forward={'output': …} in "

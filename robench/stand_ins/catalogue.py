@@ -23,6 +23,17 @@ STAND_INS.add(
     "robench.stand_ins.smoothed:Smoothed",
     "the model with gradients averaged over noise",
 )
+STAND_INS.add(
+    "distilled",
+    "robench.stand_ins.distilled:Distilled",
+    "a student taught by the model's outputs in the ball",
+)
+STAND_INS.add("model", "robench.stand_ins.other_model:OtherModel", "another model, model:NAME")
+STAND_INS.add(
+    "auxiliary",
+    "robench.stand_ins.auxiliary:Auxiliary",
+    "final and further outputs at once, auxiliary or auxiliary:ALTERNATIVE",
+)
 
 
 def find_stand_in(through: str) -> StandIn:

@@ -15,6 +15,8 @@ Parameter names are those of the papers' authors where a paper has published che
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -28,6 +30,9 @@ class Classifier(nn.Module, ABC):
     """
 
     classifier: str = "fc"
+    alternatives: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    """Other ways through the network that searches may take, such as a soft choice in place of a hard
+    one: by name, the further arguments of ``forward``"""
 
     @abstractmethod
     def forward_features(self, inputs: Tensor) -> Tensor:

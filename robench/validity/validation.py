@@ -38,16 +38,20 @@ from robench.records import (
     canonical_hash,
     validation_key,
 )
-from robench.registry import identity_of
+from robench.registry import identity_of, installed_versions
 from robench.reporting.model_results import ModelResult, collect
 from robench.request import Request
 from robench.results import Store, StoredRecord
 from robench.results.validations import Validations, judgement
 from robench.seeding import own_stream
+from robench.stand_ins.catalogue import STAND_INS
 from robench.validity import countermeasures
 from robench.validity.catalogue import DIAGNOSES, MOST, diagnose
 from robench.validity.countermeasures import Chosen
 from robench.validity.free_diagnoses import free_diagnoses
+
+_LIBRARY = "adversarial-robustness-toolbox"
+"""Whose attacks are among the countermeasures"""
 
 log = logging.getLogger("robench.validity")
 
@@ -93,8 +97,11 @@ def check_goal(request: Request) -> None:
 
 def protocol() -> str:
     """The hash of all tests and countermeasures that there are, code from outside included."""
-    tests = [(name, identity_of(DIAGNOSES[name].function)) for name in DIAGNOSES]
-    return canonical_hash({"tests": tests, "countermeasures": countermeasures.identity()})
+    tests = [[name, identity_of(DIAGNOSES[name].function)] for name in DIAGNOSES]
+    content = {"tests": tests, "countermeasures": countermeasures.identity()}
+    # What was not there to be tried may be there now.
+    content |= {"stand_ins": sorted(STAND_INS), "libraries": installed_versions(_LIBRARY)}
+    return canonical_hash(content)
 
 
 def subject_of(

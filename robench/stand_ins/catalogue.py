@@ -19,6 +19,11 @@ if TYPE_CHECKING:
 
 STAND_INS: Registry[Any] = Registry("stand-in", "robench.stand_ins")
 STAND_INS.add(
+    "bpda",
+    "robench.stand_ins.bpda:BPDA",
+    "the model with other gradients where a module's own do not tell what the module does",
+)
+STAND_INS.add(
     "smoothed",
     "robench.stand_ins.smoothed:Smoothed",
     "the model with gradients averaged over noise",

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from attack_models import LinearModel, linear_problem
+from attack_models import linear_problem
 from torch import Tensor, nn
 
 import robench
@@ -43,6 +43,11 @@ class Hidden(nn.Module):
         return logits
 
 
+def bare(setting: Setting) -> nn.Module:
+    """The network within a :class:`Hidden` one."""
+    return setting.model.network.get_submodule("network")
+
+
 class Unmasked:
     """Searches the network within a :class:`Hidden` one, and notes what it was built from."""
 
@@ -51,7 +56,7 @@ class Unmasked:
 
     def build(self, setting: Setting) -> SearchModel:
         self.settings.append(setting)
-        return SearchModel(setting.model.network.network, "the network within")
+        return SearchModel(bare(setting), "the network within")
 
     def identity(self, model: RobenchModel) -> str | None:
         return "abc"
@@ -63,7 +68,7 @@ class Opposite(Unmasked):
     exact = False
 
     def build(self, setting: Setting) -> SearchModel:
-        return SearchModel(Scaled(setting.model.network.network), "another model")
+        return SearchModel(Scaled(bare(setting)), "another model")
 
 
 class Needless(Unmasked):
@@ -74,7 +79,7 @@ class Needless(Unmasked):
 class Scaled(nn.Module):
     """The same slope; every label wins by a million."""
 
-    def __init__(self, network: LinearModel) -> None:
+    def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
 

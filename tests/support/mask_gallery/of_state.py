@@ -19,7 +19,8 @@ class AfterCalls(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         self.left -= 1
-        logits: Tensor = (self.network if self.left >= 0 else self.robust)(inputs)
+        weak, robust = self.network(inputs), self.robust(inputs)
+        logits: Tensor = weak if self.left >= 0 else robust
         return logits
 
 
@@ -32,7 +33,8 @@ class AloneOnly(nn.Module):
         self.robust = ground.robust
 
     def forward(self, inputs: Tensor) -> Tensor:
-        logits: Tensor = (self.network if len(inputs) == 1 else self.robust)(inputs)
+        weak, robust = self.network(inputs), self.robust(inputs)
+        logits: Tensor = weak if len(inputs) == 1 else robust
         return logits
 
 

@@ -85,7 +85,7 @@ class Whole(nn.Module):
         return logits.round()
 
 
-_FLAT = ("no_gradients", "flat_margin", "gradient_mismatch", "fidelity", "vanishing_gradients")
+_FLAT = ("no_gradients", "flat_margin", "fidelity", "continuity", "vanishing_gradients")
 _COARSE = ("coarse_margins", "resolution", *_FLAT)
 _PROBABILITIES = ("softmax_outputs", "sigmoid_outputs", *_COARSE)
 

@@ -216,7 +216,7 @@ def _random(make: Callable[[Ground], nn.Module]) -> Yardstick:
     return Yardstick((lambda g: Averaged(before(make)(g)),), judged="majority")
 
 
-_FLAT = ("no_gradients", "flat_margin", "gradient_mismatch", "fidelity")
+_FLAT = ("no_gradients", "flat_margin", "gradient_mismatch", "fidelity", "continuity")
 
 MASKS = (
     PlantedMask(
@@ -271,7 +271,9 @@ MASKS = (
     ),
     PlantedMask("detached", lambda g: Detached(g.network), _FLAT),
     PlantedMask("through-numpy", lambda g: ThroughNumpy(g.network), _FLAT),
-    PlantedMask("refuses-gradients", lambda g: RefusesGradients(g.network), (*_FLAT, "raises")),
+    PlantedMask(
+        "refuses-gradients", lambda g: RefusesGradients(g.network), (*_FLAT, "errored_samples")
+    ),
     PlantedMask(
         "reversed-gradient", before(lambda g: Reversed()), ("gradient_mismatch", "fidelity")
     ),

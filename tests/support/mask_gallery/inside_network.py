@@ -241,15 +241,8 @@ def _other_bits(clean: Tensor, candidates: Tensor, ground: Ground) -> Tensor:
     return moved.clamp(clean - ground.eps, clean + ground.eps).clamp(0, 1)
 
 
-_UNFAITHFUL = ("no_gradients", "flat_margin", "gradient_mismatch", "fidelity")
-_SWITCH = (
-    "consistency",
-    "fidelity",
-    "binarisation",
-    "transfer",
-    "unstable_loss",
-    "gradient_mismatch",
-)
+_UNFAITHFUL = ("no_gradients", "flat_margin", "gradient_mismatch", "fidelity", "continuity")
+_SWITCH = ("continuity", "stability", "transfer_beats_direct", "black_box_beats_gradients")
 
 MASKS = (
     PlantedMask(
@@ -279,5 +272,7 @@ MASKS = (
     PlantedMask(
         "distance-detector", DistanceDetector, _SWITCH, Yardstick(penalty=_too_far), branches=True
     ),
-    PlantedMask("memory", Memory, ("changing_state", "state"), Yardstick(judged="fresh")),
+    PlantedMask(
+        "memory", Memory, ("changing_state", "flat_margin", "fidelity"), Yardstick(judged="fresh")
+    ),
 )

@@ -66,13 +66,16 @@ class Dropping(nn.Module):
         return logits
 
 
-_STATE = ("changing_state", "state", "randomised", "batch_dependent", "consistency")
+_STATE = ("changing_state", "batch_dependent", "attacked_above_clean")
 
 MASKS = (
     PlantedMask("after-calls", AfterCalls, _STATE, Yardstick(judged="fresh"), branches=True),
     PlantedMask("alone-only", AloneOnly, _STATE, Yardstick(judged="alone"), branches=True),
     PlantedMask(
-        "fifth-raises", FifthRaises, ("raises", "errored", "state"), Yardstick(judged="patient")
+        "fifth-raises",
+        FifthRaises,
+        ("errored_samples", "forward_fails"),
+        Yardstick(judged="patient"),
     ),
     PlantedMask(
         "dropped-pixels", Dropping, ("randomised",), Yardstick(judged="majority"), costs=0.05

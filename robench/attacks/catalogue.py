@@ -42,6 +42,7 @@ ATTACKS.add(
     "Carlini & Wagner's minimum-norm L2 attack",
 )
 ATTACKS.add("fmn", "robench.attacks.fmn:FMN", "fast minimum-norm attack under any norm")
+ATTACKS.add("grid-pgd", "robench.attacks.grid_pgd:GridPGD", "PGD on the grey levels of its inputs")
 ATTACKS.add("ddn", "robench.attacks.ddn:DDN", "decoupled direction and norm, minimum-norm L2")
 
 ADAPTERS: Registry[Any] = Registry("attack adapter")

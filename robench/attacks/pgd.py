@@ -2,8 +2,8 @@
 
 FGSM (Goodfellow et al., ICLR 2015) is PGD with one step of length ε from the clean input; the
 CW attack of the L∞ literature is PGD on the margin loss. All three are entries of a suite. A variant
-with another direction, momentum or loss is a subclass that overrides one method: :meth:`PGD.ascent`
-or :meth:`PGD.objective`.
+with another direction, momentum or loss is a subclass that overrides one method: :meth:`PGD.ascent`,
+:meth:`PGD.objective`, or :meth:`PGD.kept`.
 """
 
 from dataclasses import dataclass, replace
@@ -112,13 +112,17 @@ class PGD(Attack[PGDState]):
         """
         return steepest(seen.gradient, self.norm), state.memory
 
+    def kept(self, points: Tensor, inputs: Tensor) -> Tensor:
+        """The points (B, C, H, W) of the ball around ``inputs`` that stand for these ones."""
+        return project(points, inputs, self.norm, self.threat_model.radius)
+
     def step(self, query: Query, state: PGDState) -> PGDState:
         """Evaluate the current points and move those that have steps left."""
         going_on = state.step < self.steps
         seen = evaluate(query, state.point, self.objective(state), going_on)
         direction, memory = self.ascent(seen, state)
         ahead = state.point + self.length * direction
-        moved = project(ahead, state.inputs, self.norm, self.threat_model.radius)
+        moved = self.kept(ahead, state.inputs)
         history, repeated = state.history, state.repeated
         if self.can_repeat:
             code = fingerprint(state.point)

@@ -33,7 +33,17 @@ from robench.statistics import (
 
 _ALPHA = 0.01
 
-_GRADIENT = {"pgd", "apgd", "pma", "fab", "cw-l2", "fmn", "ddn", "art:ProjectedGradientDescent"}
+_GRADIENT = {
+    "pgd",
+    "grid-pgd",
+    "apgd",
+    "pma",
+    "fab",
+    "cw-l2",
+    "fmn",
+    "ddn",
+    "art:ProjectedGradientDescent",
+}
 _BLACK_BOX = {"square", "art:SquareAttack", "art:HopSkipJump", "art:BoundaryAttack"}
 _MANY = 10
 """Steps of an attack that is no longer a single step"""

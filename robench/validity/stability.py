@@ -23,7 +23,7 @@ _JUMP = 0.05
 _STEEPER = 5.0
 """Times that a small step may change the logits more than in proportion; of sound models the
 largest is 1.1 (``benchmarks/results/diagnoses.md``)."""
-_ASKS_FOR = ("smoothed", "distilled", "transfer", "square-more", "decision")
+_ASKS_FOR = ("on-grid", "smoothed", "distilled", "transfer", "square-more", "decision")
 
 
 def stability(subject: Subject, threat_model: ThreatModel, seed: int) -> Diagnosis:

@@ -58,6 +58,7 @@ PARAMS: dict[str, dict[str, list[Any]]] = {
     "cw-l2": {"rounds": [2], "steps": [3], "learning_rate": [0.1, 0], "confidence": [0, -1]},
     "fmn": {"steps": [4], "step_size": [1.0, -1], "shrinkage": [0.05, 1]},
     "ddn": {"steps": [4], "initial_norm": [0.5, "x"], "shrinkage": [0.05, 1]},
+    "grid-pgd": {"steps": [4], "loss": ["ce", "cross"]},
     "pma": {"steps": [4, 1], "relative_step_size": [1.0]},
 }
 NAMES = st.sampled_from(["a", "b", "pgd-20", "clean", "A.b+c", "a b", "", "../x", "a" * 101])

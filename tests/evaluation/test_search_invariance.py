@@ -28,6 +28,7 @@ from robench.attacks.carlini_wagner import CarliniWagnerL2
 from robench.attacks.ddn import DDN
 from robench.attacks.fab import FAB
 from robench.attacks.fmn import FMN
+from robench.attacks.grid_pgd import GridPGD
 from robench.attacks.pgd import PGD
 from robench.attacks.probability_margin import PMA
 from robench.attacks.square import Square
@@ -42,6 +43,7 @@ ATTACKS: dict[str, Callable[[], Attack[Any]]] = {
     "pgd": lambda: PGD(LINF, steps=8, restarts=2),
     "pgd-short": lambda: PGD(LINF, steps=1, relative_step_size=0.3, restarts=5),
     "pgd-l2": lambda: PGD(L2, steps=8, restarts=2, loss="margin"),
+    "grid-pgd": lambda: GridPGD(LINF, steps=8, restarts=2),
     "pma": lambda: PMA(LINF, steps=6, restarts=2),
     "pma-l2": lambda: PMA(L2, steps=5),
     "apgd-ce": lambda: APGD(LINF, steps=12, restarts=2),

@@ -38,6 +38,9 @@ class Countermeasure(Frozen):
     norms: tuple[Norm, ...] = NORMS
     through_zoo: tuple[str, ...] = ()
     """Recipes: each stage goes through the zoo's models of these for the data."""
+    through_outputs: bool = False
+    """Whether stages through ``auxiliary`` are for models with further outputs, and once more for each
+    other way through the network."""
     stages: tuple[AttackSpec, ...]
 
 
@@ -48,7 +51,7 @@ class Chosen:
     Attributes:
         asked_by: the tests that asked for it; none: it is always tried.
         stages: what can be run of it.
-        problem: why nothing can, or None.
+        problem: why the rest, or all of it, cannot, or None.
     """
 
     name: str
@@ -118,7 +121,7 @@ def _prepared(
             if not known.through_zoo
             else "the zoo has no other model for the data"
         )
-    return Chosen(known.name, by, tuple(usable), None if usable else "; ".join(problems))
+    return Chosen(known.name, by, tuple(usable), "; ".join(dict.fromkeys(problems)) or None)
 
 
 def _stages(known: Countermeasure, model: RobenchModel) -> tuple[AttackSpec, ...]:
@@ -127,9 +130,19 @@ def _stages(known: Countermeasure, model: RobenchModel) -> tuple[AttackSpec, ...
     for stage in known.stages:
         if known.through_zoo:
             stages += _through_zoo(stage, known.through_zoo, model)
+        elif known.through_outputs and stage.through is not None:
+            stages += _through_outputs(stage, stage.through, model)
         else:
             stages += stage.for_outputs(model.outputs)
     return tuple(stages)
+
+
+def _through_outputs(stage: AttackSpec, through: str, model: RobenchModel) -> list[AttackSpec]:
+    own = [stage] if model.outputs else []
+    return own + [
+        stage.model_copy(update={"name": f"{stage.name}-{way}", "through": f"{through}:{way}"})
+        for way in model.alternatives
+    ]
 
 
 def _through_zoo(

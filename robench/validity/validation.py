@@ -16,6 +16,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -98,7 +99,7 @@ def check_goal(request: Request) -> None:
 def protocol() -> str:
     """The hash of all tests and countermeasures that there are, code from outside included."""
     tests = [[name, identity_of(DIAGNOSES[name].function)] for name in DIAGNOSES]
-    content = {"tests": tests, "countermeasures": countermeasures.identity()}
+    content: dict[str, Any] = {"tests": tests, "countermeasures": countermeasures.identity()}
     # What was not there to be tried may be there now.
     content |= {"stand_ins": sorted(STAND_INS), "libraries": installed_versions(_LIBRARY)}
     return canonical_hash(content)
@@ -239,7 +240,7 @@ def _trial(
 ) -> Trial:
     """What a countermeasure's stages found that the suite had not."""
     told = {"countermeasure": chosen.name, "asked_by": chosen.asked_by}
-    if chosen.problem is not None or stored is None:
+    if not chosen.stages or stored is None:
         return Trial(**told, tried=False, message=chosen.problem or problem)
     names = {stage.name for stage in chosen.stages}
     stages = [stage for stage in stored.record.stages if stage.name in names]
@@ -255,5 +256,5 @@ def _trial(
         key=stored.record.key,
         finds=finds,
         lowered_by=100 * finds / result.n,
-        message="; ".join(skipped) or None,
+        message="; ".join([*skipped, *([chosen.problem] if chosen.problem else [])]) or None,
     )

@@ -12,6 +12,7 @@ from robench.doctor.accuracy import accuracy
 from robench.doctor.behaviour import batch_mates, changed_state, dynamic, modes, randomised
 from robench.doctor.gradients import gradients
 from robench.doctor.half_precision import half_precision
+from robench.doctor.history import history
 from robench.doctor.outputs import coarse_margins, constant_outputs, kind_of_outputs
 from robench.doctor.subject import Finding, Subject
 from robench.registry import Registry
@@ -45,6 +46,7 @@ CHECKS: Final[Registry[Check]] = Registry("check", "robench.checks")
 
 for _name, _check in {
     "modes": Check(modes, 1, 1),
+    "history": Check(history, 16, 4),  # early, for it is of a model that was asked little
     "state": Check(changed_state, 16, 8),
     "randomness": Check(randomised, 128, 8),
     "adaptation": Check(dynamic, 2, 2),

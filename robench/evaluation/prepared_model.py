@@ -36,7 +36,7 @@ from robench.threat_models import ThreatModel
 _SHARD_BYTES = 512 * 2**20
 _STATE_COPIES = 16  # tensors of the inputs' size that the largest attack state holds
 _BATCH = 256  # for passes outside the search
-_ONE_AT_A_TIME = {"randomised", "changing_state"}  # the doctor's names
+_ONE_AT_A_TIME = {"randomised", "changing_state", "history_dependent"}  # the doctor's names
 _PROBE = 128  # samples that flags and the choice of precision are based on
 _SHOWN_VALUES = 2**24  # of all the inputs that a stand-in is built from,
 _FEWEST_SHOWN, _MOST_SHOWN = 128, 1000  # so many inputs at least, and at most

@@ -19,7 +19,10 @@ from robench.threat_models import ThreatModel
 
 Bools = npt.NDArray[np.bool_]
 
-_UNREPEATABLE = {"randomised", "judged_by_draws", "changing_state", "buffers_changed"}
+_UNREPEATABLE = {
+    *("randomised", "judged_by_draws"),
+    *("changing_state", "history_dependent", "buffers_changed"),
+}
 """Flags of records whose verdicts another run need not give again"""
 
 _SIZE_ROUNDING = 4 * 2.0**-24

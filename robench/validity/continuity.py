@@ -36,7 +36,7 @@ def continuity(subject: Subject, threat_model: ThreatModel, seed: int) -> Diagno
     probing = Probing(subject, threat_model, seed)
     gradient = probing.gradient(margin_loss)
     ways = {"a random step of length ε": probing.moved(probing.noise(0), 1)}
-    if gradient is not None and bool(gradient.isfinite().all()):
+    if gradient is not None:
         ways["the gradient's step of length ε"] = probing.moved(probing.uphill(gradient), 1)
     if (others := _others(subject.labels)) is not None:
         ways["the way to a sample of another class"] = subject.inputs[others]

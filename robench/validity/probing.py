@@ -50,9 +50,13 @@ class Probing:
         return margin(self.logits(points), self.subject.labels.cpu())
 
     def gradient(self, loss: LabelLoss) -> Tensor | None:
-        """Of a loss at the inputs, float32 (N, C, H, W); None where autograd finds no way."""
-        with seeding.own_stream(self.seed, self.inputs.device):
-            return loss_gradient(self.subject, loss)
+        """Of a loss at the inputs, float32 (N, C, H, W), finite; None where there is none."""
+        try:
+            with seeding.own_stream(self.seed, self.inputs.device):
+                found = loss_gradient(self.subject, loss)
+        except Exception:  # Foreign code may raise anything, and some refuses gradients alone.
+            return None
+        return found if found is not None and bool(found.isfinite().all()) else None
 
     def noise(self, draw: int) -> Tensor:
         """A direction of norm 1 for each sample, (N, C, H, W), by its place among them."""

@@ -32,7 +32,7 @@ def resolution(subject: Subject, threat_model: ThreatModel, seed: int) -> Diagno
     labels = subject.labels.cpu()
     gradient = probing.gradient(margin_loss)
     ways = [probing.noise(0), probing.noise(1)]
-    if gradient is not None and bool(gradient.isfinite().all()):
+    if gradient is not None:
         ways.append(probing.uphill(gradient))
     clean = probing.logits(probing.inputs)
     moved = [probing.logits(probing.moved(way, 1 / 16)) for way in ways]

@@ -74,6 +74,50 @@ class Counting(nn.Module):
         return self.inner(inputs)
 
 
+class AfterCalls(nn.Module):
+    """Turns its pictures round once it has been asked a thousand times."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = trained()
+        self.left = 1000
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        self.left -= 1
+        return self.inner(inputs if self.left >= 0 else inputs.flip(2))
+
+
+class Remembering(nn.Module):
+    """Answers what is like an input that it was asked before as it did then."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = trained()
+        self.seen: list[tuple[Tensor, Tensor]] = []
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        answers = []
+        for picture, logits in zip(inputs.detach().clone(), self.inner(inputs), strict=True):
+            near = [z for x, z in self.seen if float((x - picture).abs().max()) < 0.2]
+            if not near:
+                self.seen.append((picture, logits.detach().clone()))
+            answers.append(near[0] + 0 * logits if near else logits)
+        return torch.stack(answers)
+
+
+class FifthRaises(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = trained()
+        self.calls = 0
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        self.calls += 1
+        if self.calls % 5 == 0:
+            raise RuntimeError("busy")
+        return self.inner(inputs)
+
+
 class BatchStatistics(nn.Module):
     """Normalises with the statistics of the batch, also in evaluation mode."""
 
@@ -202,6 +246,8 @@ FAULTS = {
     "stuck in training": Fault(StuckInTraining, "train_mode", "inner"),
     "statistics that move": Fault(StuckInTraining, "changing_state", "running_mean"),
     "a counter": Fault(Counting, "changing_state", "calls"),
+    "another after a thousand calls": Fault(AfterCalls, "history_dependent", "counters (left)"),
+    "a memory": Fault(Remembering, "history_dependent", "after an input like it"),
     "dropout": Fault(
         lambda: Around(after=lambda z: nn.functional.dropout(z)), "randomised", "aa-rand"
     ),
@@ -314,12 +360,21 @@ def test_the_planted_fault_is_named(fault: Fault, brief: bool) -> None:
     assert "check_failed" not in found
 
 
+def test_refusals_are_counted() -> None:
+    model = wrap_module(FifthRaises(), num_classes=10, input={"channels": 1}, share=True)
+    inputs, labels = digits()
+    found = by_name(examine(model, inputs[:8], labels[:8]))
+    assert found["raises"].count in (3, 4)
+    assert "16 passes over the same inputs raise: RuntimeError: busy" in found["raises"].evidence
+
+
 # Where one fault has several marks, all of them are its own.
 ALONE = [
     *("probabilities", "log-probabilities", "a tuple", "a dict", "a counter", "adapting"),
     *("in place", "detached", "reversed gradient", "expects [-1, 1]", "expects [0, 255]"),
     *("expects a mean", "card in [0, 255]", "blue first", "classes in another order", "untrained"),
     *("two classes swapped", "beyond float16", "weights beyond float16", "dropout", "noise"),
+    "another after a thousand calls",
 ]
 
 
@@ -383,7 +438,7 @@ def test_before_a_run_a_sound_model_sees_few_inputs() -> None:
     known = model(inputs).detach()
     asked.clear()
     assert examine(model, inputs, labels, brief=True, logits=known) == []
-    # 72 for the slopes, 40 for randomness, 24 beside others and alone; each a forward pass of
+    # 72 for the slopes, 56 for what it remembers, 40 for randomness, 24 beside others and alone; each a forward pass of
     # what may be a large network.
     assert sum(asked) < 200
 

@@ -154,8 +154,15 @@ def _off_grid(inputs: Tensor) -> Tensor:
     return torch.where(off[:, None, None, None], inputs.flip(3), inputs)
 
 
+def _refusing(inputs: Tensor) -> Tensor:
+    if inputs.requires_grad:
+        raise RuntimeError("no gradients here")
+    return inputs
+
+
 MASKS: dict[str, tuple[dict[str, Any], set[str]]] = {
     "detached": ({"after": Tensor.detach}, {"fidelity"}),
+    "refusing": ({"before": _refusing}, {"fidelity"}),
     "four levels": ({"before": _grid(4, False)}, {"fidelity", "continuity", "stability"}),
     "straight through": ({"before": _grid(4, True)}, {"fidelity", "continuity", "stability"}),
     "off the grid": ({"before": _off_grid}, {"fidelity", "continuity", "stability"}),

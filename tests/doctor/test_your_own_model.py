@@ -75,9 +75,9 @@ def followed(tmp_path_factory) -> Iterator[Followed]:
             else:
                 for arguments in commands(block):
                     if arguments[0] == "run":
-                        # A third of the page's samples: their number is not the point.
+                        # A tenth of the page's samples: their number is not the point.
                         place = arguments.index("--n") + 1
-                        arguments[place] = str(int(arguments[place]) // 3)
+                        arguments[place] = str(int(arguments[place]) // 10)
                         arguments.append("--no-plots")
                     result = invoke(*arguments)
                     assert result.code == 0, (arguments, result.err, result.out)

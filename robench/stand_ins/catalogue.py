@@ -29,6 +29,11 @@ STAND_INS.add(
     "the model with gradients averaged over noise",
 )
 STAND_INS.add(
+    "float64",
+    "robench.stand_ins.float64:Float64",
+    "the model in float64, its logits less their largest",
+)
+STAND_INS.add(
     "distilled",
     "robench.stand_ins.distilled:Distilled",
     "a student taught by the model's outputs in the ball",

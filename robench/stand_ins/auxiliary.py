@@ -92,7 +92,9 @@ class Joined(nn.Module):
         """Take the median margins of inputs (N, C, H, W) with labels (N,) for the widths."""
         margins = [
             torch.stack([margin(head.float(), classes).abs() for head in self.heads(part)])
-            for part, classes in zip(inputs.split(_BATCH), labels.split(_BATCH), strict=True)
+            for part, classes in zip(
+                *(torch.split(rows, _BATCH) for rows in (inputs, labels)), strict=True
+            )
         ]
         widths = torch.cat(margins, dim=1).median(dim=1).values
         self.widths = torch.where(widths > 0, widths, 1.0)

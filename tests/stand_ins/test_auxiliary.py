@@ -13,7 +13,7 @@ from robench.errors import AttackError, UsageError
 from robench.models import wrap_module
 from robench.models.architectures.reverse_attention import DigitsResNetRA, reverse_attention
 from robench.models.wrapper import RobenchModel
-from robench.records import AttackSpec, Suite
+from robench.records import AttackSpec, Outcome, Suite
 from robench.stand_ins.auxiliary import Auxiliary
 from robench.stand_ins.base import Setting
 from robench.threat_models import ThreatModel
@@ -72,8 +72,8 @@ def test_a_hidden_decision_is_found_where_the_final_output_leads_away() -> None:
         device="cpu",
         forward={"outputs": {"inner": ["inner"]}, "outputs_arguments": {"inside": True}},
     )
-    assert direct.record.count("survived") == 40
-    assert joined.record.count("broken") == int(((level - 0.5).abs() < 0.1).sum())
+    assert direct.record.count(Outcome.SURVIVED) == 40
+    assert joined.record.count(Outcome.BROKEN) == int(((level - 0.5).abs() < 0.1).sum())
 
 
 def ancra(masked: int = 2) -> tuple[DigitsResNetRA, Tensor]:
@@ -86,8 +86,8 @@ def test_a_soft_mask_is_the_mean_of_the_rows() -> None:
     fc = nn.Linear(2, 3)
     maps = torch.rand(4, 2, 3, 3)
     masked, logits = reverse_attention(maps, fc, None, soft=True)
-    mean = sum(logits.softmax(dim=1)[:, k, None] * fc.weight[k] for k in range(3))
-    torch.testing.assert_close(masked, maps * mean[:, :, None, None])
+    mean = torch.stack([logits.softmax(dim=1)[:, k, None] * fc.weight[k] for k in range(3)])
+    torch.testing.assert_close(masked, maps * mean.sum(dim=0)[:, :, None, None])
     sure = nn.Linear(2, 3)
     sure.bias.data[1] = 1e6  # a class beyond doubt: the soft mask is the hard one
     hard, _ = reverse_attention(maps, sure, None)

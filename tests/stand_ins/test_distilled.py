@@ -14,7 +14,7 @@ import robench
 from robench.datasets import ArrayDataset
 from robench.errors import AttackError
 from robench.models import wrap_module
-from robench.records import AttackSpec, Suite
+from robench.records import AttackSpec, Outcome, Suite
 from robench.stand_ins import distilled
 from robench.stand_ins.base import Setting
 from robench.stand_ins.distilled import Distilled, Student
@@ -93,7 +93,7 @@ def test_the_full_budget_comes_within_a_point_of_the_closed_form() -> None:
         device="cpu",
     )[0]
     robust = int((distance >= threat.radius).sum())
-    assert robust <= stored.record.counts["survived"] <= robust + 3
+    assert robust <= stored.record.count(Outcome.SURVIVED) <= robust + 3
 
 
 @pytest.mark.usefixtures("short")

@@ -82,20 +82,6 @@ def test_a_student_breaks_what_the_closed_form_says_can_be_broken(outputs: str) 
     assert str(stage.search).startswith("student of 450 outputs")
 
 
-@pytest.mark.slow
-def test_the_full_budget_comes_within_a_point_of_the_closed_form() -> None:
-    network, inputs, labels, distance, threat = linear_problem("Linf", 10, count=300, side=8)
-    stored = robench.evaluate(
-        Shown(network, OUTPUTS["logits"]),
-        ArrayDataset(inputs, labels, num_classes=10),
-        Suite(name="t", attacks=(AttackSpec(name="d", attack="pma", through="distilled"),)),
-        threat_model=str(threat),
-        device="cpu",
-    )[0]
-    robust = int((distance >= threat.radius).sum())
-    assert robust <= stored.record.count(Outcome.SURVIVED) <= robust + 3
-
-
 @pytest.mark.usefixtures("short")
 def test_only_samples_and_seed_decide_what_is_learnt() -> None:
     here = setting(OUTPUTS["logits"])

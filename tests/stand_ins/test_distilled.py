@@ -14,7 +14,7 @@ import robench
 from robench.datasets import ArrayDataset
 from robench.errors import AttackError
 from robench.models import wrap_module
-from robench.records import AttackSpec, Outcome, Suite
+from robench.records import AttackSpec, Suite
 from robench.stand_ins import distilled
 from robench.stand_ins.base import Setting
 from robench.stand_ins.distilled import Distilled, Student

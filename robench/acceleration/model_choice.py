@@ -102,7 +102,11 @@ def choose_search_model(
     plain = SearchModel(model)
     passes, rate = planned_passes, float("inf")
     if passes >= _FEW:
-        alive, rate = _look_ahead(plain, inputs, labels, threat_model)
+        try:
+            alive, rate = _look_ahead(plain, inputs, labels, threat_model)
+        except Exception:  # A model may refuse gradients: the searches meet it, sample by sample.
+            size = batch_size or _PILOT
+            return SearchChoice(SearchModels.all_on(plain), size, 0.0, "its gradients raise")
         passes *= alive
     seconds = passes / rate
     size = batch_size or fitting_batch(model, inputs)

@@ -10,7 +10,7 @@ from torch import Tensor
 from robench.attention.catalogue import AttentionExtractor
 from robench.attention.masks import downsample_masks
 from robench.datasets import Dataset
-from robench.errors import RobenchError
+from robench.errors import ModelError, RobenchError, first_line
 from robench.evaluation.adversarial_inputs import ReadInputs
 from robench.metric_catalogue import measure
 from robench.models.wrapper import RobenchModel
@@ -103,9 +103,22 @@ class SampleMetrics:
             shown: bool (m,), samples that have an adversarial input; of the others only the
                 metrics of the clean map are defined, and they are in no other sample's value.
                 None: all.
+
+        Where the model raises, or takes a way past the layer that is looked at, nothing is defined, and
+        a flag of the :attr:`methods` says why: what the attacks found is worth keeping.
         """
         if len(self.rows) == 0:
             return {}
+        try:
+            return self._measured(adv_inputs, shown)
+        except (ModelError, RuntimeError) as error:
+            evidence = f"attention and features could not be measured: {first_line(error)}"
+            flag = Flag(name="no_metrics", severity="note", evidence=evidence)
+            if flag not in self.methods.flags:
+                self.methods.flags += (flag,)
+            return {}
+
+    def _measured(self, adv_inputs: ReadInputs, shown: Tensor | None) -> dict[str, Tensor]:
         clean, features = self._clean, None
         attention: list[dict[str, Tensor]] = []
         # Batch by batch: what the metrics put beside the maps is several times as large.

@@ -274,3 +274,25 @@ def test_panels_are_full_and_half_broken_where_they_can_be(count, broken, surviv
     fallen = int(kinds[chosen].sum())
     assert fallen >= min(broken, count // 2)
     assert len(chosen) - fallen >= min(survived, count // 2)
+
+
+def test_a_model_that_fails_while_it_is_looked_at_keeps_its_verdicts(pictures: Path) -> None:
+    class Flaky(Brightness):
+        """Raises once it is told to."""
+
+        available = True
+
+        def forward(self, inputs: Tensor) -> Tensor:
+            if not self.available:
+                raise RuntimeError("temporarily unavailable")
+            return super().forward(inputs)
+
+    network, data = Flaky(), load_dataset(pictures)
+    metrics = SampleMetrics(wrapped(network), data, torch.arange(2), CPU, 2)
+    assert metrics.methods.extractor is not None
+    metrics.model.network.available = False
+    inputs = data.batch([0, 1])
+    assert metrics.values(inputs) == metrics.values(inputs) == {}
+    (flag,) = metrics.methods.flags
+    assert flag.name == "no_metrics"
+    assert "temporarily unavailable" in flag.evidence

@@ -166,7 +166,8 @@ def _cell(runs: list[dict[str, Any]], reference: float | None) -> str:
     if audits:
         escalated = sum(audit["escalated"] for audit in audits)
         bound = max(100 * (audit["missed_share_upper"] or 0) for audit in audits)
-        text += f", escalated {escalated} of {len(audits)}" if escalated else f", ≤ {bound:.1f} %"
+        text += f", escalated {escalated} of {len(audits)}" if escalated else ""
+        text += f", ≤ {bound:.1f} %" if bound or not escalated else ""
     return text
 
 
@@ -197,7 +198,8 @@ def _row(cells: Sequence[str]) -> str:
 
 _LEGEND = (
     "Robust accuracy, seconds, how many times faster than aa-standard, and of audited protocols the "
-    "95 % bound on the share of survivors that they missed, or how many of the runs escalated; "
+    "largest 95 % bound on the share of survivors that they missed, and how many of the runs "
+    "escalated; "
     "medians over the seeds."
 )
 

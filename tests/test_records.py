@@ -120,6 +120,12 @@ def _key(**changes: Any) -> str:
     return job_key(**{**arguments, **changes})
 
 
+def test_audited_jobs_alone_have_new_keys_since_audits_escalate_by_stages() -> None:
+    spec = AttackSpec(name="a", stages=(_spec(), _spec(name="b")), audit=AuditSpec(first_stage=1))
+    assert _key(attack=spec, revision=6) != _key(attack=spec, revision=7)
+    assert _key(revision=5) != _key(revision=6) == _key(revision=7) != _key(revision=8)
+
+
 @pytest.mark.parametrize(
     "change",
     [

@@ -122,10 +122,12 @@ def record_text(record: EvaluationRecord) -> str:
         facts += _judged_facts(record.judged)
     if record.audit is not None:
         audit, then = record.audit, ", so all were attacked" if record.audit.escalated else ""
+        then += f" up to {audit.escalated_to}" if audit.escalated_to else ""
         found = f"{audit.audited} of {audit.survivors} survivors, {audit.hits} broken{then}"
         if audit.missed_share_upper:
             missed = f"{100 * audit.missed_share_upper:.1f} %"
-            found += f"; at most {missed} of the survivors would have been (95 %)"
+            rest = " by the stages after it" if audit.escalated else ""
+            found += f"; at most {missed} of the survivors would have been{rest} (95 %)"
         facts.append(("audit", found))
     facts += [(f"flag ({flag.severity})", f"{flag.name}: {flag.evidence}") for flag in record.flags]
     width = max(len(name) for name, _ in facts)

@@ -1,18 +1,18 @@
-"""The audit: later stages on a random sample of survivors, and on all of them if that finds any.
+"""The audit: later stages on a random sample of survivors, and on all as far as that finds any.
 
-The ``core`` protocol's stages from ``first_stage`` on run on the sample first. A hit, or a
-gradient that cannot guide a search, sends them to the other survivors too; otherwise the record
-states how large a share of broken samples such a sample could have missed.
+The ``core`` protocol's stages from ``first_stage`` on run on the sample first. The others follow up
+to the last of them that hit, or whose gradients could not guide a search; the record states how
+large a share of samples to be broken by the rest such a sample could have missed.
 """
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import replace
 
 from robench import seeding
-from robench.evaluation.cascade_state import CascadeState, PhaseCounts
+from robench.evaluation.cascade_state import CascadeState, StageRun
 from robench.evaluation.prepared_model import PreparedModel
 from robench.records import AuditResult, AuditSpec
-from robench.statistics.intervals import missed_share_upper
+from robench.statistics.intervals import unaudited_share_upper
 
 
 def draw_audit(audit: AuditSpec, state: CascadeState, prepared: PreparedModel) -> CascadeState:
@@ -28,21 +28,45 @@ def draw_audit(audit: AuditSpec, state: CascadeState, prepared: PreparedModel) -
     return replace(state, audited=chosen, audit_survivors=len(survivors))
 
 
-def escalates(state: CascadeState, phases: Iterable[PhaseCounts]) -> bool:
-    """Whether the other survivors are due as well, after the stage runs on the audited ones."""
-    blind = any(counts.zero_gradients or counts.nonfinite_gradients for counts in phases)
-    return blind or state.hits > 0
+def escalates_to(state: CascadeState, plan: Sequence[StageRun]) -> int | None:
+    """The last stage that the other survivors are due for, once all ran on the audited; None: none.
+
+    A stage that was run again in float32 is one stage. Where no audited sample is left, the stages
+    after the last find have shown nothing, and all are due.
+    """
+    runs = [(r, c) for r, c in zip(plan, state.phases, strict=False) if r.subset == "audited"]
+    found = [run.stage for run, counts in runs if counts.broken]
+    found += [
+        run.stage
+        for run, counts in runs
+        if not run.recheck and (counts.zero_gradients or counts.nonfinite_gradients)
+    ]
+    if not found:
+        return None
+    ended = sum(counts.broken + counts.errored for _, counts in runs)
+    return max(found) if ended < len(state.audited) else runs[-1][0].stage
 
 
-def audit_result(state: CascadeState, escalated: bool) -> AuditResult:
-    """For the record."""
+def audit_result(
+    state: CascadeState, plan: Sequence[StageRun], names: Sequence[str]
+) -> AuditResult:
+    """For the record; ``names`` are those of the stages."""
     survivors, audited, hits = state.audit_survivors, len(state.audited), state.hits
-    everyone = escalated or audited == survivors
-    bound = 0.0 if everyone else missed_share_upper(hits, audited, population=survivors)
+    late = [c for run, c in zip(plan, state.phases, strict=True) if run.subset != "all"]
+    broken, errored = sum(c.broken for c in late), sum(c.errored for c in late)
+    reach = escalates_to(state, plan)
+    if reach is None:
+        bound = unaudited_share_upper(survivors, audited)
+    elif reach == len(names) - 1:
+        bound = 0.0
+    else:
+        counts = {"hits": hits, "broken": broken, "errored": errored}
+        bound = unaudited_share_upper(survivors, audited, **counts)
     return AuditResult(
         survivors=survivors,
         audited=audited,
         hits=hits,
-        escalated=escalated,
+        escalated=reach is not None,
+        escalated_to=None if reach is None else names[reach],
         missed_share_upper=bound if survivors else None,
     )

@@ -4,7 +4,7 @@ A single attack is a cascade of one stage. What is done is a plan of stage runs,
 samples each. After the stages, searches that came closer to the boundary than low precision can
 tell, of samples that survived, are run once more in float32. Where a protocol has an audit
 (:mod:`robench.evaluation.audit`), its later stages are planned twice: for the audited samples, and
-for the others.
+for the others, as far as the audit gives reason to.
 """
 
 import time
@@ -23,7 +23,7 @@ from robench.attacks.base import BatchAttack
 from robench.errors import AttackError
 from robench.evaluation.adjudicate import Adjudicator
 from robench.evaluation.adversarial_inputs import Inputs
-from robench.evaluation.audit import audit_result, draw_audit, escalates
+from robench.evaluation.audit import audit_result, draw_audit, escalates_to
 from robench.evaluation.batch_attacks import run_batch_attack
 from robench.evaluation.cascade_state import CascadeState, PhaseCounts, StageRun, Subset
 from robench.evaluation.flags import attack_flags, stalled_flags
@@ -143,8 +143,8 @@ class Cascade:
         ]
         if stages and all(stage.skipped for stage in stages) and len(self.prepared):
             raise AttackError(str(stages[0].skipped), where=self.spec.name)
-        audit = audit_result(state, self._escalates()) if self.spec.audit else None
         names = tuple(stage.name for stage in self.stages)
+        audit = audit_result(state, self.plan, names) if self.spec.audit else None
         return replace(state, stage_names=names, stages=tuple(stages), audit=audit)
 
     def flags(self, state: CascadeState) -> list[Flag]:
@@ -172,18 +172,13 @@ class Cascade:
             if run.subset == "audited":
                 due = due[audited]
             else:
-                due = due[~audited] if self._escalates() else due[:0]
+                reach = escalates_to(self.state, self.plan)
+                due = due[~audited] if reach is not None and run.stage <= reach else due[:0]
         if (within := self.stages[run.stage].within) is not None:
             clean = self.prepared.clean_margins_of(due)
             closest = self.state.closest_margin[due]
             due = due[(closest <= within * clean) | closest.isinf()]  # or nothing is known
         return due[self._near(run, due).any(dim=1)] if run.recheck else due
-
-    def _escalates(self) -> bool:
-        phases = zip(self.plan, self.state.phases, strict=False)
-        return escalates(
-            self.state, [c for run, c in phases if run.subset == "audited" and not run.recheck]
-        )
 
     def _near(self, run: StageRun, rows: Tensor) -> Tensor:
         """bool (n′, searches): searches of the run's stage that came near the boundary."""

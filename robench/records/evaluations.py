@@ -14,11 +14,14 @@ RECORD_SCHEMA_VERSION = 1
 """Version of the JSON layout. A change of fields raises it, and reading then has to bring older records
 along; a new field with a default does not."""
 
-RESULTS_REVISION = 6
+RESULTS_REVISION = 7
 """Raised when the same job would give other numbers, so that old records are not reused."""
 
 _FIRST_WITH_PRECISION = 6
 """From this revision on, records say what precision was asked for, and keys are made of more."""
+
+_AUDITS_ALONE = 7
+"""This revision changed audited protocols alone: other jobs keep the keys of the one before."""
 
 
 class Outcome(StrEnum):
@@ -131,6 +134,9 @@ class AuditResult(Frozen):
     audited: int
     hits: int
     escalated: bool
+    """Whether stages ran on the other survivors as well."""
+    escalated_to: Shown | None = None
+    """The last stage that did; None though ``escalated``: the last of all, in older records"""
     missed_share_upper: float | None
     """95 % upper bound on the share of survivors that the audit may have missed."""
 
@@ -265,6 +271,8 @@ def job_key(
     not known beforehand), ``foreign`` the code from outside robench that attacks or metrics run.
     Up to revision 5 precision was None, and keys held neither these nor the masks.
     """
+    if revision == _AUDITS_ALONE and attack.audit is None:
+        revision -= 1
     content = {
         "revision": revision,
         "model": model,

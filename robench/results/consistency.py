@@ -171,22 +171,37 @@ def _of_audit(record: EvaluationRecord, table: pd.DataFrame) -> Iterator[str]:
         yield "its audit is not its attack's"
     if told is None or spec is None:
         return
-    early = list(dict.fromkeys(stage.name for stage in record.stages))[: spec.first_stage]
+    # What the attack calls a stage for each of further outputs has the names of these.
+    plain = {stage.name for stage in record.attack.stages if stage.output is None}
+    stages = record.attack.for_outputs({stage.name for stage in record.stages} - plain)
+    names = [stage.name for stage in stages]
+    early, later = names[: spec.first_stage], names[spec.first_stage :]
     ended = sum(s.broken + s.errored for s in record.stages if s.name in early)
     right = _true(table["clean_prediction"] == table["label"])
     survivors = int((right & (table["outcome"] != Outcome.AT_TARGET)).sum()) - ended
     audited = spec.sample_size(survivors)
-    late = (table["broken_by"].notna() & ~table["broken_by"].isin(early)).sum()
+    late = int((table["broken_by"].notna() & ~table["broken_by"].isin(early)).sum())
+    reach, after = told.escalated_to, list[str]()
+    if reach is not None:
+        if reach not in later:
+            yield "it lacks the stage that its audit escalated to"
+            return
+        after = later[later.index(reach) + 1 :]
+    if any(stage.broken for stage in record.stages if stage.name in after):
+        yield "a stage that its audit did not escalate to broke a sample"
     # Loads SciPy, which records without an audit do without.
-    from robench.statistics.intervals import missed_share_upper
+    from robench.statistics.intervals import unaudited_share_upper
 
-    everyone = told.escalated or audited == survivors
-    upper = 0.0 if everyone else missed_share_upper(told.hits, audited, population=survivors)
+    counts = {"hits": told.hits, "broken": late}
+    counts["errored"] = sum(stage.errored for stage in record.stages if stage.name in later)
+    bound = unaudited_share_upper(survivors, audited, **(counts if told.escalated else {}))
+    upper = 0.0 if told.escalated and not after else bound
     derived = AuditResult(
         survivors=survivors,
         audited=audited,
-        hits=min(told.hits, int(late)),
-        escalated=told.escalated or told.hits > 0,
+        hits=min(told.hits, late, audited),
+        escalated=told.escalated or told.hits > 0 or reach is not None,
+        escalated_to=reach,
         missed_share_upper=upper if survivors else None,
     )
     if not _same(vars(told), vars(derived)):

@@ -5,6 +5,7 @@ from robench.statistics.intervals import (
     Interval,
     mean_interval,
     missed_share_upper,
+    unaudited_share_upper,
     unpaired_difference,
     wilson,
 )
@@ -40,6 +41,7 @@ __all__ = [
     "shares_above",
     "smallest_difference",
     "tango_interval",
+    "unaudited_share_upper",
     "unpaired_difference",
     "wilson",
 ]

@@ -119,6 +119,39 @@ def missed_share_upper(hits: int, audited: int, *, population: int, level: float
     return low / population
 
 
+def unaudited_share_upper(
+    survivors: int, audited: int, *, hits: int = 0, broken: int = 0, errored: int = 0
+) -> float:
+    """95 % upper bound on the share of an audit's survivors that stages would break which ran on the
+    audited ones alone, and broke none of them.
+
+    Of N ``survivors`` m were ``audited`` at random. All stages ran on them, and those up to one, j,
+    on the others as well; these broke ``broken``, ``hits`` = h of them audited, and none after j broke
+    an audited one. What becomes of a sample does not depend on whether it was drawn, so given their
+    number the m − h audited samples that survive j are a random sample, without replacement, of the
+    N′ = N − ``broken`` that do, and 0 of them are hits of later stages:
+    ``missed_share_upper(0, m − h, population=N′)``, times N′/N as a share of the survivors.
+
+    That j was chosen by the same audit costs nothing. With m′ = m − h, let i be the last stage for which
+    m′ samples without a hit would give too low a bound, N″ the survivors of the last stage: too low is
+    C(N″, m′) / C(N′ᵢ, m′) <= 5 %. The bound for j fails only if j <= i, and then the audited survivors of
+    i are m′ too, none of them a later hit. Each such m′ has at most 5 % of the chance that i
+    leaves m′ audited survivors; i does not fall with m′, and later stages leave fewer, so no two of
+    these events happen together, and their chances sum to 5 % of 1 at most.
+
+    ``errored`` samples, of all that the stages after the draw failed on, count as survivors of none
+    and as audited all: that errs upwards, whichever they were.
+
+    Returns:
+        A share in [0, 1]; 0 without survivors.
+    """
+    left = survivors - broken - errored
+    seen = max(0, audited - hits - errored)
+    if left <= 0:
+        return 0.0
+    return (missed_share_upper(0, seen, population=left) if seen else 1.0) * (left / survivors)
+
+
 def mean_interval(values: npt.ArrayLike, level: float = 0.95) -> Interval:
     """The mean of many values (n,) by the normal approximation; NaN entries are left out.
 

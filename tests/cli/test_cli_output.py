@@ -17,6 +17,7 @@ from robench.cli.options import parse_name_values
 from robench.cli.output import record_line, record_text
 from robench.errors import UsageError
 from robench.formatting import format_table, number, plain
+from robench.records import AuditResult
 from robench.results import Store
 
 
@@ -129,3 +130,19 @@ def test_a_record_reads_the_same_when_it_is_read_again(tmp_path: Path) -> None:
     assert record_text(written) == record_text(read)
     assert json.dumps(record_line(written)) == json.dumps(record_line(read))
     assert "1 clean_error, 1 broken, 2 survived, 1 errored" in record_text(written)
+
+
+def test_a_record_says_how_far_its_audit_escalated() -> None:
+    samples = make_samples("SBCSE", classes=3)
+    audit = AuditResult(
+        survivors=40,
+        audited=12,
+        hits=3,
+        escalated=True,
+        escalated_to="apgd-t",
+        missed_share_upper=0.175,
+    )
+    assert (
+        "12 of 40 survivors, 3 broken, so all were attacked up to apgd-t; "
+        "at most 17.5 % of the survivors would have been by the stages after it (95 %)"
+    ) in record_text(make_record(samples, classes=3, audit=audit))

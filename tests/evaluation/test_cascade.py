@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -105,10 +106,10 @@ def test_a_stage_may_be_for_survivors_near_the_boundary_alone() -> None:
     ]
 
 
-def audited(first: AttackSpec, later: AttackSpec, minimum: int) -> AttackSpec:
+def audited(first: AttackSpec, *later: AttackSpec, minimum: int) -> AttackSpec:
     return AttackSpec(
         name="core",
-        stages=(first, later),
+        stages=(first, *later),
         audit=AuditSpec(fraction=0.01, minimum=minimum, first_stage=1),
     )
 
@@ -155,10 +156,67 @@ def test_a_hit_escalates_to_all_survivors() -> None:
     assert record.audit is not None
     assert record.audit.escalated
     assert record.audit.hits > 0
+    assert record.audit.escalated_to == "square"
     assert record.audit.missed_share_upper == 0.0
     assert sum(s.attempted for s in record.stages[1:]) == 60
     assert record.count(Outcome.BROKEN) == 60
     assert {flag.name for flag in record.flags} >= {"square_lowers_accuracy"}
+
+
+FEEBLE = pgd("feeble", steps=1, relative_step_size=0.1, random_start=False)
+STRONG = pgd("strong", steps=3, relative_step_size=0.4, random_start=False)
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"batch_size": 3, "workers": 1}, {"batch_size": 7, "workers": 2}]
+)
+def test_an_audit_escalates_as_far_as_it_found_something(options: dict[str, Any]) -> None:
+    """Of 40 samples 10 are within reach; the last two stages can add nothing, and see 12 at most."""
+    data = stripes([0.2] * 30 + [0.05] * 10)
+    spec = audited(FEEBLE, STRONG, SQUARE, pgd("last", steps=1), minimum=12)
+    stored = evaluate(Threshold(), data, spec, **options)
+    audit = stored.record.audit
+    hits = audit.hits
+    assert 0 < hits < 10
+    assert [(s.name, s.attempted, s.broken) for s in stored.record.stages] == [
+        ("feeble", 40, 0),
+        ("strong", 12, hits),
+        ("square", 12 - hits, 0),
+        ("last", 12 - hits, 0),
+        ("strong", 28, 10 - hits),
+    ]
+    assert (audit.survivors, audit.audited) == (40, 12)
+    assert (audit.escalated, audit.escalated_to) == (True, "strong")
+    # 30 survive strong, 12 − hits of them audited, and no later hit: how many may there be?
+    seen = 12 - hits
+    likely = [k for k in range(31) if math.comb(30 - k, seen) > 0.05 * math.comb(30, seen)]
+    assert audit.missed_share_upper == pytest.approx(max(likely) / 40)
+    # Audited survivors alone were attacked by what costs more than the first two stages.
+    passes = stored.table["forwards"][stored.table["outcome"] == "survived"]
+    assert (passes > passes.min()).sum() == seen
+
+
+def test_stages_that_an_audit_was_blind_in_are_due_for_all() -> None:
+    """PGD has no gradient on the masked model, and nothing is within reach of anything."""
+    data = stripes([0.2] * 30)
+    again = SQUARE.model_copy(update={"name": "again"})
+    spec = audited(SQUARE, pgd("blind", steps=1, loss="margin"), again, minimum=10)
+    record = evaluate(Threshold(masked=True), data, spec).record
+    assert [(s.name, s.attempted) for s in record.stages] == [
+        *(("square", 30), ("blind", 10), ("again", 10)),
+        ("blind", 20),
+    ]
+    assert (record.audit.hits, record.audit.escalated_to) == (0, "blind")
+    assert record.audit.missed_share_upper == missed_share_upper(0, 10, population=30)
+
+
+def test_an_audit_that_none_survives_says_nothing_of_later_stages() -> None:
+    record = evaluate(
+        Threshold(), stripes([0.05] * 9), audited(FEEBLE, STRONG, SQUARE, minimum=3)
+    ).record
+    assert (record.audit.hits, record.audit.escalated_to) == (3, "square")
+    assert record.audit.missed_share_upper == 0
+    assert record.count(Outcome.BROKEN) == 9
 
 
 def test_the_audited_samples_do_not_depend_on_order() -> None:
@@ -376,25 +434,46 @@ def test_an_exact_search_is_not_repeated() -> None:
 
 def test_an_audit_searches_again_too() -> None:
     data = stripes([0.2] * 5 + [0.1 - 1e-3] * 4)
-    strong = pgd("strong", steps=3, relative_step_size=0.4, random_start=False)
     # The first stage cannot reach the boundary; the audited one reaches it in the haze only.
-    feeble = pgd("feeble", steps=1, relative_step_size=0.1, random_start=False)
-    run = cascade(data, audited(feeble, strong, minimum=9), haze=0.5)
+    run = cascade(data, audited(FEEBLE, STRONG, minimum=9), haze=0.5)
     attacked = run.run(torch.zeros(len(data), *data.input_shape))
     assert (attacked.stage >= 0).tolist() == [False] * 5 + [True] * 4
     assert attacked.audit is not None
     assert (attacked.audit.hits, attacked.audit.escalated) == (4, True)
 
 
+def test_what_a_stage_finds_when_it_is_searched_again_is_the_stage_s() -> None:
+    """In the haze FAB stops 0.025 too far out; searched again exactly, it is in the ball."""
+    data = stripes([0.2] * 5 + [0.1 - 1e-3] * 4)
+    fab = AttackSpec(name="fab", attack="fab", params={"steps": 6, "targets": 1})
+    last = FEEBLE.model_copy(update={"name": "last"})
+    run = cascade(data, audited(FEEBLE, fab, last, minimum=6), haze=0.5, even=0.5)
+    attacked = run.run(torch.zeros(len(data), *data.input_shape))
+    hits = attacked.audit.hits
+    assert (0 < hits < 4, attacked.audit.escalated_to) == (True, "fab")
+    found = [(s.name, s.search, s.attempted, s.broken) for s in attacked.stages]
+    assert found == [
+        ("feeble", None, 9, 0),
+        ("fab", "hazy", 6, 0),
+        ("last", None, 6, 0),
+        ("fab", "fp32", hits, hits),
+        ("fab", "hazy", 3, 0),
+        ("fab", "fp32", 4 - hits, 4 - hits),
+    ]
+
+
 @pytest.mark.parametrize(
     "every", [pytest.param(4, id="some"), pytest.param(1, id="each", marks=pytest.mark.slow)]
 )
 @pytest.mark.parametrize("minimum", [0, 4])
-def test_a_cascade_stopped_anywhere_goes_on_to_the_same_end(minimum: int, every: int) -> None:
+@pytest.mark.parametrize("more", [(), (pgd("last", steps=1, relative_step_size=0.1),)])
+def test_a_cascade_stopped_anywhere_goes_on_to_the_same_end(
+    minimum: int, more: tuple[AttackSpec, ...], every: int
+) -> None:
     data = stripes([0.2] * 3 + DISTANCES)
-    spec = AttackSpec(name="both", stages=(WEAK, pgd("strong", steps=2)))
+    spec = AttackSpec(name="both", stages=(WEAK, pgd("strong", steps=2), *more))
     if minimum:
-        spec = audited(WEAK, pgd("strong", steps=2), minimum)
+        spec = audited(FEEBLE, WEAK, *more, minimum=minimum)
     snapshots: list[Any] = []
 
     def keep(snapshot: Any) -> None:
@@ -405,6 +484,9 @@ def test_a_cascade_stopped_anywhere_goes_on_to_the_same_end(minimum: int, every:
     run = cascade(data, spec, haze=0.5, save=keep)
     expected = run.run(torch.zeros(len(data), *data.input_shape))
     assert len(snapshots) > 12
+    if minimum:
+        assert expected.audit.escalated_to == "weak"
+        assert [s.name for s in expected.stages].count("last") == len(more)
     for buffer in {*snapshots[::every], snapshots[-1]}:
         buffer.seek(0)
         saved = torch.load(buffer, weights_only=True)

@@ -136,6 +136,7 @@ def attack(name: str, kind: str, **params: Any) -> AttackSpec:
     return AttackSpec(name=name, attack=kind, params=params)
 
 
+FEEBLE = attack("feeble", "pgd", steps=1, relative_step_size=0.1, random_start=False)
 APGD_CE = attack("apgd-ce", "apgd", steps=3)
 APGD_T = attack("apgd-t", "apgd", loss="dlr-targeted", steps=3, targets=3)
 MALT = attack("apgd-t-malt", "apgd", loss="dlr-targeted", steps=3, targets=3, target_order="malt")
@@ -170,7 +171,23 @@ CASES: dict[str, tuple[AttackSpec, ThreatModel]] = {
         ),
         LINF,
     ),
+    "by-stages": (
+        AttackSpec(
+            name="by-stages",
+            stages=(FEEBLE, APGD_CE, FAB_T),
+            audit=AuditSpec(fraction=0.01, minimum=4, first_stage=1),
+        ),
+        LINF,
+    ),
 }
+
+
+def test_the_audit_goes_as_far_as_it_has_to_and_no_further() -> None:
+    """What the other tests of this file interrupt is an escalation that ends before the last stage."""
+    outcome = run(*CASES["by-stages"], Countdown(-1), None)
+    assert outcome["audit"].escalated_to == "apgd-ce"
+    names = [stage[0] for stage in outcome["stages"]]
+    assert names == ["feeble", "apgd-ce", "fab-t", "apgd-ce"]
 
 
 @pytest.mark.parametrize(
@@ -196,7 +213,7 @@ def test_an_interruption_in_any_pass_changes_nothing(name: str, points: int | No
         assert resumed == unbroken, at
 
 
-@pytest.mark.parametrize("name", ["apgd-t", "aa-core"])
+@pytest.mark.parametrize("name", ["apgd-t", "aa-core", "by-stages"])
 def test_a_run_that_is_interrupted_again_and_again_comes_to_the_same_end(name: str) -> None:
     spec, threat = CASES[name]
     unbroken = run(spec, threat, Countdown(-1), None)

@@ -244,8 +244,11 @@ def cascade(folder: Path, **changes: Any) -> None:
 
 
 def test_a_cascade_has_the_stages_and_the_audit_of_its_rows(tmp_path: Path) -> None:
-    cascade(tmp_path)
+    cascade(tmp_path)  # of before records said how far they escalated
     audit = {"survivors": 2, "audited": 2, "hits": 1, "escalated": True}
+    for reach in ("fab", "square"):
+        told = {**audit, "missed_share_upper": 0.0, "escalated_to": reach}
+        cascade(tmp_path / reach, audit=told)
     for number, changes in enumerate(
         (
             {"stages": ()},
@@ -254,6 +257,9 @@ def test_a_cascade_has_the_stages_and_the_audit_of_its_rows(tmp_path: Path) -> N
             {"audit": {**audit, "missed_share_upper": 0.0, "escalated": False}},
             {"audit": {**audit, "missed_share_upper": 0.0, "survivors": 9}},
             {"audit": {**audit, "missed_share_upper": 0.0, "hits": 2}},
+            {"audit": {**audit, "missed_share_upper": 0.0, "escalated_to": "apgd"}},
+            {"audit": {**audit, "missed_share_upper": 0.0, "escalated_to": "no"}},
+            {"audit": {**audit, "missed_share_upper": 0.5, "escalated_to": "fab"}},
         )
     ):
         with pytest.raises(CorruptRecordError, match="contradicts itself"):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -13,6 +14,7 @@ from robench.errors import UsageError
 from robench.statistics import (
     mean_interval,
     missed_share_upper,
+    unaudited_share_upper,
     unpaired_difference,
     wilson,
 )
@@ -100,6 +102,42 @@ def test_finite_bound_is_the_largest_not_rejected(
     assert bound == max(possible) / population
     if audited == population:
         assert bound == hits / population
+
+
+@settings(max_examples=60)
+@given(st.lists(st.integers(0, 9), min_size=3, max_size=4), st.data())
+def test_a_bound_for_the_stages_after_the_last_find_holds_in_19_of_20_audits(
+    groups: list[int], data: st.DataObject
+) -> None:
+    """All audits of samples that stages break, the last of which survive: how often is it too low?"""
+    survivors, stages = sum(groups), range(len(groups))
+    audited = data.draw(st.integers(min(1, survivors), survivors))
+    fails, audits = 0, math.comb(survivors, audited)
+    for drawn in itertools.product(*(range(size + 1) for size in groups)):
+        if sum(drawn) != audited:
+            continue
+        # Groups 0 to reach − 1 are those of the stages that ran on all.
+        reach = max((stage + 1 for stage in stages[:-1] if drawn[stage]), default=0)
+        counts = {"hits": sum(drawn[:reach]), "broken": sum(groups[:reach])}
+        bound = unaudited_share_upper(survivors, audited, **counts)
+        if sum(groups[reach:-1]) > bound * survivors + 1e-9:
+            fails += math.prod(map(math.comb, groups, drawn))
+    assert fails <= 0.05 * audits * (1 + 1e-9)
+
+
+def test_the_bound_after_an_escalation_by_hand() -> None:
+    """10 of 40 broken, 3 of them among 12 audited: 9 of 30 saw nothing, so 7 of 40 at most.
+
+    C(23, 9) / C(30, 9) = 0.057, C(22, 9) / C(30, 9) = 0.035.
+    """
+    assert unaudited_share_upper(40, 12, hits=3, broken=10) == pytest.approx(7 / 40)
+    # An error may have been any audited survivor's: 8 of 29 saw nothing.
+    likely = [k for k in range(30) if math.comb(29 - k, 8) > 0.05 * math.comb(29, 8)]
+    errored = unaudited_share_upper(40, 12, hits=3, broken=10, errored=1)
+    assert errored == pytest.approx(max(likely) / 40)
+    assert unaudited_share_upper(40, 3, hits=3, broken=10) == 30 / 40
+    assert unaudited_share_upper(40, 12) == missed_share_upper(0, 12, population=40)
+    assert unaudited_share_upper(0, 0) == 0
 
 
 def test_audit_larger_than_its_population_is_refused() -> None:

@@ -93,7 +93,7 @@ class Joined(nn.Module):
         margins = [
             torch.stack([margin(head.float(), classes).abs() for head in self.heads(part)])
             for part, classes in zip(
-                *(torch.split(rows, _BATCH) for rows in (inputs, labels)), strict=True
+                torch.split(inputs, _BATCH), torch.split(labels, _BATCH), strict=True
             )
         ]
         widths = torch.cat(margins, dim=1).median(dim=1).values

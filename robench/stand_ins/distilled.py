@@ -104,7 +104,7 @@ class Student(nn.Module):
             nn.SiLU(),
             nn.Conv2d(_WIDTH, _WIDTH, 3, strides[2], 1),
             nn.SiLU(),
-            nn.AdaptiveAvgPool2d(cells),
+            nn.AdaptiveAvgPool2d((cells[0], cells[1])),
             nn.Flatten(),
             nn.Linear(_WIDTH * math.prod(cells), num_classes),
         )

@@ -162,13 +162,21 @@ class AffineGraph:
 
     def _call(self, node: Node, values: dict[Node, Tensor]) -> Any:
         def look_up(item: Node) -> Any:
-            return values[item] if item in values else self._constants[item]()
+            return values[item] if item in values else self._constant(item)
 
         arguments, options = map_arg(node.args, look_up), map_arg(node.kwargs, look_up)
         if _operation_name(node) in ("_to_copy", "lift_fresh_copy"):
             return arguments[0]  # everything is of one dtype here
         target: Any = node.target
         return target(*arguments, **options)
+
+    def _constant(self, node: Node) -> Any:
+        # Channels last, torch 2.15's convolutions in one thread write past the gradients of weights'
+        # absolute values; a kernel of 1 × 1 is in both layouts, and only a copy has the strides of one.
+        value = self._constants[node]()
+        if isinstance(value, Tensor) and value.dim() > 3:
+            value = value.clone(memory_format=torch.contiguous_format)
+        return value
 
     def _magnitude(self, node: Node, name: str, sources: Sequence[Node], *radii: Tensor) -> Tensor:
         values = dict(zip(sources, radii, strict=True))
@@ -181,7 +189,7 @@ class AffineGraph:
             """What stands at a place, as the size of what it does."""
             if isinstance(item, Node) and item in values:
                 return values[item]
-            constant = self._constants[item]() if isinstance(item, Node) else item
+            constant = self._constant(item) if isinstance(item, Node) else item
             if place == _ADDED.get(name) or _AFFINE[name] == "sum":
                 return None if constant is None else constant * 0
             return abs(constant) if isinstance(constant, Tensor | float | int) else constant
@@ -202,7 +210,7 @@ class AffineGraph:
         """What batch normalisation multiplies by and adds, each (1, channels, 1, 1)."""
         given: Any = node.args
         looked_up: list[Any] = [
-            None if item is None else self._constants[item]() for item in given[1:5]
+            None if item is None else self._constant(item) for item in given[1:5]
         ]
         weight, bias, mean, variance = looked_up
         scale: Tensor = (variance + given[7]).rsqrt()

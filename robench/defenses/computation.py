@@ -140,6 +140,11 @@ def as_computed(network: nn.Module, device: torch.device, precision: Precision) 
     return BFloat16Network(network, device.type) if lowered else network
 
 
+def in_float32(network: nn.Module) -> nn.Module:
+    """The same network with passes in float32, for what eight bits would make wrong."""
+    return network.inner if isinstance(network, BFloat16Network) else network
+
+
 class BFloat16Network(nn.Module):
     """A network whose passes autocast to bfloat16 and return float32.
 

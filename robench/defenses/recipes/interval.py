@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from robench.bounds.affine_graph import AffineGraph
 from robench.bounds.propagation import lowest_margins
+from robench.defenses.computation import in_float32
 from robench.defenses.recipe import Context, Paper, Recipe
 from robench.defenses.training_data import Batch
 from robench.errors import TrainingError
@@ -52,8 +53,9 @@ class Ibp(Recipe):
 
     def terms(self, context: Context, batch: Batch) -> dict[str, Tensor]:
         """``clean``: cross-entropy of x; ``verified``: of the lowest margins; weighted."""
-        network = context.network
-        clean = F.cross_entropy(network(batch.inputs), batch.labels)
+        clean = F.cross_entropy(context.network(batch.inputs), batch.labels)
+        # Rounded to bfloat16 they would bound nothing.
+        network = in_float32(context.network)
         with eval_mode(network):
             graph = _graphs.get(network)
             if graph is None or graph.example.shape != batch.inputs.shape:

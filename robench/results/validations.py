@@ -10,22 +10,19 @@ that nobody's hand can better it.
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from robench.errors import CorruptRecordError, StoreError, one_line
-from robench.files import atomic_write, file_error
-from robench.records import Diagnosis, Trial, Validation, Verdict, canonical_hash, parse
+from robench.errors import CorruptRecordError, StoreError
+from robench.records import Diagnosis, Trial, Validation, Verdict
+from robench.results.documents import read_document_of, write_document
 from robench.results.store import Store
 from robench.statistics import exact, is_resolved
 
 log = logging.getLogger("robench.results")
-
-_FORMAT = "robench-validation"
 
 
 @dataclass(frozen=True)
@@ -95,12 +92,7 @@ class Validations:
         """
         if (problem := _contradiction(validation)) is not None:
             raise StoreError(f"the validation contradicts itself: {problem}", where=validation.key)
-        document = {"format": _FORMAT, "validation": validation.model_dump(mode="json")}
-        document["checksum"] = canonical_hash(document)
-        path = self.path_of(validation.key)
-        text = json.dumps(document, indent=1, sort_keys=True, allow_nan=False) + "\n"
-        atomic_write(path, text.encode())
-        return path
+        return write_document(self.folder, "validation", validation)
 
     def find(self, key: str) -> Validation | None:
         """The validation of ``key``, if there is a sound one; a damaged one is set aside."""
@@ -157,19 +149,7 @@ def read_validation(path: Path) -> Validation:
         StoreError: it cannot be read.
         CorruptRecordError: it is damaged, or contradicts itself.
     """
-    try:
-        document = json.loads(path.read_bytes())
-    except OSError as error:
-        raise file_error("read", path, error) from error
-    except (ValueError, RecursionError) as error:
-        raise CorruptRecordError(f"no JSON: {one_line(error)}", where=path) from error
-    if not isinstance(document, dict) or document.get("format") != _FORMAT:
-        raise CorruptRecordError("not a robench validation", where=path)
-    if document.pop("checksum", None) != canonical_hash(document):
-        raise CorruptRecordError("the validation's checksum is wrong", where=path)
-    found = parse(Validation, document.get("validation"), CorruptRecordError, where=path)
-    if found.key != path.stem:
-        raise CorruptRecordError("the validation's key is not its file's name", where=path)
+    found = read_document_of(Validation, path, "validation")
     if (problem := _contradiction(found)) is not None:
         raise CorruptRecordError(f"contradicts itself: {problem}", where=path)
     return found

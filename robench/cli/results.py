@@ -134,7 +134,7 @@ def check(
 
     from robench.cli.output import print_result
     from robench.formatting import format_table
-    from robench.reporting.consistency import contradictions
+    from robench.reporting.contradictions import contradictions
     from robench.results import Store
     from robench.results.validations import Validations
 

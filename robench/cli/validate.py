@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -13,7 +13,7 @@ from robench.request import Request
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from robench.records import Validation
+    from robench.records import Trial, Validation
 
 _SUITE = "aa-standard"
 
@@ -112,7 +112,7 @@ def _text(validation: Validation) -> str:
     return "\n\n".join(parts)
 
 
-def _trial_row(trial: Any) -> tuple[str, str, str, str, str]:
+def _trial_row(trial: Trial) -> tuple[str, str, str, str, str]:
     from robench.formatting import number
 
     said = trial.message or ""

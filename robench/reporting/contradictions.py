@@ -260,7 +260,7 @@ def _through(weak: AttackSpec, strong: AttackSpec) -> bool:
 
 
 def _direct(spec: AttackSpec) -> bool:
-    return getattr(spec, "through", None) is None and spec.output is None
+    return spec.through is None and spec.output is None
 
 
 _WEAKER: dict[str, Callable[[AttackSpec, AttackSpec], bool]] = {

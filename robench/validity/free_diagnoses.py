@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from robench.records import Diagnosis, Flag, Outcome
-from robench.reporting.consistency import contradictions
+from robench.reporting.contradictions import contradictions
 from robench.results import StoredRecord
 
 ASKS: dict[str, tuple[str, ...]] = {

@@ -8,7 +8,7 @@ import pytest
 from record_factory import make_stored
 
 from robench.records import AttackSpec
-from robench.reporting.consistency import contradictions
+from robench.reporting.contradictions import contradictions
 from robench.results import StoredRecord
 
 N = 200

@@ -1,7 +1,7 @@
 """What the tests for masked gradients measure on sound models and on masked ones.
 
     python benchmarks/diagnoses.py                       # digits: the zoo, controls and planted masks
-    python benchmarks/diagnoses.py --data data           # and the CIFAR-10 models of the zoo
+    python benchmarks/diagnoses.py --data data           # and the zoo's models on cifar10-jpeg
     python benchmarks/diagnoses.py --tests continuity --only votes
 
 This is where the tests' thresholds come from: a threshold lies between what sound models reach and
@@ -82,7 +82,7 @@ def cases(data: Path | None) -> Iterator[Case]:
     if data is not None:
         images = load_dataset("cifar10-jpeg", root=data)
         for name in sorted(card.name for card in cards if card.id.startswith(_CIFAR)):
-            yield Case("CIFAR-10 zoo", name, ThreatModel.parse("Linf-8/255"), images)
+            yield Case("cifar10-jpeg zoo", name, ThreatModel.parse("Linf-8/255"), images)
     for group, sound in (("controls", True), ("planted masks", False)):
         for mask in GALLERY.values():
             if mask.sound is sound:
@@ -153,7 +153,7 @@ def main() -> None:
     lines = ["# Tests for masked gradients", "", *machine("cpu")]
     lines += [
         f"Seed {options.seed}, at most {MOST} correctly classified samples; ε = 0.2 for digits, 8/255 "
-        "for CIFAR-10. Each value with what it is held against; bold: masked.",
+        "for cifar10-jpeg. Each value with what it is held against; bold: masked.",
         "",
         _row(["", "model", *options.tests]),
         _row(["---"] * (2 + len(options.tests))),

@@ -22,8 +22,8 @@ from robench.validity.probing import Probing, eight_bits
 _STRETCHES = 16
 _HALVINGS = 12
 _JUMP = 0.05
-"""Share of the largest change on the way that a jump has; the largest of any sound model is 0.001
-(``benchmarks/results/diagnoses.md``)."""
+"""Share of the largest change on the way that a jump has; no sound model of
+``benchmarks/results/diagnoses.md`` has one."""
 _ROUNDINGS = 32
 """A jump has so many units in the last place of the logits at least."""
 _FEW = 0.02

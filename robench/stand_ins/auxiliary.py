@@ -16,12 +16,12 @@ from robench.acceleration.search_models import SearchModel
 from robench.attacks.losses import margin
 from robench.errors import AttackError
 from robench.models.wrapper import RobenchModel
-from robench.stand_ins.base import Setting
+from robench.stand_ins.base import Setting, StandIn
 
 _BATCH = 128
 
 
-class Auxiliary:
+class Auxiliary(StandIn):
     """Has all outputs searched at once: ``auxiliary``, or ``auxiliary:ALTERNATIVE``.
 
     Args:
@@ -54,10 +54,6 @@ class Auxiliary:
         names = ", ".join(("the final output", *model.outputs))
         way = "" if self.alternative is None else f" through the alternative {self.alternative}"
         return SearchModel(joined, f"fp32, {names}{way}", passes=joined.passes)
-
-    def identity(self, model: RobenchModel) -> str | None:
-        """Nothing else decides it."""
-        return None
 
 
 class Joined(nn.Module):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Protocol
 
 from torch import Tensor
 
@@ -30,7 +30,7 @@ class Setting:
     """What fits into a pass; it may change how long building takes, never what comes of it"""
 
 
-class StandIn(Protocol):
+class StandIn(ABC):
     """Builds what is searched in a model's place.
 
     The class is called with no argument, or with the text after the colon of ``name:argument``.
@@ -40,6 +40,7 @@ class StandIn(Protocol):
     """Whether its logits are the model's own, and only gradients differ: finds are then judged as
     usual, otherwise each step is."""
 
+    @abstractmethod
     def build(self, setting: Setting) -> SearchModel:
         """What is searched; its description says in the record what was done.
 
@@ -50,9 +51,8 @@ class StandIn(Protocol):
             AttackError: the model cannot have it, or needs none; the stage is left out with that
                 reason.
         """
-        ...
 
     def identity(self, model: RobenchModel) -> str | None:
         """What decides its passes beside robench, ``model`` and the data, such as the fingerprint of
         another model; None: nothing."""
-        ...
+        return None

@@ -22,8 +22,7 @@ from robench import seeding
 from robench.acceleration.search_models import SearchModel
 from robench.errors import AttackError, first_line
 from robench.geometry import project, random_point, unit
-from robench.models.wrapper import RobenchModel
-from robench.stand_ins.base import Setting
+from robench.stand_ins.base import Setting, StandIn
 from robench.stand_ins.guides import (
     SIDES,
     Convolution,
@@ -78,7 +77,7 @@ def find_unfaithful(setting: Setting) -> list[Unfaithful]:
     return _Probe(setting).unfaithful()
 
 
-class BPDA:
+class BPDA(StandIn):
     """Builds the network whose unfaithful parts have other gradients."""
 
     exact = True
@@ -114,10 +113,6 @@ class BPDA:
             f"fp32, with {_listed(said)}",
             setting=partial(_guided, Passes(setting.model, probe.lifts), plan),
         )
-
-    def identity(self, model: RobenchModel) -> str | None:
-        """Nothing else decides it."""
-        return None
 
 
 class _Instead(torch.autograd.Function):

@@ -23,7 +23,7 @@ from robench.devices import Parts
 from robench.errors import AttackError
 from robench.geometry import project, random_point, steepest
 from robench.models.wrapper import RobenchModel
-from robench.stand_ins.base import Setting
+from robench.stand_ins.base import Setting, StandIn
 
 _FORWARDS = 2**15
 """Of the model, at most, unless that were fewer than :data:`_FEWEST` for each sample"""
@@ -45,7 +45,7 @@ _WIDTH, _CELLS = 16, 4
 """Channels of the student, and the cells that its maps are brought to in each direction"""
 
 
-class Distilled:
+class Distilled(StandIn):
     """Teaches a student, and has it searched."""
 
     exact = False
@@ -78,10 +78,6 @@ class Distilled:
             _teach(student, points[known], _targets(outputs[known]), seeding.derive(key, number))
         said = f"student of {len(outputs)} outputs, foretold {foretold:.0%} of the last {share * count}"
         return SearchModel(student.requires_grad_(False), said)
-
-    def identity(self, model: RobenchModel) -> str | None:
-        """Nothing else decides it."""
-        return None
 
 
 class Student(nn.Module):

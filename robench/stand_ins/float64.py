@@ -14,8 +14,7 @@ from torch import Tensor, nn
 from robench.acceleration.search_models import SearchModel
 from robench.attacks.losses import margin
 from robench.errors import AttackError, first_line
-from robench.models.wrapper import RobenchModel
-from robench.stand_ins.base import Setting
+from robench.stand_ins.base import Setting, StandIn
 
 _LARGEST_DISAGREEMENT = 0.05
 """Largest share of inputs that float64 may classify otherwise; a network that rounds to float32 or
@@ -35,7 +34,7 @@ class Reduced(nn.Module):
         return logits - logits.detach().amax(dim=1, keepdim=True)
 
 
-class Float64:
+class Float64(StandIn):
     """Builds the model in float64."""
 
     exact = True
@@ -64,7 +63,3 @@ class Float64:
         reduced.description = "fp64, logits less their largest"
         reduced.tolerance = 2 * float(apart.abs().max())
         return reduced
-
-    def identity(self, model: RobenchModel) -> str | None:
-        """Nothing else decides it."""
-        return None

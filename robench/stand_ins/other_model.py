@@ -15,13 +15,13 @@ from robench.errors import AttackError, UnknownNameError, UsageError, first_line
 from robench.models.loading import load_model
 from robench.models.wrapper import RobenchModel
 from robench.models.zoo import find_card
-from robench.stand_ins.base import Setting
+from robench.stand_ins.base import Setting, StandIn
 
 _TRIED = 2
 """Inputs that show whether it can be called"""
 
 
-class OtherModel:
+class OtherModel(StandIn):
     """Has a model of the zoo searched, ``model:NAME``.
 
     Args:

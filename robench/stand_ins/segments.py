@@ -145,10 +145,8 @@ class Passes:
             changed, named = _mapped((args, kwargs), lambda i, tensor: tensor if i else first)
             return module.forward(*changed, **named)
 
-        if (
-            not sources and parent is not None
-        ):  # of whole numbers, that its caller made of something
-            sources = list(parent.sources)
+        if not sources and parent is not None:
+            sources = list(parent.sources)  # of whole numbers, that its caller made of something
         if parent is not None:
             parent.children += 1
         frame = Frame(name, module, call, sources, had_grad=torch.is_grad_enabled())
@@ -201,5 +199,10 @@ def _mapped(value: Any, function: Callable[[int, Tensor], Tensor]) -> Any:
 
 def _tensors(value: Any) -> list[Tensor]:
     found: list[Tensor] = []
-    _mapped(value, lambda _, tensor: found.append(tensor) or tensor)  # type: ignore[func-returns-value]
+
+    def note(_: int, tensor: Tensor) -> Tensor:
+        found.append(tensor)
+        return tensor
+
+    _mapped(value, note)
     return found

@@ -20,8 +20,7 @@ from robench.attacks.base import Gradient
 from robench.attacks.losses import Loss
 from robench.attacks.pgd import fingerprint
 from robench.geometry import expand, random_point
-from robench.models.wrapper import RobenchModel
-from robench.stand_ins.base import Setting
+from robench.stand_ins.base import Setting, StandIn
 from robench.threat_models import Norm, ThreatModel
 
 _DRAWS = 16
@@ -79,7 +78,7 @@ class SmoothedModel(SearchModel):
             yield random_point(points, self.threat_model.norm, radius, seeding.derive(keys, draw))
 
 
-class Smoothed:
+class Smoothed(StandIn):
     """Builds the model with gradients averaged over noise."""
 
     exact = True
@@ -93,7 +92,3 @@ class Smoothed:
             threat_model=setting.threat_model,
             seed=setting.seed,
         )
-
-    def identity(self, model: RobenchModel) -> str | None:
-        """Nothing else decides it."""
-        return None

@@ -15,6 +15,7 @@ so the attack runs on a batch of them.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -71,6 +72,12 @@ class Heads:
         return torch.stack((-lead / 2, lead / 2), dim=1)
 
 
+def features_of(subject: Subject, points: Tensor) -> Tensor:
+    """The penultimate features of points (M, C, H, W), float32 (M, D), in the caller's gradient mode."""
+    model = subject.model
+    return penultimate_features(model, points, layer=model.attention.feature_layer)[0].float()
+
+
 @dataclass(frozen=True)
 class HeadQuery:
     """An attack's passes through a network's body and the heads of its slots.
@@ -83,25 +90,19 @@ class HeadQuery:
     subject: Subject
     heads: Heads
 
-    def features(self, points: Tensor) -> Tensor:
-        """(M, D), in the caller's gradient mode."""
-        model = self.subject.model
-        layer = model.attention.feature_layer
-        return penultimate_features(model, points, layer=layer)[0].float()
-
     def _rows(self, points: Tensor, rows: Tensor | None) -> Tensor:
         return torch.arange(len(points), device=points.device) if rows is None else rows
 
     @torch.no_grad()
     def logits(self, points: Tensor, rows: Tensor | None = None) -> Tensor:
         """As :class:`robench.attacks.base.Query`: (M, 2)."""
-        return self.heads.logits(self.features(points), self._rows(points, rows))
+        return self.heads.logits(features_of(self.subject, points), self._rows(points, rows))
 
     def gradient(self, points: Tensor, loss: Loss, rows: Tensor | None = None) -> Gradient:
         """As :class:`robench.attacks.base.Query`."""
         with torch.enable_grad():
             leaf = points.detach().clone().requires_grad_()
-            logits = self.heads.logits(self.features(leaf), self._rows(points, rows))
+            logits = self.heads.logits(features_of(self.subject, leaf), self._rows(points, rows))
         losses, slope = loss(logits.detach())
         gradient = pulled_back(slope, logits, leaf) if logits.requires_grad else None
         found = torch.zeros_like(points) if gradient is None else gradient
@@ -137,7 +138,7 @@ def separate(subject: Subject, threat_model: ThreatModel, keys: Tensor) -> Separ
 
     ``keys`` int64 (N,) are what the points are drawn by.
     """
-    body = HeadQuery(subject, Heads(subject.inputs, subject.inputs))
+    body = partial(features_of, subject)
     weights, biases, rows, lucky = [], [], [], []
     for row in range(len(keys)):
         centre, key = subject.inputs[row : row + 1], keys[row]
@@ -145,13 +146,13 @@ def separate(subject: Subject, threat_model: ThreatModel, keys: Tensor) -> Separ
         inner = torch.cat((centre, inner[1:]))
         border = _border(centre, threat_model, seeding.derive(key[None], 2))
         points = torch.cat((border, inner))
-        features = torch.cat([body.features(part) for part in torch.split(points, _BATCH)]).double()
+        features = torch.cat([body(part) for part in torch.split(points, _BATCH)]).double()
         head = discriminant(features[1:], features[0])
         if head is None:
             continue
         others = _around(centre, threat_model, 1.0, seeding.derive(key[None], 3))
         weight, bias = (part.float() for part in head)
-        seen = torch.cat([body.features(part) for part in torch.split(others, _BATCH)])
+        seen = torch.cat([body(part) for part in torch.split(others, _BATCH)])
         lucky.append((seen @ weight + bias > 0).any())
         weights.append(weight)
         biases.append(bias)
@@ -244,8 +245,7 @@ def binarisation(
     keys = seeding.derive(places, seed, seeding.tag("binarisation"))
     try:
         with torch.no_grad():
-            body = HeadQuery(subject, Heads(subject.inputs, subject.inputs))
-            once, again = (body.features(subject.inputs) for _ in range(2))
+            once, again = (features_of(subject, subject.inputs) for _ in range(2))
     except ModelError as error:
         return says("undefined", f"the network has no penultimate features: {error.what}")
     if not torch.allclose(once, again, rtol=1e-3, atol=1e-6):

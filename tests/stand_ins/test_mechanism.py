@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from attack_models import linear_problem
+from mask_gallery.before_network import Detached
 from torch import Tensor, nn
 
 import robench
@@ -31,25 +32,13 @@ from robench.threat_models import ThreatModel
 FGSM = {"steps": 1, "relative_step_size": 1.0, "random_start": False, "loss": "margin"}
 
 
-class Hidden(nn.Module):
-    """A network whose output has no gradient."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        logits: Tensor = self.network(inputs.detach())
-        return logits
-
-
 def bare(setting: Setting) -> nn.Module:
-    """The network within a :class:`Hidden` one."""
+    """The network within a :class:`Detached` one."""
     return setting.model.network.get_submodule("network")
 
 
 class Unmasked:
-    """Searches the network within a :class:`Hidden` one, and notes what it was built from."""
+    """Searches the network within a :class:`Detached` one, and notes what it was built from."""
 
     exact = True
     settings: list[Setting] = []  # noqa: RUF012
@@ -105,7 +94,7 @@ def problem() -> tuple[nn.Module, ArrayDataset, Tensor, str]:
     """A hidden linear network, its data, which samples can be broken, and a threat model's name."""
     model, inputs, labels, distance, threat = linear_problem("Linf", 2, count=24)
     data = ArrayDataset(inputs, labels, num_classes=2)
-    return Hidden(model), data, distance < threat.radius, f"Linf-{threat.radius}"
+    return Detached(model), data, distance < threat.radius, f"Linf-{threat.radius}"
 
 
 def evaluate(*specs: AttackSpec, **options: Any) -> list[Any]:

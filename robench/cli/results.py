@@ -98,9 +98,10 @@ def show(
     only=("results", "device", "dataset", "data_root", "dataset_options", "trust_pickle")
 )
 def verify(request: Request, as_json: JsonFlag = False) -> None:
-    """Check every record's files; judge kept adversarial inputs again.
+    """Check every record's files, judge kept adversarial inputs again, and hold validations against
+    their records.
 
-    Exit code 2 if a file is damaged or a verdict does not hold.
+    Exit code 2 if a file is damaged, a verdict does not hold, or a validation contradicts a record.
     """
     from dataclasses import asdict
 

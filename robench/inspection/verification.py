@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -28,11 +29,15 @@ from robench.request import Request
 from robench.request_loading import load_samples
 from robench.results import Store, StoredRecord
 from robench.results.arrays import Array, ArrayRows
+from robench.results.validations import Validations, read_validation
+
+_VALIDATION = "(validation)"
+"""Where a record has the name of its attack"""
 
 
 @dataclass(frozen=True)
 class Verified:
-    """What was found about one record."""
+    """What was found about one record, or one validation."""
 
     key: str
     model: str
@@ -47,7 +52,8 @@ class Verified:
 
 
 def verify_store(store: Store, request: Request) -> list[Verified]:
-    """Check every record's files, and judge again what adversarial inputs are kept.
+    """Check every record's files, and judge again what adversarial inputs are kept; then hold every
+    validation against the records that it is made of.
 
     Args:
         store: the results folder.
@@ -60,7 +66,22 @@ def verify_store(store: Store, request: Request) -> list[Verified]:
     device = resolve_device(request.device)
     scan = store.scan()
     found = [Verified(p.key, "", "", False, 0, str(p.error)) for p in scan.problems]
-    return found + [_verify(store, stored, request, device) for stored in scan.records]
+    found += [_verify(store, stored, request, device) for stored in scan.records]
+    validations = Validations(store)
+    return found + [_verify_validation(validations, path) for path in validations.paths()]
+
+
+def _verify_validation(validations: Validations, path: Path) -> Verified:
+    model = ""
+    try:
+        validation = read_validation(path)
+        model = validation.model.id
+        validations.check(validation, path)
+    except StoreError as error:
+        return Verified(path.stem, model, _VALIDATION, False, 0, str(error))
+    count = len({*validation.base, *(trial.key for trial in validation.trials if trial.key)})
+    told = f"{validation.verdict}: agrees with its {count} records"
+    return Verified(path.stem, model, _VALIDATION, True, 0, told)
 
 
 def _verify(store: Store, stored: StoredRecord, request: Request, device: torch.device) -> Verified:

@@ -12,14 +12,15 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from robench.errors import CorruptRecordError, StoreError
-from robench.records import Diagnosis, Trial, Validation, Verdict
+from robench.records import Diagnosis, Outcome, Trial, Validation, Verdict
 from robench.results.documents import read_document_of, write_document
 from robench.results.store import Store
+from robench.results.stored_record import StoredRecord
 from robench.statistics import exact, is_resolved
 
 log = logging.getLogger("robench.results")
@@ -105,11 +106,37 @@ class Validations:
             self.store.quarantine([path], key, str(error))
             return None
 
+    def paths(self) -> list[Path]:
+        """The files, in order of keys."""
+        return sorted(self.folder.glob("*.json"))
+
+    def check(self, validation: Validation, path: Path) -> None:
+        """Hold a validation, read from ``path``, against all records that it is made of.
+
+        Raises:
+            StoreError: a record is not here, or of another model.
+            CorruptRecordError: a record is damaged, or the validation says something else than its
+                records do.
+        """
+        self._check_base(validation, path, {})
+        base = [self.store.read(key) for key in validation.base]
+        keys = {trial.key for trial in validation.trials if trial.key is not None}
+        for key in sorted(keys):
+            if not self.store.has(key):
+                raise StoreError(
+                    f"the validation of {validation.model.id} has finds in a record that is not here",
+                    where=path,
+                    hint="Run `robench validate` again",
+                )
+        trials = {key: self.store.read(key) for key in keys}
+        if (problem := _against_records(validation, base, trials)) is not None:
+            raise CorruptRecordError(f"contradicts its records: {problem}", where=path)
+
     def all(self) -> Iterator[Validation]:
         """Every sound one whose records are here and of its model, in order of keys; the others are
         logged as warnings, by name."""
         known: dict[str, str | None] = {}
-        for path in sorted(self.folder.glob("*.json")):
+        for path in self.paths():
             try:
                 validation = read_validation(path)
                 self._check_base(validation, path, known)
@@ -173,3 +200,33 @@ def _contradiction(validation: Validation) -> str | None:
     if (validation.verdict, validation.reasons) != (derived.verdict, derived.reasons):
         return "its verdict does not follow from its diagnoses and trials"
     return None
+
+
+def _against_records(
+    validation: Validation, base: Sequence[StoredRecord], trials: Mapping[str, StoredRecord]
+) -> str | None:
+    """What a validation says that its suite's records, or those of its trials by key, do not."""
+    for stored in [*base, *trials.values()]:
+        record, name = stored.record, stored.record.attack.name
+        if record.model.fingerprint != validation.model.fingerprint:
+            return f"the record of {name} is another model's"
+        if record.dataset.fingerprint != validation.dataset.fingerprint:
+            return f"the record of {name} is of other samples"
+        if (record.threat_model, record.seed) != (validation.threat_model, validation.seed):
+            return f"the record of {name} is under another threat model or seed"
+    robust = set.intersection(*(_with(stored, Outcome.SURVIVED) for stored in base))
+    told = round(validation.robust_acc * validation.dataset.n / 100)
+    if len(robust) != told:
+        return f"{len(robust)} samples survive the suite's records, not {told}"
+    for key, stored in trials.items():
+        finds = sum(trial.finds for trial in validation.trials if trial.key == key)
+        found = len(_with(stored, Outcome.BROKEN) & robust)
+        if found != finds:
+            return f"the countermeasures' record has {found} new finds, not {finds}"
+    return None
+
+
+def _with(stored: StoredRecord, outcome: Outcome) -> set[str]:
+    """The samples of an outcome."""
+    table = stored.table
+    return set(table["sample_id"][table["outcome"] == outcome.value])

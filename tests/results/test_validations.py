@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from record_factory import make_record, make_samples
 
 from robench.errors import CorruptRecordError, StoreError
+from robench.inspection.verification import verify_store
 from robench.records import (
     Diagnosis,
     EvaluationRecord,
@@ -19,8 +21,10 @@ from robench.records import (
     canonical_hash,
     validation_key,
 )
+from robench.request import Request
 from robench.results import Store
 from robench.results.validations import Validations, judgement, read_validation
+from robench.threat_models import ThreatModel
 
 N = 200
 SOUND = Diagnosis(test="fidelity", outcome="sound", evidence="fine")
@@ -171,3 +175,60 @@ def test_a_validation_of_another_model_s_record_is_left_out_by_name(
         assert list(Validations(store).all()) == []
     assert "digits/Linf-0.2/other is of another model's record" in caplog.text
     assert "digits/Linf-0.2/other is of a record that is not here" in caplog.text
+
+
+@pytest.fixture
+def tried_too(stored: tuple[Store, EvaluationRecord]) -> tuple[Store, Validation]:
+    """A validation whose countermeasures broke two of the ten survivors, with their record."""
+    store, record = stored
+    samples = make_samples("BB" * 2 + "SB" * 8)
+    countermeasures = make_record(samples, attack="countermeasures")
+    store.write(countermeasures, samples)
+    trial = tried("eot", 2).model_copy(update={"key": countermeasures.key, "lowered_by": 10.0})
+    return store, _validation(record, trials=(trial,))
+
+
+def test_what_its_records_bear_out_holds(tried_too: tuple[Store, Validation]):
+    store, validation = tried_too
+    validations = Validations(store)
+    validations.check(validation, validations.write(validation))
+    (found,) = (v for v in verify_store(store, Request()) if v.attack == "(validation)")
+    assert found.sound
+    assert found.finding == "lowered: agrees with its 2 records"
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"robust_acc": 60.0, "best_known_acc": 50.0}, "10 samples survive .*, not 12"),
+        ({"seed": 1}, "under another threat model or seed"),
+        ({"threat_model": ThreatModel.of("Linf", "0.3")}, "under another threat model or seed"),
+        ({"finds": 3}, "has 2 new finds, not 3"),
+        ({"finds": 0}, "has 2 new finds, not 0"),
+        ({"key": "0" * 64}, "a record that is not here"),
+        ({"data": "b"}, "is of other samples"),
+    ],
+)
+def test_one_that_contradicts_its_records_is_named(
+    tried_too: tuple[Store, Validation], change: dict[str, Any], said: str
+):
+    """Whole in itself, checksum and verdict included."""
+    store, validation = tried_too
+    trial = validation.trials[0]
+    if "finds" in change:
+        finds = change["finds"]
+        told = trial.model_copy(update={"finds": finds, "lowered_by": 5.0 * finds})
+        change = {"best_known_acc": 50.0 - 5 * finds, "lowered_by": 5.0 * finds, "trials": (told,)}
+    elif "key" in change:
+        change = {"trials": (trial.model_copy(update=change),)}
+    elif "data" in change:
+        data = make_record(make_samples("SB" * 10), data=change["data"]).dataset
+        change = {"dataset": data}
+    told = validation.model_copy(update=change)
+    judged = judgement(told.diagnoses, told.trials, n=20, robust=round(told.robust_acc / 5))
+    told = told.model_copy(update={"verdict": judged.verdict, "reasons": judged.reasons})
+    path = Validations(store).write(told)
+    (found,) = (v for v in verify_store(store, Request()) if v.attack == "(validation)")
+    assert not found.sound
+    assert (found.key, found.model) == (path.stem, validation.model.id)
+    assert re.search(said, found.finding)

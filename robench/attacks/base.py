@@ -87,9 +87,19 @@ decision boundary, which low precision moves; otherwise each kind of pass stops 
 ``query``: logits, never a gradient."""
 
 
+@dataclass(frozen=True)
+class Others:
+    """Samples of the evaluation that the model classifies correctly, the same for every search."""
+
+    inputs: Tensor
+    """float32 (M, C, H, W) in [0, 1]"""
+    labels: Tensor
+    """int64 (M,)"""
+
+
 @dataclass
 class Slots:
-    """What an attack starts from. The first axis of every tensor is the slot."""
+    """What an attack starts from. The first axis of every tensor is the slot, but of ``others``."""
 
     inputs: Tensor
     """float32 (B, C, H, W) in [0, 1]"""
@@ -102,6 +112,8 @@ class Slots:
     search: Tensor
     """int64 (B,): which of the sample's searches, 0 … ``Attack.searches(K)`` − 1, or as
     :meth:`Attack.search_order` numbers them"""
+    others: Others | None = None
+    """For attacks that start from them; where there are none, None"""
 
     def targets(self, restarts: int) -> Tensor:
         """int64 (B,): the wrong classes, likeliest first, each in ``restarts`` searches."""
@@ -215,6 +227,8 @@ class Attack(ABC, Generic[StateT]):
     can_target: ClassVar[bool] = False
     runs_to_the_end: ClassVar[bool] = False
     """True for minimum-norm attacks, which go on after the first find to make it smaller."""
+    starts_from_others: ClassVar[bool] = False
+    """Whether it asks for :attr:`Slots.others`."""
     kind: ClassVar[AttackKind] = "gradient"
     state_type: ClassVar[type[Any]]
     """What ``start`` and ``step`` return; a search that was interrupted is put together from it."""

@@ -37,6 +37,11 @@ ATTACKS.add(
 ATTACKS.add("fab", "robench.attacks.fab:FAB", "fast adaptive boundary, targeted or not")
 ATTACKS.add("square", "robench.attacks.square:Square", "random search with forward passes only")
 ATTACKS.add(
+    "hop-skip-jump",
+    "robench.attacks.hop_skip_jump:HopSkipJump",
+    "a walk along the boundary that is told labels alone",
+)
+ATTACKS.add(
     "cw-l2",
     "robench.attacks.carlini_wagner:CarliniWagnerL2",
     "Carlini & Wagner's minimum-norm L2 attack",

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from robench.acceleration.search_models import SearchModel
 from robench.attacks import build_attack
-from robench.attacks.base import BatchAttack
+from robench.attacks.base import BatchAttack, Others
 from robench.errors import AttackError
 from robench.evaluation.adjudicate import Adjudicator
 from robench.evaluation.adversarial_inputs import Inputs
@@ -205,7 +205,9 @@ class Cascade:
         skipped = model = None
         try:
             if shards or self.stages[run.stage].through is None:
-                model = self._model_of(run)  # before searches fork: what it takes is built once
+                # Before searches fork: what they take is built once, and files are read here alone.
+                model = self._model_of(run)
+                self._others(run)
             with closing(pool.run(shards)) as results:
                 for shard, result in results:
                     self.state = self.state.merged(shard.rows, result, run.stage)
@@ -262,6 +264,7 @@ class Cascade:
             result = run_batch_attack(attack, adjudicator, samples, seed)
             progress(len(samples))
             return result
+        samples = replace(samples, others=self._others(run))
         search_model, samples = self._aim(stage, samples, self._model_of(run))
         aside = stage.output is not None or stage.through is not None
         ranking = search_model if aside else self.prepared.models.exact
@@ -295,6 +298,11 @@ class Cascade:
         if isinstance(attack, BatchAttack):
             return self.prepared.models.search
         return self.prepared.models.for_attack(attack.kind)
+
+    def _others(self, run: StageRun) -> Others | None:
+        """The samples that a stage run's attack starts from beside its own."""
+        wanted = getattr(self.attacks[run.stage], "starts_from_others", False)
+        return self.prepared.shown if wanted else None
 
     def _aim(
         self, stage: AttackSpec, samples: Samples, search_model: SearchModel

@@ -13,7 +13,7 @@ from robench import seeding
 from robench.acceleration.model_choice import SearchChoice, choose_search_model
 from robench.acceleration.search_models import SearchModel, SearchModels
 from robench.attacks import build_attack
-from robench.attacks.base import Attack, BatchAttack
+from robench.attacks.base import Attack, BatchAttack, Others
 from robench.attacks.goals import Goal
 from robench.attacks.losses import LOSSES, Loss, margin
 from robench.datasets import Dataset
@@ -38,7 +38,7 @@ _STATE_COPIES = 16  # tensors of the inputs' size that the largest attack state 
 _BATCH = 256  # for passes outside the search
 _ONE_AT_A_TIME = {"randomised", "changing_state", "history_dependent"}  # the doctor's names
 _PROBE = 128  # samples that flags and the choice of precision are based on
-_SHOWN_VALUES = 2**24  # of all the inputs that a stand-in is built from,
+_SHOWN_VALUES = 2**24  # of all the inputs that stand-ins and attacks see of other samples,
 _FEWEST_SHOWN, _MOST_SHOWN = 128, 1000  # so many inputs at least, and at most
 
 
@@ -130,35 +130,38 @@ class PreparedModel:
         """int64 (k,): keys of what is attacked at int64 positions; of one sample the same."""
         return self.keys[self.rows[self.aims.sample[positions]]]
 
+    @cached_property
+    def shown(self) -> Others:
+        """What stand-ins and attacks see of other samples, on the device: of ``rows`` those with the
+        smallest keys, as many as come to 2²⁴ values, 128 at least and 1,000 at most."""
+        count = _SHOWN_VALUES // math.prod(self.dataset.input_shape)
+        order = self.keys[self.rows].argsort(stable=True)
+        chosen = self.rows[order[: min(max(count, _FEWEST_SHOWN), _MOST_SHOWN)]]
+        inputs, labels = self.dataset.batch(chosen), self.dataset.labels[chosen]
+        return Others(inputs.to(self.settings.device), labels.to(self.settings.device))
+
     def stand_in(self, through: str) -> SearchModel:
         """What is searched in the model's place, built when it is first asked for.
 
-        It is built from the samples of ``rows`` with the smallest keys: as many as come to 2²⁴ values,
-        128 at least and 1,000 at most. Neither batch size nor order nor workers have a say in it.
+        It is built from the samples that are :attr:`shown`. Neither batch size nor order nor workers
+        have a say in it.
 
         Raises:
             UnknownNameError, UsageError: no such stand-in.
             AttackError: the model cannot have it, or needs none.
         """
         if through not in self.built:
-            stand_in, device, seed = (
-                find_stand_in(through),
-                self.settings.device,
-                self.settings.seed,
-            )
-            count = _SHOWN_VALUES // math.prod(self.dataset.input_shape)
-            order = self.keys[self.rows].argsort(stable=True)
-            chosen = self.rows[order[: min(max(count, _FEWEST_SHOWN), _MOST_SHOWN)]]
+            stand_in, seed = find_stand_in(through), self.settings.seed
             setting = Setting(
                 model=self.model,
-                inputs=self.dataset.batch(chosen).to(device),
-                labels=self.dataset.labels[chosen].to(device),
+                inputs=self.shown.inputs,
+                labels=self.shown.labels,
                 threat_model=self.threat_model,
                 seed=seed,
                 batch_size=self.choice.batch_size,
             )
             # Whichever of the jobs asks first, a model with random outputs draws the same.
-            with own_stream(seed, device):
+            with own_stream(seed, self.settings.device):
                 built = stand_in.build(setting)
             self.built[through] = replace(built, own_logits=stand_in.exact)
         return self.built[through]

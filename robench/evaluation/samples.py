@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
+from robench.attacks.base import Others
 from robench.evaluation.adjudicate import Verdicts
 from robench.geometry import expand
 
@@ -23,14 +24,20 @@ class Samples:
     """float32 (n, K), of the output under attack"""
     keys: Tensor
     """int64 (n,), :func:`robench.seeding.sample_keys`"""
+    others: Others | None = None
+    """For attacks that start from other samples; the same whichever samples these are"""
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def at(self, rows: Tensor) -> Samples:
         """The given samples, int64 (n′,) or bool (n,)."""
-        return Samples(
-            self.inputs[rows], self.labels[rows], self.clean_logits[rows], self.keys[rows]
+        return replace(
+            self,
+            inputs=self.inputs[rows],
+            labels=self.labels[rows],
+            clean_logits=self.clean_logits[rows],
+            keys=self.keys[rows],
         )
 
 

@@ -173,6 +173,7 @@ class Search(Generic[StateT]):
             clean_logits=chosen.clean_logits,
             keys=slot_keys(chosen.keys, self.seed_tag, number),
             search=number,
+            others=chosen.others,
         )
         self.queries.reset(len(sample), self.device)
         self.queries.watch_first_gradients()

@@ -44,7 +44,13 @@ _GRADIENT = {
     "ddn",
     "art:ProjectedGradientDescent",
 }
-_BLACK_BOX = {"square", "art:SquareAttack", "art:HopSkipJump", "art:BoundaryAttack"}
+_BLACK_BOX = {
+    "square",
+    "hop-skip-jump",
+    "art:SquareAttack",
+    "art:HopSkipJump",
+    "art:BoundaryAttack",
+}
 _MANY = 10
 """Steps of an attack that is no longer a single step"""
 

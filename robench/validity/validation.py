@@ -39,7 +39,7 @@ from robench.records import (
     canonical_hash,
     validation_key,
 )
-from robench.registry import identity_of, installed_versions
+from robench.registry import identity_of
 from robench.reporting.model_results import ModelResult, collect
 from robench.request import Request
 from robench.results import Store, StoredRecord
@@ -50,9 +50,6 @@ from robench.validity import countermeasures
 from robench.validity.catalogue import DIAGNOSES, MOST, diagnose
 from robench.validity.countermeasures import Chosen
 from robench.validity.free_diagnoses import free_diagnoses
-
-_LIBRARY = "adversarial-robustness-toolbox"
-"""Whose attacks are among the countermeasures"""
 
 log = logging.getLogger("robench.validity")
 
@@ -101,7 +98,7 @@ def protocol() -> str:
     tests = [[name, identity_of(DIAGNOSES[name].function)] for name in DIAGNOSES]
     content: dict[str, Any] = {"tests": tests, "countermeasures": countermeasures.identity()}
     # What was not there to be tried may be there now.
-    content |= {"stand_ins": sorted(STAND_INS), "libraries": installed_versions(_LIBRARY)}
+    content |= {"stand_ins": sorted(STAND_INS)}
     return canonical_hash(content)
 
 

@@ -7,10 +7,19 @@ from typing import Any
 
 import pytest
 import torch
-from attack_models import TinyCNN, images, predictions
+from attack_models import (
+    TinyCNN,
+    digits_data,
+    digits_network,
+    images,
+    predictions,
+    run_search,
+)
 from torch import nn
 
 from robench.attacks.adapters import ARTAttack, art_attacks
+from robench.attacks.base import Others
+from robench.attacks.hop_skip_jump import HopSkipJump
 from robench.errors import AttackError, MissingDependencyError
 from robench.evaluation.adjudicate import Adjudicator
 from robench.evaluation.batch_attacks import run_batch_attack
@@ -115,6 +124,39 @@ def test_no_attack_keeps_its_own_step_in_a_ball_that_was_filled_in() -> None:
 def test_attacks_that_count_in_float64_run(name: str) -> None:
     result, _ = run(name, LINF, TinyCNN(), **({"delta": 0.1} if name == "BoundaryAttack" else {}))
     assert not result.errors
+
+
+class Counted(nn.Module):
+    """Another model, and how often it was asked."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self.asked = 0
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        self.asked += len(inputs)
+        logits: torch.Tensor = self.model(inputs)
+        return logits
+
+
+def test_hop_skip_jump_of_our_own_finds_as_many_with_no_more_queries() -> None:
+    _, _, inputs, labels = digits_data()
+    network = digits_network()
+    right = (predictions(network, inputs) == labels).nonzero().squeeze(1)
+    known, rows = right[40:200], right[:6]
+    inputs, labels, others = inputs[rows], labels[rows], Others(inputs[known], labels[known])
+    model = Counted(network)
+    theirs = ARTAttack(LINF, foreign_name="HopSkipJump", max_iter=2, max_eval=50, init_eval=20)
+    proposed = theirs.propose(model, inputs, labels, seed=0)
+    inside = norm_of(proposed - inputs, "Linf") <= LINF.radius
+    beaten = (predictions(network, proposed) != labels) & inside
+    asked, model.asked = model.asked, 0
+    attack = HopSkipJump(LINF, steps=2, draws=20, most_draws=50)
+    found = run_search(attack, model, inputs, labels, others=others).found
+    assert int(found.forwards.sum()) <= asked
+    assert int(found.broken.sum()) >= int(beaten.sum())
+    assert bool(found.broken.any())
 
 
 def test_an_eps_of_another_norm_is_not_filled_in() -> None:

@@ -29,6 +29,7 @@ from robench.attacks.ddn import DDN
 from robench.attacks.fab import FAB
 from robench.attacks.fmn import FMN
 from robench.attacks.grid_pgd import GridPGD
+from robench.attacks.hop_skip_jump import HopSkipJump
 from robench.attacks.pgd import PGD
 from robench.attacks.probability_margin import PMA
 from robench.attacks.square import Square
@@ -59,6 +60,8 @@ ATTACKS: dict[str, Callable[[], Attack[Any]]] = {
     "square": lambda: Square(LINF, queries=40),
     "square-l2": lambda: Square(L2, queries=12),
     "square-l1": lambda: Square(L1, queries=12),
+    "hop-skip-jump": lambda: HopSkipJump(LINF, steps=2, draws=6),
+    "hop-skip-jump-l2": lambda: HopSkipJump(L2, steps=2, draws=4, restarts=2),
     "fmn": lambda: FMN(LINF, steps=12),
     "fmn-l2": lambda: FMN(L2, steps=12),
     "fmn-l1": lambda: FMN(L1, steps=12),

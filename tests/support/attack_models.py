@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from robench import seeding
 from robench.acceleration.search_models import SearchModel
-from robench.attacks.base import Attack, Gradient, Slots, slot_keys
+from robench.attacks.base import Attack, Gradient, Others, Slots, slot_keys
 from robench.attacks.losses import Loss
 from robench.evaluation.adjudicate import Adjudicator
 from robench.evaluation.queries import Queries
@@ -286,6 +286,7 @@ def run_search(
     ids: list[str] | None = None,
     only: Tensor | None = None,
     judges_every_step: bool = False,
+    others: Others | None = None,
     **kwargs: Any,
 ) -> SearchRun:
     """Search all samples; ``order`` permutes them, each keeps its own id."""
@@ -299,7 +300,7 @@ def run_search(
         attack,
         Queries(search or SearchModel(model), clean.shape[1], batch_size),
         adjudicator,
-        Samples(chosen, labels[order], clean, keys),
+        Samples(chosen, labels[order], clean, keys, others),
         batch_size=batch_size,
         only=only,
         judges_every_step=judges_every_step,

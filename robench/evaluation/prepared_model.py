@@ -1,7 +1,7 @@
 """What all attacks on a model start from: clean logits, the search's model, metrics."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any
@@ -21,6 +21,7 @@ from robench.doctor import examine
 from robench.errors import AttackError, ModelError
 from robench.evaluation.adjudicate import Adjudicator
 from robench.evaluation.aims import Aims, choose_aims
+from robench.evaluation.as_given import COUNTING, AsGiven, FirstState, as_given_flag
 from robench.evaluation.queries import Queries
 from robench.evaluation.repeated_draws import MostOfDraws, drawn_flag
 from robench.evaluation.sample_metrics import SampleMetrics
@@ -221,12 +222,17 @@ def prepare_model(
     """
     device = settings.device
     model = model.to(device)
+    first = FirstState.of(model)
     batch_size = min(settings.batch_size or _BATCH, _BATCH)
     logits, errors, probe = _classify(model, model, dataset, device, batch_size)
-    answered = torch.tensor([row for row in range(len(dataset)) if row not in errors])[:_PROBE]
-    labels = dataset.labels[answered].to(device)
-    known = logits[answered].to(device)
-    flags = (examination or Examination()).flags(model, probe, labels, known)
+    labels, known = (of_all[_answered(errors, len(logits))] for of_all in (dataset.labels, logits))
+    flags = (examination or Examination()).flags(model, probe, labels.to(device), known.to(device))
+    if first is not None and not COUNTING.isdisjoint(flag.name for flag in flags):
+        model = AsGiven.of(model, first)
+        logits, errors, probe = _classify(model, model, dataset, device, batch_size)
+        labels = dataset.labels[_answered(errors, len(logits))]
+        flags.append(as_given_flag())
+    labels = labels.to(device)
     judge: nn.Module = model
     precision, size = settings.precision, settings.batch_size
     if is_randomised := any(flag.name == "randomised" for flag in flags):
@@ -275,6 +281,11 @@ def prepare_model(
         shard_size=max(64, _SHARD_BYTES // (_STATE_COPIES * sample_bytes)),
         metrics=SampleMetrics(model, dataset, rows, device, _BATCH),
     )
+
+
+def _answered(errors: Mapping[int, str], n: int) -> Tensor:
+    """int64: the first of n samples that a model does not fail on."""
+    return torch.tensor([row for row in range(n) if row not in errors])[:_PROBE]
 
 
 def _every_pass(

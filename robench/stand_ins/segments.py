@@ -53,7 +53,9 @@ class Frame:
         """Whether its own code is torch's, or robench's, whose derivatives are those of what it does."""
         kind = type(self.module)
         own = "forward" in vars(self.module)
-        return not own and (kind.__module__.startswith("torch.nn.") or kind is RobenchModel)
+        return not own and (
+            kind.__module__.startswith("torch.nn.") or issubclass(kind, RobenchModel)
+        )
 
 
 @dataclass(frozen=True)

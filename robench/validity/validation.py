@@ -25,6 +25,7 @@ from robench.datasets import Dataset
 from robench.devices import device_of, single_precision
 from robench.doctor.subject import Subject
 from robench.errors import AttackError, UsageError
+from robench.evaluation.as_given import COUNTING, AsGiven, FirstState
 from robench.evaluation.prepared_model import Settings
 from robench.evaluation.runner import Listener, evaluate_model
 from robench.models.wrapper import RobenchModel
@@ -154,8 +155,8 @@ class _Job:
                 return known.model_copy(update={"model": model})
             started = time.perf_counter()
             diagnoses = self._diagnoses()
-            trials = self._trials(diagnoses)
             n, robust = self.result.n, int(self.result.robust.sum())
+            trials = self._trials(diagnoses) if robust else []  # below 0 there is nothing
             finds = sum(trial.finds for trial in trials)
             judged = judgement(diagnoses, trials, n=n, robust=robust)
             made = Validation(
@@ -213,6 +214,11 @@ class _Job:
 
     def _diagnoses(self) -> list[Diagnosis]:
         settings, model = self.settings, self.planned.model
+        first = FirstState.of(model)
+        if first is not None and any(
+            flag.name in COUNTING for stored in self.base for flag in stored.record.flags
+        ):
+            model = AsGiven.of(model, first)
         subject = subject_of(model, self.planned.dataset, self.result, settings)
         with own_stream(settings.seed, settings.device), undisturbed(model):
             tested = diagnose(subject, self.planned.threat, settings.seed)

@@ -273,6 +273,9 @@ MASKS = (
         "distance-detector", DistanceDetector, _SWITCH, Yardstick(penalty=_too_far), branches=True
     ),
     PlantedMask(
-        "memory", Memory, ("changing_state", "flat_margin", "fidelity"), Yardstick(judged="fresh")
+        "memory",
+        Memory,
+        ("history_dependent", "changing_state", "flat_margin", "fidelity"),
+        Yardstick(judged="fresh"),
     ),
 )

@@ -66,7 +66,7 @@ class Dropping(nn.Module):
         return logits
 
 
-_STATE = ("changing_state", "batch_dependent", "attacked_above_clean")
+_STATE = ("history_dependent", "changing_state", "batch_dependent", "attacked_above_clean")
 
 MASKS = (
     PlantedMask("after-calls", AfterCalls, _STATE, Yardstick(judged="fresh"), branches=True),
@@ -74,7 +74,7 @@ MASKS = (
     PlantedMask(
         "fifth-raises",
         FifthRaises,
-        ("errored_samples", "forward_fails"),
+        ("errored_samples", "forward_fails", "raises"),
         Yardstick(judged="patient"),
     ),
     PlantedMask(

@@ -24,6 +24,11 @@ STAND_INS.add(
     "the model with other gradients where a module's own do not tell what the module does",
 )
 STAND_INS.add(
+    "softened",
+    "robench.stand_ins.softened:Softened",
+    "the model with the gradients of soft choices where it makes hard ones",
+)
+STAND_INS.add(
     "smoothed",
     "robench.stand_ins.smoothed:Smoothed",
     "the model with gradients averaged over noise",

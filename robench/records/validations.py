@@ -21,12 +21,12 @@ from robench.records.base import (
 from robench.records.evaluations import DatasetSpec, ModelSummary
 from robench.threat_models import ThreatModel
 
-VALIDATION_REVISION = 1
+VALIDATION_REVISION = 2
 """Raised when the same validation would say something else, so that old ones are not reused."""
 
 Verdict = Literal["stands", "lowered", "unreliable"]
-"""Of a number: nothing moved it; it is lower by so much; gradients are masked, and not all that this
-asks for could be tried, or nothing came of it."""
+"""Of a number: nothing moved it; it is lower by so much; gradients are masked, and what this asks for
+could not be tried, or nothing came of it."""
 
 
 class Diagnosis(Frozen):

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +24,25 @@ from robench.results.stored_record import StoredRecord
 from robench.statistics import exact, is_resolved
 
 log = logging.getLogger("robench.results")
+
+_LOOKS_AT = {
+    "gradients": (
+        *("no_gradients", "zero_gradients", "nan_gradients", "nonfinite_gradients"),
+        *("flat_margin", "gradient_mismatch", "fidelity"),
+    ),
+    "jumps": ("continuity", "stability"),
+    "searches": (
+        *("binarisation", "square_lowers_accuracy", "black_box_beats_gradients"),
+        *("transfer_beats_direct", "less_beats_more", "one_step_beats_many"),
+    ),
+}
+"""Tests that look at different things find masking independently of each other; a test that is not here
+looks at a thing of its own."""
+_ANSWERED = {
+    *("resolution", "vanishing_gradients", "coarse_margins", "softmax_outputs", "sigmoid_outputs"),
+    "randomised",
+}
+"""Masking to which what is tried is the whole answer: losses without a scale, averaged gradients."""
 
 
 @dataclass(frozen=True)
@@ -39,8 +58,9 @@ def judgement(
 ) -> Judgement:
     """The verdict on a number of ``n`` samples, ``robust`` of which the suite left standing.
 
-    ``unreliable``: a test found masking, and either none of what it asks for could be tried, or the
-    masking is severe and nothing moved the number. ``lowered``: the countermeasures broke more than
+    ``unreliable``: a test found masking, and either none of what it asks for could be tried, or nothing
+    moved the number though the masking is severe, or tests of two independent kinds found some
+    (:data:`_LOOKS_AT`). ``lowered``: the countermeasures broke more than
     chance makes of a sound model (:mod:`robench.statistics.resolution`). ``stands``: neither.
     """
     tried = {trial.countermeasure for trial in trials if trial.tried}
@@ -68,10 +88,21 @@ def judgement(
     if robust and (severe := [item.test for item in masked if item.severe]):
         reasons.append(f"{', '.join(severe)}: severe, and nothing that was tried moved the number")
         return Judgement("unreliable", tuple(reasons))
+    names = ", ".join(item.test for item in masked)
+    if robust and len(_things({item.test for item in masked} - _ANSWERED)) > 1:
+        reasons.append(
+            f"{names}: independent signs of masking, and nothing that was tried moved the number"
+        )
+        return Judgement("unreliable", tuple(reasons))
     if masked:
-        names = ", ".join(item.test for item in masked)
         reasons.append(f"{names}: what was asked for was tried and moved nothing")
     return Judgement("stands", tuple(reasons))
+
+
+def _things(tests: Iterable[str]) -> set[str]:
+    """What tests look at."""
+    known = {test: thing for thing, tests in _LOOKS_AT.items() for test in tests}
+    return {known.get(test, test) for test in tests}
 
 
 class Validations:

@@ -30,6 +30,10 @@ N = 200
 SOUND = Diagnosis(test="fidelity", outcome="sound", evidence="fine")
 MASKED = Diagnosis(test="fidelity", outcome="masked", evidence="apart", asks_for=("bpda", "eot"))
 SEVERE = MASKED.model_copy(update={"severe": True})
+JUMPS = Diagnosis(test="continuity", outcome="masked", evidence="jumps", asks_for=("bpda",))
+STEPS = JUMPS.model_copy(update={"test": "stability"})
+COARSE = JUMPS.model_copy(update={"test": "resolution"})
+FOREIGN = JUMPS.model_copy(update={"test": "mine"})
 HOPELESS = Diagnosis(test="batch_dependent", outcome="masked", evidence="it is", severe=True)
 
 
@@ -53,6 +57,12 @@ NOT_TRIED = Trial(countermeasure="bpda", tried=False, message="every module is f
         ("stands", [MASKED], [tried("bpda"), tried("eot")]),
         ("stands", [MASKED], [NOT_TRIED, tried("eot")]),
         ("unreliable", [SEVERE], [tried("bpda"), tried("eot")]),
+        # Two independent signs; what one kind says twice, or a loss without a scale answers, is none.
+        ("unreliable", [MASKED, JUMPS], [tried("bpda"), tried("eot", 2)]),
+        ("unreliable", [FOREIGN, STEPS], [tried("bpda")]),
+        ("stands", [JUMPS, STEPS], [tried("bpda")]),
+        ("stands", [JUMPS, COARSE], [tried("bpda")]),
+        ("lowered", [MASKED, JUMPS], [tried("bpda", 30)]),
         ("unreliable", [MASKED], []),
         ("unreliable", [MASKED], [NOT_TRIED, tried("scale-free", 30)]),
         ("unreliable", [HOPELESS], [tried("scale-free", 30)]),
@@ -65,7 +75,8 @@ def test_the_verdict(verdict: str, diagnoses: list[Diagnosis], trials: list[Tria
 
 
 def test_a_number_that_is_0_stands_whatever_is_masked():
-    assert judgement([SEVERE], [tried("eot")], n=N, robust=0).verdict == "stands"
+    for masked in ([SEVERE], [MASKED, JUMPS]):
+        assert judgement(masked, [tried("eot")], n=N, robust=0).verdict == "stands"
 
 
 def test_the_reasons_say_what_could_not_be_tried_and_by_how_much_it_is_lower():

@@ -4,30 +4,39 @@
     python benchmarks/planted_masks.py --network robust                 # on one that keeps half
     python benchmarks/planted_masks.py --network cifar10-jpeg --data data
     python benchmarks/planted_masks.py --only votes jpeg --n 100 --again
+    python benchmarks/planted_masks.py --minutes 9                      # a piece; the next call goes on
 
 The gallery is ``tests/support/mask_gallery``: each mask comes with a yardstick, a hand-made attack
 that knows it. Masks that hide a network behind a robust one are planted on the undefended network
-alone. Each mask's figures are kept under ``build/planted_masks``, so that a campaign that was
-interrupted goes on; ``--again`` makes those of the chosen masks anew.
+alone. All is kept under ``build/planted_masks``, records of unfinished searches too, so that a campaign
+that was interrupted goes on where it was; ``--again`` validates the chosen masks anew, on the suite's
+records that are there. A mask that takes more than ``--limit`` seconds of processor time is left
+out by name. One worker, so that seconds are those of one processor.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import shutil
+import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from peers import machine
 
 from robench.api import prepare
 from robench.datasets import Dataset, load_dataset
+from robench.records import Verdict
 from robench.request import Request
+from robench.results import Store
+from robench.validity.countermeasures import CASCADE
 from robench.validity.validation import validate
 
 _HERE = Path(__file__).resolve().parent
@@ -80,9 +89,9 @@ class Campaign:
     def place(self) -> Place:
         return _PLACES[self.name]
 
-    def file(self, mask: PlantedMask) -> Path:
-        """Where a mask's figures are kept."""
-        return _RUNS / f"{self.name}-{self.suite}-{self.n}-{self.seed}" / f"{mask.name}.json"
+    def kept(self, mask: PlantedMask) -> Kept:
+        """Where all of a mask is kept."""
+        return Kept(_RUNS / f"{self.name}-{self.suite}-{self.n}-{self.seed}" / mask.name)
 
     def samples(self, split: str) -> Dataset:
         """Those of the test set are the first n, as robench takes them."""
@@ -96,13 +105,20 @@ class Campaign:
             return chosen
         return [mask for mask in chosen if not mask.branches and not mask.sound]
 
-    def measure(self, mask: PlantedMask, ground: Ground) -> dict[str, Any]:
-        """The suite's number, the yardstick's, and what validation makes of it."""
-        data = self.samples("test")
-        inputs = data.batch(range(len(data)))
-        started = time.perf_counter()
-        correct, left = withstands(mask, ground, inputs, data.labels, seed=self.seed)
-        middle = time.perf_counter()
+    def measure(self, mask: PlantedMask, ground: Ground, limit: float) -> dict[str, Any]:
+        """The suite's number, the yardstick's, and what validation makes of it.
+
+        Raises:
+            _OverLimitError: all calls together took more seconds of processor time.
+        """
+        data, kept = self.samples("test"), self.kept(mask)
+        if not kept.has("yardstick"):
+            inputs = data.batch(range(len(data)))
+            with kept.timed("yardstick_seconds", limit):
+                correct, left = withstands(mask, ground, inputs, data.labels, seed=self.seed)
+            shares = (100 * float(part.float().mean()) for part in (correct, left))
+            kept.write("yardstick", dict(zip(("clean_acc", "yardstick"), shares, strict=True)))
+        torch.manual_seed(self.seed)
         request = Request(
             models=(mask.build(ground),),
             name=mask.name,
@@ -112,14 +128,19 @@ class Campaign:
             n=self.n,
             suite=self.suite,
             seed=self.seed,
+            results=kept.folder / "results",
+            workers=1,
         )
-        (found,) = validate(prepare(request))
+        with kept.timed("suite_seconds", limit):
+            prepared = prepare(request)
+            prepared.run()
+        with kept.timed("validate_seconds", limit):
+            (found,) = validate(prepared)
         named = [diagnosis.test for diagnosis in found.masked]
         return {
             "mask": mask.name,
-            "clean_acc": 100 * float(correct.float().mean()),
+            **kept.read("yardstick"),
             "robust_acc": found.robust_acc,
-            "yardstick": 100 * float(left.float().mean()),
             "best_known_acc": found.best_known_acc,
             "verdict": found.verdict,
             "causes": [test for test in named if test in mask.causes],
@@ -128,10 +149,69 @@ class Campaign:
             "untried": {t.countermeasure: t.message for t in found.trials if not t.tried},
             "evidence": {d.test: d.evidence for d in found.masked},
             "reasons": found.reasons,
-            "yardstick_seconds": middle - started,
-            "seconds": time.perf_counter() - middle,
-            "validate_seconds": found.seconds,
         }
+
+
+class _OverLimitError(Exception):
+    """A mask took too long."""
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What is kept of a mask."""
+
+    folder: Path
+
+    def has(self, name: str) -> bool:
+        return (self.folder / f"{name}.json").exists()
+
+    def read(self, name: str) -> dict[str, Any]:
+        """Nothing, if there is nothing."""
+        file = self.folder / f"{name}.json"
+        content: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
+        return content
+
+    def write(self, name: str, content: dict[str, Any]) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / f"{name}.json").write_text(json.dumps(content))
+
+    @contextmanager
+    def timed(self, what: str, limit: float) -> Iterator[None]:
+        """Count seconds of processor time, of all calls together, also where they are interrupted.
+
+        Raises:
+            _OverLimitError: they came to more than the limit, which they cannot do inside for long.
+        """
+        spent, started = self.read("seconds"), time.process_time()
+        before = sum(spent.values())
+
+        def stop(number: int, frame: object) -> None:
+            raise KeyboardInterrupt
+
+        signal.signal(signal.SIGPROF, stop)
+        signal.setitimer(signal.ITIMER_PROF, max(limit - before, 0.01))
+        try:
+            yield
+        except KeyboardInterrupt:
+            if before + time.process_time() - started >= limit:
+                raise _OverLimitError from None
+            raise
+        finally:
+            signal.setitimer(signal.ITIMER_PROF, 0)
+            spent[what] = spent.get(what, 0.0) + time.process_time() - started
+            self.write("seconds", spent)
+
+    def forget_validation(self) -> None:
+        """All but the yardstick and the suite's records."""
+        (self.folder / "row.json").unlink(missing_ok=True)
+        for part in ("validations", "progress"):
+            shutil.rmtree(self.folder / "results" / part, ignore_errors=True)
+        store = Store(self.folder / "results")
+        for stored in list(store.records()):
+            if stored.record.attack.name == CASCADE:
+                for file in stored.path.parent.glob(f"{stored.record.key}*"):
+                    file.unlink()
+        self.write("seconds", self.read("seconds") | {"validate_seconds": 0.0})
 
 
 def render(campaign: Campaign, rows: Sequence[dict[str, Any]]) -> list[str]:
@@ -144,7 +224,7 @@ def render(campaign: Campaign, rows: Sequence[dict[str, Any]]) -> list[str]:
         "",
     ]
     columns = ["mask", "clean", campaign.suite, "validated", "yardstick", "verdict"]
-    columns += ["cause named", "said besides", "lowered by"]
+    columns += ["cause named", "said besides", "lowered by", "CPU s, suite", "CPU s, validate"]
     for sound in (False, True):
         shown = [row for row in rows if GALLERY[row["mask"]].sound == sound]
         if shown:
@@ -155,30 +235,48 @@ def render(campaign: Campaign, rows: Sequence[dict[str, Any]]) -> list[str]:
 
 def _cells(row: dict[str, Any]) -> str:
     columns = ("clean_acc", "robust_acc", "best_known_acc", "yardstick")
-    lowered = [f"{name} {points:.1f}" for name, points in row["lowered"].items()]
-    told = (row["causes"], row["others"], lowered)
-    accuracies = (f"{row[column]:.1f}" for column in columns)
-    return _row([row["mask"], *accuracies, row["verdict"], *(", ".join(t) or "–" for t in told)])
+    accuracies = (_number(row.get(column), 1) for column in columns)
+    lowered = [f"{name} {points:.1f}" for name, points in row.get("lowered", {}).items()]
+    told = (row.get("causes", ()), row.get("others", ()), lowered)
+    verdict = row.get("verdict") or f"over {row['limit']:g} s"
+    seconds = (_number(row.get(f"{part}_seconds"), 0) for part in ("suite", "validate"))
+    return _row([row["mask"], *accuracies, verdict, *(", ".join(t) or "–" for t in told), *seconds])
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "–" if value is None else f"{value:.{digits}f}"
 
 
 def _summary(rows: Sequence[dict[str, Any]]) -> list[str]:
     """Who is missed, and who is suspected without reason."""
-    masks = [row for row in rows if not GALLERY[row["mask"]].sound]
-    controls = [row for row in rows if GALLERY[row["mask"]].sound]
+    done = [row for row in rows if "verdict" in row]
+    masks = [row for row in done if not GALLERY[row["mask"]].sound]
+    controls = [row for row in done if GALLERY[row["mask"]].sound]
 
-    def above(column: str) -> list[str]:
-        return [row["mask"] for row in masks if row[column] > row["yardstick"] + _CLOSE]
+    def above(column: str, verdicts: Sequence[str] = get_args(Verdict)) -> list[str]:
+        return [
+            row["mask"]
+            for row in masks
+            if row[column] > row["yardstick"] + _CLOSE and row["verdict"] in verdicts
+        ]
 
-    below = [row["mask"] for row in masks if row["best_known_acc"] < row["yardstick"]]
-    alarms = [row["mask"] for row in controls if row["verdict"] != "stands" or row["others"]]
     told = {
         f"more than {_CLOSE:g} points above the yardstick by the suite": above("robust_acc"),
         f"more than {_CLOSE:g} points above it when validated": above("best_known_acc"),
-        "below it when validated": below,
+        "so, and not called unreliable": above("best_known_acc", ("stands", "lowered")),
+        "below it when validated": [
+            row["mask"] for row in masks if row["best_known_acc"] < row["yardstick"]
+        ],
         "without their cause named": [row["mask"] for row in masks if not row["causes"]],
     }
-    lines = [f"- {_counted(names, len(masks))} {what}." for what, names in told.items()]
-    return [*lines, f"- {_counted(alarms, len(controls))} controls raise an alarm.", ""]
+    alarms = [row["mask"] for row in controls if row["verdict"] != "stands" or row["others"]]
+    over = [row["mask"] for row in rows if "verdict" not in row]
+    return [
+        *(f"- {_counted(names, len(masks))} {what}." for what, names in told.items()),
+        f"- {_counted(alarms, len(controls))} controls raise an alarm.",
+        *([f"- {_counted(over, len(rows))} took too long."] if over else []),
+        "",
+    ]
 
 
 def _counted(names: Sequence[str], total: int) -> str:
@@ -189,10 +287,36 @@ def _row(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
-def kept(campaign: Campaign) -> list[dict[str, Any]]:
+def known_rows(campaign: Campaign) -> list[dict[str, Any]]:
     """All figures of a campaign so far, in the gallery's order."""
-    files = [campaign.file(mask) for mask in GALLERY.values()]
-    return [json.loads(file.read_text()) for file in files if file.exists()]
+    places = [campaign.kept(mask) for mask in GALLERY.values()]
+    return [kept.read("row") | kept.read("seconds") for kept in places if kept.has("row")]
+
+
+def page(campaign: Campaign) -> str:
+    """What is known of all networks, of as many samples and this seed."""
+    lines = ["# Planted masks", "", *machine("cpu")]
+    for name in _PLACES:
+        if rows := known_rows(other := replace(campaign, name=name)):
+            lines += render(other, rows)
+    return "\n".join(lines)
+
+
+def run(campaign: Campaign, masks: Sequence[PlantedMask], limit: float) -> Iterator[str]:
+    """Measure those that have no figures yet; a line for each."""
+    place = campaign.place
+    ground = ground_of(
+        place.network, place.radius, place.robust, campaign.samples("train"), place.levels
+    )
+    for mask in masks:
+        kept = campaign.kept(mask)
+        if not kept.has("row"):
+            try:
+                row = campaign.measure(mask, ground, limit)
+            except _OverLimitError:
+                row = {"mask": mask.name, "limit": limit, **kept.read("yardstick")}
+            kept.write("row", row)
+            yield _cells(row | kept.read("seconds"))
 
 
 def main() -> None:
@@ -203,30 +327,28 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--suite", default="standard")
     parser.add_argument("--data", type=Path, help="the folder that holds cifar10-jpeg/test/…")
-    parser.add_argument("--again", action="store_true", help="measure once more what is kept")
+    parser.add_argument("--again", action="store_true", help="validate once more what is kept")
+    parser.add_argument("--limit", type=float, default=600.0, help="processor seconds a mask")
+    parser.add_argument("--minutes", type=float, help="stop after so many, to go on another time")
     parser.add_argument("--out", type=Path, default=_HERE / "results" / "planted_masks.md")
     arguments = parser.parse_args()
     campaign = Campaign(
         arguments.network, arguments.n, arguments.seed, arguments.suite, arguments.data
     )
-    place = campaign.place
-    ground = ground_of(
-        place.network, place.radius, place.robust, campaign.samples("train"), place.levels
-    )
-    for mask in campaign.masks(arguments.only):
-        file = campaign.file(mask)
-        if arguments.again or not file.exists():
-            torch.manual_seed(arguments.seed)
-            row = campaign.measure(mask, ground)
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(json.dumps(row))
-            print(_cells(row), f"{row['seconds']:.0f} s", flush=True)
-        page = ["# Planted masks", "", *machine("cpu")]
-        for name in _PLACES:
-            if rows := kept(other := replace(campaign, name=name)):
-                page += render(other, rows)
-        arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        arguments.out.write_text("\n".join(page))
+    masks = campaign.masks(arguments.only)
+    for mask in masks if arguments.again else ():
+        campaign.kept(mask).forget_validation()
+    if arguments.minutes is not None:
+        signal.signal(signal.SIGALRM, signal.default_int_handler)
+        signal.setitimer(signal.ITIMER_REAL, 60 * arguments.minutes)
+    try:
+        for line in run(campaign, masks, arguments.limit):
+            print(line, flush=True)
+    except KeyboardInterrupt:
+        print("interrupted: the same command without --again goes on", flush=True)
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    arguments.out.write_text(page(campaign))
 
 
 if __name__ == "__main__":

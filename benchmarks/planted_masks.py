@@ -269,10 +269,15 @@ def _summary(rows: Sequence[dict[str, Any]]) -> list[str]:
         ],
         "without their cause named": [row["mask"] for row in masks if not row["causes"]],
     }
+    reasons = [
+        f"  - {name}: {GALLERY[name].beyond or 'not known why'}."
+        for name in above("best_known_acc")
+    ]
     alarms = [row["mask"] for row in controls if row["verdict"] != "stands" or row["others"]]
     over = [row["mask"] for row in rows if "verdict" not in row]
     return [
         *(f"- {_counted(names, len(masks))} {what}." for what, names in told.items()),
+        *reasons,
         f"- {_counted(alarms, len(controls))} controls raise an alarm.",
         *([f"- {_counted(over, len(rows))} took too long."] if over else []),
         "",

@@ -80,6 +80,7 @@ class PlantedMask:
         costs: how far its clean accuracy may lie below the bare network's, in [0, 1].
         branches: whether it hides the network behind a robust one; such a mask is for networks
             that are not robust themselves.
+        beyond: why validation cannot reach the yardstick, where it cannot.
     """
 
     name: str
@@ -88,6 +89,7 @@ class PlantedMask:
     yardstick: Yardstick = field(default_factory=Yardstick)
     costs: float = 0.02
     branches: bool = False
+    beyond: str = ""
 
     @property
     def sound(self) -> bool:

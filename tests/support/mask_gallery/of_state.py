@@ -70,7 +70,14 @@ _STATE = ("history_dependent", "changing_state", "batch_dependent", "attacked_ab
 
 MASKS = (
     PlantedMask("after-calls", AfterCalls, _STATE, Yardstick(judged="fresh"), branches=True),
-    PlantedMask("alone-only", AloneOnly, _STATE, Yardstick(judged="alone"), branches=True),
+    PlantedMask(
+        "alone-only",
+        AloneOnly,
+        _STATE,
+        Yardstick(judged="alone"),
+        branches=True,
+        beyond="verdicts are of batches, and the doctor says that they depend on them",
+    ),
     PlantedMask(
         "fifth-raises",
         FifthRaises,

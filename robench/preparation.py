@@ -20,6 +20,7 @@ from robench.attention.catalogue import AttentionExtractor
 from robench.datasets import Dataset
 from robench.devices import device_of, resolve_device, single_precision
 from robench.errors import CardError, ModelError, UsageError, first_line
+from robench.evaluation.parts import check_divisible
 from robench.evaluation.prepared_model import Examination, Settings
 from robench.evaluation.runner import Listener, evaluate_model
 from robench.files import ensure_writable
@@ -96,6 +97,7 @@ class Prepared:
                     settings=self.settings,
                     # A model has its samples once in a request, and is there at each radius.
                     examination=examinations[id(model)],
+                    part=self.request.part,
                 )
                 # The device's memory belongs to the next model.
                 model.to(home)
@@ -109,7 +111,8 @@ def prepare(request: Request) -> Prepared:
     Raises:
         RobenchError: an unknown name, a wrong option, a folder that cannot be written, a device
             that is not there, data or weights that cannot be read, a model that does not fit the
-            data, an attack that is not defined for a threat model, a class to aim at that is none.
+            data, an attack that is not defined for a threat model, a class to aim at that is none,
+            a shard of a suite that cannot be divided.
     """
     suite = request.suite
     if not isinstance(suite, Suite):
@@ -137,6 +140,10 @@ def prepare(request: Request) -> Prepared:
                 build_attack(stage, threat)
                 if stage.through is not None:
                     find_stand_in(stage.through)
+    if request.part is not None:
+        for model, threat, dataset in planned:
+            for spec in suite.for_model(threat.norm, model.outputs):
+                check_divisible(spec, threat, len(dataset), request.part)
     return Prepared(request, suite, device, planned)
 
 

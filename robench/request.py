@@ -7,6 +7,7 @@ neither torch nor pydantic, and a request that names its models and data can be 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -34,6 +35,33 @@ PRECISIONS = ("auto", "fp32", "tf32", "bf16", "fp16")
 
 GOALS = ("untargeted", "targeted")
 """What counts as broken: any misclassification, or the class that the sample is to be taken for."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """The ``index``-th of ``count`` parts of every job's samples, counted from 1."""
+
+    index: int
+    count: int
+
+    @classmethod
+    def parse(cls, text: str) -> Part:
+        """``"3/16"`` → the third of sixteen.
+
+        Raises:
+            UsageError: it is none of so many.
+        """
+        found = re.fullmatch(r"([0-9]{1,9})/([0-9]{1,9})", text)
+        part = cls(*map(int, found.groups())) if found else cls(0, 0)
+        if not 1 <= part.index <= part.count:
+            raise UsageError(
+                f"shard {text!r:.50} is no part of a whole",
+                hint="Write K/N with K from 1 to N, as --shard 3/16",
+            )
+        return part
+
+    def __str__(self) -> str:
+        return f"part {self.index} of {self.count}"
 
 
 @dataclass(frozen=True)
@@ -77,6 +105,8 @@ class Request:
         workers: searches side by side; None: on a CPU one for each thread of torch's.
         results: folder of records, read and written; None: nothing is kept.
         save_adversarial: keep every adversarial input with the records.
+        shard: only a part of every job's samples, ``"3/16"`` for the third of sixteen; it goes to the
+            results folder, where :func:`robench.evaluation.merging.merge` finds it.
 
     Raises:
         UsageError: a value that makes no sense for any model and data.
@@ -111,6 +141,7 @@ class Request:
     workers: int | None = None
     results: str | Path | None = None
     save_adversarial: bool = False
+    shard: str | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.models, str):
@@ -137,6 +168,16 @@ class Request:
             number = getattr(self, name)
             if number is not None and number < 1:
                 raise UsageError(f"{name} is {number}, it must be 1 or more")
+        if self.part is not None and self.results is None:
+            raise UsageError(
+                "a shard is kept in a results folder, and none is named",
+                hint="Choose one with --results",
+            )
+
+    @property
+    def part(self) -> Part | None:
+        """The part of the samples that is wanted; None: all of them."""
+        return None if self.shard is None else Part.parse(self.shard)
 
     @property
     def folder(self) -> Path:

@@ -52,6 +52,7 @@ TYPED: dict[str, tuple[list[str], Any]] = {
     "workers": (["--workers", "2"], 2),
     "results": (["--results", "out"], Path("out")),
     "save_adversarial": (["--save-adversarial"], True),
+    "shard": (["--shard", "3/16"], "3/16"),
 }
 """Field → how it is typed, and what it then is."""
 

@@ -10,7 +10,7 @@ from robench.cli.options import JsonFlag, option, request_options
 from robench.request import Request
 
 
-@request_options(without=("precision", "workers", "save_adversarial", "goal", "targets"))
+@request_options(without=("precision", "workers", "save_adversarial", "goal", "targets", "shard"))
 def attention(
     models: Annotated[
         list[str], typer.Argument(metavar="MODEL", help="As for `robench run`; one or more.")

@@ -137,6 +137,10 @@ class RequestOptions:
     ]
     results: ResultsFolder = Path("results")
     save_adversarial: Annotated[bool, flag("Keep every adversarial input.", "--save-adversarial")]
+    shard: Annotated[
+        str | None,
+        option("K/N", "Only the K-th of N parts of every job; `robench results merge` joins them."),
+    ]
 
 
 SAMPLES = ("dataset", "split", "data_root", "dataset_options", "download")

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from robench.results import RecordFilter, Store, StoredRecord
 
 results_app = typer.Typer(
-    help="The stored records: list, show, verify, check, prune, export.",
+    help="The stored records: list, show, verify, check, merge, prune, export.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
@@ -43,13 +43,18 @@ def list_records(
     wanted: RecordFilter,
     as_json: JsonFlag = False,
 ) -> None:
-    """List the records, one line each. Exit code 2 if one is damaged."""
+    """List the records, one line each, and the jobs that only some parts are there of. Exit code 2 if
+    one is damaged."""
     from robench.cli.output import print_result, record_line, robust_acc, targeted_success
     from robench.formatting import format_table, number
     from robench.results import Store
+    from robench.results.parts import divisions, missing_parts
 
-    scan = Store.existing(results).scan()
+    store = Store.existing(results)
+    scan = store.scan()
     found = _in_order(scan.records, wanted)
+    divided = [d for d in divisions([store]) if not store.has(d.whole)]
+    divided = [division for division in divided if wanted.matches_part(division.record)]
     header = ["key", "model", "under", "data", "attack", "n", "seed", "robust_acc", "created"]
     targeted = any(stored.record.threat_model.targets for stored in found)
     header += ["targeted_success"] if targeted else []
@@ -71,8 +76,20 @@ def list_records(
     content = {
         "records": [record_line(stored.record) for stored in found],
         "problems": [{"key": p.key, "problem": str(p.error)} for p in scan.problems],
+        "parts": [
+            {
+                "whole": division.whole,
+                "job": str(division),
+                "count": division.count,
+                "missing": division.missing,
+            }
+            for division in divided
+        ],
     }
     print_result(content, format_table(header, rows), as_json=as_json)
+    for division in () if as_json else divided:
+        state = f"{missing_parts(division)} missing" if division.missing else "ready to be merged"
+        typer.echo(f"parts: {division}: {state}")
     for problem in () if as_json else scan.problems:
         typer.echo(f"robench: warning: {problem.error}", err=True)
     if scan.problems:
@@ -164,6 +181,41 @@ def check(
 
 
 @results_app.command()
+def merge(
+    folders: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            metavar="FOLDER", help="Results folders with parts; none: that of --results."
+        ),
+    ] = None,
+    results: ResultsFolder = Path("results"),
+    as_json: JsonFlag = False,
+) -> None:
+    """Join the parts that `robench run --shard` made into records of all samples.
+
+    What is whole is joined, whatever else is not: of the first job that is not, the command says why,
+    and its exit code is 2.
+    """
+    from robench.cli.output import print_result, record_line
+    from robench.evaluation.merging import merge_all  # torch
+    from robench.results import Store
+
+    stores = [Store.existing(folder) for folder in folders or [results]]
+    joined, problems = merge_all(stores, Store(results))
+    lines = [f"{s.record.key[:12]}  {s.record.model.id}  {s.record.attack.name}" for s in joined]
+    content = {
+        "records": [record_line(stored.record) for stored in joined],
+        "problems": [str(problem) for problem in problems],
+    }
+    if joined or as_json:
+        print_result(content, "\n".join(lines), as_json=as_json)
+    if problems:
+        raise problems[0]
+    if not as_json:
+        typer.echo(f"{len(joined)} records joined.", err=True)
+
+
+@results_app.command()
 def prune(
     results: ResultsFolder = Path("results"),
     older_than: Annotated[float, option("SECONDS", "Leave younger files alone.", min=0)] = 3600.0,
@@ -172,8 +224,11 @@ def prune(
     """Delete what interrupted runs left behind. Records are never touched."""
     from robench.cli.output import print_result
     from robench.results import Store
+    from robench.results.parts import part_stores
 
-    deleted = [str(path) for path in Store.existing(results).prune(older_than=older_than)]
+    store = Store.existing(results)
+    stores = (store, *part_stores(store))
+    deleted = [str(path) for home in stores for path in home.prune(older_than=older_than)]
     if deleted or as_json:
         print_result(deleted, "\n".join(deleted), as_json=as_json)
     if not as_json:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from robench.cli.options import JsonFlag, PlotsFlag, flag, request_options
-from robench.request import Request
+from robench.errors import UsageError
+from robench.request import Part, Request
 
 if TYPE_CHECKING:
     from robench.records import Validation
+    from robench.results import StoredRecord
 
 
 @request_options()
@@ -39,6 +42,9 @@ def run(
 
     What the results folder already holds is read, not computed again, so the same command goes
     on where an interrupted one stopped.
+
+    With --shard K/N only the K-th of N parts of the samples are attacked, and no leaderboard is
+    made: `robench results merge` joins the parts.
     """
     # Everything below loads torch, which --help does without.
     from robench.api import prepare
@@ -57,9 +63,17 @@ def run(
 
     if validate:
         check_goal(request)
+        if request.part is not None:
+            raise UsageError(
+                "a number is validated once it is known, and a shard has none",
+                hint="Merge the shards first, then `robench validate`",
+            )
     prepared = prepare(replace(request, models=tuple(models or ())))
     with RunDisplay(prepared.jobs) as display:
         records = prepared.run(display)
+    if request.part is not None:
+        _show_parts(records, request.part, as_json=as_json)
+        return
     found: list[Validation] = []
     if validate:
         with RunDisplay(prepared.jobs + len(prepared.planned)) as display:
@@ -80,3 +94,24 @@ def run(
     if found and not as_json:
         typer.echo(f"{validations_text(found)}\n")
     show_board(board, files, targeted=targeted, as_json=as_json, radii=len(radii) > 1)
+
+
+def _show_parts(records: Sequence[StoredRecord], part: Part, *, as_json: bool) -> None:
+    """Print what a shard has come to: a line for each job."""
+    from robench.cli.output import print_result, record_line
+    from robench.formatting import format_table
+
+    rows = [
+        (
+            record.model.id,
+            str(record.threat_model),
+            record.attack.name,
+            str(record.n),
+            "all samples, stored before" if record.part is None else str(part),
+        )
+        for record in (stored.record for stored in records)
+    ]
+    text = format_table(("model", "under", "attack", "n", "holds"), rows)
+    print_result([record_line(stored.record) for stored in records], text, as_json=as_json)
+    if not as_json:
+        typer.echo("\nJoin the parts with `robench results merge`.", err=True)

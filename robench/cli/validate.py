@@ -23,7 +23,7 @@ _MOVED = 1
 _LEFT_OUT = 2
 
 
-@request_options(without=("suite", "goal", "targets"))
+@request_options(without=("suite", "goal", "targets", "shard"))
 def validate(
     models: Annotated[
         list[str] | None,

@@ -136,25 +136,22 @@ class Cascade:
                 self._run(number, begun)
                 begun = []
         state = self.state
-        stages = [
-            counts.result(self.stages[run.stage].name)
-            for run, counts in zip(self.plan, state.phases, strict=True)
-            if len(counts.due) or (run.subset == "all" and not run.recheck)
-        ]
+        names = tuple(stage.name for stage in self.stages)
+        plan = zip(self.plan, state.phases, strict=True)
+        runs = tuple(counts.told(run, self.stages[run.stage]) for run, counts in plan)
+        audit = audit_result(state, self.plan, names) if self.spec.audit else None
+        state = replace(state, stage_names=names, runs=runs, audit=audit)
+        stages = state.stages
         if stages and all(stage.skipped for stage in stages) and len(self.prepared):
             raise AttackError(str(stages[0].skipped), where=self.spec.name)
-        names = tuple(stage.name for stage in self.stages)
-        audit = audit_result(state, self.plan, names) if self.spec.audit else None
-        return replace(state, stage_names=names, stages=tuple(stages), audit=audit)
+        return state
 
     def flags(self, state: CascadeState) -> list[Flag]:
         """Reasons to doubt the outcome ``state``."""
         prepared = self.prepared
         flags = attack_flags(
             self.spec,
-            self.stages,
-            self.plan,
-            state,
+            state.runs,
             # Where a target is given, attacks choose none and lack none.
             num_classes=None if prepared.threat_model.targets else prepared.model.num_classes,
             n=max(len(prepared.dataset), len(prepared)),

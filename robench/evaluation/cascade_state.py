@@ -15,7 +15,7 @@ from torch import Tensor
 
 from robench.evaluation.adversarial_inputs import Inputs
 from robench.evaluation.samples import SearchResult
-from robench.records import AuditResult, StageResult
+from robench.records import AttackSpec, AuditResult, RunCounts, StageResult
 
 Subset = Literal["all", "audited", "not_audited"]
 
@@ -78,18 +78,27 @@ class PhaseCounts:
         """Rows that are neither finished nor among those that are being searched."""
         return self.due[~torch.isin(self.due, torch.cat((self.done, begun)))]
 
-    def result(self, name: str) -> StageResult:
-        """For the record."""
-        return StageResult(
-            name=name,
-            search=self.searched_on,
-            attempted=0 if self.skipped else len(self.due),
-            broken=self.broken,
-            errored=self.errored,
-            forwards=self.forwards,
-            backwards=self.backwards,
-            seconds=self.seconds,
-            skipped=self.skipped,
+    def told(self, run: StageRun, stage: AttackSpec) -> RunCounts:
+        """For the record: of a ``run`` of ``stage``."""
+        return RunCounts(
+            stage=run.stage,
+            attack=stage.attack,
+            recheck=run.recheck,
+            listed=len(self.due) > 0 or (run.subset == "all" and not run.recheck),
+            result=StageResult(
+                name=stage.name,
+                search=self.searched_on,
+                attempted=0 if self.skipped else len(self.due),
+                broken=self.broken,
+                errored=self.errored,
+                forwards=self.forwards,
+                backwards=self.backwards,
+                seconds=self.seconds,
+                skipped=self.skipped,
+            ),
+            searches=self.searches,
+            zero_gradients=self.zero_gradients,
+            nonfinite_gradients=self.nonfinite_gradients,
         )
 
 
@@ -121,7 +130,7 @@ class CascadeState:
     audit_survivors: int = -1
     """Samples that it drew from, −1: it has not begun"""
     stage_names: tuple[str, ...] = ()
-    stages: tuple[StageResult, ...] = ()
+    runs: tuple[RunCounts, ...] = ()
     """For the record, once the cascade has ended; so is ``audit``"""
     audit: AuditResult | None = None
 
@@ -141,6 +150,11 @@ class CascadeState:
             forwards=zeros,
             backwards=zeros,
         )
+
+    @property
+    def stages(self) -> tuple[StageResult, ...]:
+        """Those that the record lists."""
+        return tuple(run.result for run in self.runs if run.listed)
 
     def survivors(self) -> Tensor:
         """Rows that are neither broken nor errored, int64."""

@@ -12,50 +12,54 @@ flag raised", never "passed".
 from collections import Counter
 from collections.abc import Sequence
 
-from robench.evaluation.cascade_state import CascadeState, StageRun
-from robench.records import AttackSpec, Flag
+from robench.records import AttackSpec, Flag, RunCounts
 from robench.statistics import RESOLUTION, exact, is_resolved
+
+FLAGS_OF_ATTACKS = (
+    "zero_gradients",
+    "nonfinite_gradients",
+    "square_lowers_accuracy",
+    "few_classes",
+    "stage_skipped",
+    "workers_stalled",
+)
+"""The names of all of them"""
 
 
 def attack_flags(
     spec: AttackSpec,
-    stages: Sequence[AttackSpec],
-    plan: Sequence[StageRun],
-    state: CascadeState,
+    runs: Sequence[RunCounts],
     *,
     num_classes: int | None,
     n: int,
 ) -> list[Flag]:
     """What the attacks themselves give reason to doubt.
 
-    ``stages`` are those of ``spec`` as they ran on this model, ``n`` all samples of the data set, the
+    ``runs`` are what the stages of ``spec`` came to, ``n`` all samples of the data set, the
     misclassified ones included; of a sample that is attacked several times each time counts.
     ``num_classes`` is None where attacks choose no targets.
     """
-    names = [stages[run.stage].name for run in plan]
     flags = [
-        _gradients(plan, names, state, "zero_gradients", "started with a zero gradient"),
-        _gradients(plan, names, state, "nonfinite_gradients", "met a gradient of NaN or infinity"),
-        _square(stages, state, n),
+        _gradients(runs, "zero_gradients", "started with a zero gradient"),
+        _gradients(runs, "nonfinite_gradients", "met a gradient of NaN or infinity"),
+        _square(runs, n),
         None if num_classes is None else _few_classes(spec, num_classes),
         *(
-            Flag(name="stage_skipped", severity="note", evidence=stage.skipped)
-            for stage in state.stages
-            if stage.skipped
+            Flag(name="stage_skipped", severity="note", evidence=run.result.skipped)
+            for run in runs
+            if run.listed and run.result.skipped
         ),
     ]
     return [flag for flag in flags if flag is not None]
 
 
-def _gradients(
-    plan: Sequence[StageRun], names: Sequence[str], state: CascadeState, kind: str, what: str
-) -> Flag | None:
+def _gradients(runs: Sequence[RunCounts], kind: str, what: str) -> Flag | None:
     """Searches of each stage whose gradients cannot guide them; rechecks are not counted again."""
     found, searches = Counter[str](), Counter[str]()
-    for run, name, counts in zip(plan, names, state.phases, strict=True):
+    for run in runs:
         if not run.recheck:
-            found[name] += getattr(counts, kind)
-            searches[name] += counts.searches
+            found[run.result.name] += getattr(run, kind)
+            searches[run.result.name] += run.searches
     if not found.total():
         return None
     shares = [f"{k} of {searches[name]} searches of {name}" for name, k in found.items() if k]
@@ -67,10 +71,9 @@ def _gradients(
     )
 
 
-def _square(stages: Sequence[AttackSpec], state: CascadeState, n: int) -> Flag | None:
+def _square(runs: Sequence[RunCounts], n: int) -> Flag | None:
     """Square, which sees no gradients, should add next to nothing after the gradient attacks."""
-    late = [i for i, stage in enumerate(stages) if stage.attack == "square" and i > 0]
-    broken = sum(int((state.stage == index).sum()) for index in late)
+    broken = sum(run.result.broken for run in runs if run.attack == "square" and run.stage > 0)
     if broken <= RESOLUTION * n:
         return None
     masked = is_resolved(broken, n)

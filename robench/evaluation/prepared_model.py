@@ -1,5 +1,7 @@
 """What all attacks on a model start from: clean logits, the search's model, metrics."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -37,8 +39,9 @@ from robench.threat_models import ThreatModel
 _SHARD_BYTES = 512 * 2**20
 _STATE_COPIES = 16  # tensors of the inputs' size that the largest attack state holds
 _BATCH = 256  # for passes outside the search
-_ONE_AT_A_TIME = {"randomised", "changing_state", "history_dependent"}  # the doctor's names
 _PROBE = 128  # samples that flags and the choice of precision are based on
+ONE_AT_A_TIME = {"randomised", "changing_state", "history_dependent"}
+"""The doctor's names of models whose passes depend on those before them"""
 _SHOWN_VALUES = 2**24  # of all the inputs that stand-ins and attacks see of other samples,
 _FEWEST_SHOWN, _MOST_SHOWN = 128, 1000  # so many inputs at least, and at most
 
@@ -93,6 +96,8 @@ class PreparedModel:
     """Of the correctly classified samples"""
     built: dict[str, SearchModel] = field(default_factory=dict, repr=False)
     """Stand-ins by what an attack calls them"""
+    whole: PreparedModel | None = field(default=None, repr=False)
+    """Of a part of the samples: what all of them start from"""
 
     def __len__(self) -> int:
         return len(self.aims)
@@ -135,6 +140,8 @@ class PreparedModel:
     def shown(self) -> Others:
         """What stand-ins and attacks see of other samples, on the device: of ``rows`` those with the
         smallest keys, as many as come to 2²⁴ values, 128 at least and 1,000 at most."""
+        if self.whole is not None:
+            return self.whole.shown
         count = _SHOWN_VALUES // math.prod(self.dataset.input_shape)
         order = self.keys[self.rows].argsort(stable=True)
         chosen = self.rows[order[: min(max(count, _FEWEST_SHOWN), _MOST_SHOWN)]]
@@ -197,7 +204,7 @@ class Examination:
             return list(self._seen)
         found = examine(model, inputs, labels, brief=True, logits=logits)
         flags = [finding.flag() for finding in found]
-        if _ONE_AT_A_TIME.isdisjoint(flag.name for flag in flags):
+        if ONE_AT_A_TIME.isdisjoint(flag.name for flag in flags):
             self._seen = tuple(flags)
         return flags
 
@@ -245,7 +252,7 @@ def prepare_model(
     correct[list(errors)] = False
     rows, aims = choose_aims(threat_model.targets, dataset, logits, correct, settings.seed)
     # Passes that leave something behind, or draw from one stream, must not overlap.
-    alone = bool({flag.name for flag in flags} & _ONE_AT_A_TIME)
+    alone = bool({flag.name for flag in flags} & ONE_AT_A_TIME)
     workers = 1 if alone else worker_count(device, settings.workers)
     choice = choose_search_model(
         model,

@@ -29,7 +29,8 @@ from robench.records import (
 from robench.results import SamplePanel
 from robench.results.arrays import Rows
 
-_PANEL_SAMPLES = 8
+PANEL_SAMPLES = 8
+"""Samples that a record shows"""
 _PICTURE_CHANNELS = (1, 3)
 _ROWS_AT_A_TIME = 32
 
@@ -182,11 +183,16 @@ class RecordBuilder:
             part[found] = self.found.adv_inputs[position[rows][found]]
             yield part.numpy()
 
-    def panel(self) -> dict[str, NDArray[Any]]:
-        """A few samples with their maps for the plot, half of them broken if there are so many."""
+    def features(self) -> tuple[Tensor, Tensor] | None:
+        """Those of the clean and the adversarial inputs that metrics are made of, (m, D) each."""
+        # Where metrics could not be measured, nothing can.
+        return self.prepared.metrics.features(self.found.adv_inputs) if self.values else None
+
+    def panel(self, count: int = PANEL_SAMPLES) -> dict[str, NDArray[Any]]:
+        """``count`` samples with their maps for the plot, half of them broken if there are so many."""
         panel = panel_of(
             self.prepared.metrics,
-            half_broken(self.broken, self.survived & self.shown, _PANEL_SAMPLES),
+            half_broken(self.broken, self.survived & self.shown, count),
             self.found.adv_inputs,
             self.prepared.predictions[self.prepared.rows],
             self.attacked.prediction,

@@ -16,6 +16,7 @@ from robench.errors import CorruptRecordError, UsageError
 from robench.evaluation.adversarial_inputs import FileInputs, room_for
 from robench.evaluation.cascade import Cascade
 from robench.evaluation.environment import PeakMemory
+from robench.evaluation.parts import PANEL_OF_PART, arrays_for_merging, part_of, with_part
 from robench.evaluation.prepared_model import (
     Examination,
     PreparedModel,
@@ -26,8 +27,10 @@ from robench.evaluation.record_builder import RecordBuilder
 from robench.evaluation.worker_pool import packed, unpacked
 from robench.metric_catalogue import foreign_metrics
 from robench.models.wrapper import RobenchModel, buffer_fingerprint
-from robench.records import AttackSpec, Bounds, DatasetSpec, Flag, Suite, job_key
+from robench.records import AttackSpec, Bounds, DatasetSpec, Flag, Suite, job_key, part_key
+from robench.request import Part
 from robench.results.bounds import check_bounds, known_bounds
+from robench.results.parts import part_store
 from robench.results.store import Store
 from robench.results.stored_record import StoredRecord
 from robench.seeding import own_stream
@@ -117,19 +120,22 @@ def evaluate_model(
     listener: Listener | None = None,
     settings: Settings = _DEFAULTS,
     examination: Examination | None = None,
+    part: Part | None = None,
 ) -> list[StoredRecord]:
     """Run every attack of a suite on one model, skipping what the store has.
 
     The model is moved to the settings' device. Entries of the suite for other norms than the threat
     model's, which is the model's own if it is None, are left out. At several radii the calls share
-    one ``examination``.
+    one ``examination``. Of a ``part`` of the samples the records go to a store of its own
+    (:mod:`robench.results.parts`), unless the record of all of them is there.
 
     Returns:
         One stored record for each attack, in the suite's order.
 
     Raises:
         UsageError: the suite has no attack for the norm.
-        ModelError: outputs that cannot be evaluated.
+        ModelError: outputs that cannot be evaluated; of a part, those of a model whose passes depend
+            on the passes before them.
         StoreError: records cannot be written.
         ContradictionError: a sample was broken that the store's bounds verify. The record is kept.
     """
@@ -138,7 +144,7 @@ def evaluate_model(
     if not specs:
         raise UsageError(f"suite {suite.name!r} has no attack for {threat.norm}")
     heard = listener or Silent()
-    job = _ModelJob(model, dataset, threat, specs, store, heard, settings, examination)
+    job = _ModelJob(model, dataset, threat, specs, store, heard, settings, examination, part)
     records = []
     for spec in specs:
         records.append(job.run(spec))
@@ -199,12 +205,13 @@ class _ModelJob:
     listener: Listener
     settings: Settings
     examination: Examination | None
+    part: Part | None
 
     @cached_property
     def prepared(self) -> PreparedModel:
         """What the attacks start from."""
         with own_stream(self.settings.seed, self.settings.device):
-            return prepare_model(
+            prepared = prepare_model(
                 self.model,
                 self.dataset,
                 self.threat_model,
@@ -212,6 +219,7 @@ class _ModelJob:
                 self.attacks,
                 self.examination,
             )
+        return prepared if self.part is None else part_of(prepared, self.part)
 
     @cached_property
     def bounds(self) -> list[Bounds]:
@@ -223,29 +231,37 @@ class _ModelJob:
         """The record of one attack, from the store or made now."""
         data = self.dataset.spec()
         foreign = code_from_outside(spec, self.model)
-        key = key_of(self.model, data, self.threat_model, spec, self.settings, foreign)
-        stored = kept_record(self.store, key, adversarial=self.settings.save_adversarial)
+        whole = key = key_of(self.model, data, self.threat_model, spec, self.settings, foreign)
+        store, adversarial = self.store, self.settings.save_adversarial
+        stored = kept_record(store, key, adversarial=adversarial)
+        if stored is None and self.part is not None:
+            store = part_store(store, self.part)
+            key = part_key(whole, self.part.index, self.part.count)
+            stored = kept_record(store, key, adversarial=adversarial)
         if stored is None:
             # Another process may be at this very job; then its record is worth waiting for.
-            with self.store.claim(key, wait=float("inf")):
-                stored = kept_record(self.store, key, adversarial=self.settings.save_adversarial)
+            with store.claim(key, wait=float("inf")):
+                stored = kept_record(store, key, adversarial=adversarial)
                 if stored is None:
                     # Of a model with random outputs the same seed gives the same record.
                     with own_stream(self.settings.seed, self.settings.device):
-                        stored = self._make(key, spec, foreign)
+                        stored = self._make(store, key, whole, spec, foreign)
                     self.listener.job_finished(stored)
                     return stored
         # The same job may have been done under other names.
-        stored = stored.shown_as(spec.name, self.model.summary, data)
+        of_all = data if stored.record.part is None else None
+        stored = stored.shown_as(spec.name, self.model.summary, of_all)
         self.listener.job_started(self.model.summary.name, spec.name, 0, True)
         self.listener.job_finished(stored)
         return stored
 
-    def _make(self, key: str, spec: AttackSpec, foreign: dict[str, str]) -> StoredRecord:
+    def _make(
+        self, store: Store, key: str, whole: str, spec: AttackSpec, foreign: dict[str, str]
+    ) -> StoredRecord:
         prepared = self.prepared
         memory = PeakMemory(self.settings.device)
         before = buffer_fingerprint(self.model)
-        progress = self.store.progress(key)
+        progress = store.progress(key)
         shape = self.dataset.input_shape
         adv_inputs = room_for(len(prepared), shape, lambda: progress.row_file(len(prepared), shape))
         saved = load_snapshot(progress.load())
@@ -275,16 +291,21 @@ class _ModelJob:
         builder = RecordBuilder(spec, prepared, attacked)
         record = builder.record(key, foreign, flags, seconds, memory.mib())
         samples = builder.samples
-        if self.store.has(key):
+        if self.part is None:
+            arrays = builder.panel()
+        else:
+            record = with_part(record, builder, self.part, whole)
+            arrays = builder.panel(PANEL_OF_PART) | arrays_for_merging(builder, self.part)
+        if store.has(key):
             # Done again for its adversarial inputs; what it found, and at what cost, is known.
-            earlier = self.store.read(key)
+            earlier = store.read(key)
             if earlier.same_outcomes(samples):
                 record, samples = earlier.record, earlier.samples
-        stored = self.store.write(
+        stored = store.write(
             record,
             samples,
             adversarial=builder.adversarial() if self.settings.save_adversarial else None,
-            arrays=builder.panel(),
+            arrays=arrays,
         )
         progress.clear()
         return stored

@@ -132,12 +132,22 @@ class SampleMetrics:
         values = {name: torch.cat([batch[name] for batch in attention]) for name in columns}
         missing = torch.zeros(len(self.rows)).bool() if shown is None else ~shown
         if clean.features is not None and features is not None:
-            features[missing] = torch.nan
-            values |= measure(features=clean.features, adv_features=features, labels=self.labels)
+            values |= of_features(clean.features, features, self.labels, missing)
         return {
             name: column if name.endswith("_clean") else column.masked_fill(missing, torch.nan)
             for name, column in values.items()
         }
+
+    def features(self, adv_inputs: ReadInputs) -> tuple[Tensor, Tensor] | None:
+        """Of the clean and of the adversarial inputs (m, C, H, W), (m, D) each on the CPU: what
+        metrics that compare samples with each other are made of. None where there are none."""
+        clean = None if len(self.rows) == 0 else self._clean.features
+        if clean is None:
+            return None
+        found = None
+        for part in self._parts():
+            found = self._filled(found, part, self._features(adv_inputs[part].to(self.device)))
+        return None if found is None else (clean, found)
 
     def maps(self, inputs: Tensor, labels: Tensor) -> Tensor | None:
         """Attention maps (n, h, w) on the CPU for inputs (n, C, H, W), None if there are none."""
@@ -184,15 +194,19 @@ class SampleMetrics:
     def _look(self, inputs: Tensor, labels: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """Maps and features of one batch, on the CPU."""
         methods, inputs = self.methods, inputs.to(self.device)
-        maps = features = None
+        maps = None
         if methods.extractor is not None:
             targets = self._targets(inputs, labels.to(self.device))
             maps = methods.extractor(inputs, targets).detach().cpu()
-        if methods.has_features:
-            with torch.no_grad():
-                found, *_ = penultimate_features(self.model, inputs, layer=methods.feature_layer)
-            features = found.cpu()
-        return maps, features
+        return maps, self._features(inputs)
+
+    def _features(self, inputs: Tensor) -> Tensor | None:
+        """Of one batch on the device, on the CPU."""
+        if not self.methods.has_features:
+            return None
+        with torch.no_grad():
+            found, *_ = penultimate_features(self.model, inputs, layer=self.methods.feature_layer)
+        return found.cpu()
 
     def _targets(self, inputs: Tensor, labels: Tensor) -> Tensor:
         if self.target == "true":
@@ -204,6 +218,19 @@ class SampleMetrics:
         return torch.full_like(labels, self.target)
 
 
+def of_features(
+    features: Tensor, adv_features: Tensor, labels: Tensor, missing: Tensor
+) -> dict[str, Tensor]:
+    """Every metric of features (m, D) by its column's name, (m,).
+
+    ``adv_features`` are written to: samples that are ``missing`` an adversarial input, bool (m,),
+    are in no other sample's value, and have none.
+    """
+    adv_features[missing] = torch.nan
+    values: dict[str, Tensor] = measure(features=features, adv_features=adv_features, labels=labels)
+    return {name: column.masked_fill(missing, torch.nan) for name, column in values.items()}
+
+
 def summarise(
     values: dict[str, Tensor], broken: Tensor, survived: Tensor
 ) -> dict[str, MetricSummary]:
@@ -212,16 +239,8 @@ def summarise(
     Metrics are (m,), NaN where undefined; ``broken`` and ``survived`` bool (m,).
     """
     return {
-        name: MetricSummary(
-            mean=_mean(column, broken | survived),
-            mean_broken=_mean(column, broken),
-            mean_survived=_mean(column, survived),
-            n=int((~column.isnan() & (broken | survived)).sum()),
+        name: MetricSummary.of(
+            *(column[which & ~column.isnan()].tolist() for which in (broken, survived))
         )
         for name, column in values.items()
     }
-
-
-def _mean(column: Tensor, chosen: Tensor) -> float | None:
-    defined = column[chosen & ~column.isnan()]
-    return float(defined.double().mean()) if len(defined) else None

@@ -21,7 +21,7 @@ from robench.devices import single_precision
 from robench.errors import UsageError
 from robench.evaluation.adversarial_inputs import room_for
 from robench.evaluation.batch_attacks import judge_proposals
-from robench.evaluation.cascade_state import CascadeState, PhaseCounts
+from robench.evaluation.cascade_state import CascadeState, PhaseCounts, StageRun
 from robench.evaluation.environment import PeakMemory
 from robench.evaluation.prepared_model import PreparedModel, prepare_model
 from robench.evaluation.record_builder import RecordBuilder
@@ -158,7 +158,8 @@ def _judge(
         state = state.merged(positions, result, 0)
         saved += also_saved
     counts = replace(state.phases[0], seconds=time.perf_counter() - started, finished=True)
-    state = replace(state, stage_names=(spec.name,), stages=(counts.result(spec.name),))
+    runs = (counts.told(StageRun(0, "all"), spec),)
+    state = replace(state, stage_names=(spec.name,), runs=runs)
     flags = [*job.model.remarks, *job.flags]
     builder = RecordBuilder(spec, job, state)
     summary = _summary(matched, left_out, int(builder.broken.sum()), saved)

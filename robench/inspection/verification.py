@@ -14,10 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from robench.datasets import DATASETS, Dataset
+from robench.datasets.base import Subset
 from robench.devices import resolve_device
 from robench.errors import RobenchError, StoreError, UsageError
 from robench.evaluation.adjudicate import Adjudicator
 from robench.evaluation.adversarial_inputs import KeptInputs
+from robench.evaluation.parts import part_rows
 from robench.evaluation.repeated_draws import MostOfDraws, drawn_flag
 from robench.inspection.eight_bits import in_eight_bits
 from robench.models.loading import load_model
@@ -25,10 +27,11 @@ from robench.models.wrapper import RobenchModel
 from robench.models.zoo import find_card
 from robench.records import DatasetSpec, Outcome, SampleOutcome
 from robench.registry import unknown_name
-from robench.request import Request
+from robench.request import Part, Request
 from robench.request_loading import load_samples
 from robench.results import Store, StoredRecord
 from robench.results.arrays import Array, ArrayRows
+from robench.results.parts import part_stores
 from robench.results.validations import Validations, read_validation
 
 _VALIDATION = "(validation)"
@@ -52,8 +55,8 @@ class Verified:
 
 
 def verify_store(store: Store, request: Request) -> list[Verified]:
-    """Check every record's files, and judge again what adversarial inputs are kept; then hold every
-    validation against the records that it is made of.
+    """Check every record's files, those of parts too, and judge again what adversarial inputs are kept;
+    then hold every validation against the records that it is made of.
 
     Args:
         store: the results folder.
@@ -64,9 +67,11 @@ def verify_store(store: Store, request: Request) -> list[Verified]:
         DeviceError: there is no such device.
     """
     device = resolve_device(request.device)
-    scan = store.scan()
-    found = [Verified(p.key, "", "", False, 0, str(p.error)) for p in scan.problems]
-    found += [_verify(store, stored, request, device) for stored in scan.records]
+    found = []
+    for home in (store, *part_stores(store)):
+        scan = home.scan()
+        found += [Verified(p.key, "", "", False, 0, str(p.error)) for p in scan.problems]
+        found += [_verify(home, stored, request, device) for stored in scan.records]
     validations = Validations(store)
     return found + [_verify_validation(validations, path) for path in validations.paths()]
 
@@ -122,11 +127,16 @@ def sources_of(stored: StoredRecord, request: Request) -> tuple[RobenchModel, Da
     Raises:
         RobenchError: they are not here, or cannot be loaded.
     """
-    used = stored.record.dataset
+    part = stored.record.part
+    used = stored.record.dataset if part is None else part.dataset
     model = load_model(find_card(stored.record.model.id), trust_pickle=request.trust_pickle)
     data = registered_name(used.name) if request.dataset is None else request.dataset
     request = replace(request, dataset=data, split=used.split, n=used.n)
-    return model, load_samples(request, model.preprocessing)
+    samples = load_samples(request, model.preprocessing)
+    if part is None:
+        return model, samples
+    chosen = part_rows(samples.sample_ids, Part(part.index, part.count))
+    return model, Subset(samples, chosen)
 
 
 def registered_name(name: str) -> str:

@@ -33,9 +33,12 @@ from robench.records.evaluations import (
     MetricSummary,
     ModelSummary,
     Outcome,
+    PartOf,
+    RunCounts,
     SampleOutcome,
     StageResult,
     job_key,
+    part_key,
 )
 from robench.records.suites import JUDGED, AttackSpec, AuditSpec, Suite
 from robench.records.validations import (
@@ -75,8 +78,10 @@ __all__ = [
     "ModelSummary",
     "Outcome",
     "OutputPath",
+    "PartOf",
     "PreprocessingSpec",
     "Provenance",
+    "RunCounts",
     "SampleOutcome",
     "StageResult",
     "Suite",
@@ -88,5 +93,6 @@ __all__ = [
     "canonical_hash",
     "job_key",
     "parse",
+    "part_key",
     "validation_key",
 ]

@@ -1,6 +1,9 @@
 """Evaluation records: what was found, on which samples, and at what cost."""
 
-from collections.abc import Mapping
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
 
 from pydantic import Field
@@ -117,6 +120,41 @@ class StageResult(Frozen):
     """Why the stage did not run, if it did not."""
 
 
+class RunCounts(Frozen):
+    """What one stage on some of the samples came to: stages and flags are made of these."""
+
+    stage: int
+    """Which of the attack's stages"""
+    attack: str
+    """The stage's"""
+    recheck: bool
+    """Run again in float32, where searches came near the boundary"""
+    listed: bool
+    """Whether it stands among the record's stages: what had nothing to do may not"""
+    result: StageResult
+    searches: int
+    zero_gradients: int
+    """Searches that began with a gradient of zero"""
+    nonfinite_gradients: int
+
+
+class PartOf(Frozen):
+    """Of a record that holds a part of a job's samples: which one, and what joining it takes."""
+
+    index: int = Field(ge=1)
+    count: int = Field(ge=1)
+    whole: Sha256
+    """The key of the record that all parts together make"""
+    dataset: DatasetSpec
+    """All samples"""
+    runs: tuple[RunCounts, ...]
+
+    @property
+    def key(self) -> str:
+        """The part's own."""
+        return part_key(self.whole, self.index, self.count)
+
+
 class MetricSummary(Frozen):
     """Mean of one metric over the correctly classified samples, and by outcome."""
 
@@ -125,6 +163,22 @@ class MetricSummary(Frozen):
     mean_survived: float | None = None
     n: int = 0
     """Samples that went into ``mean``."""
+
+    @classmethod
+    def of(cls, broken: Sequence[float], survived: Sequence[float]) -> MetricSummary:
+        """Of the values that are defined, of broken samples and of survivors.
+
+        Sums are rounded once, so neither the order of the samples nor who adds them matters.
+        """
+        together = [*broken, *survived]
+        mean, mean_broken, mean_survived = map(_mean, (together, broken, survived))
+        return cls(mean=mean, mean_broken=mean_broken, mean_survived=mean_survived, n=len(together))
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    if not values or not all(map(math.isfinite, values)):
+        return None
+    return math.fsum(values) / len(values)
 
 
 class AuditResult(Frozen):
@@ -211,6 +265,8 @@ class EvaluationRecord(Frozen):
     audit: AuditResult | None = None
     judged: JudgedInputs | None = None
     """Of inputs that were made elsewhere; None: robench made them"""
+    part: PartOf | None = None
+    """Of a part of a job's samples; None: these are all"""
     flags: tuple[Flag, ...] = ()
     metrics: dict[Shown, MetricSummary] = Field(default_factory=dict)
     attention_method: Shown | None = None
@@ -229,11 +285,11 @@ class EvaluationRecord(Frozen):
             revisions = range(1, _FIRST_WITH_PRECISION)
             if self.foreign or self.dataset.masks:
                 return False
-        return any(
-            self.key
-            == job_key(
+        data = self.dataset if self.part is None else self.part.dataset
+        keys = {
+            job_key(
                 model=self.model.fingerprint,
-                dataset=self.dataset,
+                dataset=data,
                 threat_model=self.threat_model,
                 attack=self.attack,
                 seed=self.seed,
@@ -242,7 +298,10 @@ class EvaluationRecord(Frozen):
                 revision=revision,
             )
             for revision in revisions
-        )
+        }
+        if self.part is not None:
+            return self.part.whole in keys and self.key == self.part.key
+        return self.key in keys
 
     @property
     def n(self) -> int:
@@ -284,3 +343,8 @@ def job_key(
     if precision is not None:
         content |= {"masks": dataset.masks, "precision": precision, "foreign": dict(foreign)}
     return canonical_hash(content)
+
+
+def part_key(whole: str, index: int, count: int) -> str:
+    """The key of the ``index``-th of ``count`` parts of the job ``whole``: never that of the whole."""
+    return canonical_hash({"whole": whole, "part": [index, count]})

@@ -54,15 +54,9 @@ def class_accuracies(record: EvaluationRecord, table: pd.DataFrame) -> dict[str,
 
 def metric_means(table: pd.DataFrame, name: str) -> MetricSummary:
     """What the rows say of a metric."""
-    broken, survived = (table["outcome"] == kind for kind in (Outcome.BROKEN, Outcome.SURVIVED))
-    judged = table[name][broken | survived] if name in table else pd.Series(dtype="float64")
-    means = (
-        judged[which.loc[judged.index]].mean() for which in (broken | survived, broken, survived)
-    )
-    mean, mean_broken, mean_survived = (float(m) if math.isfinite(m) else None for m in means)
-    return MetricSummary(
-        mean=mean, mean_broken=mean_broken, mean_survived=mean_survived, n=int(judged.count())
-    )
+    values = table[name] if name in table else pd.Series(math.nan, table.index)
+    kinds = (table["outcome"] == kind for kind in (Outcome.BROKEN, Outcome.SURVIVED))
+    return MetricSummary.of(*(values[kind & values.notna()].tolist() for kind in kinds))
 
 
 def _contradictions(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,6 +69,17 @@ class SamplePanel:
         """Named arrays for :meth:`robench.results.Store.write`."""
         arrays = {f"{_PREFIX}{name}": getattr(self, name) for name in _AXES}
         return {**arrays, f"{_PREFIX}sample_ids": np.array(self.sample_ids, dtype=np.str_)}
+
+    @classmethod
+    def joined(cls, panels: Sequence[SamplePanel], sample_ids: Sequence[str]) -> SamplePanel:
+        """Of the samples of several panels, of one shape, those of some ids, in their order."""
+        names = [name for panel in panels for name in panel.sample_ids]
+        order = [names.index(name) for name in sample_ids]
+        together = {
+            name: np.concatenate([getattr(panel, name) for panel in panels])[order]
+            for name in _AXES
+        }
+        return cls(tuple(sample_ids), **together)
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, npt.NDArray[Any]]) -> SamplePanel | None:

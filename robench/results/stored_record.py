@@ -10,7 +10,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -147,6 +147,11 @@ class RecordFilter:
             parse_norm(self.norm)
         if self.eps is not None:
             parse_radii(self.eps)
+
+    def matches_part(self, record: EvaluationRecord) -> bool:
+        """Whether the whole that ``record`` is a part of is one of them."""
+        n = None if record.part is None else record.part.dataset.n
+        return self.n in (None, n) and replace(self, n=None).matches(record)
 
     def matches(self, record: EvaluationRecord) -> bool:
         """Whether ``record`` is one of them."""

@@ -8,6 +8,9 @@ evaluating adversarial robustness", arXiv 1902.06705).
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from weakref import WeakKeyDictionary
+
 import torch
 
 from robench.acceleration.search_models import SearchModel
@@ -19,6 +22,20 @@ from robench.stand_ins.base import Setting, StandIn
 
 _TRIED = 2
 """Inputs that show whether it can be called"""
+
+
+@dataclass
+class _Other:
+    """What is known of another model, as long as the one under attack lives."""
+
+    fingerprint: str
+    loaded: RobenchModel | None
+    """Waits to be searched; what is searched is its searcher's."""
+
+
+_KNOWN: WeakKeyDictionary[RobenchModel, dict[str, _Other]] = WeakKeyDictionary()
+"""Model under attack → others by name: a model that was loaded for a record's key is not loaded again
+to be searched."""
 
 
 class OtherModel(StandIn):
@@ -53,7 +70,9 @@ class OtherModel(StandIn):
             AttackError: it takes inputs of another shape, or tells other classes apart.
             RobenchError: as :func:`robench.models.load_model`.
         """
-        other = self._load(setting.model).to(setting.inputs.device)
+        known = self._known(setting.model)
+        other = (known.loaded or self._load(setting.model)).to(setting.inputs.device)
+        known.loaded = None
         channels, *size = setting.inputs.shape[1:]
         wanted = other.input_spec
         if wanted.channels != channels:
@@ -78,7 +97,14 @@ class OtherModel(StandIn):
         Raises:
             RobenchError: as :func:`robench.models.load_model`.
         """
-        return self._load(model).summary.fingerprint
+        return self._known(model).fingerprint
+
+    def _known(self, model: RobenchModel) -> _Other:
+        known = _KNOWN.setdefault(model, {})
+        if self.name not in known:
+            loaded = self._load(model)
+            known[self.name] = _Other(loaded.summary.fingerprint, loaded)
+        return known[self.name]
 
     def _load(self, model: RobenchModel) -> RobenchModel:
         if ":" in self.name:

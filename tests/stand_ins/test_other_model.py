@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from robench.evaluation.runner import code_from_outside
 from robench.models import load_model, wrap_module
 from robench.models.wrapper import RobenchModel
 from robench.records import AttackSpec, Suite
+from robench.stand_ins import other_model
 from robench.stand_ins.base import Setting
 from robench.stand_ins.catalogue import find_stand_in
 from robench.threat_models import ThreatModel
@@ -50,6 +52,25 @@ def test_the_other_models_fingerprint_is_in_the_key() -> None:
     model = load_model("digits/Linf-0.2/trades")
     known = load_model(MODEL).summary.fingerprint
     assert code_from_outside(entry("model:pgd-at"), model)["model:pgd-at"] == known
+
+
+def test_it_is_loaded_once_for_keys_and_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[Any] = []
+
+    def counted(*given: Any) -> RobenchModel:
+        calls.append(given)
+        return load_model(*given)
+
+    monkeypatch.setattr(other_model, "load_model", counted)
+    one = entry("model:trades")
+    for count in (1, 2):  # in another evaluation, what lies in its file may have changed
+        model = load_model(MODEL)
+        for stage in (one, one.model_copy(update={"params": {**PARAMS, "steps": 2}})):
+            code_from_outside(stage, model)
+        built = find_stand_in("model:trades").build(setting(model, 1))
+        assert "trades" in built.description
+        code_from_outside(one, model)
+        assert len(calls) == count
 
 
 def setting(model: RobenchModel, channels: int) -> Setting:

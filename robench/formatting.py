@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable, Sequence
+from decimal import ROUND_HALF_UP, Context, Decimal
 from typing import Any
 
 from rich.console import Console
@@ -9,6 +10,9 @@ from rich.table import Table
 from rich.text import Text
 
 from robench.text import visible
+
+_ROUNDING = Context(prec=400, rounding=ROUND_HALF_UP)
+"""Room for the largest float"""
 
 _WIDEST = 100_000
 """Of a table: wide enough that Rich never wraps a cell."""
@@ -40,19 +44,39 @@ def plain(value: Any) -> Any:
     return None if is_undefined(value) else str(value)
 
 
+def fixed(value: float, digits: int, sign: str = "") -> str:
+    """A number with so many digits after the point, ``sign`` ``"+"`` before positive ones too.
+
+    The one rule of rounding for whatever is shown: what floating point added beyond twelve digits is
+    taken off, and halves go away from zero, as by hand. So 100 · (1539 / 2000) and 1539 / 20 are both
+    77.0.
+    """
+    if not math.isfinite(value):
+        return f"{value:{sign}.{digits}f}"
+    exact = Decimal(f"{value:.12g}")
+    return f"{exact.quantize(Decimal(1).scaleb(-digits), context=_ROUNDING):{sign}f}"
+
+
+def rounded(value: float, digits: int) -> float:
+    """The number that :func:`fixed` shows."""
+    return float(fixed(value, digits))
+
+
 def number(value: Any, digits: int = 1) -> str:
     """A number with so many digits; ``–`` where it is undefined."""
     clean = plain(value)
     if clean is None:
         return "–"
-    return f"{clean:.{digits}f}" if isinstance(clean, float) else str(clean)
+    return fixed(clean, digits) if isinstance(clean, float) else str(clean)
 
 
 def signed_interval(estimate: float, low: float, high: float, digits: int) -> str:
     """``+1.0 (-0.5 … +2.5)``, with so many digits; ``–`` where it is undefined."""
     if is_undefined(estimate):
         return "–"
-    return f"{estimate:+.{digits}f} ({low:+.{digits}f} … {high:+.{digits}f})"
+    return (
+        f"{fixed(estimate, digits, '+')} ({fixed(low, digits, '+')} … {fixed(high, digits, '+')})"
+    )
 
 
 def p_value(p: float) -> str:

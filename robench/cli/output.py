@@ -127,7 +127,7 @@ def record_text(record: EvaluationRecord) -> str:
         then += f" up to {audit.escalated_to}" if audit.escalated_to else ""
         found = f"{audit.audited} of {audit.survivors} survivors, {audit.hits} broken{then}"
         if audit.missed_share_upper:
-            missed = f"{100 * audit.missed_share_upper:.1f} %"
+            missed = f"{number(100 * audit.missed_share_upper)} %"
             rest = " by the stages after it" if audit.escalated else ""
             found += f"; at most {missed} of the survivors would have been{rest} (95 %)"
         facts.append(("audit", found))
@@ -177,7 +177,9 @@ def show_board(
 ) -> None:
     """Print a leaderboard, of several ``radii`` in one table, the table of what was attacked with
     targets, and which files were written; as JSON with all of their columns."""
-    content: dict[str, Any] = {"leaderboard": _rows(frame)}
+    from robench.reporting.leaderboard import as_written  # pandas
+
+    content: dict[str, Any] = {"leaderboard": _rows(as_written(frame))}
     parts = [board_text(frame, radii=radii)]
     if targeted is not None and len(targeted):
         content["targeted"] = _rows(targeted)

@@ -107,7 +107,7 @@ def add(
     added, found = add_model(request, zoo, name=name, defense=defense, provenance=about)
     card = added.card
     measured, examination = card.provenance.measured, card.provenance.examination
-    accuracy = f"clean_acc {number(measured['clean_acc'])} % (n = {measured['n']})"
+    accuracy = f"clean_acc {number(measured['clean_acc'], 2)} % (n = {measured['n']})"
     examined = f"doctor, on {examination.n if examination else 0} of them"
     text = f"{card.id}: {accuracy}\n{findings_text(examined, found)}\n{added.path}"
     print_result(_content(added), text, as_json=as_json)
@@ -166,7 +166,7 @@ def _verdict(item: Rechecked) -> str:
     if not item.ok or item.accuracy == "not asked":
         return "ok" if item.ok else str(item.problem)
     if item.accuracy == "agrees":
-        return f"ok; clean_acc {number(item.clean_acc)} % (n = {item.n}), as recorded"
+        return f"ok; clean_acc {number(item.clean_acc, 2)} % (n = {item.n}), as recorded"
     if item.accuracy == "no data":
         return f"ok; accuracy not measured: {item.problem}"
     return "ok; its card records no accuracy"

@@ -11,6 +11,7 @@ from robench.defenses.job import TrainingJob
 from robench.defenses.training_state import Best
 from robench.errors import UsageError
 from robench.files import atomic_write
+from robench.formatting import rounded
 from robench.models.cards import CARD_NAME, write_card
 from robench.records import AttentionSpec, InputSpec, ModelCard, Provenance, WeightsSpec, parse
 from robench.registry import installed_versions
@@ -82,7 +83,7 @@ def write_model(card: ModelCard, best: Best, folder: Path, *, note: str | None =
     content = save(best.weights)
     atomic_write(folder / _WEIGHTS_NAME, content)
     origin = card.provenance
-    figures = {name: round(best.figures[name], 2) for name in ("clean_acc", "robust_acc")}
+    figures = {name: rounded(best.figures[name], 2) for name in ("clean_acc", "robust_acc")}
     notes = " ".join(part for part in (origin.notes, note) if part) or None
     update = {
         "weights": card.weights.model_copy(update={"sha256": hashlib.sha256(content).hexdigest()}),

@@ -31,6 +31,7 @@ from robench.defenses.training_data import TrainingData
 from robench.defenses.training_state import STATE_FILE, Best, TrainingState, Weights
 from robench.errors import TrainingError, UsageError
 from robench.files import ensure_writable
+from robench.formatting import number
 from robench.models.cards import CARD_NAME
 from robench.probes import eval_mode
 from robench.records import ModelCard
@@ -136,7 +137,7 @@ class TrainingProgress(Progress):
         shown += [f"{k[5:]} {v:.3f}" for k, v in figures.items() if k.startswith("loss_")]
         for label in ("clean", "robust"):
             if f"{label}_acc" in figures:
-                shown.append(f"{label} {figures[f'{label}_acc']:.1f} %")
+                shown.append(f"{label} {number(figures[f'{label}_acc'])} %")
         self.update(self._run, figures=" · ".join(shown))
 
 

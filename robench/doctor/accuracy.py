@@ -14,6 +14,7 @@ from torch import Tensor
 
 from robench.doctor.readings import WORTHWHILE, better_reading, gain, most_frequent, percent
 from robench.doctor.subject import Finding, Subject, listed
+from robench.formatting import number
 
 _POWER = 0.99
 
@@ -74,7 +75,7 @@ def _near_chance(subject: Subject) -> Iterator[Finding]:
         name="accuracy_near_chance",
         severity="severe",
         evidence=f"{right} of {n} samples are classified correctly "
-        f"({100 * subject.clean_acc:.1f} %; chance: {100 * chance:.1f} %), and no usual range, "
+        f"({number(100 * subject.clean_acc)} %; chance: {number(100 * chance)} %), and no usual range, "
         "normalisation, channel order or order of classes raises that",
         mend="Check that these are the trained weights, their data set, and its preprocessing",
         count=right,

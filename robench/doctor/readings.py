@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from robench.doctor.subject import Finding, Subject
+from robench.formatting import number
 from robench.probes import forward_hooks
 from robench.records import InputSpec
 from robench.statistics.paired import PairedCounts, mcnemar
@@ -188,7 +189,7 @@ def gain(candidate: Tensor, own: Tensor) -> float | None:
 
 def percent(correct: Tensor) -> str:
     """The share that is true, in percent."""
-    return f"{100 * float(correct.float().mean()):.1f}"
+    return number(100 * int(correct.sum()) / len(correct)) if len(correct) else "–"
 
 
 def most_frequent(labels: Tensor) -> float:

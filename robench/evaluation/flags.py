@@ -12,6 +12,7 @@ flag raised", never "passed".
 from collections import Counter
 from collections.abc import Sequence
 
+from robench.formatting import fixed
 from robench.records import AttackSpec, Flag, RunCounts
 from robench.statistics import RESOLUTION, exact, is_resolved
 
@@ -83,8 +84,8 @@ def _square(runs: Sequence[RunCounts], n: int) -> Flag | None:
         name="square_lowers_accuracy",
         severity="warning" if masked else "note",
         evidence=f"Square broke {broken} of {n} samples after the gradient attacks, "
-        f"{gain.estimate:.1f} points of accuracy (95 % interval {gain.low:.2f} to "
-        f"{gain.high:.2f}): {meaning}",
+        f"{fixed(gain.estimate, 1)} points of accuracy (95 % interval {fixed(gain.low, 2)} to "
+        f"{fixed(gain.high, 2)}): {meaning}",
         count=broken,
     )
 

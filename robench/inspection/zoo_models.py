@@ -16,6 +16,7 @@ from robench.doctor import Finding, examine
 from robench.errors import CardError, RobenchError, StoreError, UsageError
 from robench.evaluation.adjudicate import Adjudicator
 from robench.files import ensure_writable
+from robench.formatting import fixed, rounded
 from robench.models.cards import CARD_NAME, write_card
 from robench.models.loading import load_model
 from robench.models.wrapper import RobenchModel
@@ -85,7 +86,7 @@ def add_model(
     single = checkpoint.suffix != ".json"
     target = folder / checkpoint.name
     measured = {
-        "clean_acc": round(accuracy, 2),
+        "clean_acc": rounded(accuracy, 2),
         "n": len(samples),
         "split": samples.split,
         "data": _which(samples),
@@ -184,7 +185,7 @@ def recheck(located: LocatedCard, request: Request, *, accuracy: bool = False) -
     if not close:
         problem = str(
             CardError(
-                f"clean_acc is {found:.1f} % (n = {n}), the card says {recorded:.1f} %",
+                f"clean_acc is {fixed(found, 2)} % (n = {n}), the card says {fixed(recorded, 2)} %",
                 where=located.path,
                 hint="Other weights, another input range or other data than it was measured with; "
                 "robench doctor says more",

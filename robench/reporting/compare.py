@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 
 from robench.errors import UsageError
-from robench.formatting import is_undefined, number, p_value, signed_interval
+from robench.formatting import fixed, is_undefined, number, p_value, signed_interval
 from robench.metric_catalogue import METRICS
 from robench.reporting.differences import Difference, differences, targeted_name
 from robench.reporting.export import csv_bytes
@@ -127,7 +127,7 @@ def comparison_markdown(comparison: Comparison) -> str:
         else:
             lines.append(
                 f"At n = {robust['n']} a true difference of robust accuracy of "
-                f"{robust['detectable']:.1f} points or more is shown with 80 % power."
+                f"{fixed(robust['detectable'], 1)} points or more is shown with 80 % power."
             )
         lines.append("")
     lines += [f"- {note}" for note in comparison.notes]

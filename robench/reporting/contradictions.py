@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from robench.formatting import fixed
 from robench.records import AttackSpec, Outcome
 from robench.reporting.model_results import Bools
 from robench.results import StoredRecord
@@ -174,7 +175,7 @@ def _of_pairs(pairs: Sequence[_Pair]) -> Iterator[Contradiction]:
             under=str(record.threat_model),
             evidence=f"{RULES[pair.rule].meaning}: of {counts.n} samples {_named(record)} broke "
             f"{counts.only_first} that {pair.stronger} did not, and missed {counts.only_second} of "
-            f"its own ({100 * gap.low:.1f} to {100 * gap.high:.1f} points, p = {p:.2g})",
+            f"its own ({fixed(100 * gap.low, 1)} to {fixed(100 * gap.high, 1)} points, p = {p:.2g})",
             points=100 * gap.estimate,
         )
 

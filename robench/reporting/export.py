@@ -8,6 +8,7 @@ import pandas as pd
 
 from robench.errors import UsageError
 from robench.files import atomic_write
+from robench.formatting import fixed
 from robench.records import AttackSpec, ModelCard, Provenance
 from robench.reporting.model_results import GroupKey, ModelResult
 from robench.results import StoredRecord
@@ -109,10 +110,10 @@ def model_info(
         "venue": venue if origin.venue is not None else None,
         "architecture": result.model.architecture,
         "eps": result.threat_model.written,
-        "clean_acc": f"{result.clean_acc.estimate:.2f}",
-        "reported": None if reported is None else f"{reported:.2f}",
+        "clean_acc": fixed(result.clean_acc.estimate, 2),
+        "reported": None if reported is None else fixed(reported, 2),
         "autoattack_acc": (
-            f"{result.attack_acc(found[0].record.attack.name).estimate:.2f}" if found else None
+            fixed(result.attack_acc(found[0].record.attack.name).estimate, 2) if found else None
         ),
         "external": None,
         "unreliable": errored or any(flag.severity == "severe" for flag in flags),

@@ -33,7 +33,7 @@ import numpy as np
 import pandas as pd
 
 from robench.errors import UsageError
-from robench.formatting import is_undefined
+from robench.formatting import fixed, is_undefined, rounded
 from robench.metric_catalogue import METRICS, columns_shown
 from robench.records import Bounds, Suite, Validation
 from robench.reporting.best_known import BestKnown
@@ -136,7 +136,7 @@ def build_leaderboard(
         validations: what is known of what numbers are worth; see :func:`validation_of`.
 
     Returns:
-        Accuracies in percent, rounded to 2 digits, metrics to 4; undefined is NaN or NA. What was
+        Accuracies in percent, not rounded (:func:`as_written` does); undefined is NaN or NA. What was
         attacked with targets is not here but in :mod:`robench.reporting.targeted`.
 
     Raises:
@@ -184,6 +184,16 @@ def with_clean_points(frame: pd.DataFrame, records: Iterable[StoredRecord]) -> p
     return pd.concat([clean.astype(frame.dtypes), frame], ignore_index=True)
 
 
+def as_written(frame: pd.DataFrame) -> pd.DataFrame:
+    """The table with its numbers as the CSV has them: accuracies with 2 digits, metrics with 4."""
+    written = {
+        name: [v if is_undefined(v) else rounded(v, _DIGITS[_kind(name)]) for v in frame[name]]
+        for name in frame.columns
+        if _kind(name) in _DIGITS
+    }
+    return frame.assign(**{name: np.array(values, float) for name, values in written.items()})
+
+
 def leaderboard_csv(frame: pd.DataFrame) -> bytes:
     """The table as UTF-8 CSV; the same table always gives the same bytes."""
     shown = {
@@ -228,9 +238,9 @@ def _ranked(
         rows.append(row)
     # The limits as they are shown, so that the ranks follow from the CSV.
     ranked = [row for row in rows if row["rank"] is not None]
-    lows = [round(row["robust_acc_low"], _DIGITS["percent"]) for row in ranked]
+    lows = [rounded(row["robust_acc_low"], _DIGITS["percent"]) for row in ranked]
     for row in ranked:
-        high = round(row["robust_acc_high"], _DIGITS["percent"])
+        high = rounded(row["robust_acc_high"], _DIGITS["percent"])
         row["rank"] = 1 + sum(low > high for low in lows)
     return sorted(
         rows,
@@ -313,9 +323,7 @@ def _frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
         values = [row.get(name) for row in rows]
         kind = _kind(name)
         if kind in _DIGITS:
-            data[name] = np.array(
-                [math.nan if v is None else round(float(v), _DIGITS[kind]) for v in values]
-            )
+            data[name] = np.array([math.nan if v is None else float(v) for v in values])
         else:
             data[name] = pd.array(values, dtype="Int64" if kind == "whole" else "str")
     return pd.DataFrame(data)
@@ -332,4 +340,4 @@ def _cell(value: Any, digits: int | None) -> str:
     if is_undefined(value):
         return ""
     # Adding 0 turns −0.0 into 0.0.
-    return str(value) if digits is None else f"{value + 0.0:.{digits}f}"
+    return str(value) if digits is None else fixed(value + 0.0, digits)

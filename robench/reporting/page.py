@@ -4,6 +4,7 @@ import base64
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -11,11 +12,11 @@ from urllib.parse import quote
 import pandas as pd
 
 from robench.errors import StoreError
-from robench.formatting import is_undefined, p_value
+from robench.formatting import fixed, is_undefined, p_value
 from robench.metric_catalogue import METRICS
 from robench.records import Validation
 from robench.reporting.findings import association_sentences, attention_sentences
-from robench.reporting.leaderboard import NO_FLAG, leaderboard_csv
+from robench.reporting.leaderboard import NO_FLAG, as_written, leaderboard_csv
 from robench.reporting.metric_tables import worst_classes
 from robench.reporting.targeted import easiest_pairs
 
@@ -54,7 +55,9 @@ class _Column:
         style = "text" if self.text else ""
         if is_undefined(value):
             return _Cell("", "", style)
-        show = self.show or (f"{{:.{self.digits}f}}".format if isinstance(value, float) else str)
+        show = self.show or (
+            partial(fixed, digits=self.digits) if isinstance(value, float) else str
+        )
         return _Cell(show(value), str(value), style)
 
 
@@ -230,7 +233,9 @@ def build_page(
 
 def _leaderboard_table(block: pd.DataFrame) -> _Table:
     limits = zip(block["robust_acc_low"], block["robust_acc_high"], strict=True)
-    intervals = ["" if is_undefined(low) else f"{low:.1f}–{high:.1f}" for low, high in limits]
+    intervals = [
+        "" if is_undefined(low) else f"{fixed(low, 1)}–{fixed(high, 1)}" for low, high in limits
+    ]
     caption = f"{len(block)} model{'s' if len(block) > 1 else ''}; click a heading to sort"
     shown = {
         name: _BOARD.get(name) or _metric_or_attack(name)
@@ -238,7 +243,7 @@ def _leaderboard_table(block: pd.DataFrame) -> _Table:
         if name not in _HIDDEN and not name.endswith(("_broken", "_survived"))
     }
     # Both limits are shown in the column of the lower one.
-    return _table(caption, block.assign(robust_acc_low=intervals), shown)
+    return _table(caption, as_written(block).assign(robust_acc_low=intervals), shown)
 
 
 def _metric_or_attack(name: str) -> _Column:
@@ -288,8 +293,8 @@ def _validation(validation: Validation) -> _Section:
         f"{validation.threat_model}, n = {validation.dataset.n}, seed {validation.seed}"
     )
     verdict = (
-        f"{validation.verdict}: {validation.robust_acc:.1f} % robust under {validation.suite}, "
-        f"{validation.best_known_acc:.1f} % after the countermeasures"
+        f"{validation.verdict}: {fixed(validation.robust_acc, 1)} % robust under {validation.suite}, "
+        f"{fixed(validation.best_known_acc, 1)} % after the countermeasures"
     )
     tests = [{**vars(item), "asks_for": ", ".join(item.asks_for)} for item in validation.diagnoses]
     trials = [

@@ -94,8 +94,8 @@ def targeted_table(results: Sequence[ModelResult]) -> pd.DataFrame:
         label is not the target; ``attacked`` of them, and ``reached`` of these;
         ``targeted_success`` = reached / attacked with its 95 % Wilson interval; ``pair_success``;
         ``targeted_robust_acc``, the share of n that is classified correctly and was not brought to
-        its target; ``clean_acc``, of n as well; ``validity`` as in the leaderboard. Rates in percent
-        with 2 digits, NaN over no sample. In each group the model on top that is reached least.
+        its target; ``clean_acc``, of n as well; ``validity`` as in the leaderboard. Rates in percent, NaN
+        over no sample. In each group the model on top that is reached least.
     """
     rows: list[dict[str, Any]] = []
     for members in by_group(results).values():
@@ -130,12 +130,12 @@ def _row(result: ModelResult, attack: str | None) -> dict[str, Any]:
         "n": result.n,
         "attacked": attacked,
         "reached": int(reached.sum()),
-        "targeted_success": round(success.estimate, 2),
-        "targeted_success_low": round(success.low, 2),
-        "targeted_success_high": round(success.high, 2),
-        "pair_success": round(pair_success, 2),
-        "targeted_robust_acc": round(robust.estimate, 2),
-        "clean_acc": round(result.clean_acc.estimate, 2),
+        "targeted_success": success.estimate,
+        "targeted_success_low": success.low,
+        "targeted_success_high": success.high,
+        "pair_success": pair_success,
+        "targeted_robust_acc": robust.estimate,
+        "clean_acc": result.clean_acc.estimate,
         "validity": validity(result.restricted(names)),
     }
 
@@ -166,9 +166,9 @@ def target_matrix(results: Sequence[ModelResult]) -> pd.DataFrame:
                     "target": class_name(result.dataset, target),
                     "attacked": attacked,
                     "reached": reached,
-                    "targeted_success": round(share.estimate, 2),
-                    "targeted_success_low": round(share.low, 2),
-                    "targeted_success_high": round(share.high, 2),
+                    "targeted_success": share.estimate,
+                    "targeted_success_low": share.low,
+                    "targeted_success_high": share.high,
                 }
             )
     return pd.DataFrame(rows, columns=_PAIR_COLUMNS)

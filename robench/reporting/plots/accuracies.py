@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from matplotlib.figure import Figure
 
+from robench.formatting import fixed
 from robench.metric_catalogue import METRICS
 from robench.reporting.compare import Comparison
 from robench.reporting.model_results import ModelResult
@@ -53,7 +54,7 @@ def accuracy_by_attack(results: Sequence[ModelResult]) -> Figure | None:
         for y, interval in bars.items():
             axes.plot([interval.low, interval.high], [y, y], color="black", linewidth=1)
             axes.annotate(
-                f"{interval.estimate:.1f}",
+                fixed(interval.estimate, 1),
                 (interval.high, y),
                 xytext=(3, 0),
                 textcoords="offset points",

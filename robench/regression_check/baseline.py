@@ -1,17 +1,22 @@
 """The two models of a check: from stored records, or the baseline from a leaderboard's row."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from robench.errors import UsageError, one_line
+from robench.formatting import is_undefined
 from robench.reporting.differences import Difference
 from robench.reporting.leaderboard import read_leaderboard
 from robench.reporting.model_results import ModelResult, collect, find_pair
 from robench.results import RecordFilter, Store
 from robench.statistics import unpaired_difference
+
+_MOST_SAMPLES = 10**9
 
 
 @dataclass(frozen=True)
@@ -56,7 +61,7 @@ def leaderboard_row(path: str | Path, model: str, candidate: ModelResult) -> Lea
 
     Raises:
         UsageError: the file is no leaderboard, or has no such row under the candidate's data and
-            threat model.
+            threat model, or one with figures that cannot be.
     """
     if candidate.threat_model.targets is not None:
         raise UsageError(
@@ -81,8 +86,30 @@ def leaderboard_row(path: str | Path, model: str, candidate: ModelResult) -> Lea
             where=path,
             hint="The baseline needs one row with the candidate's data, threat model and seed",
         )
-    row = same.iloc[0]
-    return LeaderboardRow(model, int(row["n"]), float(row["robust_acc"]), float(row["clean_acc"]))
+    row = same.iloc[0].to_dict()
+    place = f"{path}: row of {model!r}"
+    count = _figure(row, "n", 1, _MOST_SAMPLES, place)
+    if not count.is_integer():  # of NaN too
+        raise UsageError("n is no whole number", where=place)
+    accuracies = (_figure(row, name, 0, 100, place) for name in ("robust_acc", "clean_acc"))
+    return LeaderboardRow(model, int(count), *accuracies)
+
+
+def _figure(row: Mapping[str, Any], column: str, low: float, high: float, where: str) -> float:
+    """A number of a row, NaN where the field is empty.
+
+    Raises:
+        UsageError: it is missing, none, or outside of [low, high].
+    """
+    if column not in row:
+        raise UsageError(f"there is no column {column}", where=where)
+    try:
+        value = math.nan if is_undefined(row[column]) else float(row[column])
+    except (TypeError, ValueError, OverflowError) as error:
+        raise UsageError(f"{column} is {row[column]!r:.50}, no number", where=where) from error
+    if value < low or value > high:
+        raise UsageError(f"{column} is {value:g}, not from {low:g} to {high:g}", where=where)
+    return value
 
 
 def row_differences(

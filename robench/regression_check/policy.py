@@ -5,18 +5,23 @@ from __future__ import annotations
 import tomllib
 from pathlib import Path
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from robench.errors import UsageError
 from robench.files import read_text
 from robench.records import parse
 from robench.records.base import Answer, Frozen, Real
 
+_POINTS = 100
+"""The largest loss that an accuracy can have"""
+_FINEST = 1e-6
+"""The smallest margin, and the smallest level: beyond it numbers of samples leave all range."""
+
 
 class Criterion(Frozen):
     """What is tolerated of one quantity."""
 
-    margin: Real = Field(gt=0)
+    margin: Real = Field(ge=_FINEST)
     """The largest tolerable loss: percentage points for accuracies, else the metric's unit."""
     enabled: Answer = True
     required: Answer = True
@@ -26,7 +31,7 @@ class Criterion(Frozen):
 class Policy(Frozen):
     """What the gate demands; a TOML file with exactly these names."""
 
-    alpha: Real = Field(0.05, gt=0, lt=0.5)
+    alpha: Real = Field(0.05, ge=_FINEST, lt=0.5)
     """Level of each answer, one-sided."""
     power: Real = Field(0.8, gt=0, lt=1)
     """The power for which the needed n is computed."""
@@ -35,6 +40,13 @@ class Policy(Frozen):
     worst_class_robust_acc: Criterion = Criterion(margin=10.0)
     """Wide, as a class has only a part of the samples."""
     attention_deviation: Criterion = Criterion(margin=0.05, required=False)
+
+    @field_validator("robust_acc", "clean_acc", "worst_class_robust_acc")
+    @classmethod
+    def _in_points(cls, criterion: Criterion) -> Criterion:
+        if criterion.margin > _POINTS:
+            raise ValueError(f"a margin of {criterion.margin:g} points is above {_POINTS}")
+        return criterion
 
     @classmethod
     def load(cls, path: str | Path) -> Policy:
@@ -57,10 +69,13 @@ class Policy(Frozen):
         """The same with another margin of robust accuracy, in percentage points.
 
         Raises:
-            UsageError: it is not positive.
+            UsageError: it is not from 1e-6 to 100.
         """
-        if not margin > 0:
-            raise UsageError(f"margin {margin} is not positive", hint="Write --margin 1.0")
+        if not _FINEST <= margin <= _POINTS:
+            raise UsageError(
+                f"a margin of {margin} points is not from {_FINEST:g} to {_POINTS}",
+                hint="Write --margin 1.0",
+            )
         return self.model_copy(
             update={"robust_acc": self.robust_acc.model_copy(update={"margin": margin})}
         )

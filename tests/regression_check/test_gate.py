@@ -212,6 +212,44 @@ def test_row_of_a_leaderboard_is_a_baseline(tmp_path: Path) -> None:
         leaderboard_row(path, "weak", candidate)
 
 
+WRONG_FIGURES = {
+    "robust_acc=-inf": "robust_acc is -inf, not from 0 to 100",
+    "robust_acc=-5": "robust_acc is -5, not from 0 to 100",
+    "clean_acc=100.01": "clean_acc is 100.01, not from 0 to 100",
+    "clean_acc=inf": "clean_acc is inf",
+    "clean_acc=1e999": "clean_acc is inf",
+    "robust_acc=many": "robust_acc is 'many', no number",
+    "n=": "n is no whole number",
+    "n=0": "n is 0, not from 1",
+    "n=-500": "n is -500, not from 1",
+    "n=99999999999": "n is 1e.11, not from 1",
+    "n=0.5": "not a leaderboard",
+}
+
+
+@pytest.mark.parametrize("change", WRONG_FIGURES)
+def test_figures_that_cannot_be_are_refused_by_file_row_and_column(
+    tmp_path: Path, change: str
+) -> None:
+    candidate = one(letters(450), model="candidate")
+    path = tmp_path / "leaderboard.csv"
+    text = leaderboard_csv(build_leaderboard([make_stored(letters(100), model="weak")])).decode()
+    header, row = (line.split(",") for line in text.splitlines())
+    column, _, value = change.partition("=")
+    row[header.index(column)] = value
+    path.write_text("\n".join(map(",".join, (header, row))))
+    place = rf"{path}(: row of 'weak')?: {WRONG_FIGURES[change]}"
+    with pytest.raises(UsageError, match=place):
+        leaderboard_row(path, "weak", candidate)
+    kept = [name for name in header if name != "clean_acc"]
+    rows = [
+        dict(zip(header, line, strict=True)) for line in (header, text.splitlines()[1].split(","))
+    ]
+    path.write_text("\n".join(",".join(r[name] for name in kept) for r in rows))
+    with pytest.raises(UsageError, match="row of 'weak': there is no column clean_acc"):
+        leaderboard_row(path, "weak", candidate)
+
+
 # --- policy --------------------------------------------------------------------------------
 
 
@@ -236,6 +274,12 @@ def test_policy_file(tmp_path: Path) -> None:
     [
         ("alpha = 2", "alpha"),
         ("[robust_acc]\nmargin = -1", "robust_acc.margin"),
+        ("[robust_acc]\nmargin = 1e-300", "robust_acc.margin"),
+        ("[robust_acc]\nmargin = inf", "robust_acc.margin"),
+        ("[clean_acc]\nmargin = 101", "clean_acc: a margin of 101 points is above 100"),
+        ("[worst_class_robust_acc]\nmargin = 1e300", "worst_class_robust_acc: a margin"),
+        ("[attention_deviation]\nmargin = 0", "attention_deviation.margin"),
+        ("alpha = 1e-300", "alpha"),
         ("[robust]\nmargin = 1", "robust"),
         ("[robust_acc]\nmargni = 1", "robust_acc"),
         ("alpha = ", "no TOML"),
@@ -253,7 +297,7 @@ def test_bad_policies_are_refused(tmp_path: Path, text: str, words: str) -> None
 def test_absent_policy_and_senseless_margin_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="cannot read"):
         Policy.load(tmp_path / "none.toml")
-    for margin in (0.0, -1.0, math.nan):
+    for margin in (0.0, -1.0, math.nan, math.inf, 100.5, 1e-300):
         with pytest.raises(UsageError, match="margin"):
             Policy().with_margin(margin)
 

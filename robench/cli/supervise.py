@@ -2,7 +2,8 @@
 
 Code of a model's may end its process with any exit code, 0 among them, or crash it. So the process
 that was started waits for another, and believes an exit code only if the command itself has told it,
-at its end; a command that ends without a word has failed.
+at its end; a command that ends without a word has failed. One that has told it and does not end, as a
+thread of the model's goes on for ever, is ended a while later.
 
 On Linux it forks before it loads anything: the child is of the same terminal and process group, so
 that Ctrl-C, Ctrl-Z and progress bars are as ever, and dies with its parent. Elsewhere it starts a new
@@ -18,6 +19,8 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+import time
 
 from robench.errors import ended_process
 
@@ -34,6 +37,11 @@ _START = (
     "from robench.cli.supervise import be_supervised; be_supervised(); "
     "from robench.cli.main import main; main()"
 )
+
+_GRACE = 10.0
+"""Seconds for which a process may go on after its command has told its exit code"""
+_LOOK = 0.5
+"""Seconds between two looks whether it has"""
 
 _told: list[int] = []
 """The file descriptor on which a fork tells its exit code"""
@@ -60,11 +68,33 @@ def be_supervised() -> None:
 
 def tell(code: int) -> int:
     """The command has come to its own end, with this exit code; the one to end the process with."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            stream.flush()
     for descriptor in _told:
         with contextlib.suppress(OSError):
             os.write(descriptor, b"%d" % code)
     _told.clear()
-    return code + sum(_offsets)
+    code += sum(_offsets)
+    if _offsets:
+        threading.Thread(target=_end_late, args=(code,), daemon=True).start()
+    return code
+
+
+def _end_late(code: int) -> None:
+    """End this process, which a thread of the model's keeps alive."""
+    time.sleep(_GRACE)
+    _say_goes_on()
+    os._exit(code)
+
+
+def _say_goes_on() -> None:
+    print(
+        "robench: warning: the model's code goes on after the command's end, in a thread or a "
+        f"process: ended after {_GRACE:g} seconds",
+        file=sys.stderr,
+        flush=True,
+    )
 
 
 def _started_again(start: str) -> int:
@@ -120,18 +150,29 @@ def _die_with(parent: int) -> None:
 
 def _ended(child: int, told: int, handled: set[signal.Signals]) -> int:
     """Wait for the child, pass signals on, and say with what exit code to end."""
+    os.set_blocking(told, False)  # a worker that is left may hold the other end
+    said: int | None = None
+    end = float("inf")
     while True:
-        info = signal.sigwaitinfo(handled)
-        if info.si_signo == signal.SIGCHLD:
+        info = signal.sigtimedwait(handled, _LOOK)
+        if said is None:
+            with contextlib.suppress(OSError, ValueError):
+                said = int(os.read(told, 16))
+                end = time.monotonic() + _GRACE
+        if info is None:
+            if time.monotonic() >= end:
+                _say_goes_on()
+                os.kill(child, signal.SIGKILL)
+                end = float("inf")
+        elif info.si_signo == signal.SIGCHLD:
             done, status = os.waitpid(child, os.WNOHANG)
             if done:
                 break
         elif info.si_code <= 0:  # by a process; a terminal's the child has had itself
             with contextlib.suppress(ProcessLookupError):
                 os.kill(child, info.si_signo)
-    os.set_blocking(told, False)  # a worker that is left may hold the other end
-    with contextlib.suppress(OSError, ValueError):
-        return int(os.read(told, 16))
+    if said is not None:
+        return said
     code = os.waitstatus_to_exitcode(status)
     if -code in handled:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, handled)

@@ -140,5 +140,54 @@ def test_it_is_started_again_once_and_for_answers_alone(monkeypatch: pytest.Monk
         supervise.supervise(answers=True)
     assert end.value.code == 1
     monkeypatch.setattr(supervise, "_offsets", [64])
+    ended: list[int] = []
+    monkeypatch.setattr(supervise, "_end_late", ended.append)
     supervise.supervise(answers=True)
     assert supervise.tell(1) == 65
+    assert ended == [65]
+
+
+GOES_ON = {
+    "threading.Thread(target=time.sleep, args=(99,)).start(); tell(1); sys.exit(1)": 1,
+    "atexit.register(time.sleep, 99); tell(0); sys.exit(0)": 0,
+    "multiprocessing.get_context('fork').Process(target=time.sleep, args=(9,)).start(); tell(0)": 0,
+}
+
+
+def test_what_goes_on_after_the_commands_end_is_ended() -> None:
+    head = "import atexit, multiprocessing, threading\n" + HEAD.replace(
+        "supervise()\n", "from robench.cli import supervise as s\ns._GRACE = 0.2\nsupervise()\n"
+    )
+    pipe = subprocess.PIPE
+    started = {
+        body: subprocess.Popen(
+            [sys.executable, "-c", f"{head}print('all of it')\n{body}"],
+            stdout=pipe, stderr=pipe, text=True,
+        )
+        for body in GOES_ON
+    }  # fmt: skip
+    for body, process in started.items():
+        assert process.stdout is not None
+        assert process.wait(timeout=60) == GOES_ON[body], body
+        assert process.stdout.readline() == "all of it\n"
+        process.stdout.close()
+        assert process.stderr is not None
+        assert "goes on after the command's end" in process.stderr.readline()
+        process.stderr.close()
+
+
+LATE = "import threading, time; threading.Thread(target=time.sleep, args=(99,)).start(); "
+
+
+def test_where_nothing_forks_too() -> None:
+    again = AGAIN.replace("be_supervised, tell; ", "be_supervised, tell; supervise._GRACE = 0.2; ")
+    again = again.replace("; from robench.cli.supervise", "; from robench.cli import supervise; "
+                          "from robench.cli.supervise")  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", again, f"{LATE}sys.exit(tell(1))"],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert (done.returncode, "goes on" in done.stderr) == (1, True), done.stderr

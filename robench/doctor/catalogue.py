@@ -13,6 +13,7 @@ from robench.doctor.behaviour import batch_mates, changed_state, dynamic, modes,
 from robench.doctor.gradients import gradients
 from robench.doctor.half_precision import half_precision
 from robench.doctor.history import history
+from robench.doctor.normalisation import normalisation
 from robench.doctor.outputs import coarse_margins, constant_outputs, kind_of_outputs
 from robench.doctor.subject import Finding, Subject
 from robench.registry import Registry
@@ -54,6 +55,7 @@ for _name, _check in {
     "outputs": Check(kind_of_outputs),
     "constant outputs": Check(constant_outputs),
     "coarse margins": Check(coarse_margins),
+    "normalisation": Check(normalisation, 1, 1),
     "accuracy": Check(accuracy),
     "gradients": Check(gradients, 64, 8),
     "half precision": Check(half_precision, 8, 4),

@@ -292,6 +292,9 @@ FAULTS = {
         trained, "input_reading", "Take the range", card={"mean": [0.5], "std": [0.5]}
     ),
     "card in [0, 255]": Fault(trained, "input_reading", "Take the range", card={"high": 255.0}),
+    "a mean of 8 bits": Fault(
+        trained, "normalisation_units", "mean 127.5 cannot be those of", card={"mean": [127.5]}
+    ),
     "blue first": Fault(
         Colour, "input_reading", "BGR", inputs=lambda x: colourful(x).flip(1), card={"channels": 3}
     ),

@@ -89,6 +89,7 @@ class Request:
             or one class for all, by its name or number.
         seed: keys every draw.
         architecture, architecture_arguments: of weights files that have no card.
+        weights: where in such a file the network is: ``{"key": "model_ema"}``, ``strip_prefix``.
         input: what such weights, or a bare module, expect: fields of
             :class:`robench.records.InputSpec`.
         forward: how such a network is called and where its logits are: fields of
@@ -129,6 +130,7 @@ class Request:
     seed: int = 0
     architecture: str | None = None
     architecture_arguments: Mapping[str, Any] = field(default_factory=dict)
+    weights: Mapping[str, str] = field(default_factory=dict)
     input: InputSpec | Mapping[str, Any] = field(default_factory=dict)
     forward: ForwardSpec | Mapping[str, Any] = field(default_factory=dict)
     num_classes: int | None = None

@@ -242,6 +242,13 @@ def draft_requested(
         UsageError: the request names no architecture or no ε.
         RobenchError: as :func:`robench.models.draft_card`.
     """
+    place = dict(request.weights)
+    if unknown := sorted(place.keys() - {"key", "strip_prefix"}):
+        raise UsageError(
+            f"{unknown[0]!r} says nothing of where the network is",
+            where="--weights",
+            hint="Write key=… or strip_prefix=…",
+        )
     return draft_card(
         weights,
         parse(
@@ -261,6 +268,8 @@ def draft_requested(
         input=_input_spec(request, samples, "--input"),
         forward=_spec(ForwardSpec, request.forward, "--forward"),
         preprocessing=samples.preprocessing,
+        key=place.get("key"),
+        prefix=place.get("strip_prefix"),
         trust_pickle=request.trust_pickle,
     )
 
@@ -292,12 +301,14 @@ def _check_belonging(request: Request) -> None:
         isinstance(model, nn.Module) and not isinstance(model, RobenchModel)
         for model in request.models
     )
-    about_weights = request.architecture_arguments or (
-        not bare and (request.input or request.forward)
+    about_weights = (
+        request.architecture_arguments
+        or request.weights
+        or (not bare and (request.input or request.forward))
     )
     if request.architecture is None and about_weights:
         raise UsageError(
-            "--arch-arg, --input and --forward are for weights without a card",
+            "--arch-arg, --weights, --input and --forward are for weights without a card",
             hint="Name their architecture with --arch",
         )
     if bare > 1:

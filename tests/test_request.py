@@ -42,6 +42,7 @@ TYPED: dict[str, tuple[list[str], Any]] = {
     "seed": (["--seed", "3"], 3),
     "architecture": (["--arch", "resnet18"], "resnet18"),
     "architecture_arguments": (["--arch-arg", "width=16"], {"width": 16}),
+    "weights": (["--weights", "key=1"], {"key": "1"}),
     "input": (["--input", "high=255"], {"high": 255}),
     "forward": (["--forward", "output=logits"], {"output": "logits"}),
     "trust_pickle": (["--trust-pickle"], True),

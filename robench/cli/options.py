@@ -110,6 +110,13 @@ class RequestOptions:
     architecture_arguments: Annotated[
         list[str] | None, option("NAME=VALUE", "Argument of the architecture.", "--arch-arg")
     ]
+    weights: Annotated[
+        list[str] | None,
+        option(
+            "NAME=VALUE",
+            "Where in such a file the network is, as key=model_ema or strip_prefix=net.",
+        ),
+    ]
     input: Annotated[
         list[str] | None,
         option(
@@ -146,7 +153,7 @@ class RequestOptions:
 SAMPLES = ("dataset", "split", "data_root", "dataset_options", "download")
 """Where the samples are."""
 
-WEIGHTS = ("architecture", "architecture_arguments", "input", "forward", "trust_pickle")
+WEIGHTS = ("architecture", "architecture_arguments", "weights", "input", "forward", "trust_pickle")
 """What weights without a card do not say themselves."""
 
 
@@ -171,6 +178,7 @@ Command = Callable[..., None]
 _NAME_VALUES = {
     "dataset_options": "--dataset-option",
     "architecture_arguments": "--arch-arg",
+    "weights": "--weights",
     "input": "--input",
     "forward": "--forward",
 }
@@ -180,6 +188,7 @@ _TEXTS = {
     "--dataset-option": frozenset(
         {"masks", "name", "samples", "config", "image", "label", "labels", "class_names"}
     ),
+    "--weights": frozenset({"key", "strip_prefix"}),
 }
 """Option → names whose values are texts, whatever they look like."""
 

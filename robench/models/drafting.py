@@ -7,7 +7,7 @@ import re
 from collections import deque
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,7 @@ from robench.models.checkpoints import (
     detect_format,
     read_checkpoint,
 )
-from robench.models.state_dicts import WRAPPER_PREFIXES, inner_name
+from robench.models.state_dicts import WRAPPER_PREFIXES, inner_name, is_counter
 from robench.records import (
     PROGRAM,
     ArchitectureSpec,
@@ -30,6 +30,9 @@ from robench.records import (
     parse,
 )
 from robench.threat_models import ThreatModel
+
+_AVERAGES: Final = frozenset({"ema", "swa", "avg", "average", "averaged", "polyak"})
+"""Words in the key of weights that were averaged over training"""
 
 # In order of preference. Averaged weights come last: which of the two a paper evaluates is the
 # user's to say.
@@ -104,15 +107,18 @@ def matching_prefix(network: nn.Module, names: Mapping[str, object]) -> str | No
         if any(not _equal(names, f"{first}{name}", f"{other}{name}") for name in wanted):
             raise CheckpointError(
                 f"holds the network several times, under {' and '.join(map(repr, fitting))}",
-                hint="Name one: weights.strip_prefix in a card, prefix= in Python",
+                hint="Name one: --weights strip_prefix=…; prefix= in Python; weights.strip_prefix in a "
+                "card",
             )
     return first
 
 
-def _equal(names: Mapping[str, object], one: str, other: str) -> bool:
-    first, second = names.get(one), names.get(other)
+def _equal(
+    names: Mapping[str, object], one: str, other: str, further: Mapping[str, object] | None = None
+) -> bool:
+    first, second = names.get(one), (names if further is None else further).get(other)
     if isinstance(first, Tensor) and isinstance(second, Tensor):
-        return torch.equal(first, second)
+        return first.dtype == second.dtype and torch.equal(first, second)
     return False
 
 
@@ -162,7 +168,7 @@ def draft_card(
 
     Raises:
         CardError: a field has a wrong value.
-        CheckpointError: the file cannot be read or holds no state dict.
+        CheckpointError: the file cannot be read, holds no state dict, or the network several times.
     """
     path = Path(path)
     spec = ArchitectureSpec(name=architecture) if isinstance(architecture, str) else architecture
@@ -172,10 +178,8 @@ def draft_card(
     elif spec.name != PROGRAM:
         content = read_checkpoint(path, trust_pickle=trust_pickle)
         found = _state_dicts_at(key, content, path)
-        key = next(iter(found))
-        if prefix is None:
-            network = build_architecture(spec, num_classes, input.channels)
-            key, prefix = _fitting(network, found)
+        network = build_architecture(spec, num_classes, input.channels)
+        key, prefix = _fitting(network, found, prefix, path)
     card = {
         "name": name
         or re.sub(r"[^\w.+-]+", "-", path.stem, flags=re.ASCII).strip("-._+")[:100]
@@ -221,14 +225,78 @@ def _state_dicts_at(
 
 
 def _fitting(
-    network: nn.Module, found: Mapping[str | None, Mapping[str, Tensor]]
+    network: nn.Module,
+    found: Mapping[str | None, Mapping[str, Tensor]],
+    prefix: str | None,
+    where: object,
 ) -> tuple[str | None, str]:
-    """Key and prefix of the first state dict that is the network's."""
-    for key, tensors in found.items():
-        prefix = matching_prefix(network, tensors)
-        if prefix is not None:
-            return key, prefix
+    """Key and prefix of the state dict that is the network's; averages come after plain weights."""
+    fits = _fits(network, found, prefix)
+    if fits:
+        likely = [key for key in fits if not _is_average(key)] or list(fits)
+        first = likely[0]
+        others = [key for key in likely if not _same(fits[first].own, fits[key].own)]
+        if others:
+            raise CheckpointError(
+                "holds the network several times with different weights, at "
+                f"{', '.join(repr(key or '') for key in (first, *others))}",
+                where=where,
+                hint="Name one: --weights key=…; key= in Python; weights.key in a card",
+            )
+        return first, fits[first].prefix
     # Nothing fits: the likeliest guess makes the most telling list of differences.
     key, tensors = next(iter(found.items()))
     shared = [p for p in _growing_prefixes(tensors) if all(n.startswith(p) for n in tensors)]
-    return key, shared[-1]
+    return key, shared[-1] if prefix is None else prefix
+
+
+def further_weights(network: nn.Module, content: Any, key: str | None) -> list[str]:
+    """Where else a file has the network, with other weights than at ``key``."""
+    found = find_state_dicts(content)
+    if len(found) < 2:
+        return []
+    try:
+        fits = _fits(network, found, None)
+    except CheckpointError:  # under several prefixes, of a card that names one
+        return []
+    if key not in fits:
+        return []
+    return [k or "" for k, fit in fits.items() if not _same(fits[key].own, fit.own)]
+
+
+class _Fit(NamedTuple):
+    """A state dict without its prefix: all that the network needs, of the right shapes."""
+
+    prefix: str
+    own: dict[str, Tensor]
+
+
+def _fits(
+    network: nn.Module, found: Mapping[str | None, Mapping[str, Tensor]], prefix: str | None
+) -> dict[str | None, _Fit]:
+    wanted = network.state_dict()
+    fits: dict[str | None, _Fit] = {}
+    shaped: dict[str | None, _Fit] = {}
+    for key, tensors in found.items():
+        chosen = matching_prefix(network, tensors) if prefix is None else prefix
+        if chosen is None:
+            continue
+        own = {
+            inner_name(name.removeprefix(chosen), wanted): tensor
+            for name, tensor in tensors.items()
+            if name.startswith(chosen)
+        }
+        if any(name not in own for name in wanted if not is_counter(name)):
+            continue
+        fits[key] = _Fit(chosen, own)
+        if all(own[name].shape == wanted[name].shape for name in wanted if name in own):
+            shaped[key] = fits[key]
+    return shaped or fits
+
+
+def _same(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
+    return one is other or all(_equal(one, name, name, other) for name in one)
+
+
+def _is_average(key: str | None) -> bool:
+    return not _AVERAGES.isdisjoint(re.split(r"[._]", (key or "").casefold()))

@@ -21,7 +21,7 @@ from robench.models.cards import CARD_NAME
 from robench.models.catalogue import SOURCES
 from robench.models.checkpoints import load_program, read_checkpoint, verify_sha256
 from robench.models.code_identity import CodeIdentity, code_identity
-from robench.models.drafting import draft_card
+from robench.models.drafting import draft_card, further_weights
 from robench.models.state_dicts import extract_state_dict, fit_names, load_strictly
 from robench.models.weights_files import locate_weights
 from robench.models.wrapper import RobenchModel, buffer_fingerprint, unwrapped
@@ -106,7 +106,7 @@ def load_model(
         state = extract_state_dict(content, card.weights.key, where=weights)
         state, left_out = fit_names(state, card.weights.strip_prefix, network, where=weights)
         load_strictly(network, state, where=weights)
-        remarks += _left_out(card, left_out)
+        remarks += _left_out(card, left_out, further_weights(network, content, card.weights.key))
         identity = code_identity(network.eval())
         if builder is not None:
             code = [identity.sha256, code_identity(builder).sha256]
@@ -149,8 +149,19 @@ _CHANGED = Flag(
 )
 
 
-def _left_out(card: ModelCard, names: Sequence[str]) -> list[Flag]:
-    """The flag that says which entries of the weights file were no part of the network."""
+def _left_out(card: ModelCard, names: Sequence[str], elsewhere: Sequence[str]) -> list[Flag]:
+    """The flag that says which entries of the weights file were no part of the network, or where it is
+    there with other weights."""
+    if elsewhere:
+        return [
+            Flag(
+                name="weights_left_out",
+                severity="note",
+                evidence="the weights file also has the network with other weights, at "
+                f"{', '.join(map(repr, elsewhere))}; those at {card.weights.key or ''!r} were loaded",
+            ),
+            *_left_out(card, names, ()),
+        ]
     if not names:
         return []
     modules = dict.fromkeys(name.rpartition(".")[0] or name for name in names)

@@ -13,6 +13,7 @@ import random
 import types
 import uuid
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from robench.errors import CheckpointError, KeyMismatchError, RobenchError, UnsafeCheckpointError
+from robench.errors import (
+    CheckpointError,
+    KeyMismatchError,
+    RobenchError,
+    UnsafeCheckpointError,
+    UsageError,
+)
 from robench.models import load_checkpoint, read_checkpoint
 from robench.models.wrapper import RobenchModel
 from robench.records import InputSpec
+from robench.request import Request
+from robench.request_loading import load_requested
 
 GREY = InputSpec(channels=1)
 INPUTS = torch.rand(3, 1, 2, 2, generator=torch.Generator().manual_seed(0))
@@ -92,6 +101,86 @@ def test_of_two_networks_one_has_to_be_named(tmp_path: Path) -> None:
     # A copy of the same is no question.
     torch.save({**_prefixed("model.", one), **_prefixed("net.", one)}, tmp_path / "a.pt")
     torch.testing.assert_close(_load(tmp_path / "a.pt")(INPUTS), one(INPUTS))
+
+
+KEYS = {
+    "equal names": (("net_a", "net_b"), "net_a", "net_b"),
+    "usual names": (("state_dict", "model", "best"), "state_dict", "best"),
+    "deeper": (("student.model", "teacher.model"), "student.model", "teacher.model"),
+    "averages alone": (("ema", "swa"), "ema", "swa"),
+}
+
+
+def _nested(networks: dict[str, nn.Module]) -> dict[str, Any]:
+    content: dict[str, Any] = {}
+    for path, network in networks.items():
+        place = content
+        *above, last = path.split(".")
+        for part in above:
+            place = place.setdefault(part, {})
+        place[last] = network.state_dict()
+    return content
+
+
+@pytest.mark.parametrize("name", KEYS)
+def test_of_two_networks_under_two_keys_one_has_to_be_named(tmp_path: Path, name: str) -> None:
+    keys, first, wanted = KEYS[name]
+    networks = {key: _network(seed) for seed, key in enumerate(keys)}
+    torch.save({**_nested(networks), "epoch": 3}, tmp_path / "a.pt")
+    with pytest.raises(
+        CheckpointError, match=r"several times with different weights, at .*--weights key="
+    ) as refused:
+        _load(tmp_path / "a.pt")
+    assert all(repr(key) in str(refused.value) for key in keys)
+    for key in (first, wanted):
+        model = _load(tmp_path / "a.pt", key=key)
+        torch.testing.assert_close(model(INPUTS), networks[key](INPUTS))
+        (flag,) = model.remarks
+        assert flag.name == "weights_left_out"
+        assert all(repr(other) in flag.evidence for other in keys)
+    # A copy of the same is no question, nor is a network of another shape.
+    torch.save(_nested(dict.fromkeys(keys, networks[first])), tmp_path / "a.pt")
+    assert _load(tmp_path / "a.pt").remarks == ()
+    torch.save(_nested({first: networks[first], "other": Features(7)}), tmp_path / "a.pt")
+    torch.testing.assert_close(_load(tmp_path / "a.pt")(INPUTS), networks[first](INPUTS))
+
+
+def test_a_request_names_the_network(tmp_path: Path) -> None:
+    networks: dict[str, nn.Module] = {"net_a": _network(0), "net_b": _network(1)}
+    torch.save(_nested(networks), tmp_path / "a.pt")
+    request = Request(
+        models=(tmp_path / "a.pt",),
+        dataset=(torch.rand(4, 1, 2, 2), [0, 1, 2, 0]),
+        architecture=f"{__name__}:Features",
+        eps="0.1",
+        weights={"key": "net_b"},
+    )
+    ((model, _),) = load_requested(request)
+    torch.testing.assert_close(model(INPUTS), networks["net_b"](INPUTS))
+    with pytest.raises(CheckpointError, match="--weights key="):
+        load_requested(replace(request, weights={}))
+    with pytest.raises(UsageError, match="--weights: 'kee' says nothing of where"):
+        load_requested(replace(request, weights={"kee": "net_b"}))
+    with pytest.raises(
+        UsageError, match="--weights, --input and --forward are for weights without"
+    ):
+        load_requested(Request(models=("pgd-at",), weights={"key": "net_b"}))
+
+
+def test_averages_come_last_and_are_said(tmp_path: Path) -> None:
+    plain, average = _network(0), _network(1)
+    torch.save(_nested({"model_ema": average, "model": plain}), tmp_path / "a.pt")
+    model = _load(tmp_path / "a.pt")
+    torch.testing.assert_close(model(INPUTS), plain(INPUTS))
+    (flag,) = model.remarks
+    assert (flag.name, "'model_ema'; those at 'model' were loaded" in flag.evidence) == (
+        "weights_left_out",
+        True,
+    )
+    half = {key: value.half() for key, value in average.state_dict().items()}
+    torch.save({"a": plain.state_dict(), "b": half}, tmp_path / "a.pt")
+    with pytest.raises(CheckpointError, match="'a', 'b'"):
+        _load(tmp_path / "a.pt")
 
 
 def test_a_network_that_lacks_something_is_not_completed_from_elsewhere(tmp_path: Path) -> None:

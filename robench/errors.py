@@ -24,6 +24,8 @@ exactly that line and exits with ``exit_code``; from Python the same object is r
     └── MissingDependencyError     an optional package that is not installed
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 
 from robench.text import visible
@@ -94,6 +96,20 @@ class UnsafeCheckpointError(CheckpointError):
 
 class DataError(RobenchError):
     """A data set that is missing, empty or malformed."""
+
+
+@contextmanager
+def data_errors(where: object) -> Iterator[None]:
+    """Whatever the code of somebody's data raises is a :class:`DataError` that says where."""
+    try:
+        yield
+    except RobenchError:
+        raise
+    except Exception as error:
+        said = one_line(error)
+        if " " not in said:  # a KeyError's key, for one
+            said = f"{type(error).__name__} {said}"
+        raise DataError(f"cannot be read: {said}", where=where) from error
 
 
 class ModelError(RobenchError):

@@ -6,6 +6,7 @@ that are asked for are read and decoded. It executes no code of a repository sin
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,10 +24,12 @@ from robench.errors import (
     MissingDependencyError,
     UnknownNameError,
     UsageError,
+    data_errors,
     one_line,
 )
 
 _ADDRESS = re.compile(r"(?P<repo>[\w-][\w.-]*(?:/[\w-][\w.-]*)?)(?:@(?P<revision>[\w./-]+))?")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 _LABELS = ("label", "labels", "fine_label", "target", "class", "y")
 _IMAGES = ("image", "img", "pixel_values", "x")
 
@@ -80,17 +83,13 @@ class HuggingFaceDataset(ImageByImage):
             sample_ids=[f"{name}/{split}/{i:06d}" for i in range(len(rows))],
             labels=values,
             class_names=names,
-            input_shape=self._shape_of_first(),
             preprocessing=self._preparation.spec,
+            white=self._preparation.white,
         )
 
     def _image(self, index: int) -> Tensor:
-        try:
+        with data_errors(self._place(index)):
             item = self._rows[index][self._column]
-        except Exception as error:  # Damaged images raise whatever their decoder raises.
-            raise DataError(
-                f"cannot be read: {one_line(error)}", where=self._place(index)
-            ) from error
         place, white = self._place(index), self._preparation.white
         if not isinstance(item, Image.Image):
             if isinstance(item, list) and self._element in ("bool", "uint8", "uint16"):
@@ -133,12 +132,20 @@ def load_hugging_face(
         MissingDependencyError: ``datasets`` is not installed.
         UsageError: the address has another form, or a wrong option.
         UnknownNameError: no such split.
-        DataError: no such repository or configuration; no connection; no labels.
+        DataError: no such repository or configuration; no connection; no labels; what the package
+            would read, or has read, lies elsewhere or is of another commit.
     """
     match = _ADDRESS.fullmatch(address)
     if match is None:
         raise UsageError(
             f"{address!r} is not a repository of the Hub", hint="Write it as hf:OWNER/NAME@REVISION"
+        )
+    if os.path.exists(match["repo"]):
+        raise DataError(
+            "the working folder holds something of this name, which the package would read in place "
+            "of the Hub's data set",
+            where=f"hf:{address}",
+            hint=f"Run robench in another folder; or, if it is what you mean, folder:{match['repo']}",
         )
     preprocessing = Preprocessing.of(**preparation)
     try:
@@ -166,15 +173,40 @@ def load_hugging_face(
             where=f"hf:{address}",
             hint="Check the name, --split, --data-option config=NAME, and the network",
         ) from error
-    return HuggingFaceDataset(
-        rows,
-        name=match["repo"].replace("/", "_"),
-        split=split,
-        image=image,
-        label=label,
-        preprocessing=preprocessing,
-        num_classes=num_classes,
-    )
+    with data_errors(f"hf:{address}"):
+        _check_origin(rows, match["revision"], f"hf:{address}")
+        return HuggingFaceDataset(
+            rows,
+            name=match["repo"].replace("/", "_"),
+            split=split,
+            image=image,
+            label=label,
+            preprocessing=preprocessing,
+            num_classes=num_classes,
+        )
+
+
+def _check_origin(rows: Any, revision: str | None, where: str) -> None:
+    """Refuse rows that are not of the Hub, or of another commit than the one that is named.
+
+    The package also has readers by name (``imagefolder``), which read the working folder, and without a
+    connection it takes whatever commit is in its cache.
+    """
+    files = list(getattr(getattr(rows, "info", None), "download_checksums", None) or ())
+    here = [str(file) for file in files if "://" not in str(file)]
+    if here:
+        raise DataError(
+            f"is no data set of the Hub: the package read {here[0]}",
+            where=where,
+            hint="Write the path of a folder or file as it is, without hf:",
+        )
+    other = [str(file) for file in files if revision not in str(file)] if revision else []
+    if other and _COMMIT.fullmatch(str(revision)):
+        raise DataError(
+            f"the package's cache has another commit: {other[0]}",
+            where=where,
+            hint="Connect to the network, or name the commit that is meant",
+        )
 
 
 def _column(

@@ -12,6 +12,7 @@ from typing import Any, Final
 from torch import nn
 
 from robench.errors import CheckpointError, MissingDependencyError, UsageError, one_line
+from robench.files import cache_folder
 from robench.models.checkpoints import shard_names
 from robench.models.drafting import draft_card
 from robench.models.loading import wrap_module
@@ -186,7 +187,7 @@ _LEADERBOARDS: Final = {
 def load_from_robustbench(address: str) -> RobenchModel:
     """``cifar10/Linf/Wang2023Better_WRN-28-10`` → the wrapped model.
 
-    RobustBench's package downloads, unpacks and builds it; its networks normalise for
+    RobustBench's package downloads it into ``robustbench`` in robench's cache folder and builds it; its networks normalise for
     themselves and take inputs in [0, 1].
 
     Raises:
@@ -215,7 +216,13 @@ def load_from_robustbench(address: str) -> RobenchModel:
             hint="pip install git+https://github.com/RobustBench/robustbench.git",
         ) from error
     try:
-        module: nn.Module = load_model(model_name=name, dataset=dataset, threat_model=threat)
+        module: nn.Module = load_model(
+            model_name=name,
+            # Its own default is a folder in the working folder, whose files it takes as they are.
+            model_dir=str(cache_folder() / "robustbench"),
+            dataset=dataset,
+            threat_model=threat,
+        )
     except Exception as error:  # Unknown names and failed downloads raise whatever comes.
         raise CheckpointError(
             f"cannot be loaded: {type(error).__name__}: {one_line(error)}",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from itertools import product
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -179,3 +180,49 @@ def test_addresses_and_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(MissingDependencyError, match=r"pip install robench\[hf-datasets\]"):
         load_dataset("hf:a/b")
+
+
+def test_a_working_folder_does_not_answer_for_the_hub(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    calls = serve(monkeypatch, {"someone/things": {"test": rows()}, "mnist": {"test": rows()}})
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "someone/things").mkdir(parents=True)
+    (tmp_path / "mnist").write_text("")
+    for address in ("someone/things", "someone/things@v1", "mnist"):
+        with pytest.raises(DataError, match=rf"hf:{address}: the working folder holds.*folder:"):
+            load_dataset(f"hf:{address}")
+    assert not calls, "nothing was read"
+    monkeypatch.chdir("/")
+    assert len(load_dataset("hf:someone/things")) == 6
+
+
+COMMIT = "0123456789" * 4
+
+
+@pytest.mark.parametrize(
+    "address, files, words",
+    [
+        (
+            "imagefolder",
+            ["/home/me/cats/0.png"],
+            "no data set of the Hub: .*cats/0.png.*without hf:",
+        ),
+        (f"a/b@{COMMIT}", [f"hf://datasets/a/b@{'9' * 40}/x.parquet"], "another commit: hf://"),
+        (f"a/b@{COMMIT}", [f"hf://datasets/a/b@{COMMIT}/x.parquet"], None),
+        (f"a/b@{COMMIT}", [], None),
+        ("a/b@main", [f"hf://datasets/a/b@{COMMIT}/x.parquet"], None),
+        ("a/b", [f"https://huggingface.co/datasets/a/b/resolve/{COMMIT}/x.zip"], None),
+    ],
+)
+def test_what_the_package_has_read_is_the_hubs_and_of_that_commit(
+    monkeypatch: pytest.MonkeyPatch, address: str, files: list[str], words: str | None
+) -> None:
+    found = rows()
+    found.info = SimpleNamespace(download_checksums=dict.fromkeys(files))  # type: ignore[attr-defined]
+    serve(monkeypatch, {address.partition("@")[0]: {"test": found}})
+    if words is None:
+        assert len(load_dataset(f"hf:{address}")) == 6
+    else:
+        with pytest.raises(DataError, match=words):
+            load_dataset(f"hf:{address}")

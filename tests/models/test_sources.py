@@ -185,6 +185,16 @@ def test_a_robustbench_model_by_its_name(robustbench: nn.Module) -> None:
     assert model.summary.id == "cifar10/L2-0.5/Known2023_WRN"
 
 
+def test_a_working_folder_does_not_answer_for_robustbench(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    network = nn.Sequential(nn.Flatten(), nn.Linear(3 * 4 * 4, 10))
+    folders = serve_robustbench(monkeypatch, {"Known2023_WRN": network})
+    monkeypatch.setenv("ROBENCH_CACHE", str(tmp_path / "cache"))
+    load_model("robustbench:cifar10/L2/Known2023_WRN")
+    assert folders == [str(tmp_path / "cache" / "robustbench")]
+
+
 def _robustbench_says(monkeypatch: pytest.MonkeyPatch, transform: Any) -> None:
     """What RobustBench's package has beside ``load_model``."""
     data, zoo, enums = (types.ModuleType(f"robustbench{n}") for n in (".data", ".zoo", ".enums"))

@@ -45,10 +45,17 @@ def serve_hub(monkeypatch: pytest.MonkeyPatch, root: Path) -> Path:
     return root
 
 
-def serve_robustbench(monkeypatch: pytest.MonkeyPatch, networks: Mapping[str, nn.Module]) -> None:
-    """``robustbench`` that has these models, whatever their data set and threat model."""
+def serve_robustbench(
+    monkeypatch: pytest.MonkeyPatch, networks: Mapping[str, nn.Module]
+) -> list[str]:
+    """``robustbench`` that has these models, whatever their data set and threat model; returns the
+    folders that it was told to keep files in."""
+    folders: list[str] = []
 
-    def load_model(model_name: str, dataset: str, threat_model: str) -> nn.Module:
+    def load_model(
+        model_name: str, model_dir: str = "./models", dataset: str = "", threat_model: str = ""
+    ) -> nn.Module:
+        folders.append(model_dir)
         if model_name not in networks:
             raise KeyError(model_name)
         return networks[model_name]
@@ -57,3 +64,4 @@ def serve_robustbench(monkeypatch: pytest.MonkeyPatch, networks: Mapping[str, nn
     utils.load_model = load_model  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "robustbench", package)
     monkeypatch.setitem(sys.modules, "robustbench.utils", utils)
+    return folders

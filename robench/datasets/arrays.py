@@ -20,6 +20,7 @@ from robench.datasets.pixels import (
     check_brightness,
     plain_tensor,
     unit_range,
+    white_of_type,
 )
 from robench.errors import DataError, UnknownNameError, first_line
 
@@ -82,10 +83,12 @@ class ArrayDataset(Dataset):
                 where=where,
                 hint="Give (N, C, H, W): samples, channels, height, width",
             )
-        if white is None:
-            check_brightness(inputs, where)
-        if white is not None or inputs.dtype != torch.uint8:
+        stored = inputs.dtype
+        if white is not None or stored != torch.uint8:
             inputs = unit_range(inputs, where, white)
+        if white is None and inputs.numel():
+            highest = float(inputs.max()) / (255 if stored == torch.uint8 else 1)
+            check_brightness(highest, where, white_of_type(stored))
         if None not in (class_names, num_classes) and num_classes != len(class_names or ()):
             raise DataError(
                 f"{len(class_names or ())} class names for {num_classes} classes", where=where
@@ -191,7 +194,8 @@ def from_content(
     inputs = array_tensor(_first(content, input_keys, "inputs", where), "inputs", where)
     if inputs.ndim == 3:
         inputs = inputs.unsqueeze(1)
-    names = content.get("class_names") if class_names is None else listed_names(class_names)
+    names = content.get("class_names") if class_names is None else class_names
+    names = listed_names(names) if isinstance(names, str) else names
     ids, masks = content.get("ids"), content.get("masks")
     return ArrayDataset(
         channels_first(inputs) if inputs.ndim == 4 else inputs,
@@ -254,7 +258,10 @@ def named_texts(values: Any, key: str, where: object) -> list[str]:
         DataError: it is no such list.
     """
     try:
-        listed = np.asarray(values).reshape(-1).tolist()
+        listed = values
+        # NumPy's texts lose the NULs that they end in.
+        if not isinstance(values, (list, tuple)) or any(not isinstance(v, str) for v in values):
+            listed = np.asarray(values).reshape(-1).tolist()
         return [v.decode() if isinstance(v, bytes) else str(v) for v in listed]
     except (TypeError, ValueError) as error:
         raise DataError(f"{key!r} is no list of texts: {error}", where=where) from error

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from robench.datasets.pixels import check_brightness, check_unit_range, is_dark
 from robench.errors import DataError, UsageError
 from robench.records import DatasetSpec, PreprocessingSpec
 
@@ -45,7 +48,8 @@ class Dataset(ABC):
         preprocessing: what was done to images of other sizes; None: nothing.
 
     Raises:
-        DataError: no samples, ids that repeat, fewer than two classes, or labels out of range.
+        DataError: no samples, ids or names of classes that repeat, fewer than two classes, or labels
+            out of range.
     """
 
     def __init__(
@@ -77,6 +81,13 @@ class Dataset(ABC):
         if len(class_names) < 2:
             raise DataError(
                 f"{len(class_names)} class(es); classification needs two or more", where=where
+            )
+        twice = [name for name, times in Counter(class_names).items() if times > 1]
+        if twice:
+            raise DataError(
+                f"{len(twice)} names of classes repeat: {twice[0]!r}",
+                where=where,
+                hint="Give each class a name of its own, in the order of the labels",
             )
         labels = labels.to(torch.int64)
         outside = (labels < 0) | (labels >= len(class_names))
@@ -121,9 +132,21 @@ class Dataset(ABC):
 
         Raises:
             UsageError: an index is out of range.
-            DataError: a sample cannot be read, or is not finite and inside [0, 1].
+            DataError: a sample cannot be read, has another shape or type, or is not finite and inside
+                [0, 1].
         """
-        return self._read(self._checked(indices))
+        chosen = self._checked(indices)
+        inputs = self._read(chosen)
+        where = f"{self.name} ({self.split})"
+        if inputs.dtype != torch.float32 or inputs.shape != (len(chosen), *self.input_shape):
+            raise DataError(
+                f"{len(chosen)} samples of {self.input_shape} are read as {inputs.dtype} "
+                f"{tuple(inputs.shape)}",
+                where=where,
+                hint="Give float32 (N, C, H, W) in [0, 1]",
+            )
+        check_unit_range(inputs, where)
+        return inputs
 
     def masks(self, indices: Indices) -> Tensor | None:
         """Where the labelled object is, bool (N, H, W); None: this data set does not know.
@@ -258,7 +281,30 @@ class Subset(Dataset):
 
 
 class ImageByImage(Dataset):
-    """A data set whose images are read one at a time; all have the shape of the first."""
+    """A data set whose images are read one at a time; all have the shape of the first.
+
+    Args:
+        white: the stored value that becomes 1.0, if somebody said it; None: images' types and formats
+            say it, and images that are dark throughout are in doubt.
+        about: as for :class:`Dataset`, without ``input_shape``.
+
+    Raises:
+        DataError: as :class:`Dataset`; an image that cannot be read; no image is bright.
+    """
+
+    def __init__(self, *, white: float | None, **about: Any) -> None:
+        first = self._image(0)
+        super().__init__(input_shape=(first.shape[0], first.shape[1], first.shape[2]), **about)
+        if white is None:
+            self._check_brightness(float(first.max()) if first.numel() else 0.0)
+
+    def _check_brightness(self, highest: float) -> None:
+        """``highest`` is that of the first image; as a rule no other has to be read."""
+        for index in range(1, len(self)):
+            if not is_dark(highest):
+                return
+            highest = max(highest, float(self._image(index).max()))
+        check_brightness(highest, f"{self.name} ({self.split})")
 
     @abstractmethod
     def _image(self, index: int) -> Tensor:
@@ -267,10 +313,6 @@ class ImageByImage(Dataset):
     @abstractmethod
     def _place(self, index: int) -> object:
         """Where it comes from, for errors."""
-
-    def _shape_of_first(self) -> tuple[int, int, int]:
-        channels, height, width = self._image(0).shape
-        return channels, height, width
 
     def _read(self, indices: list[int]) -> Tensor:
         batch = torch.empty((len(indices), *self.input_shape), dtype=torch.float32)

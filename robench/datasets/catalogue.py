@@ -15,7 +15,7 @@ from robench.datasets.base import Dataset, hold_out
 from robench.datasets.image_files import FolderDataset
 from robench.datasets.preprocessing import PREPROCESSING_OPTIONS, Preprocessing
 from robench.datasets.torchvision_sets import TORCHVISION_SETS, load_torchvision
-from robench.errors import DataError, UnknownNameError, UsageError
+from robench.errors import DataError, UnknownNameError, UsageError, data_errors
 from robench.files import expanded
 from robench.records import PreprocessingSpec
 from robench.registry import Registry, is_target, unknown_name
@@ -91,13 +91,20 @@ def load_dataset(
     if preprocessing is not None and prepares and not PREPROCESSING_OPTIONS & options.keys():
         options = {**options, **preprocessing.model_dump(exclude_none=True)}
     options = _typed(load, options, str(name))
-    try:
-        dataset = load(split=split, **options)
-    except TypeError as error:
-        if "unexpected keyword argument" in str(error):
-            option = str(error).rpartition("argument ")[2]
-            raise UsageError(f"data set {str(name)!r} has no option {option}") from error
-        raise
+    with data_errors(str(name)):
+        try:
+            dataset = load(split=split, **options)
+        except TypeError as error:
+            if "unexpected keyword argument" in str(error):
+                option = str(error).rpartition("argument ")[2]
+                raise UsageError(f"data set {str(name)!r} has no option {option}") from error
+            raise
+    if not isinstance(dataset, Dataset):
+        raise DataError(
+            f"gave {type(dataset).__name__}, no robench.datasets.Dataset",
+            where=str(name),
+            hint="Let it return robench.datasets.from_torch(…) of what it has",
+        )
     return dataset if n is None else dataset.subset(n)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from robench.datasets.base import ImageByImage
@@ -18,10 +18,11 @@ from robench.datasets.folder_tree import (
     composed,
     has_images,
     images_below,
+    refuse_inner_splits,
     split_folder,
     subfolders,
 )
-from robench.datasets.labels import in_order, listed_names
+from robench.datasets.labels import check_class_count, in_order, listed_names
 from robench.datasets.object_masks import MaskSource, open_masks
 from robench.datasets.pixels import upright_size
 from robench.datasets.preprocessing import Preprocessing
@@ -85,8 +86,8 @@ class ImageFiles(ImageByImage):
             sample_ids=[id_prefix + file for file in ids],
             labels=torch.tensor(labels),
             class_names=class_names,
-            input_shape=self._shape_of_first(),
             preprocessing=self._preparation.spec,
+            white=self._preparation.white,
         )
 
     def _image(self, index: int) -> Tensor:
@@ -211,6 +212,8 @@ class FolderDataset(ImageFiles):
         names = None if class_names is None else listed_names(class_names)
         apart = None if masks is None else Path(masks)
         chosen = None
+        if path.is_dir():
+            refuse_inner_splits(path, apart)
         # Who names the classes says that a folder called train is one.
         if path.is_dir() and not subfolders(path, apart).keys() <= set(names or ()):
             chosen = split_folder(path, split, apart)
@@ -252,6 +255,7 @@ def _classes(
         return names
     if num_classes in (None, len(found)):
         return found
+    check_class_count(num_classes, root)
     by_number = {int(name): name for name in found if name.isascii() and name.isdigit()}
     if len(by_number) < len(found) or max(by_number) >= num_classes:
         raise DataError(
@@ -274,6 +278,12 @@ def _opened(path: Path) -> Iterator[Image.Image]:
             yield image
     except RobenchError as error:
         raise type(error)(error.what, where=path, hint=error.hint) from error
+    except UnidentifiedImageError as error:
+        raise DataError(
+            "the image cannot be read: Pillow knows no such format, or no such numbers in it",
+            where=path,
+            hint="Convert it, as to a PNG; TIFFs may have 1 to 16 bits without sign, or 32 bits",
+        ) from error
     except Exception as error:  # Decoders of damaged images raise almost anything.
         raise DataError(f"the image cannot be read: {one_line(error)}", where=path) from error
 

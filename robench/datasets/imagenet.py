@@ -69,9 +69,10 @@ def load_imagenet(
         "name": "imagenet",
         "split": split,
         "class_names": imagenet_classes(),
-        # The field's figures are of the pixels as stored, whatever their EXIF orientation.
+        # The field's figures are of the pixels as stored, whatever their EXIF orientation, and filled
+        # up where they are smaller than a crop.
         "preprocessing": Preprocessing.of(
-            **(preparation or {"resize": 256, "crop": 224}), upright=False
+            **(preparation or {"resize": 256, "crop": 224}), upright=False, pad=True
         ),
         "masks": None if masks is None else _masks(Path(masks)),
         "id_prefix": f"{part}/",

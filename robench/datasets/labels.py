@@ -20,7 +20,7 @@ from robench.errors import DataError, UsageError
 
 _NUMBER = re.compile(r"\d{1,18}", re.ASCII)
 
-_MOST_CLASSES = 1_000_000
+MOST_CLASSES = 1_000_000
 """A label beyond this is no class, unless somebody says how many there are."""
 
 
@@ -57,16 +57,33 @@ def numbered_classes(labels: Tensor, num_classes: int | None, where: object = No
 
     Raises:
         DataError: the largest label is no number of a class.
+        UsageError: so many classes there are not.
     """
     if num_classes is None:
         num_classes = int(labels.max()) + 1 if labels.numel() else 0
-        if num_classes > _MOST_CLASSES:
+        if num_classes > MOST_CLASSES:
             raise DataError(
                 f"the largest label is {num_classes - 1}",
                 where=where,
                 hint="Give indices of classes, or say how many there are: num_classes",
             )
+    else:
+        check_class_count(num_classes, where)
     return [str(i) for i in range(num_classes)]
+
+
+def check_class_count(num_classes: Any, where: object = None) -> None:
+    """Refuse what is no number of classes.
+
+    Raises:
+        UsageError: it is no whole number, below 1 or above :data:`MOST_CLASSES`.
+    """
+    whole = isinstance(num_classes, int) and not isinstance(num_classes, bool)
+    if not whole or not 1 <= num_classes <= MOST_CLASSES:
+        raise UsageError(
+            f"num_classes is {num_classes!r:.50}, no whole number from 1 to {MOST_CLASSES}",
+            where=where,
+        )
 
 
 def class_labels(
@@ -96,7 +113,9 @@ def class_labels(
         raise DataError("some labels are masked", where=where)
     else:
         try:
-            array = np.asarray(values)
+            # NumPy's texts lose the NULs that they end in, its objects lose nothing.
+            listed = isinstance(values, (list, tuple)) and all(isinstance(v, str) for v in values)
+            array = np.asarray(values, dtype=object if listed else None)
         except ValueError as error:
             raise DataError(f"the labels are no class numbers: {error}", where=where) from error
         kind = str(array.dtype)
@@ -108,6 +127,11 @@ def class_labels(
     if array.ndim == 2 and array.shape[1] == 1:
         array = array[:, 0]
     elif array.ndim == 2:
+        if class_names is not None and len(class_names) != array.shape[1]:
+            raise DataError(
+                f"one-hot labels of {array.shape[1]} classes, and {len(class_names)} class names",
+                where=where,
+            )
         num_classes = array.shape[1] if num_classes is None else num_classes
         array = _of_one_hot(array, where)
     if array.dtype.kind not in "biu":
@@ -116,7 +140,7 @@ def class_labels(
             where=where,
             hint="Give integer class indices, as labels.long()",
         )
-    if array.dtype == np.uint64 and array.size and int(array.max()) > _MOST_CLASSES:
+    if array.dtype == np.uint64 and array.size and int(array.max()) > MOST_CLASSES:
         raise DataError(f"a label is {int(array.max())}", where=where)
     labels = torch.from_numpy(np.ascontiguousarray(array, dtype=np.int64).copy())
     if class_names is not None:

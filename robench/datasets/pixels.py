@@ -3,7 +3,8 @@
 Black is 0. White, which becomes 1.0, is the largest value of an unsigned type of 8 or 16 bits, and
 True; floating point has to be in [0, 1] already. Wider and signed integers do not say what white
 is, so they are refused. ``white`` names the value where this rule does not know it, or is wrong:
-4095 for 12 bits kept in 16, 255 for floats that count to 255. Nothing is ever clipped.
+4095 for 12 bits kept in 16, 255 for floats that count to 255. Nothing is ever clipped. A whole set
+that uses the bottom of its range alone is in doubt (:func:`check_brightness`).
 """
 
 from __future__ import annotations
@@ -19,13 +20,21 @@ from robench.errors import DataError
 
 _WHITE = {torch.bool: 1, torch.uint8: 255, torch.uint16: 65535}
 
-_SAY_WHITE = "Say which value is white, as with white=65535 (--dataset-option white=65535)"
+_SAY_WHITE = (
+    "Say which value is white, as with white=65535 (--dataset-option white=65535; in Python "
+    "robench.datasets.from_torch(data, white=65535))"
+)
 
-_ORIENTATION, _BITS, _PHOTOMETRIC = 274, 258, 262
+_ORIENTATION, _BITS, _PHOTOMETRIC, _SAMPLE_FORMAT, _INKS = 274, 258, 262, 339, 332
 """Tags of EXIF and TIFF; orientations from 5 to 8 turn by a quarter."""
 
 _DARK = 15
-"""An array is in doubt if no value comes above one part in so many of its type's range."""
+"""A set is in doubt if no value comes above one part in so many of white."""
+
+
+def white_of_type(dtype: torch.dtype) -> float:
+    """The value that is white in numbers of this type; floating point is in [0, 1]."""
+    return float(_WHITE.get(dtype, 1))
 
 
 def unit_range(pixels: Tensor, where: object, white: float | None = None) -> Tensor:
@@ -36,6 +45,8 @@ def unit_range(pixels: Tensor, where: object, white: float | None = None) -> Ten
             negative or above white.
     """
     known = _WHITE.get(pixels.dtype)
+    if None not in (white, known):
+        _check_white(float(white or 0), float(known or 0), str(pixels.dtype), where)
     full = known if white is None else white
     if pixels.is_complex() or (full is None and not pixels.is_floating_point()):
         raise DataError(
@@ -52,24 +63,55 @@ def unit_range(pixels: Tensor, where: object, white: float | None = None) -> Ten
     return floats
 
 
-def check_brightness(pixels: Tensor, where: object) -> None:
-    """Refuse a whole set of integers that uses the bottom of its type's range alone.
+def _check_white(white: float, largest: float, what: str, where: object) -> None:
+    if white > largest:
+        raise DataError(
+            f"white={white:g} is beyond the largest value of {what}, {largest:g}", where=where
+        )
 
-    Such arrays hold 0 and 1, digits' 0 to 16, or 12 bits, far more often than dark images.
+
+def is_dark(highest: float) -> bool:
+    """Whether a highest value, where white is 1, is so low that white may be another."""
+    return highest * _DARK <= 1 + 1e-6
+
+
+def check_brightness(highest: float, where: object, white: float | None = None) -> None:
+    """Refuse a whole set that uses the bottom of its range alone.
+
+    Such sets hold 0 and 1, digits' 0 to 16, 12 bits of 16, or were divided by 255 twice, far more often
+    than dark images. Black alone is black.
+
+    Args:
+        highest: the highest value, where white is 1.
+        where: for the error.
+        white: the stored value that was taken for white; None: images of several kinds.
 
     Raises:
-        DataError: its range is in doubt.
+        DataError: the range is in doubt.
     """
-    full = _WHITE.get(pixels.dtype)
-    if full in (None, 1) or pixels.numel() == 0:
+    if highest <= 0 or not is_dark(highest):
         return
-    highest = int(pixels.numpy().max())
-    if 0 < highest * _DARK <= full:
-        raise DataError(
-            f"inputs are {pixels.dtype} and none is above {highest}, so white may not be {full}",
-            where=where,
-            hint=f"Say which value is white: white={highest}, or white={full}",
-        )
+    if white is None:
+        what = f"no image is brighter than {highest:.4g}, where 1 is white"
+        say = f"white={255 * highest:.0f} of 8 bits, or white=255 if they are so dark"
+    else:
+        what = f"of the inputs none is above {white * highest:.6g}, so white may not be {white:g}"
+        say = f"white={white * highest:.6g}, or white={white:g} if they are so dark"
+    raise DataError(
+        what,
+        where=where,
+        hint=f"Say which stored value is white: {say} (--dataset-option, or "
+        "robench.datasets.from_torch(data, white=…))",
+    )
+
+
+def check_unit_range(inputs: Tensor, where: object) -> None:
+    """Refuse floats that are not finite and in [0, 1].
+
+    Raises:
+        DataError: they are not.
+    """
+    _check_range(inputs, where, None)
 
 
 def _check_range(inputs: Tensor, where: object, full: float | None) -> None:
@@ -177,9 +219,30 @@ def white_of(image: Image.Image) -> float | None:
         return float(2 ** int(getattr(image, "tag_v2", {}).get(_BITS, (16,))[0]) - 1)
     if image.format in ("PNG", "PPM"):  # neither has more than 16 bits
         return 65535.0
+    tags = getattr(image, "tag_v2", {})
+    bits = int(np.max(tags.get(_BITS, 32)))
+    sign = " with a sign" if np.max(tags.get(_SAMPLE_FORMAT, 1)) == 2 else ""
     raise DataError(
-        f"32-bit integers in {image.format or 'an image'} do not say what white is", hint=_SAY_WHITE
+        f"{bits}-bit integers{sign} in {image.format or 'an image'} do not say what white is",
+        hint=_SAY_WHITE,
     )
+
+
+def refuse_misread(image: Image.Image) -> None:
+    """Refuse an opened image that Pillow reads as what it is not.
+
+    Raises:
+        DataError: integers of 8 bits with a sign; inks other than CMYK.
+    """
+    tags = getattr(image, "tag_v2", {})
+    formats = set(np.atleast_1d(tags.get(_SAMPLE_FORMAT, 1)).tolist())
+    if image.mode not in ("I", "F") and not formats <= {1, 4}:  # unsigned, undefined
+        raise DataError(
+            "the TIFF's integers have a sign, which its reader passes over",
+            hint="Save it without sign, or as floats in [0, 1]",
+        )
+    if image.mode == "CMYK" and tags.get(_INKS, 1) != 1:
+        raise DataError("the TIFF's inks are not CMYK", hint="Convert it to RGB")
 
 
 def is_inverted(image: Image.Image) -> bool:
@@ -209,9 +272,15 @@ def unit_bands(image: Image.Image, white: float, channels: int) -> list[Image.Im
     """An image of any depth as one or ``channels`` images of mode F, in which 1.0 is white.
 
     Raises:
-        DataError: values are negative, above white, or not finite.
+        DataError: values are negative, above white, or not finite; white is beyond what the image can
+            hold: of colour, Pillow reads 8 bits.
     """
+    if image.mode == "1" and white == 1:
+        white = 255.0  # as Pillow has it
     plain = image if is_deep(image) else eight_bits(image, channels)
+    if image.mode not in ("I", "F"):
+        bits = 16 if is_deep(image) else 8
+        _check_white(white, 2.0**bits - 1, f"the {bits} bits that are read of the image", None)
     values = (torch.from_numpy(np.array(band, dtype=np.float64)) for band in plain.split())
     return [Image.fromarray(unit_range(band, None, white).numpy()) for band in values]
 

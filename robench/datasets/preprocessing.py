@@ -17,6 +17,7 @@ from robench.datasets.pixels import (
     eight_bits,
     grey_mode,
     is_inverted,
+    refuse_misread,
     unit_bands,
     unit_range,
     upright,
@@ -29,6 +30,9 @@ from robench.records.base import Real
 PREPROCESSING_OPTIONS = frozenset({"size", "resize", "crop", "interpolation"})
 """A loader that takes these prepares images; whichever is given replaces a card's."""
 
+_LONGEST = 16_384
+"""Side of an image; a square one of that size takes 3 GiB."""
+
 
 class Preprocessing(PreprocessingSpec):
     """Resize, crop and channels, applied to images and (with nearest cells) to their masks."""
@@ -39,6 +43,8 @@ class Preprocessing(PreprocessingSpec):
     """The stored value that becomes 1.0; None: :mod:`robench.datasets.pixels` says it."""
     upright: bool = True
     """Turn images as their EXIF orientation says; False: as they are stored."""
+    pad: bool = False
+    """Fill up with black what is smaller than ``crop``; False: refuse it."""
 
     @classmethod
     def of(
@@ -51,6 +57,7 @@ class Preprocessing(PreprocessingSpec):
         grey: bool = False,
         white: float | None = None,
         upright: bool = True,
+        pad: bool = False,
     ) -> Preprocessing:
         """From a loader's options.
 
@@ -62,10 +69,16 @@ class Preprocessing(PreprocessingSpec):
             grey: one channel instead of three.
             white: the stored value that becomes 1.0, where files do not say it.
             upright: turn images as their EXIF orientation says.
+            pad: fill up with black what is smaller than ``crop``.
 
         Raises:
             UsageError: a value is wrong, or ``size`` and ``resize`` are both given.
         """
+        sides = {"size": size, "resize": resize, "crop": crop}
+        for name, side in sides.items():
+            lengths = side if isinstance(side, Sequence) else [side]
+            if any(isinstance(length, int) and length > _LONGEST for length in lengths):
+                raise UsageError(f"{name} is {side!r:.50}, more than {_LONGEST} pixels")
         content = {
             "size": (size, size) if isinstance(size, int) else size,
             "resize": resize,
@@ -74,6 +87,7 @@ class Preprocessing(PreprocessingSpec):
             "channels": 1 if grey else 3,
             "white": white,
             "upright": upright,
+            "pad": pad,
         }
         return parse(cls, content, UsageError, where="preprocessing")
 
@@ -89,8 +103,10 @@ class Preprocessing(PreprocessingSpec):
         """float32 (C, H, W) in [0, 1].
 
         Raises:
-            DataError: what its values mean is not known, or they are out of range.
+            DataError: what its values mean is not known, or they are out of range; the image is smaller
+                than the crop.
         """
+        refuse_misread(image)
         # The opened image knows these; what is made of it does not.
         white, inverted = self.white or white_of(image), is_inverted(image)
         if self.upright:
@@ -126,6 +142,11 @@ class Preprocessing(PreprocessingSpec):
                 image = image.resize((wide, high), resampling)
         if self.crop is not None:
             width, height = image.size
+            if self.crop > min(width, height) and not self.pad:
+                raise DataError(
+                    f"crop={self.crop} is larger than the image, {width} x {height}",
+                    hint="Add resize=…, or pad=true, which fills it up with black",
+                )
             left = round((width - self.crop) / 2)
             top = round((height - self.crop) / 2)
             image = image.crop((left, top, left + self.crop, top + self.crop))

@@ -7,16 +7,19 @@ that collates in its own way, or iterates in its own way, is read through twice.
 from __future__ import annotations
 
 import zlib
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import islice
+from itertools import count, islice
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import (
+    BatchSampler,
     DataLoader,
     IterableDataset,
+    SequentialSampler,
     Subset,
     default_collate,
     default_convert,
@@ -26,9 +29,9 @@ from robench.datasets.arrays import ArrayDataset, from_content
 from robench.datasets.base import Dataset, ImageByImage
 from robench.datasets.hugging_face import HuggingFaceDataset
 from robench.datasets.labels import class_labels
-from robench.datasets.pixels import plain_tensor
+from robench.datasets.pixels import check_brightness, plain_tensor
 from robench.datasets.preprocessing import Preprocessing, to_pixels
-from robench.errors import DataError, RobenchError, UsageError, one_line
+from robench.errors import DataError, UsageError, data_errors
 
 _FEW = 10_000
 """Up to so many samples a sampler's draws are compared more than once."""
@@ -67,6 +70,10 @@ class TorchDataset(ImageByImage):
         if len(self._indices) == 0:
             raise DataError("the data set is empty", where=self._where)
         known = _stored_labels(source)
+        if known is not None and len(known) < max(self._indices) + 1:
+            raise DataError(
+                f"{len(known)} labels for {max(self._indices) + 1} samples", where=self._where
+            )
         self._raw: list[Any] = []
         if known is not None:
             self._raw = [known[i] for i in self._indices]
@@ -83,20 +90,15 @@ class TorchDataset(ImageByImage):
             sample_ids=[f"{name}/{i:06d}" for i in self._indices],
             labels=labels,
             class_names=names,
-            input_shape=self._shape_of_first(),
+            white=white,
         )
 
     def _item(self, index: int) -> tuple[Tensor, Any]:
         """The image and its label, as the source gives them at this moment."""
         where = self._place(index)
-        try:
-            item = self._source[self._indices[index]]
-        except RobenchError:
-            raise
-        except Exception as error:  # The source is anybody's code.
-            raise DataError(f"cannot be read: {one_line(error)}", where=where) from error
-        image, label = _pair(item, where)
-        pixels = to_pixels(image, where=where, white=self._white)
+        with data_errors(where):
+            image, label = _pair(self._source[self._indices[index]], where)
+            pixels = to_pixels(image, where=where, white=self._white)
         # A sample that changes would make what was found on it worthless.
         total = _checksum(pixels)
         if self._sums.setdefault(index, total) != total:
@@ -138,9 +140,22 @@ def from_torch(
     into memory, twice, to see that they are the same.
 
     Raises:
-        DataError: empty; items are not (image in [0, 1], label); another reading gives others.
+        DataError: empty; items are not (image in [0, 1], label); another reading gives others; the
+            source's own code fails.
         UsageError: no data set; a loader that draws samples more than once, or others each time.
     """
+    with data_errors(name or type(source).__name__):
+        return _from_torch(source, name, split, num_classes, class_names, white)
+
+
+def _from_torch(
+    source: Any,
+    name: str | None,
+    split: str,
+    num_classes: int | None,
+    class_names: Sequence[str] | None,
+    white: float | None,
+) -> Dataset:
     about: dict[str, Any] = {
         "split": split,
         "num_classes": num_classes,
@@ -230,7 +245,10 @@ def _class_names(source: Any, indices: Sequence[int], labels: Sequence[Any]) -> 
         return None
     if targets is not None and not np.array_equal([targets[i] for i in indices], labels):
         return None
-    return [str(name) for name in classes]
+    names = [str(name) for name in classes]
+    often = Counter(names)
+    # ImageNet's words, for one, are those of several classes.
+    return [n if often[n] == 1 else f"{n} {label}" for label, n in enumerate(names)]
 
 
 def _is_read_by_index(loader: DataLoader[Any]) -> bool:
@@ -245,6 +263,10 @@ def _drawn(loader: DataLoader[Any]) -> list[int] | None:
         sampler = sampler.sampler
     called = f"the loader's sampler {type(sampler).__name__}"
     total = len(loader.dataset)  # type: ignore[arg-type]
+    if type(sampler) is SequentialSampler and sampler.data_source is loader.dataset:
+        chunks: Any = loader.batch_sampler
+        if chunks is None or (type(chunks) is BatchSampler and not chunks.drop_last):
+            return None  # however long it says that it is
     with torch.random.fork_rng(devices=[]):
         draws = [list(islice(_indices(loader, called), total + 1)) for _ in range(_draws(total))]
     first = set(draws[0])
@@ -303,6 +325,8 @@ def _materialised(
     shapes = {tuple(image.shape) for image in images}
     if len(shapes) > 1:
         raise DataError(f"images have the shapes {sorted(shapes)[:3]}", where=where)
+    if white is None:
+        check_brightness(max(float(image.max()) for image in images), where)
     return ArrayDataset(
         torch.stack(images),
         labels,
@@ -310,31 +334,45 @@ def _materialised(
         split=split,
         num_classes=num_classes,
         class_names=class_names,
+        white=1.0,
     )
+
+
+def _iterated(source: Any, where: str) -> Iterator[Any]:
+    items = iter(source)
+    for position in count():
+        with data_errors(f"{where} item {position}"):
+            try:
+                item = next(items)
+            except StopIteration:
+                return
+        yield item
 
 
 def _gives_again(
     source: Any, where: str, white: float | None, images: list[Tensor], labels: list[Any]
 ) -> bool:
-    count = 0
+    found = 0
     for pixels, label in _samples(source, where, white):
-        if count == len(images) or not torch.equal(images[count], pixels):
+        if found == len(images) or not torch.equal(images[found], pixels):
             return False
-        if not np.array_equal(label, labels[count]):
+        if not np.array_equal(label, labels[found]):
             return False
-        count += 1
-    return count == len(images)
+        found += 1
+    return found == len(images)
 
 
 def _samples(source: Any, where: str, white: float | None) -> Iterator[tuple[Tensor, Any]]:
     """float32 (C, H, W) and the label of each, whether an iteration gives them singly or not."""
     batched = isinstance(source, DataLoader) and source.batch_sampler is not None
-    for position, item in enumerate(source):
+    for position, item in enumerate(_iterated(source, where)):
         place = f"{where} item {position}"
         image, label = _pair(item, place)
         if not (batched or _axes(image) == 4):
             yield to_pixels(image, where=place, white=white), label
             continue
+        if _axes(label) == 0 and not isinstance(label, (list, tuple)):
+            raise DataError("a batch of images has one label", where=place)
         if len(image) != len(label):
             raise DataError(f"{len(image)} images and {len(label)} labels", where=place)
         for one, its in zip(image, label, strict=True):

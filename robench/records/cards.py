@@ -121,7 +121,7 @@ class PreprocessingSpec(Frozen):
     resize: Whole | None = Field(None, ge=1)
     """Length of the shorter side, keeping the aspect ratio."""
     crop: Whole | None = Field(None, ge=1)
-    """Side of the central square that is kept; zero-padded where the image is smaller."""
+    """Side of the central square that is kept; a smaller image is refused, or filled up with black."""
     size: Size | None = None
     """Height and width to stretch to, instead of ``resize``."""
     interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"] = "bilinear"

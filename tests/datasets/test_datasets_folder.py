@@ -76,7 +76,7 @@ def test_splits_are_subfolders(tmp_path: Path) -> None:
     for split in ("train", "val"):
         for class_name in ("a", "b"):
             for i in range(10):
-                write(tmp_path / split / class_name / f"{i}.png", np.full((2, 2), i))
+                write(tmp_path / split / class_name / f"{i}.png", np.full((2, 2), 20 * i))
     test = load_dataset(tmp_path)
     assert (test.split, test.sample_ids[0]) == ("test", "val/a/0.png")
     train, validation = load_training_splits(tmp_path)

@@ -137,6 +137,31 @@ SPLITS: dict[str, tuple[tuple[str, ...], str, Any]] = {
                                "images lie directly in test, train.*class_names=test,train"),
     "classes with subfolders": (("bus/city/0.png", "train/steam/0.png"), "train",
                                 "train could be a split, and could be a class beside bus"),
+    "capitals": (("Train/a/0.png", "Train/b/0.png", "Test/a/0.png", "Test/b/0.png"), "test", "a b"),
+    "capitals that are asked for": (("TRAIN/a/0.png", "TRAIN/b/0.png"), "train", "a b"),
+    "both": (("Test/a/0.png", "Test/b/0.png", "Test/c/0.png", "test/a/0.png", "test/b/0.png"),
+             "test", "a b"),
+    "unusual names": (("training_set/a/0.png", "training_set/b/0.png", "test_set/a/0.png",
+                       "test_set/b/0.png"), "test",
+                      "no split 'test'.*test_set, training_set; choose one with --split.*"
+                      "class_names=test_set,training_set"),
+    "one of them": (("training_set/a/0.png", "training_set/b/0.png", "test_set/a/0.png",
+                     "test_set/b/0.png"), "test_set", "a b"),
+    "folds without some classes": (("fold1/a/0.png", "fold1/b/0.png", "fold2/a/0.png"), "test",
+                                   "no split 'test'.*: fold1, fold2"),
+    "and images beside": (("training_set/a/0.png", "training_set/b/0.png", "test_set/a/0.png",
+                           "test_set/b/0.png", "single/0.png"), "test",
+                          "test_set, training_set could be a split, and could be a class beside single"),
+    "classes with parts alike": (("cat/in/0.png", "cat/out/0.png", "dog/in/0.png", "dog/out/0.png"),
+                                 "test", "class_names=cat,dog"),
+    "two alike and one other": (("fold1/a/0.png", "fold1/b/0.png", "fold2/a/0.png", "fold2/b/0.png",
+                                 "more/x/0.png"), "test", "fold1, fold2 could be a split.*beside more"),
+    "classes one folder deeper": (("a/images/0.png", "b/images/0.png"), "test", "a b"),
+    "classes with a part alike": (("cat/x/0.png", "cat/0.png", "dog/x/0.png", "dog/1.png"), "test",
+                                  "cat dog"),
+    "classes of which some have parts": (("a/x/0.png", "b/x/0.png", "c/0.png"), "test", "a b c"),
+    "splits inside classes": (("a/train/0.png", "a/test/0.png", "b/train/0.png"), "test",
+                              "splits lie inside the class folders.*test/CLASS"),
     "litter is no class folder": (("bus/0.png", "train/0.png", "train/.x/1.png"), "test",
                                   "bus train"),
 }  # fmt: skip
@@ -161,6 +186,22 @@ def test_who_names_the_classes_says_that_train_is_one(tmp_path: Path) -> None:
     for split in ("train", "test"):
         dataset = FolderDataset.open(root, split=split, class_names=["train", "bus"])
         assert dataset.labels.tolist() == [1, 0]
+
+
+def test_who_names_the_classes_says_that_alike_folders_are_some(tmp_path: Path) -> None:
+    root = tree(
+        tmp_path / "d", *(f"{name}/{part}/0.png" for name in ("dog", "cat") for part in "xy")
+    )
+    dataset = FolderDataset.open(root, class_names="dog,cat")
+    assert dict(zip(dataset.sample_ids, dataset.labels.tolist(), strict=True)) == {
+        "cat/x/0.png": 1,
+        "cat/y/0.png": 1,
+        "dog/x/0.png": 0,
+        "dog/y/0.png": 0,
+    }
+    inner = tree(tmp_path / "e", "dog/Train/0.png", "dog/Test/0.png", "cat/Train/0.png")
+    with pytest.raises(DataError, match="inside the class folders"):
+        FolderDataset.open(inner, class_names="dog,cat")
 
 
 def test_masks_are_no_class_and_have_to_belong_to_images(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 import warnings
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 import torch
 from fake_hub_data import Rows, Value
 from PIL import Image
+from torch.utils.data import DataLoader, TensorDataset, default_collate
 
 from robench.datasets import ArrayDataset, FolderDataset, from_torch, load_dataset
 from robench.datasets.hugging_face import HuggingFaceDataset
@@ -99,7 +101,10 @@ def test_twelve_bits_in_a_tiff_and_white_as_zero(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "make, words",
     [
-        (lambda v: constant(65535 * v, np.int32), "32-bit integers in TIFF.*white=65535"),
+        (
+            lambda v: constant(65535 * v, np.int32),
+            "32-bit integers with a sign in TIFF.*white=65535",
+        ),
         (lambda v: constant(255 * v, np.float32), r"not \[0, 1\]"),
         (lambda v: constant(-v, np.float32), r"not \[0, 1\]"),
         (lambda v: constant(float("nan"), np.float32), "nan"),
@@ -375,3 +380,176 @@ def test_lab_is_refused_by_path(tmp_path: Path, options: dict[str, Any]) -> None
     root = folder_of(tmp_path / "d", ".tif", [Image.new("LAB", SHAPE, (50, 0, 0))] * 2)
     with pytest.raises(DataError, match=r"a/0\.tif: the image has mode LAB.*Convert it to RGB"):
         FolderDataset.open(root, **options).batch([0])
+
+
+SIXTEEN = np.arange(16, dtype=np.uint8).reshape(SHAPE)
+
+
+def dark_images(highest: int) -> list[Image.Image]:
+    return [Image.fromarray((SIXTEEN % (highest + 1)).astype(np.uint8)), constant(0, np.uint8)]
+
+
+DARK: dict[str, Any] = {
+    "pair": lambda x, y, **o: from_torch((x, y), **o),
+    "dictionary": lambda x, y, **o: from_torch({"x": x, "y": y}, **o),
+    "TensorDataset": lambda x, y, **o: from_torch(TensorDataset(x, torch.tensor(y)), **o),
+    "loader": lambda x, y, **o: from_torch(DataLoader(TensorDataset(x, torch.tensor(y))), **o),
+    "own collate": lambda x, y, **o: from_torch(
+        DataLoader(TensorDataset(x, torch.tensor(y)), collate_fn=lambda rows: default_collate(rows)), **o
+    ),
+    "numpy items": lambda x, y, **o: from_torch([(i.numpy(), k) for i, k in zip(x, y, strict=True)], **o),
+    "pictures": lambda x, y, **o: from_torch(
+        [(Image.fromarray(i[0].numpy()), k) for i, k in zip(x, y, strict=True)], **o
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("highest", [1, 15])
+@pytest.mark.parametrize("way", DARK)
+def test_dark_integers_are_in_doubt_whatever_way_they_come_in(way: str, highest: int) -> None:
+    inputs = torch.from_numpy(np.stack([np.asarray(image) for image in dark_images(highest)]))
+    inputs = inputs.unsqueeze(1)
+    with pytest.raises(DataError, match=rf"white={highest}\b.*white=255") as refused:
+        DARK[way](inputs, [0, 1])
+    assert "\n" not in str(refused.value)
+    read = DARK[way](inputs, [0, 1], white=highest)
+    assert torch.allclose(read.batch([0, 1]), inputs / highest)
+    assert float(DARK[way](inputs, [0, 1], white=255).batch([0]).max()) == highest / np.float32(255)
+
+
+@pytest.mark.parametrize("highest", [1, 15])
+@pytest.mark.parametrize("options", [{}, {"grey": True}, {"size": 8, "interpolation": "nearest"}])
+def test_dark_folders_are_in_doubt(tmp_path: Path, highest: int, options: dict[str, Any]) -> None:
+    root = folder_of(tmp_path / "d", ".png", dark_images(highest))
+    with pytest.raises(DataError, match=rf"white={highest} of 8 bits, or white=255"):
+        load_dataset(root, **options)
+    assert float(load_dataset(root, white=highest, **options).batch([0]).max()) == 1
+    assert len(load_dataset(root, white=255, **options)) == 2
+    rows = Rows({"image": dark_images(highest), "label": [0, 1]}, {"image": Value(), "label": Value()})  # fmt: skip
+    with pytest.raises(DataError, match=f"white={highest} of 8 bits"):
+        HuggingFaceDataset(rows, name="x", split="test")
+
+
+def test_one_bright_image_says_what_white_is(tmp_path: Path) -> None:
+    root = folder_of(tmp_path / "d", ".png", dark_images(15))
+    for name in "cd":
+        (root / name).mkdir()
+        constant(0, np.uint8).save(root / name / "0.png")
+    constant(18, np.uint8).save(root / "d" / "1.png")
+    assert len(load_dataset(root)) == 5
+    assert len(load_dataset(root, n=1)) == 1, "of some of them too"
+    black = folder_of(tmp_path / "e", ".png", [constant(0, np.uint8)] * 2)
+    assert not load_dataset(black).batch([0, 1]).any()
+
+
+def test_floats_that_were_divided_twice_are_in_doubt() -> None:
+    inputs = torch.rand(4, 1, 4, 4, generator=torch.Generator().manual_seed(0)) / 255
+    for source in ((inputs, [0, 1, 0, 1]), TensorDataset(inputs, torch.tensor([0, 1, 0, 1]))):
+        with pytest.raises(DataError, match="white"):
+            from_torch(source)
+        assert float(from_torch(source, white=1).batch(range(4)).max()) == float(inputs.max())
+
+
+@pytest.mark.parametrize(
+    "image, white",
+    [(constant(9, np.uint8), 4095), (Image.new("RGB", SHAPE, (9, 9, 9)), 256),
+     (constant(9, np.uint16), 65536), (Image.new("P", SHAPE, 3), 300)],
+    ids=["8 bits", "colour", "16 bits", "palette"],
+)  # fmt: skip
+def test_a_white_that_an_image_cannot_hold_is_refused(
+    tmp_path: Path, image: Image.Image, white: int
+) -> None:
+    root = folder_of(tmp_path / "d", ".png", [image] * 2)
+    with pytest.raises(DataError, match=rf"a/0\.png: white={white} is beyond the largest value"):
+        load_dataset(root, white=white)
+    with pytest.raises(DataError, match=f"white={white} is beyond"):
+        from_torch([(image, 0), (image, 1)], white=white)
+
+
+@pytest.mark.parametrize("dtype, white", [("uint8", 4095), ("uint16", 70000), ("bool", 255)])
+def test_a_white_that_a_type_cannot_hold_is_refused(dtype: str, white: int) -> None:
+    inputs = np.ones((2, 1, 4, 4), dtype)
+    with pytest.raises(DataError, match=rf"white={white} is beyond the largest value of torch"):
+        from_torch((inputs, [0, 1]), white=white)
+
+
+def test_white_of_one_bit_is_1(tmp_path: Path) -> None:
+    image = Image.fromarray(SIXTEEN > 7)
+    root = folder_of(tmp_path / "d", ".png", [image] * 2)
+    for options in ({}, {"white": 1}, {"white": 255}):
+        found = load_dataset(root, grey=True, **options).batch([0])
+        assert torch.equal(found[0, 0], torch.from_numpy(SIXTEEN > 7).float())
+
+
+def tiff(
+    kind: str, bits: int, count: int, photometric: int, *tags: tuple[int, int], of: Any = ""
+) -> bytes:
+    """A TIFF of 2 x 2 pixels: ``kind`` u, i or f for numbers without sign, with one, or floats."""
+    values = np.asarray(of).astype(f"<{kind}{bits // 8}")
+    pixels = np.broadcast_to(values, (4, count)).tobytes() if values.ndim == 1 else values.tobytes()
+    formats, sizes = [{"u": 1, "i": 2, "f": 3}[kind]] * count, [bits] * count
+    palette = [0, 65535] * 384 if photometric == 3 else []
+    fields = [(256, 2), (257, 2), (259, 1), (262, photometric), (277, count), (278, 2), *tags]
+    longs = {258: sizes, 339: formats} | ({320: palette} if palette else {})
+    longs |= {tag: [value] for tag, value in fields}
+    longs |= {273: [0], 279: [len(pixels)]}
+    body, beside, at = [], b"", 8 + 2 + 12 * len(longs) + 4
+    for tag, numbers in sorted(longs.items()):
+        raw = struct.pack(f"<{len(numbers)}H", *numbers)
+        if len(raw) > 4:
+            raw, beside, at = struct.pack("<I", at), beside + raw, at + len(raw)
+        body.append((tag, len(numbers), raw.ljust(4, b"\0")))
+    entries = b"".join(
+        struct.pack("<HHI", tag, 3, number) + (struct.pack("<I", at) if tag == 273 else raw)
+        for tag, number, raw in body
+    )
+    return struct.pack("<2sHIH", b"II", 42, 8, len(body)) + entries + b"\0" * 4 + beside + pixels
+
+
+GREY_LEVELS = [[0], [64], [128], [255]]
+TIFFS: dict[str, tuple[bytes, Any]] = {
+    "8 bits": (tiff("u", 8, 1, 1, of=GREY_LEVELS), [0, 64 / 255, 128 / 255, 1]),
+    "8 bits, white is 0": (tiff("u", 8, 1, 0, of=GREY_LEVELS), [1, 191 / 255, 127 / 255, 0]),
+    "16 bits": (tiff("u", 16, 1, 1, of=[[0], [13107], [52428], [65535]]), [0, 0.2, 0.8, 1]),
+    "16 bits, white is 0": (tiff("u", 16, 1, 0, of=[[0], [13107], [52428], [65535]]), [1, 0.8, 0.2, 0]),
+    "floats": (tiff("f", 32, 1, 1, of=[[0], [0.2], [0.8], [1]]), [0, 0.2, 0.8, 1]),
+    "floats, white is 0": (tiff("f", 32, 1, 0, of=[[0], [0.2], [0.8], [1]]), [1, 0.8, 0.2, 0]),
+    "8 bits with a sign": (tiff("i", 8, 1, 1, of=[[-1], [0], [1], [99]]), "have a sign"),
+    "16 bits with a sign": (tiff("i", 16, 1, 1, of=[[0]] * 4), "16-bit integers with a sign in TIFF"),
+    "32 bits": (tiff("u", 32, 1, 1, of=[[0]] * 4), "32-bit integers in TIFF"),
+    "32 bits with a sign": (tiff("i", 32, 1, 1, of=[[0]] * 4), "32-bit integers with a sign in TIFF"),
+    "64 bits": (tiff("f", 64, 1, 1, of=[[0]] * 4), "no such numbers"),
+    "half floats": (tiff("f", 16, 1, 1, of=[[0]] * 4), "no such numbers"),
+    "colour": (tiff("u", 8, 3, 2, of=[255, 51, 0]), (1, 0.2, 0)),
+    "colour of 16 bits": (tiff("u", 16, 3, 2, of=[65535, 13107, 0]), (1, 0.2, 0)),
+    "colour with a sign": (tiff("i", 8, 3, 2, of=[99, 51, 0]), "no such numbers"),
+    "colour and a further channel": (tiff("u", 8, 4, 2, (338, 0), of=[255, 51, 0, 9]), (1, 0.2, 0)),
+    "alpha": (tiff("u", 8, 4, 2, (338, 2), of=[255, 51, 0, 128]), (1, 0.2, 0)),
+    "multiplied by alpha": (tiff("u", 8, 4, 2, (338, 1), of=[128, 25, 0, 128]), (1, 0.2, 0)),
+    "grey and alpha": (tiff("u", 8, 2, 1, (338, 2), of=[51, 128]), (0.2, 0.2, 0.2)),
+    "palette": (tiff("u", 8, 1, 3, of=[[1]] * 4), (1, 1, 1)),
+    "palette and alpha": (tiff("u", 8, 2, 3, (338, 2), of=[1, 128]), (1, 1, 1)),
+    "palette with a sign": (tiff("i", 8, 1, 3, of=[[1]] * 4), "no such numbers"),
+    "CMYK": (tiff("u", 8, 4, 5, of=[0, 204, 255, 0]), (1, 0.2, 0)),
+    "CMYK of 16 bits": (tiff("u", 16, 4, 5, of=[0, 52428, 65535, 0]), (1, 0.2, 0)),
+    "CMYK with a sign": (tiff("i", 8, 4, 5, of=[0, 99, 99, 0]), "no such numbers"),
+    "other inks": (tiff("u", 8, 4, 5, (332, 2), of=[0, 204, 255, 0]), "inks are not CMYK"),
+    "LAB": (tiff("u", 8, 3, 8, of=[99, 0, 0]), "mode LAB"),
+}  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")
+@pytest.mark.parametrize("name", TIFFS)
+def test_every_kind_of_number_in_a_tiff_has_a_rule_or_is_refused_by_name(
+    tmp_path: Path, name: str
+) -> None:
+    content, expected = TIFFS[name]
+    root = folder_of(tmp_path / "d", ".tif", [content] * 2)
+    if isinstance(expected, str):
+        for options in ({}, {"white": 4095}) if "integers" not in expected else ({},):
+            with pytest.raises(DataError, match=rf"a/0\.tif: .*{expected}"):
+                FolderDataset.open(root, **options)
+        return
+    pixels = FolderDataset.open(root).batch([0])[0]
+    found = pixels[0].flatten() if isinstance(expected, list) else pixels[:, 0, 0]
+    assert found.tolist() == pytest.approx(expected, abs=0.01)

@@ -8,17 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from campaign import campaign
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
 from robench.cli.options import parse_name_values
-from robench.datasets import load_dataset
-from robench.errors import RobenchError
+from robench.datasets import from_torch, load_dataset
+from robench.errors import DataError, RobenchError, UsageError
 
 OPTIONS = [
-    *("size", "resize", "crop", "interpolation", "grey", "white", "upright"),
+    *("size", "resize", "crop", "interpolation", "grey", "white", "upright", "pad"),
     *("masks", "class_names", "num_classes", "name"),
 ]
 
@@ -61,6 +62,35 @@ def check_typed(texts: list[str]) -> None:
     for value in found.values():
         for part in value if isinstance(value, list) else [value]:
             assert not (isinstance(part, float) and math.isnan(part)), "NaN is no number to type"
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"crop": 10**6, "pad": True}, {"size": 10**7}, {"size": [3, 10**7]}, {"resize": 10**9},
+     {"num_classes": 10**9}, {"num_classes": 0}],
+)  # fmt: skip
+def test_what_no_memory_holds_is_refused_before_it_is_made(
+    folder: Path, options: dict[str, Any]
+) -> None:
+    with pytest.raises(UsageError, match=next(iter(options))):
+        load_dataset(folder, **options)
+    if "num_classes" in options:
+        with pytest.raises(UsageError, match="num_classes"):
+            from_torch((torch.rand(2, 1, 4, 4), [0, 1]), **options)
+
+
+def test_an_image_that_is_smaller_than_its_crop(folder: Path) -> None:
+    with pytest.raises(
+        DataError, match=r"a/0\.png: crop=6 is larger than the image, 4 x 3.*pad=true"
+    ):
+        load_dataset(folder, crop=6)
+    with pytest.raises(DataError, match="crop=4 is larger"):
+        load_dataset(folder, crop=4)
+    padded = load_dataset(folder, crop=6, pad=True, grey=True).batch([0])[0, 0]
+    assert (padded > 0).sum() == 12
+    assert (padded[1:4, 1:5] > 0).all() or (padded[2:5, 1:5] > 0).all()
+    assert load_dataset(folder, crop=3).input_shape == (3, 3, 3)
+    assert load_dataset(folder, resize=6, crop=6).input_shape == (3, 6, 6)
 
 
 @settings(max_examples=60, deadline=None)

@@ -4,6 +4,7 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib.figure import Figure
 
+from robench.formatting import fixed
 from robench.records import Outcome
 from robench.reporting.model_results import ModelResult, class_name
 from robench.reporting.plots.style import captioned, describe, new_figure, styled
@@ -48,7 +49,7 @@ def confusion_under_attack(result: ModelResult, attack: str) -> Figure | None:
         share = shares[row, column]
         if share >= 0.5:
             place, colour = (column, row), "white" if share < 55 else "black"
-            axes.text(*place, f"{share:.0f}", ha="center", va="center", fontsize=7, color=colour)
+            axes.text(*place, fixed(share, 0), ha="center", va="center", fontsize=7, color=colour)
     turned = 90 if max(map(len, names)) > 3 else 0
     axes.set_xticks(range(len(names)), names, rotation=turned)
     axes.set_yticks(range(len(names)), names)

@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 
+from robench.formatting import fixed
 from robench.reporting.model_results import ModelResult, class_name
 from robench.reporting.plots.style import captioned, describe, new_figure, styled
 from robench.reporting.targeted import TargetCounts, target_counts, targets_name
@@ -87,7 +88,7 @@ def _matrix(
     with_counts = max(len(labels), len(targets)) <= _ROOM_FOR_COUNTS
     for row, column in np.argwhere(attacked > 0).tolist():
         share = shares[row, column]
-        text = f"{share:.0f}"
+        text = fixed(share, 0)
         if with_counts:
             text += f"\n{reached[row, column]}/{attacked[row, column]}"
         elif share == 0:

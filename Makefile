@@ -13,6 +13,9 @@ dev := $(abspath $(DEV_VENV))/bin
 sources := $(shell find robench model_zoo -type f ! -name '*.pyc')
 pip-install := -m pip install --quiet --disable-pip-version-check
 
+# Tests start the package anew many times: it is compiled once.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: leaderboard test lint package bench clean
 
 leaderboard: $(VENV)/installed

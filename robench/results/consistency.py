@@ -7,8 +7,9 @@ derived again when a record is read, and compared.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
+import numpy as np
 import pandas as pd
 
 from robench.errors import CorruptRecordError, RobenchError, one_line
@@ -52,11 +53,22 @@ def class_accuracies(record: EvaluationRecord, table: pd.DataFrame) -> dict[str,
     return {name: float(by_label[i]) for i, name in enumerate(names) if i in known}
 
 
-def metric_means(table: pd.DataFrame, name: str) -> MetricSummary:
-    """What the rows say of a metric."""
-    values = table[name] if name in table else pd.Series(math.nan, table.index)
-    kinds = (table["outcome"] == kind for kind in (Outcome.BROKEN, Outcome.SURVIVED))
-    return MetricSummary.of(*(values[kind & values.notna()].tolist() for kind in kinds))
+def metric_means(table: pd.DataFrame, columns: Mapping[str, str]) -> dict[str, MetricSummary]:
+    """What the rows say of metrics, by name, each given with its column."""
+    broken, survived = (
+        (table["outcome"] == kind).to_numpy(bool, na_value=False)
+        for kind in (Outcome.BROKEN, Outcome.SURVIVED)
+    )
+    found = {}
+    for name, column in columns.items():
+        values = np.full(len(table), np.nan)
+        if column in table:
+            values = table[column].to_numpy(np.float64, na_value=np.nan)
+        known = ~np.isnan(values)
+        found[name] = MetricSummary.of(
+            values[known & broken].tolist(), values[known & survived].tolist()
+        )
+    return found
 
 
 def _contradictions(
@@ -86,8 +98,9 @@ def _contradictions(
     }
     if lacking := sorted(names.keys() - record.metrics.keys()):
         yield f"it lacks the mean of {lacking[0]}, which its samples have"
+    means = metric_means(table, {name: names.get(name, name) for name in record.metrics})
     for name, summary in record.metrics.items():
-        if not _same(vars(summary), vars(metric_means(table, names.get(name, name)))):
+        if not _same(vars(summary), vars(means[name])):
             yield f"the mean of {name} is not that of its samples"
     if record.threat_model.targets != "all":  # which attacks a sample once for each target
         yield from _of_stages(record, table)

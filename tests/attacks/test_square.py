@@ -257,7 +257,12 @@ def _search_to_the_end(threat_model: ThreatModel) -> tuple[list[Any], PlainQuery
 
 
 @pytest.mark.parametrize(
-    ("norm", "eps", "share"), [("Linf", 0.04, 0.7), ("L2", 0.2, 0.9), ("L1", 0.7, 0.95)]
+    ("norm", "eps", "share"),
+    [
+        ("Linf", 0.04, 0.7),
+        ("L2", 0.2, 0.9),
+        pytest.param("L1", 0.7, 0.95, marks=pytest.mark.slow),
+    ],
 )
 def test_remembering_rejections_changes_nothing_but_the_cost(
     norm: Norm, eps: float, share: float
@@ -277,7 +282,11 @@ def test_remembering_rejections_changes_nothing_but_the_cost(
 @pytest.mark.parametrize(
     ("norm", "eps", "haste", "share"),
     # Under L2 and L1 too little is saved in so short a search for a sixteenth of it to matter.
-    [("Linf", 0.04, 16, 0.8), ("L2", 0.2, 1, 1), ("L1", 0.7, 1, 1)],
+    [
+        ("Linf", 0.04, 16, 0.8),
+        ("L2", 0.2, 1, 1),
+        pytest.param("L1", 0.7, 1, 1, marks=pytest.mark.slow),
+    ],
 )
 def test_few_searches_ask_further_ahead(norm: Norm, eps: float, haste: int, share: float) -> None:
     """In fewer passes, of more inputs, on the same path."""

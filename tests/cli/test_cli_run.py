@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -12,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from forked_command import ForkedCommand
 from invoke_cli import invoke
 
 from robench.api import prepare
@@ -432,7 +432,7 @@ def test_ctrl_c_keeps_what_is_finished_and_another_run_goes_on(tmp_path):
     suite = tmp_path / "long.toml"
     suite.write_text(
         '[[attacks]]\nname = "short"\nattack = "pgd"\nparams = { steps = 1 }\n'
-        '[[attacks]]\nname = "long"\nattack = "square"\nparams = { queries = 3000 }\n'
+        '[[attacks]]\nname = "long"\nattack = "square"\nparams = { queries = 800 }\n'
     )
 
     def command(results):
@@ -442,16 +442,14 @@ def test_ctrl_c_keeps_what_is_finished_and_another_run_goes_on(tmp_path):
             *("--precision", "fp32", "--no-plots"),
         ]
 
-    process = subprocess.Popen(
-        [sys.executable, "-m", "robench", *command("r")], stderr=subprocess.PIPE, text=True
-    )
-    assert process.stderr is not None
-    first = process.stderr.readline()
-    assert "short" in first
+    process = ForkedCommand(*command("r"), folder=tmp_path)
+    deadline = time.monotonic() + 60
+    while "short" not in process.stderr and time.monotonic() < deadline:
+        time.sleep(0.05)
     time.sleep(0.2)
     process.send_signal(signal.SIGINT)
-    _, rest = process.communicate(timeout=60)
-    assert process.returncode == 130, rest
+    assert process.wait() == 130, process.stderr
+    rest = process.stderr
     assert rest.splitlines()[-1] == "robench: interrupted; finished results are kept"
     assert "Traceback" not in rest
     names = {s.record.attack.name for s in Store(tmp_path / "r").records()}

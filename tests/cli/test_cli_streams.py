@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from forked_command import ForkedCommand
 from invoke_cli import invoke
 from torch import nn
 
@@ -52,15 +53,22 @@ def test_output_that_goes_nowhere(tmp_path: Path, redirect: str, code: int, said
     assert len(done.stderr.splitlines()) <= 1
 
 
-@pytest.mark.parametrize(
-    "redirect",
-    [
-        "> /dev/full",
-        *(pytest.param(r, marks=pytest.mark.slow) for r in ("> /dev/full 2>&1", ">&- 2>&-")),
-    ],
-)
-def test_an_evaluation_outlives_its_output(tmp_path: Path, redirect: str) -> None:
+def test_an_evaluation_outlives_its_output(tmp_path: Path) -> None:
     """And a console that lacks the characters, as does the table that is printed later."""
+    done = ForkedCommand(*RUN, folder=tmp_path, output="/dev/full", encoding="ascii").done()
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "r/leaderboard.csv").is_file()
+    table = ("leaderboard", "--results", "r", "--no-plots")
+    shown = ForkedCommand(*table, folder=tmp_path, encoding="ascii").done()
+    assert shown.returncode == 0, shown.stderr
+    assert "standard" in shown.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("redirect", ["> /dev/full", "> /dev/full 2>&1", ">&- 2>&-"])
+def test_an_evaluation_outlives_what_a_shell_does_to_its_output(
+    tmp_path: Path, redirect: str
+) -> None:
     done = started(tmp_path, *RUN, redirect=redirect, **ASCII)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "r/leaderboard.csv").is_file()
@@ -123,7 +131,7 @@ def test_a_gate_never_passes_a_model_that_ends_the_process(
     tmp_path: Path, ending: str, at: str
 ) -> None:
     path = put_model(tmp_path, at, ENDINGS[ending])
-    done = started(tmp_path, *CHECK, "--results", "r", PYTHONPATH=path)
+    done = ForkedCommand(*CHECK, "--results", "r", folder=tmp_path, path=path).done()
     assert done.returncode == 2, done.stderr
     assert "Traceback" not in done.stderr
     assert "error" in done.stderr
@@ -135,14 +143,12 @@ def test_a_gate_never_passes_a_model_that_ends_the_process(
 def test_the_evaluation_of_a_gate_ends_with_it(tmp_path: Path, how: signal.Signals) -> None:
     act = "import os, time; open('pid', 'w').write(str(os.getpid())); time.sleep(600)"
     path = put_model(tmp_path, "called", act)
-    command = [sys.executable, "-m", "robench", *CHECK, "--results", "r"]
-    env = {**os.environ, "PYTHONPATH": path}
-    with subprocess.Popen(command, cwd=tmp_path, env=env, stderr=subprocess.PIPE) as gate:
-        deadline = time.monotonic() + 120
-        while not (tmp_path / "pid").is_file() and time.monotonic() < deadline:
-            time.sleep(0.1)
-        gate.send_signal(how)
-        assert gate.wait(60) == (130 if how == signal.SIGINT else -how)
+    gate = ForkedCommand(*CHECK, "--results", "r", folder=tmp_path, path=path)
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "pid").is_file() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    gate.send_signal(how)
+    assert gate.wait() == (130 if how == signal.SIGINT else -how)
     other = Path("/proc", (tmp_path / "pid").read_text(), "stat")
     while other.is_file() and time.monotonic() < deadline:
         time.sleep(0.1)

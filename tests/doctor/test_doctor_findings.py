@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -25,9 +26,14 @@ def digits() -> tuple[Tensor, Tensor]:
     return data.batch(range(N)), data.labels
 
 
+@cache
+def _loaded() -> RobenchModel:
+    return load_model(ZOO + "pgd-at")
+
+
 def trained() -> nn.Module:
     """A fresh copy of a network that classifies digits in [0, 1]."""
-    return load_model(ZOO + "pgd-at").network
+    return copy.deepcopy(_loaded().network)
 
 
 class Around(nn.Module):

@@ -93,8 +93,6 @@ def test_batch_order_and_shards_change_nothing(name: str) -> None:
     few = torch.arange(5)
     alone = run_search(ATTACKS[name](), model, inputs, labels, batch_size=1, order=few).found
     _assert_same(whole, alone, few)
-    found = run_search(ATTACKS[name](), model, inputs, labels, batch_size=9).found
-    _assert_same(whole, found)
     order = torch.randperm(N, generator=torch.Generator().manual_seed(3))
     shuffled = run_search(ATTACKS[name](), model, inputs, labels, order=order, batch_size=11).found
     _assert_same(whole, shuffled, order)

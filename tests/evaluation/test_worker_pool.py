@@ -97,7 +97,7 @@ def expected() -> dict[str, Any]:
     return found
 
 
-@pytest.mark.parametrize("workers", [3, 50])
+@pytest.mark.parametrize("workers", [3, pytest.param(50, marks=pytest.mark.slow)])
 def test_the_number_of_workers_changes_no_result(workers: int, expected: dict[str, Any]) -> None:
     steps: list[int] = []
     run = cascade(workers, progress=steps.append)
@@ -132,7 +132,10 @@ def every_snapshot() -> list[bytes]:
     ("snapshots", "least"),
     [pytest.param(3, 1, id="few"), pytest.param(12, 2, id="many", marks=pytest.mark.slow)],
 )
-@pytest.mark.parametrize("workers_after", [1, 2, 3])
+@pytest.mark.parametrize(
+    "workers_after",
+    [pytest.param(1, marks=pytest.mark.slow), 2, pytest.param(3, marks=pytest.mark.slow)],
+)
 def test_a_snapshot_of_several_engines_goes_on_anywhere(
     workers_after: int,
     snapshots: int,

@@ -1,8 +1,6 @@
 """Run an evaluation, stop it at random moments, resume it each time; print what it cost.
 
-A process of its own, so that torch is imported once and every run is a fork of it::
-
-    python kill_campaign.py FOLDER STOPS SEED SAMPLES SIGNAL …
+``main`` is for a process of its own, of which every run is a fork: it counts the passes and steps of all.
 
 FOLDER/reference holds the unbroken run, FOLDER/0, /1, … the broken ones: when one is complete,
 the next begins, until STOPS runs have been stopped, by the signals in turn: KILL, INT (as Ctrl-C
@@ -12,7 +10,6 @@ its cascade.
 
 from __future__ import annotations
 
-import json
 import mmap
 import os
 import random
@@ -216,8 +213,3 @@ def main(folder: Path, stops: int, seed: int, samples: int, signals: list[str]) 
         "outside": marks.outside,
         "total": sum(costs),
     }
-
-
-if __name__ == "__main__":
-    numbers = [int(text) for text in sys.argv[2:5]]
-    print(json.dumps(main(Path(sys.argv[1]), *numbers, sys.argv[5:])))

@@ -149,7 +149,7 @@ def make_record(
     )
     arrow = samples_to_table(samples)
     table = table_to_frame(arrow)
-    means = {visible(name): metric_means(table, name) for name in metric_columns(arrow)}
+    means = metric_means(table, {visible(name): name for name in metric_columns(arrow)})
     return record.model_copy(
         update={
             "class_robust_acc": class_accuracies(record, table),

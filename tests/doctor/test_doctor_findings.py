@@ -16,7 +16,7 @@ from robench.datasets import load_dataset
 from robench.doctor import Finding, examine
 from robench.models import RobenchModel, list_cards, load_model, wrap_module
 
-N = 200
+N = 100
 ZOO = "digits/Linf-0.2/"
 
 

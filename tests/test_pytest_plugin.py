@@ -40,7 +40,10 @@ def installed(tmp_path: Path) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": paths, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": ""}
 
 
-@pytest.mark.parametrize("named", ["not", "on the command line", "in conftest.py"])
+@pytest.mark.parametrize(
+    "named",
+    ["not", pytest.param("on the command line", marks=pytest.mark.slow), "in conftest.py"],
+)
 def test_the_plugin_loads_by_itself_and_is_light(
     tmp_path: Path, installed: dict[str, str], named: str
 ) -> None:

@@ -220,7 +220,7 @@ class BatchDependent(Brightness):
 @pytest.mark.parametrize("batch_size", [1, 5, 64])
 def test_outcome_and_prediction_never_contradict_each_other(attack: str, batch_size: int) -> None:
     """At the best point of the ball the lead is 20·(above − 0.1) + 0.002·batch: either sign."""
-    data = bright(*(0.0935 + 0.0001 * i for i in range(60)))
+    data = bright(*(0.0935 + 0.0002 * i for i in range(30)))
     budget = {"square": {"queries": 40}}.get(attack, {"steps": 4})
     stored = evaluate(BatchDependent(), data, attack, params=budget, batch_size=batch_size)
     rows = [row for row in stored.samples if row.adv_prediction is not None]

@@ -128,7 +128,7 @@ def test_commands_on_stored_records_do_without_torch(tmp_path):
         samples = make_samples(letters)
         store.write(make_record(samples, model=model), samples)
     commands = {
-        "leaderboard --no-plots": 0,
+        "leaderboard": 0,
         "leaderboard --no-plots --suite quick": 0,
         "compare one two": 0,
         "check one --against two": 2,  # eight samples can tell nothing

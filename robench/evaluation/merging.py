@@ -284,7 +284,7 @@ class _Joined:
         made = StoredRecord.of(drawn, self.samples)
         return drawn.model_copy(
             update={
-                "metrics": {name: metric_means(made.table, name) for name in self.metrics},
+                "metrics": metric_means(made.table, {name: name for name in self.metrics}),
                 "class_robust_acc": class_accuracies(drawn, made.table),
             }
         )

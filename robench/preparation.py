@@ -70,6 +70,7 @@ class Prepared:
             batch_size=self.request.batch_size,
             workers=self.request.workers,
             save_adversarial=self.request.save_adversarial,
+            trace=self.request.trace,
         )
 
     @single_precision()
@@ -122,6 +123,10 @@ def prepare(request: Request) -> Prepared:
         ThreatModel.each("L1" if request.norm is None else request.norm, request.eps)
     elif request.norm is not None:
         parse_norm(request.norm)
+    if request.trace and request.shard is not None:
+        raise UsageError(
+            "a trace is kept of whole jobs, not of shards", hint="Leave out --trace or --shard"
+        )
     if request.results is not None:
         ensure_writable(Path(request.results), "--results")
     device = resolve_device(request.device)

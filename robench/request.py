@@ -108,6 +108,7 @@ class Request:
         save_adversarial: keep every adversarial input with the records.
         shard: only a part of every job's samples, ``"3/16"`` for the third of sixteen; it goes to the
             results folder, where :func:`robench.evaluation.merging.merge` finds it.
+        trace: keep what searches see at each step with the records, of whole jobs alone.
 
     Raises:
         UsageError: a value that makes no sense for any model and data.
@@ -144,6 +145,7 @@ class Request:
     results: str | Path | None = None
     save_adversarial: bool = False
     shard: str | None = None
+    trace: bool = False
 
     def __post_init__(self) -> None:
         if isinstance(self.models, str):
@@ -163,6 +165,11 @@ class Request:
                 + ("no targets are named" if self.targets is None else "targets are named"),
                 hint="Write --goal targeted --targets RULE, one of next, least-likely, random, all or "
                 "a class; from Python goal='targeted', targets='next'",
+            )
+        if self.trace and self.results is None:
+            raise UsageError(
+                "a trace is kept with the records, and no results folder is named",
+                hint="Choose one with results='FOLDER'",
             )
         if not 0 <= self.seed < 2**63:
             raise UsageError(f"seed is {self.seed}, it must be at least 0 and below 2**63")

@@ -54,6 +54,7 @@ TYPED: dict[str, tuple[list[str], Any]] = {
     "results": (["--results", "out"], Path("out")),
     "save_adversarial": (["--save-adversarial"], True),
     "shard": (["--shard", "3/16"], "3/16"),
+    "trace": (["--trace"], True),
 }
 """Field → how it is typed, and what it then is."""
 

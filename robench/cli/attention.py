@@ -10,7 +10,9 @@ from robench.cli.options import JsonFlag, option, request_options
 from robench.request import Request
 
 
-@request_options(without=("precision", "workers", "save_adversarial", "goal", "targets", "shard"))
+@request_options(
+    without=("precision", "workers", "save_adversarial", "trace", "goal", "targets", "shard")
+)
 def attention(
     models: Annotated[
         list[str], typer.Argument(metavar="MODEL", help="As for `robench run`; one or more.")

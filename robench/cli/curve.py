@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from robench.reporting.curves import RobustCurve
 
 
-@request_options(without=("suite", "goal", "targets", "save_adversarial", "shard"))
+@request_options(without=("suite", "goal", "targets", "save_adversarial", "trace", "shard"))
 def curve(
     models: Annotated[
         list[str], typer.Argument(metavar="MODEL", help="As for `robench run`; one or more.")

@@ -148,6 +148,9 @@ class RequestOptions:
         str | None,
         option("K/N", "Only the K-th of N parts of every job; `robench results merge` joins them."),
     ]
+    trace: Annotated[
+        bool, flag("Keep margin, loss and gradient norm at each step, and plot them.", "--trace")
+    ]
 
 
 SAMPLES = ("dataset", "split", "data_root", "dataset_options", "download")

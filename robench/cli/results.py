@@ -33,6 +33,7 @@ class _Format(StrEnum):
     PARQUET = "parquet"
     ROBUSTBENCH = "robustbench"
     PNG = "png"
+    TENSORBOARD = "tensorboard"
 
 
 @results_app.command("list")
@@ -145,14 +146,16 @@ def check(
     """Hold the records of each model against rules that no model can break.
 
     Such as: a single step must not break more than many, a search without gradients no more than
-    those that follow them, a larger ball must hold no fewer finds. Exit code 1 if one is broken, 2 if a
-    record is damaged.
+    those that follow them, a larger ball must hold no fewer finds. Of records with a trace (--trace) also
+    say whether searches lost their gradients, were cut short or passed over a find. Exit code 1 if a rule
+    is broken or an attack failed so, 2 if a record is damaged.
     """
     from dataclasses import asdict
 
     from robench.cli.output import print_result
     from robench.formatting import format_table
     from robench.reporting.contradictions import contradictions
+    from robench.reporting.traces import record_failures
     from robench.results import Store
     from robench.results.validations import Validations
 
@@ -160,15 +163,20 @@ def check(
     scan = store.scan()
     list(Validations(store).all())  # warns of those that are damaged or of other models
     found = contradictions(scan.records)
+    failures = [(s.record, said) for s in scan.records for said in record_failures(s)]
     content = {
         "records": len(scan.records),
         "contradictions": [asdict(item) for item in found],
+        "attack_failures": [
+            {"key": record.key, **said.model_dump(mode="json")} for record, said in failures
+        ],
         "problems": [{"key": p.key, "problem": str(p.error)} for p in scan.problems],
     }
     rows = [(item.model, item.under, item.rule, item.evidence) for item in found]
+    rows += [(r.model.id, str(r.threat_model), said.test, said.evidence) for r, said in failures]
     text = (
         format_table(("model", "under", "rule", "evidence"), rows)
-        if found
+        if rows
         else (f"{len(scan.records)} records, no rule is broken.")
     )
     print_result(content, text, as_json=as_json)
@@ -176,7 +184,7 @@ def check(
         typer.echo(f"robench: warning: {problem.error}", err=True)
     if scan.problems:
         raise typer.Exit(2)
-    if found:
+    if rows:
         raise typer.Exit(1)
 
 
@@ -239,14 +247,14 @@ def prune(
 @filter_options
 @request_options(only=("results", "device", "data_root", "dataset_options", "trust_pickle"))
 def export(
-    out: Annotated[Path, option("PATH", "A file; for robustbench and png a folder.")],
+    out: Annotated[Path, option("PATH", "A file; for robustbench, png, tensorboard a folder.")],
     form: Annotated[_Format, typer.Option("--format", help="What to write.")] = _Format.CSV,
     *,
     request: Request,
     wanted: RecordFilter,
 ) -> None:
-    """Write all samples of all records as one table, RobustBench's model_info files, or the
-    adversarial inputs that were kept as PNGs with an index."""
+    """Write all samples of all records as one table, RobustBench's model_info files, the adversarial
+    inputs that were kept as PNGs with an index, or traces as TensorBoard's event files."""
     from robench.files import atomic_write
     from robench.reporting.export import csv_bytes, samples_frame
     from robench.results import Store
@@ -258,6 +266,12 @@ def export(
 
         # A data set is read by the name that the user gave; one that a record gives has to be known.
         for path in export_pngs(store, found, out, replace(request, dataset=wanted.dataset)):
+            typer.echo(path)
+        return
+    if form is _Format.TENSORBOARD:
+        from robench.inspection.tensorboard_export import export_tensorboard  # torch
+
+        for path in export_tensorboard(found, out):
             typer.echo(path)
         return
     if form is _Format.ROBUSTBENCH:

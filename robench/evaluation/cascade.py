@@ -12,14 +12,14 @@ from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
 
 from robench.acceleration.search_models import SearchModel
 from robench.attacks import build_attack
-from robench.attacks.base import BatchAttack, Others
+from robench.attacks.base import Attack, BatchAttack, Others
 from robench.errors import AttackError
 from robench.evaluation.adjudicate import Adjudicator
 from robench.evaluation.adversarial_inputs import Inputs
@@ -31,8 +31,10 @@ from robench.evaluation.prepared_model import PreparedModel, steps_a_sample
 from robench.evaluation.queries import Queries
 from robench.evaluation.samples import Samples, SearchResult
 from robench.evaluation.search import Progress, Save, Search
+from robench.evaluation.traces import Tracer
 from robench.evaluation.worker_pool import Shard, WorkerPool
 from robench.records import AttackSpec, Flag
+from robench.results.traces import Traced, TraceParts, write_trace
 from robench.stand_ins.catalogue import find_stand_in
 
 _NEAR = 2.0
@@ -66,6 +68,7 @@ class Cascade:
             (:mod:`robench.evaluation.worker_pool`) share the batch, and change no result.
         progress: told about completed steps.
         save: decides when to keep a snapshot; see :meth:`Search.run`.
+        trace: where what searches see at each step goes; None: nowhere.
 
     Raises:
         UnknownNameError, UsageError, AttackError: a stage that cannot be built.
@@ -78,8 +81,10 @@ class Cascade:
         *,
         progress: Progress | None = None,
         save: Save | None = None,
+        trace: TraceParts | None = None,
     ) -> None:
         self.spec = spec
+        self.trace = trace
         self.prepared = prepared
         self.stages = spec.for_outputs(prepared.model.outputs)
         self.attacks = [build_attack(stage, prepared.threat_model) for stage in self.stages]
@@ -127,6 +132,8 @@ class Cascade:
         if snapshot is not None and snapshot["plan"] == self._plan_content():
             self.state = CascadeState.from_content(snapshot["state"], adv_inputs)
             begun = [Shard(*shard) for shard in snapshot["shards"]]
+        elif self.trace is not None:
+            self.trace.clear()
         for number, run in enumerate(self.plan):
             if number == len(self.state.phases):
                 self._started = time.perf_counter()
@@ -278,8 +285,28 @@ class Cascade:
             judges_every_step=not search_model.own_logits,
             only=near,
             ranking=Queries(ranking, classes, self.batch_size),
+            tracer=self._tracer(run, shard),
         )
         return search.run(shard.search, save=save, progress=progress)
+
+    def _tracer(self, run: StageRun, shard: Shard) -> Tracer | None:
+        if self.trace is None:
+            return None
+        number, attack = self.plan.index(run), self.attacks[run.stage]
+        without = isinstance(attack, Attack) and attack.kind == "query"
+        return Tracer(self.trace.writer(), number, shard.rows, improvements=without)
+
+    def write_trace(self, stream: BinaryIO) -> None:
+        """What the searches saw, as Parquet, once :meth:`run` is done."""
+        prepared = self.prepared
+        aims, ids = prepared.aims, prepared.dataset.sample_ids
+        names = Traced(
+            [(self.stages[run.stage].name, run.recheck) for run in self.plan],
+            [ids[row] for row in prepared.rows[aims.sample].tolist()],
+            aims.classes.tolist() if prepared.threat_model.targets is not None else None,
+        )
+        if self.trace is not None:
+            write_trace(stream, self.trace, names)
 
     def _model_of(self, run: StageRun) -> SearchModel:
         """What a stage run that attacks the final output searches on.

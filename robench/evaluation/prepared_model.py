@@ -61,6 +61,8 @@ class Settings:
     """Searches side by side; None: on a CPU one for each thread of torch's"""
     save_adversarial: bool = False
     """Keep every adversarial input in the store"""
+    trace: bool = False
+    """Keep what searches see at each step in the store"""
     snapshot_seconds: float = 10.0
     """How often an unfinished job is saved"""
 
@@ -176,14 +178,13 @@ class PreparedModel:
 
     def load(self, positions: Tensor) -> Samples:
         """Samples for int64 positions among what is attacked, on the device."""
-        chosen = self.rows[self.aims.sample[positions]]
-        parts = (
-            self.dataset.batch(chosen),
-            self.aims.classes[positions],
-            self.logits[chosen],
-            self.keys[chosen],
+        chosen, device = self.rows[self.aims.sample[positions]], self.settings.device
+        return Samples(
+            self.dataset.batch(chosen).to(device),
+            self.aims.classes[positions].to(device),
+            self.logits[chosen].to(device),
+            self.keys[chosen].to(device),
         )
-        return Samples(*(part.to(self.settings.device) for part in parts))
 
 
 class Examination:

@@ -15,6 +15,7 @@ from robench.attacks.base import Gradient
 from robench.attacks.losses import Loss, cross_entropy
 from robench.devices import Parts
 from robench.errors import first_line
+from robench.geometry import norm_of
 from robench.threat_models import Norm
 
 
@@ -34,6 +35,7 @@ class Queries:
         self.model = model
         self.num_classes = num_classes
         self.parts: Parts[tuple[Tensor, ...]] = Parts(batch_size)
+        self._watches_gradients = False
         self.reset(0, torch.device("cpu"))
 
     def reset(self, slots: int, device: torch.device) -> None:
@@ -43,6 +45,19 @@ class Queries:
         self.failures: dict[int, str] = {}
         self.nonfinite: Tensor | None = None
         self._first: Tensor | None = None
+        # Of gradient passes: how many, their losses and gradients' norms, both summed; (3, B).
+        self._watched = torch.zeros(3, slots, device=device) if self._watches_gradients else None
+
+    def watch_gradients(self) -> None:
+        """From the next reset on, remember what gradient passes tell."""
+        self._watches_gradients = True
+
+    def watched(self) -> tuple[Tensor, Tensor]:
+        """Since the last reset: (B,) losses and (B,) L2 norms of the gradients, means over the slot's
+        gradient passes, NaN where there was none."""
+        assert self._watched is not None
+        count, losses, norms = self._watched
+        return losses / count, norms / count
 
     def watch_first_gradients(self, slots: Tensor | None = None) -> None:
         """Until the next reset, notice gradients that are zero everywhere.
@@ -77,7 +92,11 @@ class Queries:
         logits, losses, gradient = self._guarded(points, rows, call, (), points.shape[1:])
         if loss.function is cross_entropy:
             self._first = None
-        return Gradient(logits, losses, self._finite(gradient, logits, rows))
+        gradient = self._finite(gradient, logits, rows)
+        if self._watched is not None:
+            told = torch.stack((torch.ones_like(losses), losses, norm_of(gradient, "L2")))
+            self._watched.index_add_(1, rows, told)
+        return Gradient(logits, losses, gradient)
 
     def jacobian(self, points: Tensor, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """One forward and K backward passes."""

@@ -179,14 +179,17 @@ def key_of(
     )
 
 
-def kept_record(store: Store, key: str, *, adversarial: bool) -> StoredRecord | None:
-    """The store's record of a job, if it answers what is asked for: where ``adversarial`` inputs are
-    wanted, one that has them. A damaged one is set aside."""
+def kept_record(
+    store: Store, key: str, *, adversarial: bool, trace: bool = False
+) -> StoredRecord | None:
+    """The store's record of a job, if it answers what is asked for: where ``adversarial`` inputs or a
+    ``trace`` are wanted, one that has them. A damaged one is set aside."""
     if not store.has(key):
         return None
     try:
         stored = store.read(key)
         wanting = adversarial and not store.has_adversarial(key)
+        wanting = wanting or (trace and not store.has_trace(key))
         return None if wanting else stored
     except CorruptRecordError as error:
         store.set_aside(key, str(error))
@@ -232,16 +235,17 @@ class _ModelJob:
         data = self.dataset.spec()
         foreign = code_from_outside(spec, self.model)
         whole = key = key_of(self.model, data, self.threat_model, spec, self.settings, foreign)
-        store, adversarial = self.store, self.settings.save_adversarial
-        stored = kept_record(store, key, adversarial=adversarial)
+        store = self.store
+        wanted = {"adversarial": self.settings.save_adversarial, "trace": self.settings.trace}
+        stored = kept_record(store, key, **wanted)
         if stored is None and self.part is not None:
             store = part_store(store, self.part)
             key = part_key(whole, self.part.index, self.part.count)
-            stored = kept_record(store, key, adversarial=adversarial)
+            stored = kept_record(store, key, **wanted)
         if stored is None:
             # Another process may be at this very job; then its record is worth waiting for.
             with store.claim(key, wait=float("inf")):
-                stored = kept_record(store, key, adversarial=adversarial)
+                stored = kept_record(store, key, **wanted)
                 if stored is None:
                     # Of a model with random outputs the same seed gives the same record.
                     with own_stream(self.settings.seed, self.settings.device):
@@ -258,7 +262,10 @@ class _ModelJob:
     def _make(
         self, store: Store, key: str, whole: str, spec: AttackSpec, foreign: dict[str, str]
     ) -> StoredRecord:
-        prepared = self.prepared
+        prepared, known = self.prepared, store.has(key)
+        # Done again for one of them, a record does not lose the other.
+        adversarial = self.settings.save_adversarial or (known and store.has_adversarial(key))
+        traced = self.settings.trace or (known and store.has_trace(key))
         memory = PeakMemory(self.settings.device)
         before = buffer_fingerprint(self.model)
         progress = store.progress(key)
@@ -269,7 +276,13 @@ class _ModelJob:
             saved = None  # a snapshot without its inputs is of no use
         seconds_before = float(saved["seconds"]) if saved else 0.0
         saver = Saver(progress.save, self.settings.snapshot_seconds, seconds_before)
-        cascade = Cascade(spec, prepared, progress=self.listener.advanced, save=saver)
+        cascade = Cascade(
+            spec,
+            prepared,
+            progress=self.listener.advanced,
+            save=saver,
+            trace=progress.trace() if traced else None,
+        )
         name = self.model.summary.name
         self.listener.job_started(name, spec.name, cascade.total_steps, False)
         try:
@@ -296,16 +309,17 @@ class _ModelJob:
         else:
             record = with_part(record, builder, self.part, whole)
             arrays = builder.panel(PANEL_OF_PART) | arrays_for_merging(builder, self.part)
-        if store.has(key):
-            # Done again for its adversarial inputs; what it found, and at what cost, is known.
+        if known:
+            # Done again for its adversarial inputs or its trace; what it found, and at what cost, is known.
             earlier = store.read(key)
             if earlier.same_outcomes(samples):
                 record, samples = earlier.record, earlier.samples
         stored = store.write(
             record,
             samples,
-            adversarial=builder.adversarial() if self.settings.save_adversarial else None,
+            adversarial=builder.adversarial() if adversarial else None,
             arrays=arrays,
+            trace=cascade.write_trace if traced else None,
         )
         progress.clear()
         return stored

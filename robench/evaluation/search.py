@@ -15,18 +15,19 @@ taken after every step, and an interruption in the midst of one leaves it whole.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Generic
 
 import torch
 from torch import Tensor
 
 from robench.attacks.base import Attack, Slots, StateT, join, slot_keys, take
+from robench.evaluation.active_searches import Active
 from robench.evaluation.adjudicate import Adjudicator
 from robench.evaluation.queries import Queries
 from robench.evaluation.samples import Samples, SearchResult
 from robench.evaluation.search_order import SearchOrder
-from robench.geometry import with_rows
+from robench.evaluation.traces import Tracer
 
 Progress = Callable[[int], None]
 """Called with the number of search steps that were completed or became unnecessary."""
@@ -35,34 +36,6 @@ Save = Callable[[Callable[[], dict[str, Any]]], None]
 """Is offered a function that makes a snapshot; decides whether to call it and keep the result."""
 
 _UNJUDGED = "the original model fails, or is not finite, at the search's candidate"
-
-
-@dataclass(frozen=True)
-class Active(Generic[StateT]):
-    """Searches that are under way. The first axis of every tensor is the slot."""
-
-    state: StateT
-    sample: Tensor
-    """int64 (B,)"""
-    search: Tensor
-    """int64 (B,): which of the sample's searches, in the order that they are made"""
-    best: Tensor
-    """(B, C, H, W): the point of the smallest margin so far"""
-    best_margin: Tensor
-    checked_margin: Tensor
-    """(B,): the smallest margin whose point the original model has judged"""
-
-    def __len__(self) -> int:
-        return len(self.sample)
-
-    def with_best(self) -> Active[StateT]:
-        """The last points remembered where they are the best so far."""
-        better = self.state.margin < self.best_margin
-        if not bool(better.any()):
-            return self
-        best = with_rows(self.best, better, self.state.candidate)
-        margin = torch.where(better, self.state.margin, self.best_margin)
-        return replace(self, best=best, best_margin=margin)
 
 
 class Search(Generic[StateT]):
@@ -79,6 +52,7 @@ class Search(Generic[StateT]):
             another output of the model, whose margin says nothing certain about the final one.
         only: bool (n, searches), the searches that are wanted; None: all.
         ranking: passes by which searches are put in order; None: ``queries``.
+        tracer: is told what the searches see at each step.
     """
 
     def __init__(
@@ -93,8 +67,12 @@ class Search(Generic[StateT]):
         judges_every_step: bool = False,
         only: Tensor | None = None,
         ranking: Queries | None = None,
+        tracer: Tracer | None = None,
     ) -> None:
         self.attack = attack
+        self.tracer = tracer
+        if tracer is not None:
+            queries.watch_gradients()
         self.queries = queries
         self.order = SearchOrder(attack, queries if ranking is None else ranking)
         self.adjudicator = adjudicator
@@ -309,7 +287,7 @@ class Search(Generic[StateT]):
         return replace(active, checked_margin=checked), over
 
     def _note_queries(self, active: Active[StateT]) -> None:
-        """Count the passes of a step, note failures and gradients that lead nowhere."""
+        """Count the passes of a step, note failures, gradients that lead nowhere, and the trace."""
         result, queries = self.result, self.queries
         result.count_passes(active.sample, queries.forwards, queries.backwards)
         if (zero := queries.zero_first_gradients()) is not None:
@@ -318,6 +296,8 @@ class Search(Generic[StateT]):
             result.nonfinite = _marked(result.nonfinite, active, queries.nonfinite)
         for slot, message in queries.failures.items():
             result.fail(int(active.sample[slot]), int(active.search[slot]), message)
+        if self.tracer is not None:
+            self.tracer.note(active, queries)
 
     def _report(self, steps: int) -> None:
         if self.progress is not None and steps:
@@ -348,6 +328,8 @@ class Search(Generic[StateT]):
         known = result.broken & ~result.found_size.isnan()
         size = torch.where(known, result.size, torch.inf)
         result.found_size = torch.minimum(result.found_size, size)
+        if self.tracer is not None:
+            self.tracer.end(result)
         return result
 
     def _mark_boundary(self) -> None:
@@ -357,6 +339,8 @@ class Search(Generic[StateT]):
 
     def snapshot(self) -> dict[str, Any]:
         """Everything needed to go on from the last step: plain data and tensors, not copied."""
+        if self.tracer is not None:
+            self.tracer.flush()
         next_item, active, parked, order, result = self._boundary
         under_way = () if active is None else (active, *parked)
         contents = [{**vars(part), "state": dict(vars(part.state))} for part in under_way]

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from robench.files import atomic_write, file_error, file_errors, remove
+from robench.results.traces import TraceParts
 
 _MAGIC = b"robench-progress-1\n"
 _HEADER_BYTES = len(_MAGIC) + hashlib.sha256().digest_size
@@ -119,6 +120,10 @@ class Progress:
         Errors as of :class:`RowFile`."""
         return RowFile(self._rows, count, shape)
 
+    def trace(self) -> TraceParts:
+        """What searches have seen so far."""
+        return TraceParts(self.path)
+
     def clear(self) -> None:
         """Forget it: the job is done, or starts over.
 
@@ -127,3 +132,4 @@ class Progress:
         """
         remove(self.path)
         remove(self._rows)
+        self.trace().clear()

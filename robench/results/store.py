@@ -5,7 +5,8 @@
     records/ab/abcd….json              the record, the names and checksums of its files
     records/ab/abcd….<digest>.parquet  one row a sample
     records/ab/abcd….<digest>.npz      arrays on request: adversarial inputs, maps
-    progress/abcd….bin, .rows          an unfinished job
+    records/ab/abcd….<digest>.trace    what searches saw at each step, on request (Parquet)
+    progress/abcd….bin, .rows, .trace… an unfinished job
     claims/abcd….lock, .json           who works on a job now
     validations/abcd….json             what a number is worth (:mod:`robench.results.validations`)
     quarantine/                        damaged files with the reason, never deleted
@@ -29,6 +30,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from robench.errors import CorruptRecordError, StoreError, UsageError
 from robench.files import atomic_write, file_error, file_errors, remove, stale_temporaries
@@ -121,6 +123,7 @@ class Store:
         *,
         adversarial: npz.Array | npz.Rows | None = None,
         arrays: Mapping[str, npz.Array] | None = None,
+        trace: Callable[[BinaryIO], object] | None = None,
     ) -> StoredRecord:
         """Keep a finished job, in place of an earlier record with its key.
 
@@ -131,6 +134,7 @@ class Store:
             adversarial: inputs in the order of ``samples``, shape (n, C, H, W), in [0, 1]; as
                 :class:`~robench.results.arrays.Rows` they are made while they are written.
             arrays: further arrays under their names (clean inputs, attention maps).
+            trace: writes what :func:`robench.results.traces.read_trace` reads.
 
         Raises:
             StoreError: the record and its rows contradict each other, or the folder cannot be
@@ -154,14 +158,17 @@ class Store:
                 # Too large to render in memory.
                 save = functools.partial(npz.save_arrays, arrays=extra)
                 files["arrays"] = write_data_file(path, ".npz", save, created)
+            if trace is not None:
+                files["trace"] = write_data_file(path, ".trace", trace, created)
             atomic_write(path, render_document(stored.record, files))
         except BaseException:
             for orphan in created:
                 with contextlib.suppress(StoreError):
                     remove(orphan)
             raise
-        arrays_path = path.parent / files["arrays"]["name"] if extra else None
-        return StoredRecord(stored.record, stored.arrow, path, arrays_path)
+        places = {name: path.parent / entry["name"] for name, entry in files.items()}
+        arrays_path, trace_path = places.get("arrays"), places.get("trace")
+        return StoredRecord(stored.record, stored.arrow, path, arrays_path, trace_path)
 
     def read(self, key: str) -> StoredRecord:
         """The record of ``key``, its checksums and schema verified.
@@ -190,20 +197,23 @@ class Store:
         if hashlib.sha256(content).hexdigest() != document["files"]["table"]["sha256"]:
             raise CorruptRecordError("the table's checksum is wrong", where=table_path)
         arrow = table_from_parquet(content)
-        arrays = document["files"].get("arrays")
-        arrays_path = None if arrays is None else path.parent / arrays["name"]
-        if arrays_path is not None:
-            npz.check_size(arrays_path, arrays["bytes"])
-        stored = StoredRecord(parse_record(document["record"], path), arrow, path, arrays_path)
+        large = {}
+        for kind, entry in document["files"].items():
+            if kind != "table":
+                large[kind] = path.parent / entry["name"]
+                npz.check_size(large[kind], entry["bytes"])
+        record = parse_record(document["record"], path)
+        stored = StoredRecord(record, arrow, path, large.get("arrays"), large.get("trace"))
         check_consistency(stored)
         return stored
 
     def verify(self, key: str) -> None:
         """Read all files of a record and compare every checksum; errors as of :meth:`read`."""
         self.read(key)
-        path, digest = self._arrays(key)
-        if path is not None:
-            npz.check_digest(path, digest)
+        for kind in ("arrays", "trace"):
+            path, digest = self._file(key, kind)
+            if path is not None:
+                npz.check_digest(path, digest)
 
     def scan(self) -> Scan:
         """Read every record, setting apart those that cannot be read."""
@@ -221,7 +231,7 @@ class Store:
 
         The file's checksum is verified; errors as of :meth:`read`.
         """
-        path, digest = self._arrays(key)
+        path, digest = self._file(key, "arrays")
         return {} if path is None else npz.load_arrays(path, digest, leave_out=(npz.ADVERSARIAL,))
 
     def has_adversarial(self, key: str) -> bool:
@@ -229,8 +239,12 @@ class Store:
 
         Errors as of :meth:`read`.
         """
-        path, _ = self._arrays(key)
+        path, _ = self._file(key, "arrays")
         return path is not None and npz.ADVERSARIAL in npz.array_names(path)
+
+    def has_trace(self, key: str) -> bool:
+        """Whether what a record's searches saw was kept; errors as of :meth:`read`."""
+        return self._file(key, "trace")[0] is not None
 
     def adversarial_rows(self, key: str) -> npz.ArrayRows:
         """Adversarial inputs (n, C, H, W), to be read some rows at a time, in the table's order.
@@ -238,7 +252,7 @@ class Store:
         Raises:
             StoreError: they were not kept; otherwise as :meth:`read_arrays`.
         """
-        path, digest = self._arrays(key)
+        path, digest = self._file(key, "arrays")
         if path is not None:
             npz.check_digest(path, digest)
         if path is None or npz.ADVERSARIAL not in npz.array_names(path):
@@ -337,10 +351,10 @@ class Store:
             except StoreError as error:
                 on_problem(Problem(key, self.path_of(key), error))
 
-    def _arrays(self, key: str) -> tuple[Path | None, str]:
-        """A record's arrays and their checksum; None if it has none."""
+    def _file(self, key: str, kind: str) -> tuple[Path | None, str]:
+        """A record's ``arrays`` or ``trace`` and their checksum; None if it has none."""
         path = self.path_of(key)
-        entry = read_document(path, key)["files"].get("arrays")
+        entry = read_document(path, key)["files"].get(kind)
         return (None, "") if entry is None else (path.parent / entry["name"], entry["sha256"])
 
     def _is_named_by_record(self, path: Path) -> bool:

@@ -49,6 +49,8 @@ class StoredRecord:
     """The JSON's place; None: in memory only."""
     arrays_path: Path | None = None
     """The npz's place, if arrays were kept."""
+    trace_path: Path | None = None
+    """The trace's place, if one was kept: :func:`robench.results.traces.read_trace`."""
 
     @classmethod
     def of(cls, record: EvaluationRecord, samples: Sequence[SampleOutcome]) -> StoredRecord:
@@ -91,7 +93,7 @@ class StoredRecord:
             place = arrow.column_names.index("broken_by")
             names = [attack if n == record.attack.name else n for n in arrow[place].to_pylist()]
             arrow = arrow.set_column(place, arrow.field(place), [names])
-        return StoredRecord(changed, arrow, self.path, self.arrays_path)
+        return StoredRecord(changed, arrow, self.path, self.arrays_path, self.trace_path)
 
     def same_outcomes(self, samples: Sequence[SampleOutcome]) -> bool:
         """Whether rows say the same as these of every sample: all but names, passes, messages."""

@@ -28,21 +28,23 @@ log = logging.getLogger("robench.results")
 _LOOKS_AT = {
     "gradients": (
         *("no_gradients", "zero_gradients", "nan_gradients", "nonfinite_gradients"),
-        *("flat_margin", "gradient_mismatch", "fidelity"),
+        *("flat_margin", "gradient_mismatch", "fidelity", "gradients_lost", "unbounded_attack"),
     ),
     "jumps": ("continuity", "stability"),
     "searches": (
         *("binarisation", "square_lowers_accuracy", "black_box_beats_gradients"),
         *("transfer_beats_direct", "less_beats_more", "one_step_beats_many"),
+        *("incomplete_search", "silent_success"),
     ),
 }
 """Tests that look at different things find masking independently of each other; a test that is not here
 looks at a thing of its own."""
 _ANSWERED = {
     *("resolution", "vanishing_gradients", "coarse_margins", "softmax_outputs", "sigmoid_outputs"),
-    "randomised",
+    *("randomised", "hidden_outputs"),
 }
-"""Masking to which what is tried is the whole answer: losses without a scale, averaged gradients."""
+"""Masking to which what is tried is the whole answer: losses without a scale, averaged gradients, the
+logits inside."""
 
 
 @dataclass(frozen=True)

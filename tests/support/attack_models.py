@@ -18,6 +18,8 @@ from robench.evaluation.adjudicate import Adjudicator
 from robench.evaluation.queries import Queries
 from robench.evaluation.samples import Samples, SearchResult
 from robench.evaluation.search import Search
+from robench.evaluation.traces import Tracer
+from robench.results.traces import TraceParts
 from robench.threat_models import Norm, ThreatModel
 
 
@@ -287,9 +289,10 @@ def run_search(
     only: Tensor | None = None,
     judges_every_step: bool = False,
     others: Others | None = None,
+    trace: TraceParts | None = None,
     **kwargs: Any,
 ) -> SearchRun:
-    """Search all samples; ``order`` permutes them, each keeps its own id."""
+    """Search all samples; ``order`` permutes them, each keeps its own id, and its place in ``trace``."""
     order = torch.arange(len(labels)) if order is None else order
     ids = ids or [f"sample-{index}" for index in range(len(labels))]
     chosen = inputs[order]
@@ -304,5 +307,8 @@ def run_search(
         batch_size=batch_size,
         only=only,
         judges_every_step=judges_every_step,
+        tracer=None
+        if trace is None
+        else Tracer(trace.writer(), 0, order, improvements=attack.kind == "query"),
     )
     return SearchRun(run.run(**kwargs), run)

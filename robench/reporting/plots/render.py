@@ -20,6 +20,7 @@ from robench.reporting.plots.confusion import confusion_under_attack
 from robench.reporting.plots.robust_against import security_curves
 from robench.reporting.plots.samples import sample_panel
 from robench.reporting.plots.style import save
+from robench.reporting.plots.traces import search_traces
 from robench.request import GOALS
 from robench.results import SamplePanel, Store
 from robench.text import file_name, unused_file_name
@@ -61,6 +62,7 @@ def render_plots(
             mark = result.model.fingerprint[:8]
             model = unused_file_name(result.model.name, drawn, mark)
             gallery.keep(f"{slug}/confusion_{model}", confusion_under_attack, result, attack)
+            gallery.keep(f"{slug}/traces_{model}", search_traces, result)
             if store is not None:
                 gallery.keep(f"{slug}/samples_{model}", _panel, result, attack, store)
     for (dataset, norm), members in _by_norm(groups).items():
@@ -106,7 +108,10 @@ class _Gallery:
                 "matplotlib": matplotlib.__version__,
                 "code": [self._code, code],
                 "records": [
-                    stored.record.model_dump(mode="json")
+                    [
+                        stored.record.model_dump(mode="json"),
+                        getattr(stored.trace_path, "name", None),
+                    ]
                     for result in ([shown] if isinstance(shown, ModelResult) else shown)
                     for stored in result.attacks.values()
                 ],

@@ -29,6 +29,7 @@ from torch import nn
 from robench.datasets import Dataset, load_dataset
 from robench.doctor.subject import Subject
 from robench.models import RobenchModel, list_cards, load_model, wrap_module
+from robench.records import Diagnosis
 from robench.text import file_name
 from robench.threat_models import ThreatModel
 from robench.validity.catalogue import DIAGNOSES, MOST
@@ -89,8 +90,9 @@ def cases(data: Path | None) -> Iterator[Case]:
                 yield Case(group, mask.name, threat, digits)
 
 
-def measure(case: Case, test: str, seed: int) -> dict[str, Any]:
-    """What a test says, how many inputs it passed through the network, and how long it took."""
+def measure(case: Case, test: str, seed: int) -> list[dict[str, Any]]:
+    """What a test says, one thing or several, how many inputs it passed through the network, and how
+    long it took."""
     subject = case.subject()
     passed = 0
 
@@ -102,30 +104,35 @@ def measure(case: Case, test: str, seed: int) -> dict[str, Any]:
     started = time.perf_counter()
     try:
         said = DIAGNOSES[test](subject, case.threat, seed)
-        found = said.model_dump(mode="json")
+        several = [said] if isinstance(said, Diagnosis) else said
+        found = [item.model_dump(mode="json") for item in several]
     except Exception as error:  # what is planted may raise anything
-        found = {"outcome": "undefined", "evidence": f"{type(error).__name__}: {error}"}
+        evidence = f"{type(error).__name__}: {error}"
+        found = [{"test": test, "outcome": "undefined", "evidence": evidence}]
     finally:
         handle.remove()
-    return {**found, "forwards": passed, "seconds": time.perf_counter() - started}
+    cost = {"forwards": passed, "seconds": time.perf_counter() - started}
+    return [item | cost for item in found]
 
 
-def kept(case: Case, test: str, seed: int, again: bool) -> dict[str, Any]:
+def kept(case: Case, test: str, seed: int, again: bool) -> list[dict[str, Any]]:
     """The same, measured once."""
     file = _KEPT / str(seed) / test / f"{file_name(f'{case.group}-{case.name}')}.json"
     if again or not file.exists():
         torch.manual_seed(seed)
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(measure(case, test, seed)))
-    found: dict[str, Any] = json.loads(file.read_text())
-    return found
+    found = json.loads(file.read_text())
+    return found if isinstance(found, list) else [{"test": test, **found}]
 
 
 def _row(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _cell(found: dict[str, Any]) -> str:
+def _cell(found: dict[str, Any] | None) -> str:
+    if found is None:
+        return "–"
     value, threshold = found.get("value"), found.get("threshold")
     if value is None:
         told = {"masked": "none to follow", "undefined": "undefined"}[found["outcome"]]
@@ -144,28 +151,32 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     chosen = [case for case in cases(options.data) if not options.only or case.name in options.only]
-    table: dict[str, list[dict[str, Any]]] = {}
+    table: dict[str, dict[int, dict[str, Any]]] = {}
+    costs: dict[str, list[dict[str, Any]]] = {}
     for test in options.tests:
-        for case in chosen:
-            found = kept(case, test, options.seed, options.again)
-            table.setdefault(test, []).append(found)
-            print(f"{test:13}{case.group:15}{case.name:22}{_cell(found)}", flush=True)
+        for place, case in enumerate(chosen):
+            several = kept(case, test, options.seed, options.again)
+            costs.setdefault(test, []).append(several[0])
+            for found in several:
+                name = found["test"]
+                table.setdefault(name, {})[place] = found
+                print(f"{name:20}{case.group:20}{case.name:22}{_cell(found)}", flush=True)
     lines = ["# Tests for masked gradients", "", *machine("cpu")]
     lines += [
         f"Seed {options.seed}, at most {MOST} correctly classified samples; ε = 0.2 for digits, 8/255 "
         "for cifar10-jpeg. Each value with what it is held against; bold: masked.",
         "",
-        _row(["", "model", *options.tests]),
-        _row(["---"] * (2 + len(options.tests))),
+        _row(["", "model", *table]),
+        _row(["---"] * (2 + len(table))),
     ]
     for place, case in enumerate(chosen):
-        cells = [_cell(table[test][place]) for test in options.tests]
+        cells = [_cell(column.get(place)) for column in table.values()]
         lines.append(_row([case.group, case.name, *cells]))
     lines += ["", _row(["test", "forwards a sample", "seconds on digits models (median)"])]
     lines.append(_row(["---"] * 3))
     digits = [place for place, case in enumerate(chosen) if case.group == "digits zoo"]
     for test in options.tests:
-        rows = [table[test][place] for place in digits]
+        rows = [costs[test][place] for place in digits]
         if rows:
             forwards = max(row["forwards"] for row in rows) / min(DIAGNOSES[test].samples, MOST)
             seconds = sorted(row["seconds"] for row in rows)[len(rows) // 2]

@@ -49,6 +49,11 @@ STAND_INS.add(
     "robench.stand_ins.auxiliary:Auxiliary",
     "final and further outputs at once, auxiliary or auxiliary:ALTERNATIVE",
 )
+STAND_INS.add(
+    "hidden",
+    "robench.stand_ins.hidden:Hidden",
+    "the logits that a network computes inside",
+)
 
 
 def find_stand_in(through: str) -> StandIn:

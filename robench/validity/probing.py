@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -39,10 +40,14 @@ class Probing:
         """float32 (N, C, H, W) in [0, 1]."""
         return self.subject.inputs
 
+    def draws(self) -> AbstractContextManager[None]:
+        """In it a model draws the same every time."""
+        return seeding.own_stream(self.seed, self.inputs.device)
+
     @torch.no_grad()
     def logits(self, points: Tensor) -> Tensor:
         """float64 (N, K) on the CPU, of one point for each sample, (N, C, H, W)."""
-        with seeding.own_stream(self.seed, points.device):
+        with self.draws():
             return self.subject.forward(points).cpu().double()
 
     def margins(self, points: Tensor) -> Tensor:
@@ -52,7 +57,7 @@ class Probing:
     def gradient(self, loss: LabelLoss) -> Tensor | None:
         """Of a loss at the inputs, float32 (N, C, H, W), finite; None where there is none."""
         try:
-            with seeding.own_stream(self.seed, self.inputs.device):
+            with self.draws():
                 found = loss_gradient(self.subject, loss)
         except Exception:  # Foreign code may raise anything, and some refuses gradients alone.
             return None
@@ -95,7 +100,7 @@ class Probing:
 
         A network that computes in half precision and returns float32 has half precision.
         """
-        with torch.no_grad(), seeding.own_stream(self.seed, self.inputs.device):
+        with torch.no_grad(), self.draws():
             logits = self.subject.model(self.inputs.clone())
         if not logits.is_floating_point():
             return torch.float32

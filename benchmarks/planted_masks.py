@@ -230,6 +230,9 @@ def render(campaign: Campaign, rows: Sequence[dict[str, Any]]) -> list[str]:
         if shown:
             columns[0] = "control" if sound else "mask"
             lines += [_row(columns), _row(["---"] * len(columns)), *map(_cells, shown), ""]
+    known = {row["mask"] for row in rows}
+    missing = [mask.name for mask in campaign.masks(()) if mask.name not in known]
+    lines += [f"Not measured: {', '.join(missing)}.", ""] if missing else []
     return [*lines, *_summary(rows)]
 
 

@@ -25,7 +25,7 @@ from robench.evaluation.prepared_model import Examination, Settings
 from robench.evaluation.runner import Listener, evaluate_model
 from robench.files import ensure_writable
 from robench.models.wrapper import RobenchModel
-from robench.probes import precision_named, resolve_layer
+from robench.probes import FirstState, precision_named, resolve_layer
 from robench.records import Suite
 from robench.request import Request
 from robench.request_loading import PROBE, load_requested, targets_for, threat_models_for
@@ -162,6 +162,7 @@ def _check_fit(model: RobenchModel, dataset: Dataset) -> None:
             "all folders in the order of the outputs, num_classes=N counts classes that are numbers. "
             "Else choose the data set with --dataset, or correct the card's num_classes",
         )
+    model.first = FirstState.of(model.network)
     _check_layers(model)
     inputs = dataset.batch(range(min(PROBE, len(dataset)))).to(device_of(model))
     try:

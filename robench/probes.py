@@ -4,8 +4,12 @@ What attention maps and features have in common: finding a layer by name, hookin
 length of one pass, and leaving parameters, buffers and training flags as they were.
 """
 
+from __future__ import annotations
+
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -197,3 +201,63 @@ def pulled_back(slope: Tensor, outputs: Tensor, inputs: Tensor) -> Tensor | None
         weighted = (outputs * slope).sum()
     (gradient,) = torch.autograd.grad(weighted, inputs, allow_unused=True)
     return gradient
+
+
+_OF_TORCH = frozenset(vars(nn.Module()))
+_CONSTANT = (int, float, complex, str, bytes, bool, type(None), torch.dtype, torch.device)
+
+
+@dataclass(frozen=True)
+class FirstState:
+    """What a network's modules keep beside their parameters: buffers, and attributes of their own."""
+
+    attributes: dict[str, dict[str, Any]]
+    """By the module's name and the attribute's"""
+    buffers: dict[str, dict[str, Tensor | None]]
+
+    @classmethod
+    def of(cls, model: nn.Module) -> FirstState | None:
+        """As they are now; None: something cannot be copied."""
+        modules, memo = dict(model.named_modules()), _shared(model)
+        try:
+            attributes = {name: copy.deepcopy(_own(m), memo) for name, m in modules.items()}
+        except Exception:  # Foreign objects may raise anything.
+            return None
+        return cls(
+            attributes,
+            {
+                name: {key: None if b is None else b.clone() for key, b in m._buffers.items()}
+                for name, m in modules.items()
+            },
+        )
+
+    def restore(self, model: nn.Module) -> None:
+        """Have the modules of ``model``, or of a copy of it, keep this again."""
+        memo = _shared(model)
+        for name, module in model.named_modules():
+            if name not in self.attributes:
+                continue
+            kept, now = self.attributes[name], _own(module)
+            for key in now.keys() - kept.keys():
+                del module.__dict__[key]
+            for key, value in kept.items():
+                if not (isinstance(value, _CONSTANT) and now.get(key) is value):
+                    module.__dict__[key] = copy.deepcopy(value, memo)
+            for key, buffer in self.buffers[name].items():
+                here = module._buffers.get(key)
+                if buffer is not None and here is not None and not _equal(here, buffer):
+                    module._buffers[key] = buffer.to(here).clone()
+
+
+def _own(module: nn.Module) -> dict[str, Any]:
+    """What is not torch's."""
+    return {key: value for key, value in vars(module).items() if key not in _OF_TORCH}
+
+
+def _shared(model: nn.Module) -> dict[int, Any]:
+    """What copies of attributes share: parameters, and modules, which are named by themselves."""
+    return {id(part): part for part in (*model.parameters(), *model.modules())}
+
+
+def _equal(here: Tensor, kept: Tensor) -> bool:
+    return here.shape == kept.shape and torch.equal(here, kept.to(here))

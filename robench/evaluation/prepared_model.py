@@ -23,13 +23,14 @@ from robench.doctor import examine
 from robench.errors import AttackError, ModelError
 from robench.evaluation.adjudicate import Adjudicator
 from robench.evaluation.aims import Aims, choose_aims
-from robench.evaluation.as_given import COUNTING, AsGiven, FirstState, as_given_flag
+from robench.evaluation.as_given import as_given, as_given_flag
 from robench.evaluation.queries import Queries
 from robench.evaluation.repeated_draws import MostOfDraws, drawn_flag
 from robench.evaluation.sample_metrics import SampleMetrics
 from robench.evaluation.samples import Samples
 from robench.evaluation.worker_pool import survives_fork, worker_count
 from robench.models.wrapper import RobenchModel
+from robench.probes import FirstState
 from robench.records import AttackSpec, Flag
 from robench.seeding import own_stream
 from robench.stand_ins.base import Setting
@@ -230,13 +231,13 @@ def prepare_model(
     """
     device = settings.device
     model = model.to(device)
-    first = FirstState.of(model)
+    first = model.first or FirstState.of(model.network)
     batch_size = min(settings.batch_size or _BATCH, _BATCH)
     logits, errors, probe = _classify(model, model, dataset, device, batch_size)
     labels, known = (of_all[_answered(errors, len(logits))] for of_all in (dataset.labels, logits))
     flags = (examination or Examination()).flags(model, probe, labels.to(device), known.to(device))
-    if first is not None and not COUNTING.isdisjoint(flag.name for flag in flags):
-        model = AsGiven.of(model, first)
+    given, model = model, as_given(model, first, [flag.name for flag in flags])
+    if model is not given:
         logits, errors, probe = _classify(model, model, dataset, device, batch_size)
         labels = dataset.labels[_answered(errors, len(logits))]
         flags.append(as_given_flag())

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from robench.errors import ModelError, UsageError, ended_process
+from robench.probes import FirstState
 from robench.records import (
     AttentionSpec,
     Flag,
@@ -75,6 +76,8 @@ class RobenchModel(nn.Module):
         self.remarks = tuple(remarks)
         self.identity = identity
         self.output_name: str | None = None
+        self.first: FirstState | None = None
+        """What the network's modules kept before it was asked anything, where that was looked at"""
         # Plain attributes, because torch.compile guards on them more cheaply than on pydantic's.
         self._arguments: dict[str, Any] = dict(self.forward_spec.arguments)
         self._path: OutputPath = self.forward_spec.output

@@ -25,12 +25,12 @@ from robench.datasets import Dataset
 from robench.devices import device_of, single_precision
 from robench.doctor.subject import Subject
 from robench.errors import AttackError, UsageError
-from robench.evaluation.as_given import COUNTING, AsGiven, FirstState
+from robench.evaluation.as_given import as_given
 from robench.evaluation.prepared_model import Settings
 from robench.evaluation.runner import Listener, evaluate_model
 from robench.models.wrapper import RobenchModel
 from robench.preparation import Planned, Prepared
-from robench.probes import undisturbed
+from robench.probes import FirstState, undisturbed
 from robench.records import (
     Diagnosis,
     Outcome,
@@ -214,11 +214,8 @@ class _Job:
 
     def _diagnoses(self) -> list[Diagnosis]:
         settings, model = self.settings, self.planned.model
-        first = FirstState.of(model)
-        if first is not None and any(
-            flag.name in COUNTING for stored in self.base for flag in stored.record.flags
-        ):
-            model = AsGiven.of(model, first)
+        flags = [flag.name for stored in self.base for flag in stored.record.flags]
+        model = as_given(model, model.first or FirstState.of(model.network), flags)
         subject = subject_of(model, self.planned.dataset, self.result, settings)
         with own_stream(settings.seed, settings.device), undisturbed(model):
             tested = diagnose(subject, self.planned.threat, settings.seed)

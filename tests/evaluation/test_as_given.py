@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 import robench
 from robench.datasets import ArrayDataset
-from robench.evaluation.as_given import AsGiven, FirstState
+from robench.evaluation.as_given import as_given
 from robench.models import RobenchModel, wrap_module
+from robench.probes import FirstState
 from robench.records import AttackSpec, Outcome, Suite
 
 
@@ -46,10 +47,10 @@ def wrapped() -> RobenchModel:
 
 def test_a_pass_leaves_nothing_behind():
     model = wrapped()
-    first = FirstState.of(model)
+    first = FirstState.of(model.network)
     assert first is not None
     model(torch.rand(2, 1, 4, 4))
-    given = AsGiven.of(model, first)
+    given = as_given(model, first, ["raises"])
     bright = torch.full((2, 1, 4, 4), 0.75)
     said = [given(bright) for _ in range(4)]
     assert all(torch.equal(one, said[0]) for one in said)
@@ -65,18 +66,24 @@ def test_a_pass_leaves_nothing_behind():
 
 def test_a_copy_of_it_is_asked_as_it_was_given_too():
     model = wrapped()
-    first = FirstState.of(model)
+    first = FirstState.of(model.network)
     assert first is not None
-    given = copy.deepcopy(AsGiven.of(model, first))
+    given = copy.deepcopy(as_given(model, first, ["raises"]))
     bright = torch.full((1, 1, 4, 4), 0.75)
     assert [int(given(bright).argmax()) for _ in range(4)] == [1, 1, 1, 1]
     assert given.network.calls == 0
 
 
+def test_a_model_that_neither_remembers_nor_counts_is_asked_itself():
+    model = wrapped()
+    assert as_given(model, FirstState.of(model.network), ["randomised"]) is model
+    assert as_given(model, None, ["raises"]) is model
+
+
 def test_what_cannot_be_copied_is_asked_as_it_is():
     model = wrapped()
     model.network.lines = (line for line in "ab")  # type: ignore[assignment]
-    assert FirstState.of(model) is None
+    assert FirstState.of(model.network) is None
 
 
 def test_the_network_before_it_changes_is_evaluated(tmp_path: Path):

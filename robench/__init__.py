@@ -13,15 +13,44 @@ from typing import TYPE_CHECKING  # noqa: E402
 from robench.registry import lazily  # noqa: E402
 
 if TYPE_CHECKING:
-    from robench.api import evaluate, judge, load_model, prepare, validate
+    from robench.api import (
+        Evaluation,
+        attack,
+        compare,
+        evaluate,
+        judge,
+        leaderboard,
+        list_models,
+        load_dataset,
+        load_model,
+        prepare,
+        validate,
+    )
     from robench.request import Request
 
-__all__ = ["Request", "__version__", "evaluate", "judge", "load_model", "prepare", "validate"]
+__all__ = [
+    "Evaluation",
+    "Request",
+    "__version__",
+    "attack",
+    "compare",
+    "evaluate",
+    "judge",
+    "leaderboard",
+    "list_models",
+    "load_dataset",
+    "load_model",
+    "prepare",
+    "validate",
+]
 
 __version__ = "0.1.0"
 
 # torch takes seconds to import; `robench --help` and leaderboards do without it.
 __getattr__ = lazily(
     __name__,
-    {"api": ("evaluate", "judge", "load_model", "prepare", "validate"), "request": ("Request",)},
+    {
+        "api": tuple(name for name in __all__ if name not in ("Request", "__version__")),
+        "request": ("Request",),
+    },
 )

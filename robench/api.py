@@ -9,21 +9,47 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import torch
+from pandas import DataFrame
 from torch import Tensor, nn
 
-from robench.datasets import Dataset
+from robench.attacks.suites import find_attack
+from robench.datasets import Dataset, load_dataset
+from robench.devices import device_of
 from robench.errors import UsageError
 from robench.evaluation.runner import Listener
+from robench.evaluations import Evaluation
 from robench.inspection import judging
-from robench.models import load_model
+from robench.models import RobenchModel, list_cards, load_model
 from robench.preparation import Prepared, prepare
-from robench.records import Suite, Validation
+from robench.probes import undisturbed
+from robench.records import AttackSpec, Suite, Validation
+from robench.reporting.compare import Comparison, compare_models
+from robench.reporting.leaderboard import build_leaderboard
+from robench.reporting.model_results import collect, find_pair
 from robench.request import DEFAULT_DATASET, Request
-from robench.results import StoredRecord
-from robench.threat_models import ThreatModel
+from robench.results import Store, StoredRecord
+from robench.results.bounds import known_bounds
+from robench.results.validations import Validations
+from robench.threat_models import ThreatModel, parse_norm
 from robench.validity.validation import validate as validate_prepared
 
-__all__ = ["Prepared", "Request", "evaluate", "judge", "load_model", "prepare", "validate"]
+__all__ = [
+    "Comparison",
+    "Evaluation",
+    "Prepared",
+    "Request",
+    "attack",
+    "compare",
+    "evaluate",
+    "judge",
+    "leaderboard",
+    "list_models",
+    "load_dataset",
+    "load_model",
+    "prepare",
+    "validate",
+]
 
 
 def evaluate(
@@ -35,7 +61,7 @@ def evaluate(
     n: int | None = None,
     listener: Listener | None = None,
     **fields: Any,
-) -> list[StoredRecord]:
+) -> Evaluation:
     """Evaluate one model, or whatever a request asks for.
 
     A data set that is given by name is prepared as the model's card says, if it says so.
@@ -53,8 +79,9 @@ def evaluate(
             for a bare module ``input``, ``forward``, ``num_classes`` and ``name``.
 
     Returns:
-        One stored record for each attack: ``.record`` with the summary, ``.table`` with a row for
-        each sample.
+        The numbers (``.robust_acc``, ``.interval``, ``.by_attack``, ``.to_frame()``), the samples
+        (``.samples``, ``.adversarial(attack)``), a figure (``.plot()``); and, as a sequence, one
+        stored record for each attack.
 
     Raises:
         RobenchError: see :mod:`robench.errors`.
@@ -65,10 +92,114 @@ def evaluate(
                 "a request and further fields of one",
                 hint="Put them into the request: dataclasses.replace(request, …)",
             )
-        return prepare(model).run(listener)
+        return Evaluation(prepare(model), listener)
     if suite is not None:
         fields["suite"] = suite
-    return prepare(_request(model, dataset, threat_model, n, fields)).run(listener)
+    return Evaluation(prepare(_request(model, dataset, threat_model, n, fields)), listener)
+
+
+def attack(
+    model: str | Path | nn.Module,
+    inputs: Tensor,
+    labels: Tensor,
+    attack: str | AttackSpec = "pgd-20",
+    *,
+    eps: str | float,
+    norm: str = "Linf",
+    **fields: Any,
+) -> Tensor:
+    """Adversarial inputs for a batch, in one call.
+
+    Args:
+        model: as for :func:`evaluate`.
+        inputs: float (N, C, H, W) in [0, 1].
+        labels: whole numbers (N,), the true classes.
+        attack: an entry of a suite that comes with robench, such as ``"pgd-20"``, ``"autoattack"``
+            or ``"fast"``; an attack's own name, with its default parameters, such as ``"square"``;
+            or an entry with parameters of yours.
+        eps: the radius in [0, 1] pixel units, such as ``"8/255"``.
+        norm: ``"Linf"``, ``"L2"`` or ``"L1"``.
+        fields: as for :func:`evaluate`: ``input`` and ``forward`` of a bare module, ``seed``, …
+
+    Returns:
+        float32 (N, C, H, W) in [0, 1], each within ``eps`` of its input, on the inputs' device. What
+        was misclassified before stays as it was; what was not broken is the nearest try.
+
+    Raises:
+        RobenchError: as for :func:`evaluate`.
+    """
+    spec = find_attack(attack, parse_norm(norm)) if isinstance(attack, str) else attack
+    if not isinstance(model, nn.Module):
+        model = load_model(model)
+    # A batch need not have every class.
+    fields.setdefault("num_classes", _classes_of(model, inputs[:2]))
+    found = evaluate(
+        model,
+        (inputs, labels),
+        Suite(name="one", attacks=(spec,)),
+        threat_model=f"{norm}-{eps}",
+        **{**fields, "save_adversarial": True},
+    )
+    return found.adversarial(spec.name).to(inputs.device)
+
+
+def leaderboard(results: str | Path | Iterable[StoredRecord] = "results") -> DataFrame:
+    """The leaderboard of a results folder, or of evaluations' records, as its CSV has it.
+
+    Args:
+        results: a folder, an evaluation, or records: ``[*one, *other]``.
+
+    Raises:
+        StoreError: there is no such folder.
+    """
+    if not isinstance(results, str | Path):
+        return build_leaderboard(list(results))
+    store = Store.existing(results)
+    validations = Validations(store).all()
+    return build_leaderboard(
+        list(store.records()), bounds=known_bounds(store), validations=validations
+    )
+
+
+def compare(
+    baseline: str | Evaluation,
+    other: str | Evaluation,
+    results: str | Path = "results",
+    *,
+    level: float = 0.95,
+) -> Comparison:
+    """Compare a model with a baseline on the same samples, by paired tests.
+
+    Args:
+        baseline, other: evaluations of one model each, or names of models in the folder ``results``.
+        level: of intervals, between 0 and 1.
+
+    Returns:
+        ``.table`` has a row for each quantity: the two values, the difference with its interval and
+        p-value, and the verdict.
+
+    Raises:
+        UsageError: the two are not of the same samples, seed and threat model; a level out of range.
+        UnknownNameError: the folder has no such model.
+    """
+    if not 0 < level < 1:
+        raise UsageError(f"level {level} is not between 0 and 1", hint="Write level=0.95")
+    if isinstance(baseline, str) and isinstance(other, str):
+        first, second = find_pair(collect(Store.existing(results).records()), baseline, other)
+    elif isinstance(baseline, Evaluation) and isinstance(other, Evaluation):
+        first, second = baseline.result, other.result
+    else:
+        raise UsageError("an evaluation and a name", hint="Give two of a kind")
+    return compare_models(first, [second], level=level)
+
+
+def list_models(dataset: str | None = None) -> list[str]:
+    """The ids of the zoo's models, of one data set or of all.
+
+    Raises:
+        CardError: a card cannot be read.
+    """
+    return [located.id for located in list_cards(dataset)]
 
 
 def judge(
@@ -127,6 +258,15 @@ def validate(
         return validate_prepared(prepare(model), listener)
     fields["suite"] = suite
     return validate_prepared(prepare(_request(model, dataset, threat_model, n, fields)), listener)
+
+
+def _classes_of(model: nn.Module, inputs: Tensor) -> int | None:
+    """As many as its output has; None: the labels have to tell."""
+    if isinstance(model, RobenchModel):
+        return model.num_classes
+    with undisturbed(model), torch.no_grad():
+        logits = model.eval()(inputs.to(device_of(model)))
+    return logits.shape[1] if isinstance(logits, Tensor) and logits.ndim == 2 else None
 
 
 def _request(

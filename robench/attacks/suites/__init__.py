@@ -11,14 +11,15 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
-from robench.attacks.catalogue import imports_code
+from robench.attacks.catalogue import ATTACKS, imports_code
 from robench.errors import UsageError
 from robench.files import read_text
-from robench.records import Suite, parse
+from robench.records import AttackSpec, Suite, parse
 from robench.registry import names_code, unknown_name, untrusted_target
+from robench.threat_models import Norm
 from robench.trust import is_trusted
 
-__all__ = ["list_suites", "load_suite"]
+__all__ = ["find_attack", "list_suites", "load_suite"]
 
 _FOLDER = Path(__file__).parent
 
@@ -42,6 +43,28 @@ def load_suite(name: str | Path, *, trust_code: bool = False) -> Suite:
         UsageError: the file is not valid, or names code and is not trusted.
     """
     return _load(name, (), trust_code)
+
+
+def find_attack(name: str, norm: Norm) -> AttackSpec:
+    """An entry of the suites that come with robench, or an attack with its default parameters.
+
+    Args:
+        name: ``pgd-20``, ``aa-standard``; ``square``.
+        norm: where an entry is another under another norm.
+
+    Raises:
+        UnknownNameError: there is none under this norm; near misses are listed.
+    """
+    suites = sorted(list_suites(), key=lambda suite: suite != "standard")
+    found: dict[str, AttackSpec] = {}
+    for suite in suites:
+        for spec in load_suite(suite).for_norm(norm):
+            found.setdefault(spec.name, spec)
+    for own in ATTACKS:
+        found.setdefault(own, AttackSpec(name=own, attack=own))
+    if name not in found:
+        raise unknown_name("attack", name, list(found))
+    return found[name]
 
 
 def _load(name: str | Path, including: tuple[Path, ...], trust_code: bool) -> Suite:

@@ -1,0 +1,206 @@
+"""What ``robench.evaluate`` gives: its numbers are those of its rows, its tensors are the data's."""
+
+from __future__ import annotations
+
+import gc
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch import nn
+
+import robench
+from robench.errors import UnknownNameError, UsageError
+from robench.results import Store
+
+N = 12
+EPS = 0.05
+ALL = [
+    *("Evaluation", "Request", "__version__", "attack", "compare", "evaluate", "judge"),
+    *("leaderboard", "list_models", "load_dataset", "load_model", "prepare", "validate"),
+]
+
+
+class Line(nn.Module):
+    """Two classes by a weighted mean of the pixels, far from both ends of their range."""
+
+    def __init__(self, bias: float = 0.0) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.linspace(-1, 1, 16).reshape(1, 4, 4))
+        self.bias = bias
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        score = ((inputs - 0.5) * self.weight).sum(dim=(1, 2, 3)) + self.bias
+        return torch.stack([score, -score], dim=1)
+
+
+def samples() -> tuple[torch.Tensor, torch.Tensor]:
+    """All right, at rising distances from the boundary; the first half breaks within EPS."""
+    away = torch.linspace(0.02, 0.098, N) * Line().weight.abs().sum().item()
+    direction = Line().weight.detach() / Line().weight.detach().square().sum()
+    sign = torch.tensor([1.0, -1.0]).repeat(N // 2)
+    inputs = 0.5 + (sign * away).reshape(-1, 1, 1, 1) * direction
+    return inputs, (sign < 0).long()
+
+
+def evaluated(name: str = "line", bias: float = 0.0, **options: object) -> robench.Evaluation:
+    return robench.evaluate(
+        Line(bias),
+        samples(),
+        "quick",
+        threat_model=f"Linf-{EPS}",
+        input={"channels": 1},
+        name=name,
+        device="cpu",
+        precision="fp32",
+        **options,
+    )
+
+
+@pytest.fixture(scope="module")
+def evaluation() -> robench.Evaluation:
+    return evaluated(save_adversarial=True)
+
+
+def broken() -> np.ndarray:
+    """Where the closed form breaks: the score is within EPS times the weights' L1 norm."""
+    inputs, _ = samples()
+    score = (Line()(inputs)[:, 0]).abs()
+    return (score < EPS * Line().weight.abs().sum()).numpy()
+
+
+def test_numbers_are_the_closed_forms(evaluation: robench.Evaluation) -> None:
+    expected = 100 * (1 - broken().mean())
+    assert 0 < expected < 100
+    assert evaluation.robust_acc == pytest.approx(expected)
+    assert evaluation.clean_acc == 100
+    assert evaluation.interval.low < expected < evaluation.interval.high
+    assert evaluation.by_attack == {
+        "fgsm": pytest.approx(expected),
+        "pgd-20": pytest.approx(expected),
+    }
+    frame = evaluation.to_frame()
+    assert frame["attack"].tolist() == ["fgsm", "pgd-20"]
+    assert frame["broken"].tolist() == [broken().sum()] * 2
+    assert frame["n"].tolist() == [N, N]
+    rows = evaluation.samples
+    assert len(rows) == 2 * N
+    assert (rows[rows["attack"] == "fgsm"]["outcome"] == "broken").tolist() == broken().tolist()
+    assert [stored.record.attack.name for stored in evaluation] == ["fgsm", "pgd-20"]
+
+
+def test_it_shows_itself(evaluation: robench.Evaluation) -> None:
+    assert "pgd-20" in repr(evaluation)
+    hostile = evaluated(name="<script>alert(1)</script>")
+    assert "<script>" not in hostile._repr_html_()
+    assert "&lt;script&gt;" in hostile._repr_html_()
+    labels = [text.get_text() for text in evaluation.plot().axes[0].get_yticklabels()]
+    assert labels == ["line"]
+
+
+def test_adversarial_inputs_are_in_the_datas_order(evaluation: robench.Evaluation) -> None:
+    inputs, labels = samples()
+    away = torch.where(labels == 0, -1.0, 1.0).reshape(-1, 1, 1, 1)
+    expected = inputs + EPS * away * Line().weight.sign()
+    torch.testing.assert_close(evaluation.adversarial("fgsm"), expected.detach(), rtol=0, atol=1e-6)
+    with pytest.raises(UnknownNameError, match=r"'fgsn'.*fgsm"):
+        evaluation.adversarial("fgsn")
+    with pytest.raises(UnknownNameError, match="unknown model"):
+        evaluation.adversarial("fgsm", model="curve")
+    with pytest.raises(UsageError, match="save_adversarial=True"):
+        evaluated().adversarial("fgsm")
+
+
+@pytest.mark.parametrize("few", [1, N])
+def test_an_attack_on_tensors_is_the_evaluations(evaluation: robench.Evaluation, few: int) -> None:
+    """Of a batch that lacks a class, too."""
+    inputs, labels = samples()
+    adversarial = robench.attack(
+        *(Line(), inputs[:few], labels[:few], "fgsm"),
+        eps=EPS,
+        input={"channels": 1},
+        device="cpu",
+        precision="fp32",
+    )
+    assert torch.equal(adversarial, evaluation.adversarial("fgsm")[:few])
+
+
+def test_attacks_have_the_names_of_entries_and_of_attacks() -> None:
+    inputs, labels = samples()
+    options = {"eps": EPS, "input": {"channels": 1}, "device": "cpu"}
+    found = robench.attack(Line(), inputs, labels, "square", **options)
+    assert float((found - inputs).abs().max()) <= EPS + 1e-6
+    with pytest.raises(UnknownNameError, match=r"'pgd-2'.*pgd-20"):
+        robench.attack(Line(), inputs, labels, "pgd-2", **options)
+    with pytest.raises(UsageError, match="unknown norm 'L3'"):
+        robench.attack(Line(), inputs, labels, norm="L3", **options)
+
+
+def test_what_is_saved_is_what_the_command_would_have_left(
+    evaluation: robench.Evaluation, tmp_path: Path, saved_unseen: None
+) -> None:
+    files = evaluation.save(tmp_path / "kept")
+    assert files[0] == tmp_path / "kept" / "leaderboard.csv"
+    store = Store(tmp_path / "kept")
+    assert [s.record for s in store.records()] == sorted(
+        (s.record for s in evaluation), key=lambda record: record.key
+    )
+    for stored in evaluation:
+        key = stored.record.key
+        pd.testing.assert_frame_equal(store.read(key).table, stored.table)
+        kept = torch.from_numpy(store.adversarial_rows(key)[:])
+        assert torch.equal(kept, evaluation.adversarial(stored.record.attack.name))
+    board = robench.leaderboard(tmp_path / "kept")
+    pd.testing.assert_frame_equal(board, robench.leaderboard(evaluation))
+    assert board["robust_acc"].tolist() == [evaluation.robust_acc]
+
+
+def test_two_are_compared_sample_by_sample(evaluation: robench.Evaluation) -> None:
+    other = evaluated(name="leaning", bias=0.3)
+    table = robench.compare(evaluation, other).table.set_index("quantity")
+    row = table.loc["robust_acc"]
+    assert (row["baseline"], row["value"]) == (evaluation.robust_acc, other.robust_acc)
+    assert row["difference"] == pytest.approx(other.robust_acc - evaluation.robust_acc)
+    robust = [~e.result.robust for e in (evaluation, other)]
+    assert row["only_baseline"] == (~robust[0] & robust[1]).sum()
+    with pytest.raises(UsageError, match="two of a kind"):
+        robench.compare("line", other)
+    with pytest.raises(UsageError, match="between 0 and 1"):
+        robench.compare(evaluation, other, level=95)
+
+
+def test_nothing_is_left_behind() -> None:
+    found = evaluated()
+    assert found[0].path is not None
+    folder = found[0].path.parents[2]
+    assert folder.is_dir()
+    del found
+    gc.collect()
+    assert not folder.exists()
+
+
+def test_several_results_are_no_one_number() -> None:
+    both = evaluated(n=N)
+    several = robench.evaluate(
+        Line(), samples(), "quick", norm="Linf", eps=f"0.01,{EPS}", input={"channels": 1}
+    )
+    assert len(several.results) == 2
+    assert len(several.to_frame()) == 4
+    for name in ("robust_acc", "interval", "clean_acc", "by_attack", "result"):
+        assert getattr(both, name) is not None
+        with pytest.raises(UsageError, match="2 results"):
+            getattr(several, name)
+
+
+def test_the_interface_is_frozen() -> None:
+    assert sorted(robench.__all__) == ALL
+    for name in ALL:
+        assert getattr(robench, name).__doc__ or name == "__version__"
+
+
+def test_models_and_data_have_their_names() -> None:
+    assert "digits/Linf-0.2/pgd-at" in robench.list_models("digits")
+    assert set(robench.list_models("digits")) < set(robench.list_models())
+    assert len(robench.load_dataset("digits", n=3)) == 3

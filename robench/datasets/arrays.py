@@ -22,7 +22,7 @@ from robench.datasets.pixels import (
     unit_range,
     white_of_type,
 )
-from robench.errors import DataError, UnknownNameError, first_line
+from robench.errors import DataError, UnknownNameError, UsageError, first_line
 
 ARRAY_SUFFIXES = (".npz", ".npy", ".pt", ".pth")
 
@@ -142,6 +142,7 @@ def load_arrays(
 
     Raises:
         DataError: missing, damaged, or as :func:`from_content`.
+        UsageError: ``labels`` for a file that has its own.
     """
     if not os.path.isfile(path):
         raise DataError("the file does not exist", where=path)
@@ -155,6 +156,12 @@ def load_arrays(
                 hint=f"Put the labels beside it as {beside.name}, or use an .npz with both",
             )
         content = {"inputs": content, "labels": read_array_file(beside)}
+    elif labels is not None:
+        raise UsageError(
+            "labels= names a file beside an .npy, and this one holds its own labels",
+            where=path,
+            hint="Leave it out",
+        )
     return from_content(
         content,
         where=path,
@@ -262,6 +269,8 @@ def named_texts(values: Any, key: str, where: object) -> list[str]:
         # NumPy's texts lose the NULs that they end in.
         if not isinstance(values, (list, tuple)) or any(not isinstance(v, str) for v in values):
             listed = np.asarray(values).reshape(-1).tolist()
+        if any(value is None for value in listed):
+            raise ValueError("one is None")
         return [v.decode() if isinstance(v, bytes) else str(v) for v in listed]
     except (TypeError, ValueError) as error:
         raise DataError(f"{key!r} is no list of texts: {error}", where=where) from error

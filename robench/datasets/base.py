@@ -35,6 +35,15 @@ def sample_order(sample_ids: Sequence[str], salt: str = "") -> list[int]:
     return sorted(range(len(keys)), key=keys.__getitem__)
 
 
+def _is_text(name: str) -> bool:
+    """Whether it is Unicode: bytes of a file's name that are none became lone surrogates."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 class Dataset(ABC):
     """A finite, ordered set of labelled images.
 
@@ -48,8 +57,8 @@ class Dataset(ABC):
         preprocessing: what was done to images of other sizes; None: nothing.
 
     Raises:
-        DataError: no samples, ids or names of classes that repeat, fewer than two classes, or labels
-            out of range.
+        DataError: no samples, ids or names of classes that repeat or are no Unicode, images without
+            pixels, fewer than two classes, or labels out of range.
     """
 
     def __init__(
@@ -78,6 +87,15 @@ class Dataset(ABC):
             )
         if len(set(sample_ids)) != len(sample_ids):
             raise DataError("sample ids repeat", where=where)
+        for what, names in (("sample id", sample_ids), ("name of a class", class_names)):
+            if strange := [name for name in names if not _is_text(name)]:
+                raise DataError(
+                    f"the {what} {strange[0]!r} is no valid Unicode",
+                    where=where,
+                    hint="Give it another name",
+                )
+        if 0 in input_shape:
+            raise DataError(f"images of shape {input_shape} have no pixels", where=where)
         if len(class_names) < 2:
             raise DataError(
                 f"{len(class_names)} class(es); classification needs two or more", where=where

@@ -91,7 +91,9 @@ def has_images(folder: Path) -> bool:
     return any(Path(e.path).suffix.lower() in IMAGE_SUFFIXES for e in _files(folder))
 
 
-def split_folder(root: Path, split: str, apart: Path | None = None) -> str | None:
+def split_folder(
+    root: Path, split: str, apart: Path | None = None, *, named: bool = False
+) -> str | None:
     """The subfolder that holds a split; None: the folder has no splits.
 
     A subfolder called train, val, validation or test in small or capital letters, or as the split that
@@ -99,9 +101,16 @@ def split_folder(root: Path, split: str, apart: Path | None = None) -> str | Non
     of images holds some of the same class folders. So a class that is called train stays a class.
     Whatever they are called, folders that hold class folders of the same names are splits.
 
+    Args:
+        root: holds the subfolders.
+        split: the one that is asked for.
+        apart: a place that is no class, such as that of the masks.
+        named: the classes are named, so that one without a folder moves no label.
+
     Raises:
         UnknownNameError: there are splits and this is none of them.
-        DataError: the subfolders could be splits and could be classes.
+        DataError: the subfolders could be splits and could be classes; the split lacks a class folder
+            that another has.
     """
     folders = subfolders(root, apart)
     wanted = {name.casefold() for name in (*_CALLED_SPLITS, split)}
@@ -138,6 +147,14 @@ def split_folder(root: Path, split: str, apart: Path | None = None) -> str | Non
         )
     for name in SPLIT_NAMES.get(split, (split,)):
         if (found := _called(name, splits)) is not None:
+            lacking = sorted(known - classes[found].keys())
+            if lacking and not named:
+                raise DataError(
+                    f"the split has no class folder {lacking[0]!r}, which another split has",
+                    where=root / found,
+                    hint="Name all classes in label order with class_names, so that one without a "
+                    "folder moves no label",
+                )
             return found
         if (found := _called(name, sorted(folders))) is not None:
             raise DataError("the split holds no class folders", where=folders[found])
@@ -163,9 +180,13 @@ def refuse_inner_splits(root: Path, apart: Path | None = None) -> None:
             return
     if folders:
         raise DataError(
-            "the splits lie inside the class folders, so all of them would be read",
+            "the splits lie inside the class folders, so all of them would be read"
+            if len(folders) > 1
+            else "there is one folder, with splits inside",
             where=root,
-            hint="Put the classes inside the splits, such as test/CLASS, and train/CLASS",
+            hint="Put the classes inside the splits, such as test/CLASS, and train/CLASS"
+            if len(folders) > 1
+            else f"Name it as the data set: {next(iter(folders))}",
         )
 
 

@@ -216,7 +216,8 @@ class FolderDataset(ImageFiles):
             refuse_inner_splits(path, apart)
         # Who names the classes says that a folder called train is one.
         if path.is_dir() and not subfolders(path, apart).keys() <= set(names or ()):
-            chosen = split_folder(path, split, apart)
+            named = names is not None or num_classes is not None
+            chosen = split_folder(path, split, apart, named=named)
         return cls(
             path if chosen is None else path / chosen,
             name=name or path.resolve().name,

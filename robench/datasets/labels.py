@@ -114,15 +114,19 @@ def class_labels(
     else:
         try:
             # NumPy's texts lose the NULs that they end in, its objects lose nothing.
-            listed = isinstance(values, (list, tuple)) and all(isinstance(v, str) for v in values)
-            array = np.asarray(values, dtype=object if listed else None)
+            texts = (
+                [isinstance(v, str) for v in values] if isinstance(values, (list, tuple)) else []
+            )
+            if any(texts) and not all(texts):
+                raise ValueError("some are texts and some are not")
+            array = np.asarray(values, dtype=object if any(texts) else None)
         except ValueError as error:
             raise DataError(f"the labels are no class numbers: {error}", where=where) from error
         kind = str(array.dtype)
     if array.dtype == object and any(value is None for value in array.flat):
         raise DataError("some labels are not known: None", where=where)
-    texts = array.dtype == object and array.size and all(isinstance(v, str) for v in array.flat)
-    if array.dtype.kind == "U" or texts:
+    named = array.dtype == object and array.size and all(isinstance(v, str) for v in array.flat)
+    if array.dtype.kind == "U" or named:
         return _named(array, where, class_names)
     if array.ndim == 2 and array.shape[1] == 1:
         array = array[:, 0]

@@ -9,6 +9,8 @@ that uses the bottom of its range alone is in doubt (:func:`check_brightness`).
 
 from __future__ import annotations
 
+import math
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -16,7 +18,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from robench.errors import DataError
+from robench.errors import DataError, UsageError
 
 _WHITE = {torch.bool: 1, torch.uint8: 255, torch.uint16: 65535}
 
@@ -43,7 +45,10 @@ def unit_range(pixels: Tensor, where: object, white: float | None = None) -> Ten
     Raises:
         DataError: integers of a type that does not say what white is; values that are not finite,
             negative or above white.
+        UsageError: ``white`` is no positive number.
     """
+    if white is not None and not (isinstance(white, Real) and 0 < white < math.inf):
+        raise UsageError(f"white is {white!r:.50}, no positive number", where=where)
     known = _WHITE.get(pixels.dtype)
     if None not in (white, known):
         _check_white(float(white or 0), float(known or 0), str(pixels.dtype), where)

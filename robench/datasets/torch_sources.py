@@ -263,7 +263,8 @@ def _drawn(loader: DataLoader[Any]) -> list[int] | None:
         sampler = sampler.sampler
     called = f"the loader's sampler {type(sampler).__name__}"
     total = len(loader.dataset)  # type: ignore[arg-type]
-    if type(sampler) is SequentialSampler and sampler.data_source is loader.dataset:
+    whole: Any = loader.dataset
+    if type(sampler) is SequentialSampler and sampler.data_source is whole:
         chunks: Any = loader.batch_sampler
         if chunks is None or (type(chunks) is BatchSampler and not chunks.drop_last):
             return None  # however long it says that it is

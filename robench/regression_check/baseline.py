@@ -95,7 +95,7 @@ def leaderboard_row(path: str | Path, model: str, candidate: ModelResult) -> Lea
     return LeaderboardRow(model, int(count), *accuracies)
 
 
-def _figure(row: Mapping[str, Any], column: str, low: float, high: float, where: str) -> float:
+def _figure(row: Mapping[Any, Any], column: str, low: float, high: float, where: str) -> float:
     """A number of a row, NaN where the field is empty.
 
     Raises:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch.utils.data import DataLoader, IterableDataset, Subset
 
 from robench.datasets import Dataset, from_torch, load_dataset
@@ -158,3 +162,48 @@ def no_data_set(split: str, **_: Any) -> Any:
 
 def that_fails(split: str, **_: Any) -> Any:
     raise RuntimeError("it fails\nhere")
+
+
+@pytest.mark.parametrize("white", [0, -1, float("inf"), float("nan"), "255", [255]])
+def test_a_white_that_is_no_positive_number(white: Any) -> None:
+    images, labels = torch.rand(2, 1, 4, 4), [0, 1]
+    for source in ((images, labels), list(zip(images, labels, strict=True))):
+        with pytest.raises(UsageError, match=r"white is .*, no positive number"):
+            from_torch(source, white=white)
+
+
+@pytest.mark.parametrize(
+    "given, words",
+    [
+        ({"ids": ["\ud800", "b"]}, "the sample id '.ud800' is no valid Unicode"),
+        ({"class_names": ["a", "\udcff"]}, "the name of a class .* is no valid Unicode"),
+        ({"ids": [None, "b"]}, "'ids' is no list of texts"),
+        ({"y": [0, "a"]}, "some are texts and some are not"),
+        ({"x": torch.rand(2, 1, 0, 4)}, "have no pixels"),
+        ({"x": torch.rand(2, 1, 4, 0)}, "have no pixels"),
+    ],
+)
+def test_names_labels_and_shapes_that_are_none(given: dict[str, Any], words: str) -> None:
+    with pytest.raises(DataError, match=words) as refused:
+        from_torch({"x": torch.rand(2, 1, 4, 4), "y": [0, 1], **given})
+    assert str(refused.value).isprintable()
+    str(refused.value).encode()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have names in Unicode only")
+@pytest.mark.parametrize("name", [b"a/\xff.png", b"\xfe/0.png"])
+def test_names_of_files_that_are_no_unicode_are_refused(tmp_path: Path, name: bytes) -> None:
+    for file in (name, b"b/0.png"):
+        path = os.path.join(os.fsencode(tmp_path), file)
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        with open(path, "wb") as stream:
+            Image.new("L", (2, 2), 200).save(stream, "PNG")
+    with pytest.raises(DataError, match="is no valid Unicode") as refused:
+        load_dataset(tmp_path)
+    str(refused.value).encode()
+
+
+def test_labels_beside_a_file_that_has_its_own_are_refused(tmp_path: Path) -> None:
+    np.savez(tmp_path / "d.npz", x=np.ones((2, 1, 4, 4)), y=[0, 1])
+    with pytest.raises(UsageError, match="this one holds its own labels"):
+        load_dataset(tmp_path / "d.npz", labels="other.npy")

@@ -35,7 +35,7 @@ def test_a_table_without_rows_is_its_header():
 @pytest.mark.parametrize(
     ("value", "shown"),
     [
-        (1.25, "1.2"),
+        (1.25, "1.3"),
         (100, "100"),
         (math.nan, "–"),
         (None, "–"),

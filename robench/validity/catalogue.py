@@ -56,7 +56,7 @@ _TESTS: Mapping[str, Test] = {
     "stability": Test(stability),
     "resolution": Test(resolution),
     "hidden_outputs": Test(hidden_outputs),
-    "attack_failure": Test(attack_failure),
+    "attack_failure": Test(attack_failure, 32),
     "binarisation": Test(binarisation, 32),
 }
 

@@ -24,6 +24,8 @@ from robench.evaluation.parts import check_divisible
 from robench.evaluation.prepared_model import Examination, Settings
 from robench.evaluation.runner import Listener, evaluate_model
 from robench.files import ensure_writable
+from robench.models.loading import as_it_ran
+from robench.models.touched import Touched
 from robench.models.wrapper import RobenchModel
 from robench.probes import FirstState, precision_named, resolve_layer
 from robench.records import Suite
@@ -135,10 +137,9 @@ def prepare(request: Request) -> Prepared:
         for model, dataset in load_requested(request)
         for threat in threat_models_for(request, model.summary.threat_model)
     ]
-    for item in {id(item.model): item for item in planned}.values():
-        # What a randomised model draws here is not drawn from the caller's generators.
-        with own_stream(0, device):
-            _check_fit(item.model, item.dataset)
+    models = {id(item.model): item for item in planned}.values()
+    for item in models:
+        check_fit(item.model, item.dataset, device)
     for threat in {item.threat.identity: item.threat for item in planned}.values():
         for spec in suite.for_norm(threat.norm):
             for stage in spec.stages or (spec,):
@@ -152,8 +153,22 @@ def prepare(request: Request) -> Prepared:
     return Prepared(request, suite, device, planned)
 
 
-def _check_fit(model: RobenchModel, dataset: Dataset) -> None:
-    """Two forward passes at most, of a few samples and of one alone, before hours are spent."""
+def check_fit(model: RobenchModel, dataset: Dataset, device: torch.device) -> None:
+    """Two forward passes at most, of a few samples and of one alone, before hours are spent.
+
+    What the model's code reads meanwhile is in the model's key, or makes it unique. ``device`` is where
+    the model will be evaluated.
+
+    Raises:
+        ModelError, UsageError, CardError: the model does not fit the data, or its card.
+    """
+    # What a randomised model draws here is not drawn from the caller's generators.
+    with own_stream(0, device), Touched() as touched:
+        _try_out(model, dataset)
+    as_it_ran(model, touched)
+
+
+def _try_out(model: RobenchModel, dataset: Dataset) -> None:
     if model.num_classes != dataset.num_classes:
         raise UsageError(
             f"the model has {model.num_classes} classes, {dataset.name} has {dataset.num_classes}",

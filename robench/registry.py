@@ -181,7 +181,9 @@ def installed_versions(*distributions: str) -> dict[str, str]:
 
 
 def source_hash(*modules: str) -> str | None:
-    """SHA-256 of the source of imported modules, packages with all that is in them.
+    """SHA-256 of the source of modules, packages with all that is in them.
+
+    Nothing is imported: where a top-level module is not, its source is that which would be.
 
     Returns:
         None where a module has no file.
@@ -189,12 +191,11 @@ def source_hash(*modules: str) -> str | None:
     suffixes = (*SOURCE_SUFFIXES, *EXTENSION_SUFFIXES)
     digest = hashlib.sha256()
     for name in modules:
-        module = sys.modules.get(name)
+        folders, file = _source_of(name)
         found: list[tuple[str, Path]] = []
-        for folder in map(Path, getattr(module, "__path__", ())):
+        for folder in folders:
             files = (path for path in folder.rglob("*") if path.name.endswith(suffixes))
             found += [(path.relative_to(folder).as_posix(), path) for path in files]
-        file: str | None = getattr(module, "__file__", None)
         if not found and file is not None:
             found = [("", Path(file))]
         if not found:
@@ -203,6 +204,17 @@ def source_hash(*modules: str) -> str | None:
             content = path.read_bytes()
             digest.update(f"{place}\0{len(content)}\0".encode() + content)
     return digest.hexdigest()
+
+
+def _source_of(name: str) -> tuple[list[Path], str | None]:
+    """A package's folders, and a module's file."""
+    module = sys.modules.get(name)
+    if module is not None:
+        return list(map(Path, getattr(module, "__path__", ()))), getattr(module, "__file__", None)
+    spec = None if "." in name else PathFinder.find_spec(name)
+    if spec is None:
+        return [], None
+    return list(map(Path, spec.submodule_search_locations or ())), spec.origin
 
 
 class Registry(Generic[T]):

@@ -14,15 +14,13 @@ hashed, the globals are not looked into.
 from __future__ import annotations
 
 import hashlib
-import io
 import re
 import sys
 import types
 import uuid
 import warnings
-import zipfile
 from abc import ABC
-from collections import deque
+from collections import ChainMap, deque
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Generic, NamedTuple, Protocol
 
@@ -37,8 +35,10 @@ from robench.models.library_code import (
     is_of_library,
     is_patched,
 )
+from robench.models.library_patches import is_plain, put_in_builtins, put_in_torch
 from robench.models.object_parts import attributes, contents, is_named, names_in, own_dict, parts_of
 from robench.models.operators import functions_of, own_operators, replaced_in_torch
+from robench.models.program_parts import program_parts
 from robench.models.state_by_name import RunningCode
 from robench.models.wrapper import unwrapped
 from robench.registry import source_hash
@@ -78,11 +78,6 @@ _BOOKKEEPING = set(vars(nn.Module())) - _COMPUTING | _OF_COMPILATION
 _OF_A_GRAPH = {"_graph", "_code", "meta", "_tracer_cls", "_tracer_extras", "_lineno_map"}
 """Attributes of ``torch.fx.GraphModule`` that its code says again"""
 
-_MANGLED = re.compile(rb"___torch_mangle_\d+")
-_NO_PART_OF_A_PROGRAM = re.compile(
-    r"\.debug_pkl$|/version$|/byteorder$|/\.data/|/\.format_version$"
-)
-
 
 class CodeIdentity(NamedTuple):
     """What decides the numbers of some objects."""
@@ -90,6 +85,8 @@ class CodeIdentity(NamedTuple):
     sha256: str
     unique_because: tuple[str, ...]
     """What could not be hashed, so that this identity is never found again; usually nothing"""
+    modules: frozenset[str]
+    """Modules and packages whose source is in the hash"""
 
 
 def code_identity(*things: object) -> CodeIdentity:
@@ -108,13 +105,18 @@ def code_identity(*things: object) -> CodeIdentity:
                 seen.value(thing)
             # What every module of the process calls.
             seen._all(vars(torch.nn.modules.module)[name] for name in _GLOBAL_HOOKS)
+            for function in put_in_torch():
+                seen.value(function)
         except RecursionError:
             seen.add(seen.unknown("objects nested too deeply"))
         for what in (*seen.running.reads(), *replaced_in_torch()):
             seen.add(seen.unknown(what))
         for name in sorted(seen.sources):
             seen.add(source_hash(name) or seen.unknown(f"{name}, which has no source file"))
-    return CodeIdentity(seen.digest.hexdigest(), tuple(dict.fromkeys(seen.reasons)))
+        for name in sorted(seen.running.not_imported() - seen.sources):
+            seen.add(f"{name} {source_hash(name)}")
+    reasons = tuple(dict.fromkeys(seen.reasons))
+    return CodeIdentity(seen.digest.hexdigest(), reasons, frozenset(seen.sources))
 
 
 class _Seen:
@@ -130,6 +132,7 @@ class _Seen:
         self._places: dict[int, int] = {}
         self._alive: list[object] = []  # so that no id is given out again
         self._mangled: dict[bytes, bytes] = {}
+        self._built_in = put_in_builtins()
 
     def add(self, text: str) -> None:
         """Hash a text, apart from the next one."""
@@ -281,24 +284,10 @@ class _Seen:
     def _program(self, value: Any) -> None:
         """TorchScript: what its file would hold, without what names places in a source."""
         try:
-            if isinstance(value, torch.jit.ScriptFunction):
-                content = value.save_to_buffer({})
-            else:
-                buffer = io.BytesIO()
-                torch.jit.save(value, buffer)
-                content = buffer.getvalue()
+            for part in program_parts(value, self._mangled):
+                self.add(part.hex())
         except Exception:  # Objects that TorchScript cannot save raise several things.
             self.add(self.unknown("a TorchScript module that cannot be saved"))
-            return
-        with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            for name in archive.namelist():
-                if not _NO_PART_OF_A_PROGRAM.search(name):
-                    for part in (name.encode(), archive.read(name)):
-                        self.add(_MANGLED.sub(self._counted, part).hex())
-
-    def _counted(self, found: re.Match[bytes]) -> bytes:
-        # torch's numbers count up through the life of the process.
-        return self._mangled.setdefault(found[0], b"mangled_%d" % len(self._mangled))
 
     # --- code --------------------------------------------------------------------------------
 
@@ -330,7 +319,7 @@ class _Seen:
         self._pairs(vars(function))
         self.running.add(function)
         if is_foreign(function):
-            self._module_of(function.__globals__["__name__"])
+            self._module_of(function.__globals__.get("__name__"))
             if not is_installed(function.__code__):
                 self._mentioned(function)
 
@@ -345,10 +334,8 @@ class _Seen:
     def _mentioned(self, function: types.FunctionType) -> None:
         """Globals that the function's code names, and what it names of the modules among them."""
         names = sorted(set(names_in(function.__code__)))
-        known = function.__globals__
-        found = [
-            (n, known.get(n, sys.modules.get(n))) for n in names if n in known or n in sys.modules
-        ]
+        known = ChainMap(function.__globals__, self._built_in, sys.modules)
+        found = [(n, known[n]) for n in names if n in known]
         modules = set[str]()
         for name, value in found:
             if id(value) in self.running.readers:
@@ -370,6 +357,7 @@ class _Seen:
                     is_module = isinstance(part, types.ModuleType)
                     patched = callable(part) and not isinstance(part, type)
                     patched = patched and is_patched(part, inner)
+                    patched = patched or (is_plain(part) and not inner.startswith("_"))
                     if part is not found and (is_module or patched or not library):
                         found.append((inner, part))
 

@@ -5,6 +5,7 @@ Their versions change a number by rounding only, or raise the revision of result
 
 from __future__ import annotations
 
+import os
 import sys
 import sysconfig
 import types
@@ -12,20 +13,23 @@ from pathlib import Path
 from typing import Any
 
 _LIBRARIES = {"torch", "numpy", "robench"}
+_INSTALLED = {"site-packages", "dist-packages"}
+_STANDARD = sysconfig.get_path("stdlib")
 
 
 def is_of_library(module: str) -> bool:
     """Whether a module of this name is one of a library's."""
     top = module.partition(".")[0]
-    return top in _LIBRARIES or _is_of_standard_library(top)
+    return top in _LIBRARIES or is_of_standard_library(top)
 
 
-def _is_of_standard_library(top: str) -> bool:
+def is_of_standard_library(top: str) -> bool:
+    """Whether a top-level module of this name is the standard library's."""
     # By its file too: a user's own module may be called ``test`` or ``code``.
     if top not in sys.stdlib_module_names or top == "__main__":
         return False
     file = getattr(sys.modules.get(top), "__file__", None)
-    return file is None or Path(file).is_relative_to(sysconfig.get_path("stdlib"))
+    return file is None or Path(file).is_relative_to(_STANDARD)
 
 
 def is_librarys_own(value: Any) -> bool:
@@ -47,14 +51,27 @@ def is_librarys_own(value: Any) -> bool:
 
 
 def is_foreign(function: types.FunctionType) -> bool:
-    """Whether a function was made in a module that is no library's."""
+    """Whether a function was made in a module that is no library's, or in none: what is generated
+    has globals of its own, whatever name they bear."""
     name = function.__globals__.get("__name__")
-    return isinstance(name, str) and not is_of_library(name)
+    if not isinstance(name, str) or not is_of_library(name):
+        return True
+    # Some of torch's modules have put an object into their own place, and keep their specification.
+    own = getattr(sys.modules.get(name), "__dict__", None) is function.__globals__
+    return not own and "__spec__" not in function.__globals__
 
 
 def is_installed(code: types.CodeType) -> bool:
     """Whether it is from an installed package, which changes as a whole or not at all."""
-    return bool({"site-packages", "dist-packages"} & set(Path(code.co_filename).parts))
+    return bool(_INSTALLED & set(Path(code.co_filename).parts))
+
+
+def is_librarys_file(path: object) -> bool:
+    """Whether a path is of a file or folder of Python's installation."""
+    if not isinstance(path, (str, bytes)):
+        return False
+    place = Path(os.fsdecode(path))
+    return bool(_INSTALLED & set(place.parts)) or place.is_relative_to(_STANDARD)
 
 
 def is_patched(member: object, name: str) -> bool:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import copy
 import os
+import sys
+import uuid
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +23,11 @@ from robench.models.architectures.build import (
 from robench.models.cards import CARD_NAME
 from robench.models.catalogue import SOURCES
 from robench.models.checkpoints import load_program, read_checkpoint, verify_sha256
-from robench.models.code_identity import CodeIdentity, code_identity
+from robench.models.code_identity import code_identity
 from robench.models.drafting import draft_card, further_weights
+from robench.models.library_code import is_of_library
 from robench.models.state_dicts import extract_state_dict, fit_names, load_strictly
+from robench.models.touched import Touched
 from robench.models.weights_files import locate_weights
 from robench.models.wrapper import RobenchModel, buffer_fingerprint, unwrapped
 from robench.models.zoo import LocatedCard, find_card
@@ -95,7 +100,7 @@ def load_model(
     weights = locate_weights(card.weights, located.folder)
     verify_sha256(weights, card.weights.sha256)
     remarks: list[Flag] = []
-    fingerprint, identity = card.fingerprint, None
+    fingerprint, identity, fingerprint_by = card.fingerprint, None, None
     if card.architecture.name == PROGRAM:
         # A program's code is its weights file, which the card's hash covers.
         network = load_program(weights, trust_pickle=trust_pickle or trusted)
@@ -109,10 +114,10 @@ def load_model(
         remarks += _left_out(card, left_out, further_weights(network, content, card.weights.key))
         identity = code_identity(network.eval())
         if builder is not None:
-            code = [identity.sha256, code_identity(builder).sha256]
-            fingerprint = canonical_hash([fingerprint, *code])
-            remarks += _not_reusable(identity)
-    loaded = RobenchModel(
+            fingerprint_by = partial(_of_built, fingerprint, code_identity(builder).sha256)
+            fingerprint = fingerprint_by(identity.sha256)
+            remarks += _not_reusable(identity.unique_because)
+    return RobenchModel(
         network,
         num_classes=card.num_classes,
         summary=_summarise(card, network, fingerprint),
@@ -122,8 +127,16 @@ def load_model(
         preprocessing=card.preprocessing,
         remarks=remarks,
         identity=None if identity is None else identity.sha256,
-    )
-    return loaded.to(place)
+        fingerprint_by=fingerprint_by,
+    ).to(place)
+
+
+def _of_built(card: str, builder: str, network: str) -> str:
+    return canonical_hash([card, network, builder])
+
+
+def _of_module(parts: Mapping[str, Any], network: str) -> str:
+    return canonical_hash({**parts, "code": network})
 
 
 def as_it_is_now(model: RobenchModel) -> RobenchModel:
@@ -135,12 +148,55 @@ def as_it_is_now(model: RobenchModel) -> RobenchModel:
     model = copy.copy(model)
     identity = None if model.identity is None else code_identity(model.network)
     if identity is not None and identity.sha256 != model.identity:
-        fingerprint = canonical_hash([model.summary.fingerprint, identity.sha256])
-        model.summary = model.summary.model_copy(update={"fingerprint": fingerprint})
-        model.remarks += (_CHANGED, *_not_reusable(identity))
-        model.identity = identity.sha256
+        _rename(model, identity.sha256)
+        model.remarks += (_CHANGED, *_not_reusable(identity.unique_because))
     return model
 
+
+def as_it_ran(model: RobenchModel, touched: Touched) -> None:
+    """Let the model's key hold what the network ``touched`` while it ran, or never be found again.
+
+    A module that it has imported is in the key from now on, as it is where it was imported before.
+    """
+    if _is_unique(model):
+        return
+    reasons = list(touched.reads)
+    loaded = [n for n in touched.loaded if n in sys.modules and not is_of_library(n)]
+    if touched.loaded and model.fingerprint_by is not None:
+        if model.first is not None:
+            model.first.restore(model.network)
+        identity = code_identity(model.network)
+        _rename(model, identity.sha256)
+        model.remarks += tuple(_not_reusable(identity.unique_because))
+        loaded = [n for n in loaded if not {n, n.partition(".")[0]} & identity.modules]
+    reasons += [f"{name}, which is imported while it runs" for name in loaded]
+    if reasons and not _is_unique(model):
+        make_unique(model, reasons)
+
+
+def make_unique(model: RobenchModel, reasons: Sequence[str]) -> None:
+    """Give a model a fingerprint that is never found again; its records say why."""
+    fingerprint = canonical_hash([model.summary.fingerprint, uuid.uuid4().hex])
+    model.summary = model.summary.model_copy(update={"fingerprint": fingerprint})
+    if not _is_unique(model):
+        model.remarks += tuple(_not_reusable(reasons))
+
+
+def _is_unique(model: RobenchModel) -> bool:
+    return any(flag.name == _NOT_REUSABLE for flag in model.remarks)
+
+
+def _rename(model: RobenchModel, identity: str) -> None:
+    """Let the fingerprint be that of the network as it is now."""
+    if model.fingerprint_by is None:
+        fingerprint = canonical_hash([model.summary.fingerprint, identity])
+    else:
+        fingerprint = model.fingerprint_by(identity)
+    model.summary = model.summary.model_copy(update={"fingerprint": fingerprint})
+    model.identity = identity
+
+
+_NOT_REUSABLE = "not_reusable"
 
 _CHANGED = Flag(
     name="changed_since_loaded",
@@ -177,17 +233,16 @@ def _left_out(card: ModelCard, names: Sequence[str], elsewhere: Sequence[str]) -
     ]
 
 
-def _not_reusable(identity: CodeIdentity) -> list[Flag]:
+def _not_reusable(reasons: Sequence[str]) -> list[Flag]:
     """The flag that says why a record of this model will not be found again."""
-    if not identity.unique_because:
+    if not reasons:
         return []
-    reasons = "; ".join(identity.unique_because[:3])
     return [
         Flag(
-            name="not_reusable",
+            name=_NOT_REUSABLE,
             severity="note",
-            evidence=f"this record is never read again in place of a run, because the model holds "
-            f"what cannot be compared: {reasons}",
+            evidence="this record is never read again in place of a run, because the model holds "
+            f"what cannot be compared: {'; '.join(reasons[:3])}",
         )
     ]
 
@@ -296,12 +351,12 @@ def wrap_module(
     identity = code_identity(module)
     parts = {
         "weights": weights,
-        "code": identity.sha256,
         "num_classes": num_classes,
         "input": input_spec.model_dump(mode="json"),
         "forward": forward_spec.model_dump(mode="json"),
         "attention": attention_spec.model_dump(mode="json"),
     }
+    fingerprint_by = partial(_of_module, parts)
     summary = ModelSummary(
         id=f"{dataset}/{threat.slug}/{name}",
         name=name,
@@ -311,7 +366,7 @@ def wrap_module(
         parameters=sum(p.numel() for p in module.parameters()),
         threat_model=threat,
         weights_sha256=weights,
-        fingerprint=canonical_hash(parts),
+        fingerprint=fingerprint_by(identity.sha256),
     )
     return RobenchModel(
         module,
@@ -321,6 +376,7 @@ def wrap_module(
         forward_spec=forward_spec,
         attention=attention_spec,
         preprocessing=preprocessing,
-        remarks=(*remarks, *_not_reusable(identity)),
+        remarks=(*remarks, *_not_reusable(identity.unique_because)),
         identity=identity.sha256,
+        fingerprint_by=fingerprint_by,
     )

@@ -13,10 +13,16 @@ import functools
 import sys
 import types
 from collections.abc import Iterator
+from importlib.machinery import PathFinder
 from itertools import pairwise
 from typing import Any
 
-from robench.models.library_code import is_foreign, is_installed, is_of_library
+from robench.models.library_code import (
+    is_foreign,
+    is_installed,
+    is_librarys_file,
+    is_of_library,
+)
 from robench.models.object_parts import contents, names_in
 
 _READERS = {
@@ -78,8 +84,25 @@ def is_users(module: object) -> bool:
     """Whether it is a module that is neither a library's nor of an installed package."""
     if not isinstance(module, types.ModuleType) or is_of_library(module.__name__):
         return False
-    file = getattr(module, "__file__", None) or ""
-    return "site-packages" not in file and "dist-packages" not in file
+    file = getattr(module, "__file__", None)
+    return file is None or _is_users_file(file)
+
+
+def _is_users_file(file: str | None) -> bool:
+    return file is not None and not is_librarys_file(file)
+
+
+def _file_of(name: str) -> str | None:
+    """Where a top-level module or package would be loaded from, which happens to none."""
+    try:
+        found = PathFinder.find_spec(name)
+    except (ImportError, ValueError, OSError):
+        return None
+    return (
+        None
+        if found is None
+        else found.origin or next(iter(found.submodule_search_locations or ()), None)
+    )
 
 
 class RunningCode:
@@ -93,6 +116,7 @@ class RunningCode:
         self._named: set[int] = set()
         self._of_class: dict[type, list[types.FunctionType]] = {}
         self._made: set[type] = set()
+        self._imported: set[str] = set()
 
     def add(self, function: types.FunctionType) -> None:
         """A function; what nobody names, such as a hook, may run at any time."""
@@ -150,8 +174,14 @@ class RunningCode:
             if is_foreign(running) and not is_installed(running.__code__):
                 for what in dict.fromkeys(_looked_up(running, self.readers)):
                     yield f"what {running.__qualname__} finds by {what}"
+                self._imported |= _imported_in(running.__code__)
             for name in names_in(running.__code__):
                 todo += self._by_name.get(name, ())
+
+    def not_imported(self) -> set[str]:
+        """The user's modules that running code, as far as it is known, would import first."""
+        tops = {name.partition(".")[0] for name in self._imported if name not in sys.modules}
+        return {name for name in tops if name and _is_users_file(_file_of(name))}
 
     def _called_of(self, kind: type) -> list[types.FunctionType]:
         """What Python and torch call of an object of this class."""
@@ -168,6 +198,15 @@ def _functions_of(value: Any) -> list[types.FunctionType]:
     if isinstance(value, property):
         return [f for part in (value.fget, value.fset, value.fdel) for f in _functions_of(part)]
     return []
+
+
+def _imported_in(code: types.CodeType) -> set[str]:
+    """Names of modules in import statements, inside too; those of relative ones lack their package,
+    which is loaded."""
+    steps = dis.get_instructions(code)
+    found = {step.argval for step in steps if step.opname == "IMPORT_NAME"}
+    inner = (c for c in code.co_consts if isinstance(c, types.CodeType))
+    return found.union(*map(_imported_in, inner))
 
 
 _NOTHING = object()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -46,6 +46,8 @@ class RobenchModel(nn.Module):
         remarks: what every record of it says beside that.
         identity: of the network as ``summary`` was made (see
             :func:`robench.models.code_identity.code_identity`); None: not known.
+        fingerprint_by: the summary's fingerprint as it is with another identity of the network; None:
+            the card alone decides it.
     """
 
     network: nn.Module
@@ -64,6 +66,7 @@ class RobenchModel(nn.Module):
         preprocessing: PreprocessingSpec | None = None,
         remarks: Sequence[Flag] = (),
         identity: str | None = None,
+        fingerprint_by: Callable[[str], str] | None = None,
     ) -> None:
         super().__init__()
         self.network = network
@@ -75,6 +78,7 @@ class RobenchModel(nn.Module):
         self.preprocessing = preprocessing
         self.remarks = tuple(remarks)
         self.identity = identity
+        self.fingerprint_by = fingerprint_by
         self.output_name: str | None = None
         self.first: FirstState | None = None
         """What the network's modules kept before it was asked anything, where that was looked at"""

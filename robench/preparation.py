@@ -22,6 +22,7 @@ from robench.devices import device_of, resolve_device, single_precision
 from robench.errors import CardError, ModelError, UsageError, first_line
 from robench.evaluation.parts import check_divisible
 from robench.evaluation.prepared_model import Examination, Settings
+from robench.evaluation.recognition import check_recognised
 from robench.evaluation.runner import Listener, evaluate_model
 from robench.files import ensure_writable
 from robench.models.loading import as_it_ran
@@ -150,6 +151,11 @@ def prepare(request: Request) -> Prepared:
         for model, threat, dataset in planned:
             for spec in suite.for_model(threat.norm, model.outputs):
                 check_divisible(spec, threat, len(dataset), request.part)
+    if request.results is not None:
+        for model, _, dataset in models:
+            home = device_of(model)
+            check_recognised(model, dataset, Store(request.results), device)
+            model.to(home)
     return Prepared(request, suite, device, planned)
 
 

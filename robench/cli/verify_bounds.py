@@ -47,10 +47,13 @@ def verify_bounds(
     from typing import cast, get_args
 
     import pandas as pd
+    import torch
 
     from robench.cli.output import print_result
+    from robench.evaluation.recognition import check_recognised
     from robench.files import atomic_write, ensure_writable
     from robench.formatting import format_table, number
+    from robench.preparation import check_fit
     from robench.records import BoundsMethod
     from robench.registry import unknown_name
     from robench.reporting.export import csv_bytes
@@ -64,10 +67,12 @@ def verify_bounds(
     request = replace(request, models=tuple(models), n=n, at_most=_DEFAULT_N)
     store = Store(request.folder)
     ensure_writable(store.folder, "--results")
-    known = list(store.records())
+    known, cpu = list(store.records()), torch.device("cpu")
     content: list[dict[str, Any]] = []
     tables = []
     for model, samples in load_requested(request):
+        check_fit(model, samples, cpu)
+        check_recognised(model, samples, store, cpu)
         threats = threat_models_for(request, model.summary.threat_model)
         made = [stored_bounds(model, samples, t, chosen, store, known) for t in threats]
         if _asks_for_clean(request):

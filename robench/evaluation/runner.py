@@ -6,9 +6,12 @@ read from there; an interrupted job goes on from its last snapshot.
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Protocol
+
+import torch
+from torch import Tensor
 
 from robench.attacks.catalogue import foreign_code
 from robench.datasets import Dataset
@@ -23,6 +26,7 @@ from robench.evaluation.prepared_model import (
     Settings,
     prepare_model,
 )
+from robench.evaluation.recognition import may_go_on, told_margins
 from robench.evaluation.record_builder import RecordBuilder
 from robench.evaluation.worker_pool import packed, unpacked
 from robench.metric_catalogue import foreign_metrics
@@ -38,7 +42,7 @@ from robench.stand_ins.catalogue import foreign_stand_ins
 from robench.threat_models import ThreatModel
 
 _DEFAULTS = Settings()
-_SNAPSHOT_FORMAT = 3
+_SNAPSHOT_FORMAT = 4
 
 
 class Listener(Protocol):
@@ -74,6 +78,8 @@ class Saver:
     """Seconds between snapshots"""
     seconds_before: float = 0.0
     """Time that earlier runs of the job took"""
+    margins: Tensor = field(default_factory=lambda: torch.empty(0))
+    """Clean ones, float64 (n,), of the model whose job it is"""
 
     def __post_init__(self) -> None:
         self._started = self._last = time.perf_counter()
@@ -94,8 +100,8 @@ class Saver:
         """Keep the latest snapshot, if there has been one: it is of the last whole step."""
         if self._latest is None:
             return
-        content = {"cascade": self._latest(), "seconds": self.seconds, "format": _SNAPSHOT_FORMAT}
-        self.keep(packed(content))
+        content = {"cascade": self._latest(), "seconds": self.seconds, "margins": self.margins}
+        self.keep(packed(content | {"format": _SNAPSHOT_FORMAT}))
         self._last = time.perf_counter()
 
 
@@ -274,8 +280,11 @@ class _ModelJob:
         saved = load_snapshot(progress.load())
         if isinstance(adv_inputs, FileInputs) and not adv_inputs.file.resumed:
             saved = None  # a snapshot without its inputs is of no use
+        if saved and not may_go_on(prepared, saved["margins"]):
+            saved = None
         seconds_before = float(saved["seconds"]) if saved else 0.0
-        saver = Saver(progress.save, self.settings.snapshot_seconds, seconds_before)
+        every = self.settings.snapshot_seconds
+        saver = Saver(progress.save, every, seconds_before, told_margins(prepared))
         cascade = Cascade(
             spec,
             prepared,

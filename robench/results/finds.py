@@ -19,7 +19,7 @@ from robench.threat_models import ThreatModel
 
 Bools = npt.NDArray[np.bool_]
 
-_UNREPEATABLE = {
+UNREPEATABLE = {
     *("randomised", "judged_by_draws"),
     *("changing_state", "history_dependent", "buffers_changed"),
 }
@@ -79,7 +79,7 @@ class SamplesInBall:
 
 def repeats(record: EvaluationRecord) -> bool:
     """Whether another run would give the record's verdicts again."""
-    return _UNREPEATABLE.isdisjoint(flag.name for flag in record.flags)
+    return UNREPEATABLE.isdisjoint(flag.name for flag in record.flags)
 
 
 def has_finds(record: EvaluationRecord) -> bool:

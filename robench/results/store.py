@@ -224,6 +224,16 @@ class Store:
         """Every sound record, in order of keys; the others are logged as warnings."""
         return self._sound(lambda problem: log.warning("left out: %s", problem.error))
 
+    def keys_naming(self, *texts: str) -> list[str]:
+        """The keys of records whose JSON holds all these texts, such as fingerprints. It is not parsed:
+        that takes far longer, and most records are of something else."""
+        wanted, found = [text.encode() for text in texts], []
+        for key in self.keys():
+            with contextlib.suppress(OSError):
+                content = self.path_of(key).read_bytes()
+                found += [key] if all(text in content for text in wanted) else []
+        return found
+
     # --- arrays ----------------------------------------------------------------------------
 
     def read_arrays(self, key: str) -> dict[str, npz.Array]:

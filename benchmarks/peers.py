@@ -168,7 +168,9 @@ def render(table: Table, runs: dict[str, list[dict[str, Any]]], timed: bool) -> 
 
     Without times, for runs on a machine that was busy with other things: accuracies alone.
     """
-    base = statistics.median(run["seconds"] for run in runs[table.peers[0]])
+    first_runs = runs[table.peers[0]]
+    base = statistics.median(run["seconds"] for run in first_runs)
+    base_processors = statistics.median(run["processor_seconds"] for run in first_runs)
     lines = [f"### {table.title}", ""]
     if not timed:
         lines += ["| | robust accuracy % | difference |", "|---|---|---|"]
@@ -182,20 +184,19 @@ def render(table: Table, runs: dict[str, list[dict[str, Any]]], timed: bool) -> 
             lines.append(f"| {peer} | {middle:.1f}{spread} | {middle - first:+.1f} |")
         return [*lines, ""]
     lines += [
-        f"| | seconds (median of {table.repeats}) | {table.peers[0]} ÷ this | robust accuracy % "
-        "(min … max) | share of bare passes | search |",
-        "|---|---|---|---|---|---|",
+        f"| | seconds (median of {table.repeats}) | {table.peers[0]} ÷ this | the same in time of "
+        "processors | robust accuracy % (min … max) | share of bare passes | search |",
+        "|---|---|---|---|---|---|---|",
     ]
     for peer in table.peers:
         seconds = statistics.median(run["seconds"] for run in runs[peer])
         accuracies = [run["robust_acc"] for run in runs[peer]]
-        shares = [
-            run["bare_seconds"] / run["seconds"] for run in runs[peer] if "bare_seconds" in run
-        ]
+        shares = [run["share"] for run in runs[peer] if "share" in run]
         share = f"{statistics.median(shares):.2f}" if shares else ""
         search = runs[peer][0].get("precision", "")
+        processors = statistics.median(run["processor_seconds"] for run in runs[peer])
         lines.append(
-            f"| {peer} | {seconds:.2f} | {base / seconds:.2f}× | "
+            f"| {peer} | {seconds:.2f} | {base / seconds:.2f}× | {base_processors / processors:.2f}× | "
             f"{statistics.median(accuracies):.1f} ({min(accuracies):.1f} … {max(accuracies):.1f}) | "
             f"{share} | {search} |"
         )

@@ -41,7 +41,7 @@ def main() -> None:
 
     attack()
     bare_loop(job)
-    times = [(bare_loop(job)[1], attack()) for _ in range(arguments.repeats)]
+    times = [(bare_loop(job)[1]["seconds"], attack()) for _ in range(arguments.repeats)]
     bare, ours = (statistics.median(column) for column in zip(*times, strict=True))
     lines = [
         "# PGD-20 beside a bare loop",

@@ -1,4 +1,4 @@
-"""``fast`` and ``strong`` beside ``aa-standard``: seconds, accuracy, and who misses what.
+"""``fast`` and ``strong`` beside ``aa-standard``: time, accuracy, and who misses what.
 
     python benchmarks/protocols.py                                   # every digits model, both norms
     python benchmarks/protocols.py --models digits/Linf-0.2/pgd-at --norms Linf --peer
@@ -97,7 +97,7 @@ def vary_logits(subject: Subject, device: str, again: bool) -> None:
     """``strong`` on logits that are multiplied, or shifted."""
     runs = subject.kept()
     for form in _FORMS:
-        name = f"logits {form}"
+        name = _logits_run(form)
         if again or name not in runs:
             runs[name] = [subject.run("strong", 0, device, form)]
             subject.keep(runs)
@@ -113,19 +113,17 @@ def everything_kept() -> list[tuple[Subject, dict[str, list[dict[str, Any]]]]]:
 
 
 def render_protocols(kept: Sequence[tuple[Subject, dict[str, list[dict[str, Any]]]]]) -> list[str]:
-    """A row for each model and norm, then the exceptions."""
-    lines, exceptions = _head(), list[str]()
+    """A row for each model, norm and protocol, then the exceptions."""
+    columns = ["model", "norm, ε", "n", "protocol", "robust accuracy %", "processor s", "s"]
+    columns += ["aa-standard ÷ this, processors", "wall", "audit"]
+    lines, exceptions = [_row(columns), _row(["---"] * len(columns))], list[str]()
     for subject, runs in kept:
         if not runs.get(_REFERENCE):
             continue
-        cells = [subject.model, f"{subject.norm} {subject.eps}", str(subject.n)]
-        reference = _median(runs[_REFERENCE])
         for protocol in (*_SUITES, _PEER):
-            mine = runs.get(protocol, [])
-            cells += (
-                ["–"] if not mine else [_cell(mine, None if protocol == _REFERENCE else reference)]
-            )
-        lines.append(_row(cells))
+            if mine := runs.get(protocol):
+                where = [subject.model, f"{subject.norm} {subject.eps}", str(subject.n), protocol]
+                lines.append(_row([*where, *_cells(mine, runs[_REFERENCE])]))
         for protocol in ("fast", "strong"):
             exceptions += _exceptions(subject, runs, protocol)
     lines += ["", "Samples that aa-standard breaks and another protocol does not, by seed:", ""]
@@ -137,42 +135,56 @@ def render_logits(kept: Sequence[tuple[Subject, dict[str, list[dict[str, Any]]]]
     rows = [
         _row([s.model, f"{s.norm} {s.eps}", str(s.n), *(_form(runs, form) for form in _FORMS)])
         for s, runs in kept
-        if f"logits {next(iter(_FORMS))}" in runs
+        if _logits_run(next(iter(_FORMS))) in runs
     ]
     if not rows:
         return []
     head = ["model", "norm, ε", "n", *_FORMS]
-    title = ["## Logits multiplied and shifted", "", "Robust accuracy under `strong`, percent.", ""]
+    title = [
+        "## Logits multiplied and shifted",
+        "",
+        "Robust accuracy under `strong`, percent, and how many samples fare otherwise than as they are.",
+        "",
+    ]
     return [*title, _row(head), _row(["---"] * len(head)), *rows, ""]
 
 
+def _logits_run(form: str) -> str:
+    """What the runs of a form are kept under."""
+    return f"logits {form}"
+
+
 def _form(runs: dict[str, list[dict[str, Any]]], form: str) -> str:
-    name = f"logits {form}"
-    return f"{runs[name][0]['robust_acc']:.1f}" if name in runs else "–"
+    if (name := _logits_run(form)) not in runs:
+        return "–"
+    plain = set(runs[_logits_run(next(iter(_FORMS)))][0]["broken"])
+    others = len(plain ^ set(runs[name][0]["broken"]))
+    return f"{runs[name][0]['robust_acc']:.1f} ({others})"
 
 
-def _head() -> list[str]:
-    columns = ["model", "norm, ε", "n", *_SUITES, _PEER]
-    return [_row(columns), _row(["---"] * len(columns))]
+def _cells(runs: list[dict[str, Any]], reference: list[dict[str, Any]]) -> list[str]:
+    """Median accuracy and times, how many times as fast as the reference, and the audits' answer."""
+    processors, wall = (_median(runs, of) for of in _TIMES)
+    ratios = [_median(reference, of) / _median(runs, of) for of in _TIMES]
+    cells = [f"{_median(runs, 'robust_acc'):.1f}", f"{processors:.1f}", f"{wall:.1f}"]
+    return [*cells, *(f"{ratio:.2f}×" for ratio in ratios), _audits(runs)]
 
 
-def _cell(runs: list[dict[str, Any]], reference: float | None) -> str:
-    """Median accuracy, seconds, how many times faster than the reference, and the audit's answer."""
-    accuracy = statistics.median(run["robust_acc"] for run in runs)
-    text = f"{accuracy:.1f} %, {_median(runs):.1f} s"
-    if reference is not None:
-        text += f", {reference / _median(runs):.2f}×"
+def _audits(runs: list[dict[str, Any]]) -> str:
+    """Of audited protocols: how far the others were sent, and the largest bound on what was missed."""
     audits = [run["audit"] for run in runs if run.get("audit")]
-    if audits:
-        escalated = sum(audit["escalated"] for audit in audits)
-        bound = max(100 * (audit["missed_share_upper"] or 0) for audit in audits)
-        text += f", escalated {escalated} of {len(audits)}" if escalated else ""
-        text += f", ≤ {bound:.1f} %" if bound or not escalated else ""
-    return text
+    if not audits:
+        return ""
+    reached = [audit["escalated_to"] for audit in audits if audit["escalated"]]
+    bound = max(100 * (audit["missed_share_upper"] or 0) for audit in audits)
+    return ", ".join([*(f"escalated to {stage}" for stage in reached), f"≤ {bound:.1f} %"])
 
 
-def _median(runs: list[dict[str, Any]]) -> float:
-    return float(statistics.median(run["seconds"] for run in runs))
+_TIMES = ("processor_seconds", "seconds")
+
+
+def _median(runs: list[dict[str, Any]], of: str) -> float:
+    return float(statistics.median(run[of] for run in runs))
 
 
 def _exceptions(
@@ -197,10 +209,10 @@ def _row(cells: Sequence[str]) -> str:
 
 
 _LEGEND = (
-    "Robust accuracy, seconds, how many times faster than aa-standard, and of audited protocols the "
-    "largest 95 % bound on the share of survivors that they missed, and how many of the runs "
-    "escalated; "
-    "medians over the seeds."
+    "Medians over the seeds. Processor seconds are what the process took, seconds are the clock's, in "
+    "which others' work on the machine is too. Of audited protocols: the stage that the survivors outside "
+    "the audit were sent through to, where it found any, and the 95 % bound on the share of survivors "
+    "that were missed."
 )
 
 

@@ -1,12 +1,13 @@
 """Minimum-norm attacks: the optimum, Carlini & Wagner's passes, and curves beside fixed radii.
 
     python benchmarks/curves.py                                  # every digits model
-    python benchmarks/curves.py --models pgd-at --n 100
+    python benchmarks/curves.py --models pgd-at --n 100 --autoattack pgd-at
 
 Three tables. How near FMN and DDN come in 100 steps to the least perturbation of a linear model, which
 is known. How many digits they break at an L2 radius beside CW-L2 at as many passes and at five times
-as many. And the curve of one FMN run beside PGD-100 at five Linf radii. All go through
-``robench.evaluate``: sizes are those that the original model was fooled by.
+as many. And the curve of one FMN run beside PGD-100, and beside AutoAttack, at five Linf radii. All go
+through ``robench.evaluate``: sizes are those that the original model was fooled by. Records are kept
+under ``build/curves``, so that an interrupted campaign goes on.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from robench.reporting.model_results import collect
 from robench.results import StoredRecord
 
 _HERE = Path(__file__).resolve().parent
+_RECORDS = _HERE.parent / "build" / "curves"
 _RADII = ("0.05", "0.1", "0.15", "0.2", "0.25")
 _L2 = "0.5"
 _DUAL = {"Linf": 1.0, "L2": 2.0, "L1": float("inf")}
@@ -89,7 +91,9 @@ def finds(models: Sequence[str], n: int) -> list[str]:
     names = [spec.name for spec in suite.attacks]
     lines = [f"| model | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
     for model in models:
-        records = robench.evaluate(model, "digits", suite, n=n, threat_model=f"L2-{_L2}")
+        records = robench.evaluate(
+            model, "digits", suite, n=n, threat_model=f"L2-{_L2}", results=_RECORDS
+        )
         lines.append(f"| {model} | {' | '.join(map(_broken, records))} |")
     return lines
 
@@ -99,22 +103,23 @@ def _broken(stored: StoredRecord) -> str:
     return f"{int((stored.table['outcome'] == 'broken').sum())} ({median:.4f})"
 
 
-def curves(models: Sequence[str], n: int) -> list[str]:
-    """One FMN run beside PGD-100 at every radius."""
-    radii = " | ".join(f"{radius}" for radius in _RADII)
-    lines = [f"| model | {radii} | largest difference |", "|---" * (len(_RADII) + 2) + "|"]
-    pgd = attacks(("pgd-100", "pgd", {"steps": 100, "relative_step_size": 0.1}))
+def curves(models: Sequence[str], suite: Suite | str, n: int) -> list[str]:
+    """One FMN run beside another attack at every radius."""
+    columns = ["model", *_RADII, "furthest above", "furthest below"]
+    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     for model in models:
-        (run,) = robench.evaluate(model, "digits", "minimum-norm", n=n)
-        fixed = robench.evaluate(model, "digits", pgd, n=n, norm="Linf", eps=_RADII)
+        (run,) = robench.evaluate(model, "digits", "minimum-norm", n=n, results=_RECORDS)
+        fixed = robench.evaluate(
+            model, "digits", suite, n=n, norm="Linf", eps=_RADII, results=_RECORDS
+        )
         (result,) = collect([run])
         curve = curve_of(result, run.record.attack.name, collect(fixed))
         points = [point for point in curve.points if point.source == WORST_CASE]
         cells = [
             f"{curve.robust_acc(p.eps).estimate:.1f} / {p.robust_acc.estimate:.1f}" for p in points
         ]
-        gap = max((p.difference.estimate for p in points), key=abs)
-        lines.append(f"| {model} | {' | '.join(cells)} | {gap:+.1f} |")
+        gaps = [p.difference.estimate for p in points]
+        lines.append(f"| {model} | {' | '.join(cells)} | {max(gaps):+.1f} | {min(gaps):+.1f} |")
     return lines
 
 
@@ -122,6 +127,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--models", nargs="*", help="of the digits zoo; default: all of it")
     parser.add_argument("--n", type=int, default=500)
+    parser.add_argument("--autoattack", nargs="*", default=[], help="models to run it on as well")
     parser.add_argument("--out", type=Path, default=_HERE / "results" / "curves.md")
     arguments = parser.parse_args()
     models = arguments.models or [located.card.name for located in list_cards("digits")]
@@ -130,11 +136,19 @@ def main() -> None:
     lines += ["Found size over the least one of a linear model, 100 steps.", "", *linear(range(4))]
     lines += ["", f"## Beside CW-L2, L2 ε = {_L2}", ""]
     lines += [f"Samples broken of {arguments.n}, by passes each, and the median size.", ""]
-    lines += [*finds(models, arguments.n), "", "## One FMN run beside PGD-100 at five radii", ""]
-    lines += [
-        "Robust accuracy in percent, the curve's / PGD-100's; Linf, the difference in points."
-    ]
-    lines += ["", *curves(models, arguments.n), ""]
+    lines += [*finds(models, arguments.n), ""]
+    pgd = attacks(("pgd-100", "pgd", {"steps": 100, "relative_step_size": 0.1}))
+    others: tuple[tuple[str, Suite | str, Sequence[str]], ...] = (
+        ("PGD-100", pgd, models),
+        ("AutoAttack", "aa-standard", arguments.autoattack),
+    )
+    for name, suite, tried in (other for other in others if other[2]):
+        lines += [f"## One FMN run beside {name} at five radii", ""]
+        lines += [
+            f"Robust accuracy in percent, the curve's / {name}'s, under Linf, n = {arguments.n}; in points "
+            "how far the curve is above it at most, and below."
+        ]
+        lines += ["", *curves(tried, suite, arguments.n), ""]
     arguments.out.write_text("\n".join(lines))
     print("\n".join(lines))
 

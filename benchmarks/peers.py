@@ -149,7 +149,8 @@ def measure(
     if done.returncode:
         raise SystemExit(f"{peer} failed on {table.title}:\n{done.stderr[-3000:]}")
     result: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
-    print(f"  {peer:14s} {result['seconds']:8.2f} s  {result['robust_acc']:.1f} %", flush=True)
+    seconds = f"{result['seconds']:8.2f} s, processors {result['processor_seconds']:8.2f} s"
+    print(f"  {peer:14s} {seconds}  {result['robust_acc']:.1f} %", flush=True)
     return result
 
 

@@ -140,17 +140,13 @@ class FAB(Attack[FABState]):
         self, point: Tensor, clean: Tensor, difference: Tensor, w: Tensor
     ) -> Tensor:
         """One step of the paper's equation (10), from both the point and the clean input."""
-        count = len(difference)
         b = (w * point).sum(dim=1) - difference
-        both = project_onto_hyperplane(
-            torch.cat((point, clean)), torch.cat((w, w)), torch.cat((b, b)), self.norm
-        )
-        from_point, from_clean = both[:count], both[count:]
-        sizes = norm_of(both, self.norm).clamp_min(1e-8)
-        alpha = (sizes[:count] / (sizes[:count] + sizes[count:])).clamp(max=_ALPHA_MAX)[:, None]
-        ahead = (point + _OVERSHOOT * from_point) * (1 - alpha)
-        ahead = ahead + (clean + _OVERSHOOT * from_clean) * alpha
-        return ahead.clamp_(0, 1)
+        both = project_onto_hyperplane(torch.stack((point, clean)), w, b, self.norm)
+        from_point, from_clean = both
+        sizes = norm_of(both.flatten(0, 1), self.norm).clamp_min(1e-8).view(2, -1)
+        alpha = (sizes[0] / sizes.sum(dim=0)).clamp(max=_ALPHA_MAX)[:, None]
+        ahead = from_point.mul_(_OVERSHOOT).add_(point).mul_(1 - alpha)
+        return ahead.add(from_clean.mul_(_OVERSHOOT).add_(clean).mul_(alpha)).clamp_(0, 1)
 
     def _nearest_boundary(self, query: Query, state: FABState) -> tuple[Tensor, Tensor]:
         """The class whose linearised boundary is nearest, as the dual norm of the slope tells."""
@@ -171,25 +167,25 @@ def project_onto_hyperplane(points: Tensor, w: Tensor, b: Tensor, norm: Norm) ->
     """The shortest step from each point to its hyperplane.
 
     Args:
-        points: float (N, d) in [0, 1].
+        points: float (N, d) in [0, 1], or (M, N, d), of which each plane has M.
         w: float (N, d), the planes' normals.
         b: float (N,), the planes' offsets.
         norm: what "shortest" is measured in.
 
     Returns:
-        (N, d): steps with ``points + step`` in [0, 1].
+        Of the points' shape: steps with ``points + step`` in [0, 1].
     """
-    gap = b - (w * points).sum(dim=1)
-    towards = torch.where(gap >= 0, 1.0, -1.0).to(w.dtype)[:, None] * w
-    size = towards.abs()
+    gap = b - (w * points).sum(dim=-1)
+    towards = torch.where(gap >= 0, 1.0, -1.0).to(w.dtype)[..., None] * w
+    size = w.abs()
     cap = (points - _above(towards, 0.0)).abs_().mul_(_above(size, _FLAT))
     need = gap.abs()
     if norm == "L1":
         return towards.sign() * _fill_largest_first(size, cap, need)
     if norm == "Linf":
-        wanted = _water_level(size, cap, need)[:, None]
+        wanted = _water_level(size, cap, need)[..., None]
     else:
-        wanted = _water_level(size.square(), cap / size.clamp_min(1e-30), need)[:, None] * size
+        wanted = _water_level(size.square(), cap / size.clamp_min(1e-30), need)[..., None] * size
     return towards.sign_().mul_(torch.minimum(wanted, cap))
 
 
@@ -199,35 +195,38 @@ def _above(values: Tensor, limit: float | Tensor) -> Tensor:
 
 
 def _water_level(slope: Tensor, full: Tensor, need: Tensor) -> Tensor:
-    """The smallest ρ with Σᵢ slopeᵢ·min(ρ, fullᵢ) ≥ need, :data:`_HIGH` where none reaches it."""
-    most = (slope * full).sum(dim=1)
+    """The smallest ρ with Σᵢ slopeᵢ·min(ρ, fullᵢ) ≥ need, :data:`_HIGH` where none reaches it.
+
+    Slopes (N, d); full and need (…, N, d) and (…, N).
+    """
+    most = (slope * full).sum(dim=-1)
     reachable = most > need
-    level = torch.zeros_like(need)
-    open_slope = _above(full, 0.0).mul_(slope).sum(dim=1)
+    level = gained = torch.zeros_like(need)
+    open_slope = _above(full, 0.0).mul_(slope).sum(dim=-1)
     # Rows that are there stay as they are: their rounding must not depend on the other rows.
     active = reachable
-    for _ in range(slope.shape[1]):
-        gained = torch.minimum(level[:, None], full).mul_(slope).sum(dim=1)
+    for _ in range(slope.shape[-1]):
         advance = (need - gained).clamp_min(0) / open_slope.clamp_min(1e-30)
         raised = torch.where(active, level + advance, level)
         active = active & (raised > level)
         level = raised
-        next_slope = _above(full, level[:, None]).mul_(slope).sum(dim=1)
+        next_slope = _above(full, level[..., None]).mul_(slope).sum(dim=-1)
         # Where no coordinate filled up on the way the level is exact.
         active = active & (next_slope != open_slope)
         if not bool(active.any()):
             break
         open_slope = torch.where(next_slope > 0, next_slope, open_slope)
+        gained = torch.minimum(level[..., None], full).mul_(slope).sum(dim=-1)
     # Not infinite, which would make flat coordinates NaN.
     return torch.where(reachable, level, _HIGH)
 
 
 def _fill_largest_first(size: Tensor, cap: Tensor, need: Tensor) -> Tensor:
     """Amounts that gain ``need`` with the least sum: full at the largest sizes, the last in part."""
-    ordered, order = size.sort(dim=1, descending=True)
-    room = cap.gather(1, order)
+    ordered, order = size.expand_as(cap).sort(dim=-1, descending=True)
+    room = cap.gather(-1, order)
     gain = ordered * room
-    before = gain.cumsum(dim=1) - gain
-    lacking = (need[:, None] - before).clamp_min(0)
+    before = gain.cumsum(dim=-1) - gain
+    lacking = (need[..., None] - before).clamp_min(0)
     filled = torch.minimum(room, lacking / ordered.clamp_min(1e-30))
-    return torch.zeros_like(size).scatter_(1, order, filled)
+    return torch.zeros_like(cap).scatter_(-1, order, filled)

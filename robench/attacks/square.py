@@ -123,7 +123,9 @@ class Square(Attack[SquareState]):
             return self._ask_each(query, state, size)
         state = _forget_other_sizes(state, size)
         ahead = self._unknown(state, sizes, size)
-        proposal, changed = self._points(state, ahead.proposals, ahead.rows)
+        proposal, changed = ahead.proposals.points(
+            state.best, state.inputs, self.threat_model, ahead.rows
+        )
         places = (ahead.rows, ahead.proposals.identity)
         state = replace(
             state,
@@ -139,11 +141,6 @@ class Square(Attack[SquareState]):
             return replace(state, step=step, margin=torch.full_like(state.margin, torch.inf))
         return self._accept_first(query, state, proposal, ahead)
 
-    def _points(
-        self, state: SquareState, drawn: Patches | Moves, rows: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        return drawn.points(state.best, state.inputs, self.threat_model, rows)
-
     def _draw(
         self, state: SquareState, keys: Tensor, steps: Tensor, size: Tensor
     ) -> Patches | Moves:
@@ -153,7 +150,9 @@ class Square(Attack[SquareState]):
         """One proposal of every slot, asked whatever was asked before."""
         drawn = self._draw(state, state.keys, state.step, size)
         everything = torch.arange(len(size), device=size.device)
-        proposal, _ = self._points(state, drawn, everything)
+        proposal, _ = drawn.points(
+            state.best, state.inputs, self.threat_model, everything, compared=False
+        )
         seen = self.goal.margin(query.logits(proposal), state.labels)
         better = (seen < state.best_margin) | (seen <= 0)
         best = with_rows(state.best, better, proposal)

@@ -49,12 +49,11 @@ class Proposals:
             yield side, here, self if len(sides) == 1 else take(self, here)
 
 
-def _places(top: Tensor, left: Tensor, side: int, shape: Sequence[int]) -> Tensor:
-    """Of windows of images (C, H, W), each channel's pixels by number: int64 (P, C, side²)."""
-    channels, _, width = shape
+def _places(top: Tensor, left: Tensor, side: int, width: int) -> Tensor:
+    """Of windows of images so wide, the pixels of a channel by number: int64 (P, 1, side²)."""
     offsets = torch.arange(side, device=top.device)
     inside = (offsets[:, None] * width + offsets).flatten()
-    return (top * width + left)[:, None, None].add(inside).expand(-1, channels, -1)
+    return (top * width + left)[:, None, None].add(inside)
 
 
 class Patches(Proposals):
@@ -90,23 +89,36 @@ class Patches(Proposals):
         return int(height * width * 2**channels)
 
     def points(
-        self, best: Tensor, inputs: Tensor, threat_model: ThreatModel, rows: Tensor
+        self,
+        best: Tensor,
+        inputs: Tensor,
+        threat_model: ThreatModel,
+        rows: Tensor,
+        compared: bool = True,
     ) -> tuple[Tensor, Tensor]:
         """The current points of ``rows``, int64 (P,), with the patch at ±ε around the clean inputs.
 
-        (P, C, H, W), and bool (P,): whether that changes them. ``best`` and ``inputs`` are (B, C, H, W).
+        (P, C, H, W), and bool (P,): whether that changes them; not ``compared``, true everywhere.
+        ``best`` and ``inputs`` are (B, C, H, W).
         """
         proposed = best.index_select(0, rows)
-        channels = torch.arange(best.shape[1], device=rows.device)[:, None]
-        pixels, clean = proposed.flatten(2), inputs.flatten(2)
-        changed = torch.zeros_like(rows, dtype=torch.bool)
+        changed = torch.ones_like(rows, dtype=torch.bool)
+        # Values by their number among those of all images: torch is slow to look up by several.
+        new, clean = proposed.view(-1), inputs.reshape(-1)
+        channels, height, width = inputs.shape[1:]
+        image, channel = inputs[0].numel(), torch.arange(channels, device=rows.device)[:, None]
         for side, here, move in self.by_size():
-            places = _places(move.top, move.left, side, best.shape[1:])
-            before = clean[rows[here][:, None, None], channels, places]
-            painted = (before + threat_model.radius * move.signs[:, :, None]).clamp_(0, 1)
-            at = (here[:, None, None], channels, places)
-            changed[here] = (painted != pixels[at]).flatten(1).any(dim=1)
-            pixels[at] = painted
+            places = channel * (height * width) + _places(move.top, move.left, side, width)
+            at = (places + (rows[here] * image)[:, None, None]).flatten()
+            before = clean.index_select(0, at).view_as(places)
+            painted = (
+                before.add_(threat_model.radius * move.signs[:, :, None]).clamp_(0, 1).flatten()
+            )
+            at = places.add_((here * image)[:, None, None]).flatten()
+            if compared:
+                other = painted != new.index_select(0, at)
+                changed[here] = other.view(len(here), -1).any(dim=1)
+            new.index_copy_(0, at, painted)
         return proposed, changed
 
 
@@ -116,7 +128,8 @@ def _power(threat_model: ThreatModel) -> int:
 
 def _size(delta: Tensor, power: int) -> Tensor:
     """The norm within each channel: (B, C, h, w) → (B, C, 1, 1)."""
-    return delta.abs().pow(power).sum(dim=(-2, -1), keepdim=True).pow(1 / power)
+    powers = delta.square() if power == 2 else delta.abs()
+    return powers.sum(dim=(-2, -1), keepdim=True).pow(1 / power)
 
 
 def _pyramid(rows: int, columns: int, decay: int) -> Tensor:
@@ -211,15 +224,23 @@ class Moves(Proposals):
         return int((rows * columns) ** 2 * 2 ** (1 + channels))
 
     def points(
-        self, best: Tensor, inputs: Tensor, threat_model: ThreatModel, rows: Tensor
+        self,
+        best: Tensor,
+        inputs: Tensor,
+        threat_model: ThreatModel,
+        rows: Tensor,
+        compared: bool = True,
     ) -> tuple[Tensor, Tensor]:
         """The current points of ``rows``, moved inside the ball; as those of :class:`Patches`."""
-        best, inputs = best.index_select(0, rows), inputs.index_select(0, rows)
-        proposed, changed = torch.empty_like(best), torch.zeros_like(rows, dtype=torch.bool)
+        proposed = best.new_empty(len(rows), *best.shape[1:])
+        changed = torch.zeros_like(rows, dtype=torch.bool)
         for side, here, move in self.by_size():
-            moved = partial(_move_mass, threat_model, side)
-            columns = (best.index_select(0, here), inputs.index_select(0, here))
-            proposed[here], changed[here] = by_blocks(moved, *columns, *vars(move).values())
+            moved, at = partial(_move_mass, threat_model, side, compared), rows[here]
+            columns = (best.index_select(0, at), inputs.index_select(0, at))
+            points, others = by_blocks(moved, *columns, *vars(move).values())
+            if len(here) == len(rows):
+                return points, others
+            proposed[here], changed[here] = points, others
         return proposed, changed
 
 
@@ -230,7 +251,12 @@ def _rooms(height: int, width: int) -> tuple[int, int]:
 
 
 def _move_mass(
-    threat_model: ThreatModel, side: int, best: Tensor, inputs: Tensor, *columns: Tensor
+    threat_model: ThreatModel,
+    side: int,
+    compared: bool,
+    best: Tensor,
+    inputs: Tensor,
+    *columns: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """Empty one window of the perturbation and spend its mass, and what is left, on another.
 
@@ -245,12 +271,13 @@ def _move_mass(
     in_image = expand(norm_of(delta, threat_model.norm), delta)
     unspent = (eps**power - in_image**power).clamp_min(0)
 
-    filled = _places(move.top, move.left, side, best.shape[1:])
-    emptied = _places(move.emptied_top, move.emptied_left, side, best.shape[1:])
+    width = best.shape[3]
+    filled = _places(move.top, move.left, side, width).expand(-1, channels, -1)
+    emptied = _places(move.emptied_top, move.emptied_left, side, width).expand(-1, channels, -1)
     pixels, windows = delta.flatten(2), torch.zeros_like(delta)
-    for places in (filled, emptied):
-        windows.flatten(2).scatter_(2, places, pixels.gather(2, places))
-    old = windows.flatten(2).gather(2, filled).view(len(best), channels, side, side)
+    old = pixels.gather(2, filled)
+    windows.flatten(2).scatter_(2, filled, old).scatter_(2, emptied, pixels.gather(2, emptied))
+    old = old.view(len(best), channels, side, side)
     in_windows = _size(windows, power)
     if power == 2:
         mass = (unspent / channels + in_windows**2).sqrt()
@@ -265,4 +292,5 @@ def _move_mass(
         moved = delta.div_(length + _TINY).mul_(eps).add_(inputs).clamp_(0, 1)
     else:
         moved = project(delta.add_(inputs), inputs, "L1", eps * _INSIDE)
-    return moved, (moved != best).flatten(1).any(dim=1)
+    changed = torch.ones_like(move.turned)
+    return moved, (moved != best).flatten(1).any(dim=1) if compared else changed

@@ -118,3 +118,12 @@ def test_a_point_on_the_plane_stays(norm: Norm) -> None:
     points, w, _ = _problem(3, 6, 10, border=False)
     steps = project_onto_hyperplane(points, w, (w * points).sum(dim=1), norm)
     assert float(steps.abs().max()) < 1e-12
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_several_points_of_a_plane_step_as_each_alone(norm: Norm) -> None:
+    points, w, b = (part.float() for part in _problem(4, 6, 10, border=True))
+    others = points.flip(0)
+    together = project_onto_hyperplane(torch.stack((points, others)), w, b, norm)
+    alone = [project_onto_hyperplane(part, w, b, norm) for part in (points, others)]
+    assert torch.equal(together, torch.stack(alone))

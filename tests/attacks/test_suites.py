@@ -93,11 +93,14 @@ def test_aa_core_audits_and_carries_another_name() -> None:
 def test_fast_audits_its_attacks_with_all_of_autoattack(norm: Norm) -> None:
     (fast,) = load_suite("fast").for_norm(norm)
     assert fast.audit is not None
-    cheap = {"Linf": 3, "L2": 4}[norm]  # under L2, FAB too
-    assert (fast.audit.fraction, fast.audit.minimum, fast.audit.first_stage) == (0.1, 50, cheap)
+    on_all = {"Linf": ["pma"], "L2": ["pma", "fmn", "apgd-ce"]}[norm]
+    first = len(on_all) + 2
+    assert (fast.audit.fraction, fast.audit.minimum, fast.audit.first_stage) == (0.1, 40, first)
     (standard,) = load_suite("aa-standard").for_norm(norm)
-    assert [stage.within for stage in fast.stages[:cheap]] == [None, *[0.3] * (cheap - 1)]
-    assert fast.stages[cheap:] == standard.stages
+    assert [stage.name for stage in fast.stages[:first] if stage.within is None] == on_all
+    late = [stage for stage in fast.stages if stage in standard.stages]
+    assert late == list(standard.stages)
+    assert fast.stages[-3:] == standard.stages[-3:]
     assert "autoattack" not in fast.name
 
 

@@ -142,7 +142,7 @@ class FAB(Attack[FABState]):
         """One step of the paper's equation (10), from both the point and the clean input."""
         b = (w * point).sum(dim=1) - difference
         both = project_onto_hyperplane(torch.stack((point, clean)), w, b, self.norm)
-        from_point, from_clean = both
+        from_point, from_clean = both[0], both[1]
         sizes = norm_of(both.flatten(0, 1), self.norm).clamp_min(1e-8).view(2, -1)
         alpha = (sizes[0] / sizes.sum(dim=0)).clamp(max=_ALPHA_MAX)[:, None]
         ahead = from_point.mul_(_OVERSHOOT).add_(point).mul_(1 - alpha)

@@ -79,6 +79,8 @@ def followed(tmp_path_factory) -> Iterator[Followed]:
                         place = arguments.index("--n") + 1
                         arguments[place] = str(int(arguments[place]) // 10)
                         arguments.append("--no-plots")
+                    elif arguments[0] == "doctor" and "--n" not in arguments:
+                        arguments += ["--n", "60"]
                     result = invoke(*arguments)
                     assert result.code == 0, (arguments, result.err, result.out)
                     done.append(arguments[0])

@@ -37,7 +37,7 @@ from robench.records import Verdict
 from robench.request import Request
 from robench.results import Store
 from robench.validity.countermeasures import CASCADE
-from robench.validity.validation import validate
+from robench.validity.validation import protocol, validate
 
 _HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(_HERE.parent / "tests" / "support"))
@@ -143,6 +143,7 @@ class Campaign:
             "robust_acc": found.robust_acc,
             "best_known_acc": found.best_known_acc,
             "verdict": found.verdict,
+            "protocol": found.protocol,
             "causes": [test for test in named if test in mask.causes],
             "others": [test for test in named if test not in mask.causes],
             "lowered": {t.countermeasure: t.lowered_by for t in found.trials if t.finds},
@@ -233,6 +234,8 @@ def render(campaign: Campaign, rows: Sequence[dict[str, Any]]) -> list[str]:
     known = {row["mask"] for row in rows}
     missing = [mask.name for mask in campaign.masks(()) if mask.name not in known]
     lines += [f"Not measured: {', '.join(missing)}.", ""] if missing else []
+    old = [row["mask"] for row in rows if "verdict" in row and row.get("protocol") != protocol()]
+    lines += [f"With fewer tests or countermeasures: {', '.join(old)}.", ""] if old else []
     return [*lines, *_summary(rows)]
 
 

@@ -86,6 +86,19 @@ def test_an_interruption_loses_and_repeats_no_row(name: str, tmp_path: Path) -> 
     assert list(tmp_path.glob("parts*")) == []
 
 
+def test_no_more_is_held_than_a_buffer_and_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("robench.evaluation.traces._BUFFERED", 40)
+    sizes: list[int] = []
+
+    class Parts(TraceParts):
+        def writer(self) -> Callable[[Any], None]:
+            return lambda rows: sizes.append(len(rows))
+
+    run_search(ATTACKS["pgd"](), MODEL, INPUTS, LABELS, batch_size=9, trace=Parts(Path("nowhere")))
+    assert len(sizes) > 3
+    assert max(sizes[:-1]) < 40 + 9
+
+
 def test_the_numbers_are_those_of_the_closed_form(tmp_path: Path) -> None:
     """Two classes and one step: margins are linear, and the loss is the margin with its sign."""
     weight = torch.tensor([[1.0, -2.0, 0.5, 0.0], [0.0, 1.0, 0.0, -1.0]])

@@ -5,11 +5,12 @@
 
 import tempfile
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -21,9 +22,10 @@ from robench.datasets import Dataset
 from robench.devices import device_of, resolve_device, single_precision
 from robench.errors import CardError, ModelError, UsageError, first_line
 from robench.evaluation.parts import check_divisible
+from robench.evaluation.plan import ModelPlan
 from robench.evaluation.prepared_model import Examination, Settings
 from robench.evaluation.recognition import check_recognised
-from robench.evaluation.runner import Listener, evaluate_model
+from robench.evaluation.runner import Listener, evaluate_model, plan_model
 from robench.files import ensure_writable
 from robench.models.loading import as_it_ran
 from robench.models.touched import Touched
@@ -36,6 +38,8 @@ from robench.results import Store, StoredRecord
 from robench.seeding import own_stream
 from robench.stand_ins.catalogue import find_stand_in
 from robench.threat_models import ThreatModel, parse_norm
+
+ResultT = TypeVar("ResultT")
 
 
 class Planned(NamedTuple):
@@ -83,7 +87,23 @@ class Prepared:
         Raises:
             RobenchError: as :func:`robench.evaluation.runner.evaluate_model`.
         """
-        records: list[StoredRecord] = []
+        return [
+            stored
+            for found in self._each(partial(evaluate_model, listener=listener))
+            for stored in found
+        ]
+
+    @single_precision()
+    def plan(self) -> list[ModelPlan]:
+        """What :meth:`run` would have to do, model by model; some samples are attacked, and nothing is
+        written.
+
+        Raises:
+            RobenchError: as :func:`robench.evaluation.runner.plan_model`.
+        """
+        return list(self._each(plan_model))
+
+    def _each(self, do: Callable[..., ResultT]) -> Iterator[ResultT]:
         examinations: defaultdict[int, Examination] = defaultdict(Examination)
         with ExitStack() as stack:
             folder = self.request.results or stack.enter_context(
@@ -91,13 +111,12 @@ class Prepared:
             )
             for model, threat, dataset in self.planned:
                 home = device_of(model)
-                records += evaluate_model(
+                yield do(
                     model.to(self.device),
                     dataset,
                     self.suite,
                     store=Store(folder),
                     threat_model=threat,
-                    listener=listener,
                     settings=self.settings,
                     # A model has its samples once in a request, and is there at each radius.
                     examination=examinations[id(model)],
@@ -105,7 +124,6 @@ class Prepared:
                 )
                 # The device's memory belongs to the next model.
                 model.to(home)
-        return records
 
 
 @single_precision()

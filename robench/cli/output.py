@@ -334,6 +334,8 @@ class RunDisplay:
         # Loads pandas, which commands that only list names do without.
         from robench.reporting.model_results import collect
 
+        if any(stored.record.part is not None for stored in records):
+            return  # some samples are no number for the model
         if records and records[0].record.threat_model.targets is not None:
             self._targeted_finished(model, records)
             return
@@ -391,5 +393,6 @@ def _job_line(record: EvaluationRecord, cached: bool) -> str:
         said = f"{number(targeted_success(record))} % reach their target under"
     parts = [f"{record.model.name} · {record.attack.name}: {said} {record.threat_model}"]
     parts += [f"{errored} errored"] if errored else []
+    parts += [f"part {p.index} of {p.count}"] if (p := record.part) is not None else []
     parts.append("stored before" if cached else f"{number(record.cost.seconds)} s")
     return ", ".join(parts)

@@ -32,6 +32,9 @@ def run(
     validate: Annotated[
         bool, flag("Also say what each number is worth, as `robench validate` does.", "--validate")
     ] = False,
+    dry_run: Annotated[
+        bool, flag("Say what the run would take, from a short measurement, and stop.", "--dry-run")
+    ] = False,
     plots: PlotsFlag = True,
     as_json: JsonFlag = False,
 ) -> None:
@@ -58,17 +61,16 @@ def run(
     from robench.results.bounds import known_bounds
     from robench.results.validations import Validations
     from robench.threat_models import parse_eps, parse_radii
-    from robench.validity.validation import check_goal
     from robench.validity.validation import validate as validate_prepared
 
     if validate:
-        check_goal(request)
-        if request.part is not None:
-            raise UsageError(
-                "a number is validated once it is known, and a shard has none",
-                hint="Merge the shards first, then `robench validate`",
-            )
+        _check_validated(request)
     prepared = prepare(replace(request, models=tuple(models or ())))
+    if dry_run:
+        from robench.cli.plan import show_plan
+
+        show_plan(prepared, as_json=as_json)
+        return
     with RunDisplay(prepared.jobs) as display:
         records = prepared.run(display)
     if request.part is not None:
@@ -94,6 +96,18 @@ def run(
     if found and not as_json:
         typer.echo(f"{validations_text(found)}\n")
     show_board(board, files, targeted=targeted, as_json=as_json, radii=len(radii) > 1)
+
+
+def _check_validated(request: Request) -> None:
+    """Refuse what has no number to be validated."""
+    from robench.validity.validation import check_goal
+
+    check_goal(request)
+    if request.part is not None:
+        raise UsageError(
+            "a number is validated once it is known, and a shard has none",
+            hint="Merge the shards first, then `robench validate`",
+        )
 
 
 def _show_parts(records: Sequence[StoredRecord], part: Part, *, as_json: bool) -> None:

@@ -262,19 +262,30 @@ class Cascade:
     def _search(
         self, run: StageRun, shard: Shard, samples: Samples, progress: Progress, save: Save
     ) -> SearchResult:
-        stage, attack = self.stages[run.stage], self.attacks[run.stage]
+        attack = self.attacks[run.stage]
         if isinstance(attack, BatchAttack):
             adjudicator, seed = self.prepared.adjudicator, self.prepared.settings.seed
             result = run_batch_attack(attack, adjudicator, samples, seed)
             progress(len(samples))
             return result
+        search = self.search_of(run, shard.rows, samples)
+        return search.run(shard.search, save=save, progress=progress)
+
+    def search_of(self, run: StageRun, rows: Tensor, samples: Samples) -> Search[Any]:
+        """The search of a stage run over samples that are at ``rows``, int64 (k,), ready to begin;
+        of no attack on whole batches.
+
+        Raises:
+            AttackError: the stage is not defined for this model.
+        """
+        stage, attack = self.stages[run.stage], self.attacks[run.stage]
         samples = replace(samples, others=self._others(run))
         search_model, samples = self._aim(stage, samples, self._model_of(run))
         aside = stage.output is not None or stage.through is not None
         ranking = search_model if aside else self.prepared.models.exact
         classes = samples.clean_logits.shape[1]
-        near = self._near(run, shard.rows).to(samples.inputs.device) if run.recheck else None
-        search = Search(
+        near = self._near(run, rows).to(samples.inputs.device) if run.recheck else None
+        return Search(
             attack,
             Queries(search_model, classes, self.batch_size),
             self.prepared.adjudicator,
@@ -285,16 +296,15 @@ class Cascade:
             judges_every_step=not search_model.own_logits,
             only=near,
             ranking=Queries(ranking, classes, self.batch_size),
-            tracer=self._tracer(run, shard),
+            tracer=self._tracer(run, rows),
         )
-        return search.run(shard.search, save=save, progress=progress)
 
-    def _tracer(self, run: StageRun, shard: Shard) -> Tracer | None:
+    def _tracer(self, run: StageRun, rows: Tensor) -> Tracer | None:
         if self.trace is None:
             return None
         number, attack = self.plan.index(run), self.attacks[run.stage]
         without = isinstance(attack, Attack) and attack.kind == "query"
-        return Tracer(self.trace.writer(), number, shard.rows, improvements=without)
+        return Tracer(self.trace.writer(), number, rows, improvements=without)
 
     def write_trace(self, stream: BinaryIO) -> None:
         """What the searches saw, as Parquet, once :meth:`run` is done."""

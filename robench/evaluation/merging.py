@@ -35,6 +35,7 @@ from robench.records import (
 from robench.request import Part
 from robench.results import SamplePanel, Store, StoredRecord
 from robench.results.arrays import Array, ArrayRows, Rows
+from robench.results.bounds import check_bounds, known_bounds
 from robench.results.consistency import check_consistency, class_accuracies, metric_means
 from robench.results.parts import Division, KeptPart, difference, divisions
 from robench.text import visible
@@ -50,6 +51,7 @@ def merge_all(stores: Sequence[Store], into: Store) -> tuple[list[StoredRecord],
 
     Raises:
         StoreError: no folder holds a part; the folder ``into`` cannot be written.
+        ContradictionError: a sample was broken that the bounds of ``into`` verify. The record is kept.
     """
     found = divisions([*stores, into])
     if not found:
@@ -66,6 +68,7 @@ def merge_all(stores: Sequence[Store], into: Store) -> tuple[list[StoredRecord],
             joined.append(merge(division, into))
         except StoreError as error:
             problems.append((division, _explained(error, division, found)))
+    check_bounds(joined, known_bounds(into))
     # The same job may be there in another number of parts as well.
     return joined, [error for division, error in problems if not into.has(division.whole)]
 

@@ -24,6 +24,7 @@ from robench.evaluation.aims import Aims
 from robench.evaluation.prepared_model import ONE_AT_A_TIME, PreparedModel
 from robench.evaluation.record_builder import RecordBuilder
 from robench.evaluation.sample_metrics import SampleMetrics
+from robench.models.loading import is_unique
 from robench.records import AttackSpec, EvaluationRecord, PartOf
 from robench.request import Part
 from robench.threat_models import ThreatModel
@@ -73,8 +74,15 @@ def part_of(prepared: PreparedModel, part: Part) -> PreparedModel:
     """What attacks on a part of the samples start from.
 
     Raises:
-        ModelError: the model draws at random, or changes while it is used.
+        ModelError: the model draws at random, or changes while it is used; or nothing finds its
+            records again.
     """
+    if is_unique(prepared.model):
+        raise ModelError(
+            "the model has another key whenever it is loaded, so its parts would not be joined",
+            where=prepared.model.summary.id,
+            hint="Its records say why (not_reusable); run it without --shard",
+        )
     if unlike := ONE_AT_A_TIME.intersection(flag.name for flag in prepared.flags):
         raise ModelError(
             f"the model is {min(unlike).replace('_', ' ')}: what a sample meets depends on those "
@@ -82,8 +90,12 @@ def part_of(prepared: PreparedModel, part: Part) -> PreparedModel:
             where=prepared.model.summary.id,
             hint="Run it without --shard",
         )
+    return some_of(prepared, part_rows(prepared.dataset.sample_ids, part))
+
+
+def some_of(prepared: PreparedModel, chosen: Sequence[int]) -> PreparedModel:
+    """What attacks on some of the samples start from; what depends on all stays as it is."""
     data = prepared.dataset
-    chosen = part_rows(data.sample_ids, part)
     place = torch.full((len(data),), -1)
     place[torch.tensor(chosen)] = torch.arange(len(chosen))
     mine = place[prepared.rows] >= 0

@@ -20,6 +20,7 @@ from robench.evaluation.adversarial_inputs import FileInputs, room_for
 from robench.evaluation.cascade import Cascade
 from robench.evaluation.environment import PeakMemory
 from robench.evaluation.parts import PANEL_OF_PART, arrays_for_merging, part_of, with_part
+from robench.evaluation.plan import ModelPlan, Planner
 from robench.evaluation.prepared_model import (
     Examination,
     PreparedModel,
@@ -159,6 +160,34 @@ def evaluate_model(
     return records
 
 
+def plan_model(
+    model: RobenchModel,
+    dataset: Dataset,
+    suite: Suite,
+    *,
+    store: Store,
+    threat_model: ThreatModel,
+    settings: Settings = _DEFAULTS,
+    examination: Examination | None = None,
+    part: Part | None = None,
+) -> ModelPlan:
+    """What :func:`evaluate_model` would have to do, from a short measurement; nothing is written.
+
+    Raises:
+        ModelError: as that.
+    """
+    specs = suite.for_model(threat_model.norm, model.outputs)
+    job = _ModelJob(
+        model, dataset, threat_model, specs, store, Silent(), settings, examination, part
+    )
+    stored = tuple(spec.name for spec in specs if job.is_stored(spec))
+    memory, started = PeakMemory(settings.device), time.perf_counter()
+    planner = Planner(job.prepared, memory)
+    preparing = time.perf_counter() - started
+    todo = [spec for spec in specs if spec.name not in stored]
+    return planner.plan(todo, stored, preparing)
+
+
 def code_from_outside(attack: AttackSpec, model: RobenchModel) -> dict[str, str]:
     """What else decides a job's numbers: code of other packages, and models that are searched in
     this one's place. Attack, metric or stand-in → version or hash."""
@@ -235,6 +264,14 @@ class _ModelJob:
         """What the store knows that no attack can break of the model."""
         fingerprint = self.model.summary.fingerprint
         return [b for b in known_bounds(self.store) if b.model.fingerprint == fingerprint]
+
+    def is_stored(self, spec: AttackSpec) -> bool:
+        """Whether the record of one attack is there, of all samples or of this part of them."""
+        key = key_of(self.model, self.dataset.spec(), self.threat_model, spec, self.settings)
+        if self.part is None or self.store.has(key):
+            return self.store.has(key)
+        key = part_key(key, self.part.index, self.part.count)
+        return part_store(self.store, self.part).has(key)
 
     def run(self, spec: AttackSpec) -> StoredRecord:
         """The record of one attack, from the store or made now."""

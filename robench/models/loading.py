@@ -158,7 +158,7 @@ def as_it_ran(model: RobenchModel, touched: Touched) -> None:
 
     A module that it has imported is in the key from now on, as it is where it was imported before.
     """
-    if _is_unique(model):
+    if is_unique(model):
         return
     reasons = list(touched.reads)
     loaded = [n for n in touched.loaded if n in sys.modules and not is_of_library(n)]
@@ -170,7 +170,7 @@ def as_it_ran(model: RobenchModel, touched: Touched) -> None:
         model.remarks += tuple(_not_reusable(identity.unique_because))
         loaded = [n for n in loaded if not {n, n.partition(".")[0]} & identity.modules]
     reasons += [f"{name}, which is imported while it runs" for name in loaded]
-    if reasons and not _is_unique(model):
+    if reasons and not is_unique(model):
         make_unique(model, reasons)
 
 
@@ -178,11 +178,12 @@ def make_unique(model: RobenchModel, reasons: Sequence[str]) -> None:
     """Give a model a fingerprint that is never found again; its records say why."""
     fingerprint = canonical_hash([model.summary.fingerprint, uuid.uuid4().hex])
     model.summary = model.summary.model_copy(update={"fingerprint": fingerprint})
-    if not _is_unique(model):
+    if not is_unique(model):
         model.remarks += tuple(_not_reusable(reasons))
 
 
-def _is_unique(model: RobenchModel) -> bool:
+def is_unique(model: RobenchModel) -> bool:
+    """Whether its fingerprint is never found again."""
     return any(flag.name == _NOT_REUSABLE for flag in model.remarks)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 from pathlib import Path
@@ -37,22 +38,33 @@ def test_the_matrix_of_the_documentation(tmp_path, monkeypatch):
     assert (list(found["model"]), list(found["n"])) == (["pgd-at"], [12])
 
 
-def test_what_is_missing_is_listed(tmp_path):
-    assert invoke("run", *MODEL, "--shard", "2/3", "--results", tmp_path).code == 0
-    listed = invoke("results", "list", "--results", tmp_path)
+def test_what_is_missing_is_listed(tmp_path, monkeypatch):
+    """After one task of the array of the documentation, as written but for suite and samples."""
+    monkeypatch.chdir(tmp_path)
+    (script,) = re.findall(r"^```bash\n(.*?)^```", PAGE.read_text(), re.M | re.S)
+    command = script[script.index("robench run") + len("robench") :].replace("\\\n", " ")
+    task = {"MODEL": "pgd-at", "SLURM_ARRAY_TASK_ID": "2", "SLURM_ARRAY_TASK_COUNT": "3"}
+    for name, value in task.items():
+        monkeypatch.setenv(name, value)
+    line = os.path.expandvars(command).replace("standard", "quick").replace("10000", "12")
+    done = invoke(*shlex.split(line))
+    assert done.code == 0, done.err
+    assert "part 2 of 3" in done.err
+    assert "robust" not in done.err
+    listed = invoke("results", "list")
     assert "parts: fgsm on digits/Linf-0.2/pgd-at" in listed.out
     assert "12 samples" in listed.out
     assert "parts 1, 3 of 3 are missing" in listed.out
-    content = invoke("results", "list", "--results", tmp_path, "--json").json
+    content = invoke("results", "list", "--json").json
     assert [job["missing"] for job in content["parts"]] == [[1, 3], [1, 3]]
     assert content["records"] == []
-    verified = invoke("results", "verify", "--results", tmp_path, "--json").json
+    verified = invoke("results", "verify", "--json").json
     assert [item["sound"] for item in verified] == [True, True]
-    done = invoke("results", "merge", "--results", tmp_path)
+    done = invoke("results", "merge")
     assert done.code == 2
     assert done.err.startswith("robench: error: ")
     assert "parts 1, 3 of 3 are missing" in done.err
-    assert Store(tmp_path).keys() == []
+    assert Store("results").keys() == []
 
 
 @pytest.mark.parametrize(
@@ -81,3 +93,16 @@ def test_a_folder_without_parts_is_named(tmp_path):
     assert done.code == 2
     assert "no parts are there" in done.err
     assert str(tmp_path) in done.err
+
+
+def test_a_dry_run_writes_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr("robench.evaluation.plan._SECONDS", 0.01)
+    folder = tmp_path / "results"
+    done = invoke("run", *MODEL, "--results", folder, "--dry-run", "--json")
+    assert done.code == 0, done.err
+    (plan,) = done.json["models"]
+    assert [job["attack"] for job in plan["jobs"]] == ["fgsm", "pgd-20"]
+    assert plan["n"] == 12
+    assert plan["seconds"] > 0
+    assert set(done.json["seconds_by_shards"]) == {"1", "4", "16", "64"}
+    assert not folder.exists()

@@ -26,6 +26,7 @@ from robench.evaluation.parts import POSITIONS, part_rows
 from robench.evaluation.prepared_model import Examination, Settings
 from robench.evaluation.runner import evaluate_model
 from robench.models import wrap_module
+from robench.models.loading import make_unique
 from robench.records import AttackSpec, Suite
 from robench.reporting.leaderboard import build_leaderboard, leaderboard_csv
 from robench.request import Part
@@ -208,6 +209,17 @@ def test_parts_of_several_folders_keep_their_adversarial_inputs(whole, thirds, t
         assert mine.tobytes() == theirs.tobytes()
 
 
+@pytest.mark.parametrize("rule", ["next", "all", "3"])
+def test_parts_of_targeted_attacks(problem, tmp_path, rule):
+    given = {"models": (0,), "suite": PGD, "threat_model": THREAT.aimed_at(rule)}
+    whole = problem.run(tmp_path / "whole", **given)
+    for index in (2, 1):
+        problem.run(tmp_path / "parts", Part(index, 2), **given)
+    store = merged([Store(tmp_path / "parts")], tmp_path / "out")
+    for key in whole.keys():  # noqa: SIM118
+        assert told(whole, key) == told(store, key)
+
+
 def test_every_sample_is_in_one_part(problem):
     ids = problem.data.sample_ids
     parts = [part_rows(ids, Part(index, 7)) for index in range(1, 8)]
@@ -320,3 +332,10 @@ def test_a_model_that_draws_at_random_is_refused(problem, tmp_path):
     with pytest.raises(ModelError, match="randomised"):
         evaluate_model(noisy, problem.data, PGD, store=Store(tmp_path), part=Part(1, 2))
     assert list(tmp_path.rglob("*.json")) == []
+
+
+def test_a_model_that_is_never_found_again_is_refused(problem, tmp_path):
+    model = wrap_module(WithFeatures(0), num_classes=6, input={"channels": 1}, threat_model=THREAT)
+    make_unique(model, ["an attribute is a handle"])
+    with pytest.raises(ModelError, match="not be joined"):
+        evaluate_model(model, problem.data, PGD, store=Store(tmp_path), part=Part(1, 2))

@@ -285,6 +285,7 @@ class Cascade:
         ranking = search_model if aside else self.prepared.models.exact
         classes = samples.clean_logits.shape[1]
         near = self._near(run, rows).to(samples.inputs.device) if run.recheck else None
+        assert not isinstance(attack, BatchAttack)
         return Search(
             attack,
             Queries(search_model, classes, self.batch_size),

@@ -276,7 +276,7 @@ def _summary(rows: Sequence[dict[str, Any]]) -> list[str]:
         "without their cause named": [row["mask"] for row in masks if not row["causes"]],
     }
     reasons = [
-        f"  - {name}: {GALLERY[name].beyond or 'not known why'}."
+        f"- {name} stays above: {GALLERY[name].beyond or 'not known why'}."
         for name in above("best_known_acc")
     ]
     alarms = [row["mask"] for row in controls if row["verdict"] != "stands" or row["others"]]

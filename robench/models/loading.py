@@ -105,7 +105,6 @@ def load_model(
         # A program's code is its weights file, which the card's hash covers.
         network = load_program(weights, trust_pickle=trust_pickle or trusted)
     else:
-        builder = foreign_builder(card.architecture)
         content = read_checkpoint(weights, trust_pickle=trust_pickle)
         network = build_architecture(card.architecture, card.num_classes, card.input.channels)
         state = extract_state_dict(content, card.weights.key, where=weights)
@@ -113,10 +112,11 @@ def load_model(
         load_strictly(network, state, where=weights)
         remarks += _left_out(card, left_out, further_weights(network, content, card.weights.key))
         identity = code_identity(network.eval())
-        if builder is not None:
-            fingerprint_by = partial(_of_built, fingerprint, code_identity(builder).sha256)
+        if (builder := foreign_builder(card.architecture)) is not None:
+            built = code_identity(builder)
+            fingerprint_by = partial(_of_built, fingerprint, built.sha256)
             fingerprint = fingerprint_by(identity.sha256)
-            remarks += _not_reusable(identity.unique_because)
+            remarks += _not_reusable((*identity.unique_because, *built.unique_because))
     return RobenchModel(
         network,
         num_classes=card.num_classes,

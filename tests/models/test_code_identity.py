@@ -714,6 +714,27 @@ def test_the_code_of_weights_that_name_it_is_in_their_fingerprint(
     assert len(set(found)) == len(found)
 
 
+def test_a_builder_that_cannot_be_compared_is_a_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its network holds nothing of what it looked up, and the record says why it is made again."""
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    source = SOURCE.format(imported="import os\nscale = lambda x: x")
+    source = source.replace("return Net()", "return Net() if os.environ.get('HOME') else Net()")
+    (tmp_path / "own_builder_of_test.py").write_text(source)
+    torch.save({f"a.{k}": v for k, v in nn.Linear(4, 3).state_dict().items()}, tmp_path / "own.pt")
+    loaded = load_checkpoint(
+        tmp_path / "own.pt",
+        "own_builder_of_test:build",
+        num_classes=3,
+        input=InputSpec(channels=1),
+    )
+    (flag,) = loaded.remarks
+    assert flag.name == "not_reusable"
+    assert "build finds by os.environ" in flag.evidence
+
+
 def test_an_identity_is_the_same_in_another_process(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

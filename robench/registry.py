@@ -198,7 +198,7 @@ def source_hash(*modules: str) -> str | None:
             found += [(path.relative_to(folder).as_posix(), path) for path in files]
         if not found and file is not None:
             found = [("", Path(file))]
-        if not found:
+        if not found or not all(path.is_file() for _, path in found):  # a script from a pipe
             return None
         for place, path in sorted(found):
             content = path.read_bytes()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import functools
 import types
 from typing import Any
 
@@ -20,10 +21,26 @@ def is_plain(value: object) -> bool:
     return type(value) in _PLAIN or isinstance(value, (Tensor, np.ndarray))
 
 
-def put_in_torch() -> list[types.FunctionType]:
-    """Functions of others in places from which torch's layers call them."""
-    held = [*vars(nn.functional).values(), *vars(torch).values()]
-    return [f for f in held if isinstance(f, types.FunctionType) and is_foreign(f)]
+def put_in_torch() -> list[Any]:
+    """Functions, methods and callable objects of others in places from which torch's layers call
+    them."""
+    # No layer calls torch.compile, which libraries wrap when they are imported.
+    held = [*vars(nn.functional).values()]
+    held += [value for name, value in vars(torch).items() if name != "compile"]
+    return [value for value in held if _is_others(value)]
+
+
+def _is_others(value: Any) -> bool:
+    if isinstance(value, types.FunctionType):
+        return is_foreign(value)
+    if isinstance(value, types.MethodType):
+        return _is_others(value.__func__)
+    if isinstance(value, functools.partial):
+        return _is_others(value.func)
+    if isinstance(value, type) or not callable(value):
+        return False
+    called = type(value).__call__
+    return isinstance(called, types.FunctionType) and is_foreign(called)
 
 
 def put_in_builtins() -> dict[str, Any]:

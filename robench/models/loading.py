@@ -301,6 +301,21 @@ def load_checkpoint(
     return load_model(card, device=device, trust_pickle=trust_pickle)
 
 
+def _copied(module: nn.Module, name: str) -> nn.Module:
+    if type(module).__module__.startswith("torch._dynamo"):
+        raise UsageError(
+            "a copy of a compiled module loses the hooks on it",
+            where=name,
+            hint="Put them on the module that is compiled, or pass share=True",
+        )
+    try:
+        return copy.deepcopy(module)
+    except (RuntimeError, TypeError) as error:
+        raise UsageError(
+            f"the module cannot be copied: {error}", where=name, hint="Pass share=True"
+        ) from error
+
+
 def wrap_module(
     module: nn.Module,
     *,
@@ -338,14 +353,10 @@ def wrap_module(
     forward_spec = parse(ForwardSpec, forward or {}, CardError, where=name)
     attention_spec = parse(AttentionSpec, attention or {}, CardError, where=name)
     threat = ThreatModel.parse(threat_model)
+    module = unwrapped(module)
     if not share:
-        try:
-            module = copy.deepcopy(module)
-        except (RuntimeError, TypeError) as error:
-            raise UsageError(
-                f"the module cannot be copied: {error}", where=name, hint="Pass share=True"
-            ) from error
-    module = unwrapped(module).eval()
+        module = _copied(module, name)
+    module = module.eval()
     for parameter in module.parameters():
         parameter.requires_grad_(False)  # TorchScript's files hold what is trained
     weights = buffer_fingerprint(module)

@@ -281,16 +281,22 @@ def _describe(value: Any) -> str:
 def unwrapped(module: nn.Module) -> nn.Module:
     """The module that compilation (``torch.compile``) or data parallelism has wrapped.
 
-    It computes the same, and lets its layers be looked at.
+    It computes the same, and lets its layers be looked at. A wrapper that has hooks, or a ``forward``
+    of its own, computes something else, and stays.
     """
-    while True:
+    while not any(getattr(module, name, None) for name in _HOOKS):
         inner = getattr(module, "_orig_mod", None)
         if type(module).__module__.startswith("torch._dynamo") and isinstance(inner, nn.Module):
             module = inner
-        elif isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-            module = module.module
+        elif type(module) in (nn.DataParallel, nn.parallel.DistributedDataParallel):
+            wrapped: Any = module.module
+            module = wrapped
         else:
-            return module
+            break
+    return module
+
+
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 def buffer_fingerprint(module: nn.Module) -> str:

@@ -770,3 +770,34 @@ def test_an_identity_is_the_same_in_another_process(
     assert int(hashed) != hash("x")
     assert (sha256, because) == (here.sha256, "()")
     assert here.unique_because == ()
+
+
+class Called:
+    """Called as a function, and no function."""
+
+    def __init__(self, factor: float) -> None:
+        self.factor = factor
+
+    def __call__(self, x: Any, *_: Any, **__: Any) -> Any:
+        return self.factor * x
+
+    def method(self, x: Any, *_: Any, **__: Any) -> Any:
+        return self.factor * x
+
+    @classmethod
+    def of_class(cls, x: Any, *_: Any, **__: Any) -> Any:
+        return 2 * x
+
+
+@pytest.mark.parametrize("name", ["relu", "linear"])
+def test_whatever_is_put_into_torch_is_in_the_key(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
+    found = {code_identity(network).sha256}
+    put = [Called(2.0), Called(3.0), Called(4.0).method, Called.of_class]
+    put += [functools.partial(Called(5.0).method), functools.partial(Called.of_class)]
+    for value in put:
+        monkeypatch.setattr(nn.functional, name, value)
+        found.add(code_identity(network).sha256)
+    assert len(found) == 1 + len(put)

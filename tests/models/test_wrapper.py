@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from robench.errors import ModelError, UsageError
 from robench.models.architectures.resnet import DigitsResNet
 from robench.models.loading import wrap_module
-from robench.models.wrapper import RobenchModel, buffer_fingerprint
+from robench.models.wrapper import RobenchModel, buffer_fingerprint, unwrapped
 from robench.records import ForwardSpec, InputSpec, ModelSummary
 from robench.threat_models import ThreatModel
 
@@ -232,3 +232,28 @@ def test_a_tensor_has_no_outputs_by_name(name: str) -> None:
     model = wrap_module(module, num_classes=3, forward={"output": name})
     with pytest.raises(ModelError, match="nothing at output path"):
         model(torch.rand(2, 1, 2, 2))
+
+
+class Negative(nn.DataParallel):
+    """A wrapper that computes something else."""
+
+    def forward(self, *inputs: Any, **options: Any) -> Any:
+        return super().forward(1 - inputs[0])
+
+
+def test_a_wrapper_that_computes_something_else_stays() -> None:
+    network = nn.Sequential(nn.Flatten(), nn.Linear(4, 2)).eval()
+    inputs = torch.rand(3, 1, 2, 2)
+    hooked = nn.DataParallel(network)
+    hooked.register_forward_pre_hook(lambda module, given: (given[0] * 0,))
+    expected = (network(1 - inputs), network(inputs * 0))
+    about = {"num_classes": 2, "input": {"channels": 1}, "threat_model": "Linf-0.1"}
+    for other, logits in zip((Negative(network), hooked), expected, strict=True):
+        torch.testing.assert_close(wrap_module(other, **about)(inputs), logits)
+    assert unwrapped(nn.DataParallel(network)) is network
+    compiled = torch.compile(network, backend="eager")
+    compiled.register_forward_hook(lambda module, given, output: output.flip(1))
+    with pytest.raises(UsageError, match="loses the hooks"):
+        wrap_module(compiled, **about)
+    shared = wrap_module(compiled, share=True, **about)
+    torch.testing.assert_close(shared(inputs), network(inputs).flip(1))

@@ -210,6 +210,7 @@ class Kept:
         store = Store(self.folder / "results")
         for stored in list(store.records()):
             if stored.record.attack.name == CASCADE:
+                assert stored.path is not None
                 for file in stored.path.parent.glob(f"{stored.record.key}*"):
                     file.unlink()
         self.write("seconds", self.read("seconds") | {"validate_seconds": 0.0})

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from torch import nn
 
 from robench.datasets import DATASETS, Dataset, from_torch, load_dataset
+from robench.datasets.pixels import DARK
 from robench.errors import CardError, UsageError
 from robench.models import wrap_module
 from robench.models.catalogue import SOURCES
@@ -57,7 +58,11 @@ def load_requested(request: Request) -> list[tuple[RobenchModel, Dataset]]:
     _check_threats(request, [m.card.threat_model for m in chosen if isinstance(m, LocatedCard)])
     # Prepared once for each preprocessing that models want.
     samples = cache(partial(load_samples, replace(request, dataset=data)))
-    return [_load(request, model, samples) for model in chosen]
+    loaded = [_load(request, model, samples) for model in chosen]
+    for model, dataset in loaded:
+        if dataset.dark:
+            _remark(model, "dark_inputs", f"{dataset.name}: {DARK}")
+    return loaded
 
 
 def choose_models(request: Request) -> tuple[list[Chosen], Any]:

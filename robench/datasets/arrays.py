@@ -18,6 +18,7 @@ from robench.datasets.pixels import (
     array_tensor,
     channels_first,
     check_brightness,
+    is_dark,
     plain_tensor,
     unit_range,
     white_of_type,
@@ -88,7 +89,10 @@ class ArrayDataset(Dataset):
             inputs = unit_range(inputs, where, white)
         if white is None and inputs.numel():
             highest = float(inputs.max()) / (255 if stored == torch.uint8 else 1)
-            check_brightness(highest, where, white_of_type(stored))
+            # Floats in [0, 1] are what is asked for; whoever scaled them so may have meant it.
+            self.dark = stored.is_floating_point and highest > 0 and is_dark(highest)
+            if not self.dark:
+                check_brightness(highest, where, white_of_type(stored))
         if None not in (class_names, num_classes) and num_classes != len(class_names or ()):
             raise DataError(
                 f"{len(class_names or ())} class names for {num_classes} classes", where=where

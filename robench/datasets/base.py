@@ -125,6 +125,8 @@ class Dataset(ABC):
         self.input_shape = input_shape
         self.preprocessing = preprocessing
 
+    dark = False
+    """Whether the samples are floats so dark that white may be another value than 1"""
     reads_alike = False
     """Whether a sample that is read again is sure to be the same pixels."""
 
@@ -288,6 +290,7 @@ class Subset(Dataset):
             preprocessing=parent.preprocessing,
         )
         self.reads_alike = parent.reads_alike
+        self.dark = parent.dark
         self._parent = parent
         self._indices = chosen
 

@@ -75,6 +75,10 @@ def _check_white(white: float, largest: float, what: str, where: object) -> None
         )
 
 
+DARK = "no value is above a fifteenth of white; white=VALUE says what is"
+"""Of floats that may have been scaled twice"""
+
+
 def is_dark(highest: float) -> bool:
     """Whether a highest value, where white is 1, is so low that white may be another."""
     return highest * _DARK <= 1 + 1e-6

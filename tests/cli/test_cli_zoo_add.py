@@ -88,7 +88,7 @@ def test_the_recorded_accuracy_is_measured_again(checkpoint, tmp_path):
     done = invoke("zoo", "verify", "mine", "--accuracy", "--json")
     assert done.code == 2
     assert done.json[0]["accuracy"] == "differs"
-    assert f"the card says {recorded['clean_acc']:.1f} %" in done.json[0]["problem"]
+    assert f"the card says {recorded['clean_acc']:.2f} %" in done.json[0]["problem"]
 
 
 def test_missing_data_is_not_the_models_fault(tmp_path, monkeypatch):

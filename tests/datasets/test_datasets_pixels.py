@@ -12,8 +12,10 @@ import pytest
 import torch
 from fake_hub_data import Rows, Value
 from PIL import Image
+from torch import nn
 from torch.utils.data import DataLoader, TensorDataset, default_collate
 
+import robench
 from robench.datasets import ArrayDataset, FolderDataset, from_torch, load_dataset
 from robench.datasets.hugging_face import HuggingFaceDataset
 from robench.errors import DataError
@@ -443,11 +445,19 @@ def test_one_bright_image_says_what_white_is(tmp_path: Path) -> None:
 
 
 def test_floats_that_were_divided_twice_are_in_doubt() -> None:
+    """Refused where a transform made them; flagged where somebody gave the tensor itself."""
     inputs = torch.rand(4, 1, 4, 4, generator=torch.Generator().manual_seed(0)) / 255
-    for source in ((inputs, [0, 1, 0, 1]), TensorDataset(inputs, torch.tensor([0, 1, 0, 1]))):
-        with pytest.raises(DataError, match="white"):
-            from_torch(source)
-        assert float(from_torch(source, white=1).batch(range(4)).max()) == float(inputs.max())
+    one_by_one = TensorDataset(inputs, torch.tensor([0, 1, 0, 1]))
+    with pytest.raises(DataError, match="white"):
+        from_torch(one_by_one)
+    assert float(from_torch(one_by_one, white=1).batch(range(4)).max()) == float(inputs.max())
+    pair = (inputs, [0, 1, 0, 1])
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 2))
+    options = {"threat_model": "Linf-0.001", "input": {"channels": 1}, "device": "cpu"}
+    for white, flags in ((None, ["dark_inputs"]), (1, [])):
+        data = from_torch(pair, white=white).subset(4)
+        record = robench.evaluate(model, data, "quick", **options)[0].record
+        assert [f.name for f in record.flags if f.name == "dark_inputs"] == flags
 
 
 @pytest.mark.parametrize(

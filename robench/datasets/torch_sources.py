@@ -262,8 +262,8 @@ def _drawn(loader: DataLoader[Any]) -> list[int] | None:
     if type(sampler).__module__ == "torch.utils.data.sampler" and hasattr(sampler, "sampler"):
         sampler = sampler.sampler
     called = f"the loader's sampler {type(sampler).__name__}"
-    total = len(loader.dataset)  # type: ignore[arg-type]
     whole: Any = loader.dataset
+    total = len(whole)
     if type(sampler) is SequentialSampler and sampler.data_source is whole:
         chunks: Any = loader.batch_sampler
         if chunks is None or (type(chunks) is BatchSampler and not chunks.drop_last):

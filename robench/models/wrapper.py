@@ -278,6 +278,9 @@ def _describe(value: Any) -> str:
     return f"a {kind} with {', '.join(map(repr, list(parts)[:6]))}" if parts else f"a {kind}"
 
 
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
 def unwrapped(module: nn.Module) -> nn.Module:
     """The module that compilation (``torch.compile``) or data parallelism has wrapped.
 
@@ -294,9 +297,6 @@ def unwrapped(module: nn.Module) -> nn.Module:
         else:
             break
     return module
-
-
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 def buffer_fingerprint(module: nn.Module) -> str:

@@ -24,7 +24,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
@@ -305,13 +305,24 @@ def known_rows(campaign: Campaign) -> list[dict[str, Any]]:
     return [kept.read("row") | kept.read("seconds") for kept in places if kept.has("row")]
 
 
-def page(campaign: Campaign) -> str:
-    """What is known of all networks, of as many samples and this seed."""
+def page(seed: int) -> str:
+    """All that is known of every network, of however many samples and by whatever suite."""
     lines = ["# Planted masks", "", *machine("cpu")]
-    for name in _PLACES:
-        if rows := known_rows(other := replace(campaign, name=name)):
-            lines += render(other, rows)
+    for campaign in kept_campaigns(seed):
+        if rows := known_rows(campaign):
+            lines += render(campaign, rows)
     return "\n".join(lines)
+
+
+def kept_campaigns(seed: int) -> list[Campaign]:
+    """Those with figures, by network and the number of samples."""
+    found = []
+    for folder in _RUNS.iterdir():
+        begun, n, drawn = folder.name.rsplit("-", 2)
+        name = next(place for place in _PLACES if begun.startswith(f"{place}-"))
+        if int(drawn) == seed:
+            found.append(Campaign(name, int(n), seed, begun.removeprefix(f"{name}-"), None))
+    return sorted(found, key=lambda campaign: (list(_PLACES).index(campaign.name), -campaign.n))
 
 
 def run(campaign: Campaign, masks: Sequence[PlantedMask], limit: float) -> Iterator[str]:
@@ -360,7 +371,7 @@ def main() -> None:
         print("interrupted: the same command without --again goes on", flush=True)
     signal.setitimer(signal.ITIMER_REAL, 0)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(page(campaign))
+    arguments.out.write_text(page(campaign.seed))
 
 
 if __name__ == "__main__":

@@ -182,9 +182,16 @@ def render(rows: Sequence[Measured], suite: str, seed: int) -> Iterator[str]:
         accuracies = (f"{row.robust_acc:.1f}", f"{row.best_known_acc:.1f}")
         cells = [row.group, row.model, *accuracies, row.verdict, ", ".join(row.masked) or "–"]
         yield _row([*cells, "; ".join([*row.reasons, *row.masked.values()]) or "–"])
-    alarms = [row.model for row in rows if row.masked or row.verdict != "stands"]
-    named = f": {', '.join(alarms)}." if alarms else "."
-    yield from ("", f"{len(alarms)} of {len(rows)} raise an alarm{named}")
+    # A find is an input that the model itself has wrong: who is lowered has a number too high.
+    told = {
+        "raise an alarm": [r.model for r in rows if r.masked or r.verdict == "unreliable"],
+        "are lowered, by finds that the model itself has wrong": [
+            r.model for r in rows if r.verdict == "lowered"
+        ],
+    }
+    for what, names in told.items():
+        named = f": {', '.join(names)}." if names else "."
+        yield from ("", f"{len(names)} of {len(rows)} {what}{named}")
 
 
 def _costs(rows: Sequence[Measured]) -> Iterator[str]:

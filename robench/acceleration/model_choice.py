@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from robench import seeding
 from robench.acceleration.search_models import (
@@ -45,8 +46,10 @@ _LARGEST_DISAGREEMENT = 0.05
 """Largest allowed error of a margin, as a share of the median margin"""
 _ROUNDING = 1e-3
 """The same, for what may stand for the original near the boundary"""
+_LEAST_ALIKE = 0.9
+"""Mean cosine of the angle between the gradients of a form and the original's, at least"""
 _PILOT = 16
-"""Inputs that tell whether a model falls at once"""
+"""Inputs that tell whether a model falls at once, or has the same gradients in another form"""
 _HARDLY_ANY = 1
 """So many of them may be left standing"""
 _CHECKED_PIXELS = 2**16
@@ -124,7 +127,8 @@ def choose_search_model(
                 form = check.agreeing(model, LOWER[precision], _LARGEST_DISAGREEMENT)
                 if form is None:
                     raise UsageError(
-                        f"in {precision} the logits do not agree with the original model's",
+                        f"in {precision} the logits or their gradients do not agree with the original "
+                        "model's",
                         where=model.summary.id,
                         hint="Use --precision auto or fp32",
                     )
@@ -167,12 +171,18 @@ def _worth_trying(device: torch.device) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class _Check:
-    """What a form has to agree with: the original's margins at random points of the ball."""
+    """What a form has to agree with: what the original says at random points of the ball.
+
+    A form may have the original's outputs and other gradients: a trace goes through functions whose
+    backward pass is the network's own, and takes the derivative of what they do.
+    """
 
     points: Tensor
     labels: Tensor
     expected: Tensor
     """(N,) margins of the original model"""
+    plain: SearchModel
+    """The original"""
 
     @classmethod
     def of(
@@ -182,20 +192,20 @@ class _Check:
         inputs, labels = inputs[:count], labels[:count]
         keys = seeding.sample_keys(0, [str(i) for i in range(len(inputs))]).to(inputs.device)
         points = random_point(inputs, threat_model.norm, threat_model.radius, keys)
-        return cls(points, labels, margin(plain.logits(points), labels))
+        return cls(points, labels, margin(plain.logits(points), labels), plain)
 
     def agreeing(self, model: RobenchModel, variant: Variant, limit: float) -> SearchModel | None:
-        """The model in another form, if its margins agree up to ``limit`` × the median margin.
+        """The model in another form, if its margins agree up to ``limit`` × the median margin, and its
+        gradients point where the original's do.
 
         Its tolerance is twice the largest error seen.
         """
         form = build_variant(model, variant)
         if form is None:
             return None
-        loss = Loss(LOSSES["ce"], self.labels, self.labels)
         try:
             found = form.logits(self.points)
-            finite = bool(form.gradient(self.points, loss).gradient.isfinite().all())
+            alike = float(_cosines(self._slope_of(form), self._slope).mean()) >= _LEAST_ALIKE
         except Exception:
             # An operation that does not exist in this precision, or a network that looks into
             # layers that were replaced: whatever it is, the form is not one to use.
@@ -203,7 +213,29 @@ class _Check:
         error = float((margin(found, self.labels) - self.expected).abs().max())
         form.tolerance = 2 * error
         agrees = error <= limit * float(self.expected.abs().median())
-        return form if finite and agrees else None
+        if agrees and alike:
+            return form
+        # What cannot be traced rightly takes the rest of the form.
+        unfolded = replace(variant, folded=False)
+        return self.agreeing(model, unfolded, limit) if variant.folded else None
+
+    @cached_property
+    def _slope(self) -> Tensor:
+        """The original's."""
+        return self._slope_of(self.plain)
+
+    def _slope_of(self, model: SearchModel) -> Tensor:
+        """(M, C, H, W), gradients of the margin at the first points."""
+        points, labels = self.points[:_PILOT], self.labels[:_PILOT]
+        return model.gradient(points, Loss(LOSSES["margin"], labels, labels)).gradient
+
+
+def _cosines(one: Tensor, other: Tensor) -> Tensor:
+    """Of the angles between gradients (M, …), (M,); 1 where both are zero, 0 where one is or is not
+    finite."""
+    one, other = (gradient.flatten(1).double() for gradient in (one, other))
+    cosines = nn.functional.cosine_similarity(one, other, eps=1e-300).nan_to_num(0.0)
+    return torch.where((one == 0).all(dim=1) & (other == 0).all(dim=1), 1.0, cosines)
 
 
 def _fastest(

@@ -6,6 +6,7 @@ import itertools
 import time
 from functools import cache
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +17,8 @@ import robench.records
 from robench import request
 from robench.acceleration import model_choice, timing
 from robench.acceleration.model_choice import SearchChoice, choose_search_model
-from robench.acceleration.search_models import LOWER, SearchModel, exact_variant
+from robench.acceleration.search_models import LOWER, SearchModel, build_variant, exact_variant
+from robench.attacks.losses import LOSSES, Loss
 from robench.datasets import load_dataset
 from robench.errors import UsageError
 from robench.models import load_model, wrap_module
@@ -281,7 +283,7 @@ def test_a_network_that_takes_no_other_form_is_run_as_it_is(capable) -> None:
     wanted = {"threat_model": threat, "batch_size": 16, "planned_passes": FOREVER}
     choice = choose_search_model(model, inputs, labels, precision="auto", **wanted)
     assert descriptions(choice) == ("fp32",) * 4
-    with pytest.raises(UsageError, match="bf16 the logits do not agree"):
+    with pytest.raises(UsageError, match="bf16 the logits or their gradients do not agree"):
         choose_search_model(model, inputs, labels, precision="bf16", **wanted)
 
 
@@ -308,6 +310,43 @@ def test_a_form_with_other_logits_is_not_taken(capable) -> None:
         labels = model(inputs).argmax(dim=1)
     with pytest.raises(UsageError, match="do not agree"):
         choose(model, inputs, labels, "bf16")
+
+
+class Straight(torch.autograd.Function):
+    """Rounds forwards; backwards the identity."""
+
+    @staticmethod
+    def forward(ctx: Any, inputs: Tensor) -> Tensor:
+        return (255 * inputs).round() / 255
+
+    @staticmethod
+    def backward(ctx: Any, *slopes: Tensor) -> Tensor:
+        return slopes[0]
+
+
+class Rounded(nn.Module):
+    """What a trace folds, rounding's own derivative of zero and all."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = load_model("digits/Linf-0.2/pgd-at").network
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        logits: Tensor = self.network(Straight.apply(inputs))
+        return logits
+
+
+def test_a_form_that_loses_a_backward_pass_of_the_networks_own_is_not_taken(digits) -> None:
+    _, inputs, labels = digits
+    model = wrap_module(Rounded(), num_classes=10, input={"channels": 1})
+    folded = build_variant(model, exact_variant(CPU))
+    loss = Loss(LOSSES["margin"], labels, labels)
+    assert torch.allclose(folded.logits(inputs), model(inputs), atol=1e-4)
+    assert not folded.gradient(inputs, loss).gradient.any()
+    for precision in ("auto", "bf16"):
+        choice = choose(model, inputs, labels, precision)
+        assert not any("folded" in form for form in descriptions(choice))
+        assert choice.models.search.gradient(inputs, loss).gradient.any()
 
 
 def test_every_precision_of_a_request_has_a_form() -> None:

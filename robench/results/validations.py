@@ -60,10 +60,10 @@ def judgement(
 ) -> Judgement:
     """The verdict on a number of ``n`` samples, ``robust`` of which the suite left standing.
 
-    ``unreliable``: a test found masking, and either none of what it asks for could be tried, or nothing
-    moved the number though the masking is severe, or tests of two independent kinds found some
-    (:data:`_LOOKS_AT`). ``lowered``: the countermeasures broke more than
-    chance makes of a sound model (:mod:`robench.statistics.resolution`). ``stands``: neither.
+    ``unreliable``: some samples are left, a test found masking, and either none of what it asks for could
+    be tried, or nothing moved the number though the masking is severe, or tests of two independent kinds
+    found some (:data:`_LOOKS_AT`). ``lowered``: the countermeasures broke more than chance makes of a
+    sound model (:mod:`robench.statistics.resolution`). ``stands``: neither.
     """
     tried = {trial.countermeasure for trial in trials if trial.tried}
     finds = sum(trial.finds for trial in trials)
@@ -87,11 +87,11 @@ def judgement(
         return Judgement("unreliable", tuple(reasons))
     if moved:
         return Judgement("lowered", tuple(reasons))
-    if robust and (severe := [item.test for item in masked if item.severe]):
+    if finds < robust and (severe := [item.test for item in masked if item.severe]):
         reasons.append(f"{', '.join(severe)}: severe, and nothing that was tried moved the number")
         return Judgement("unreliable", tuple(reasons))
     names = ", ".join(item.test for item in masked)
-    if robust and len(_things({item.test for item in masked} - _ANSWERED)) > 1:
+    if finds < robust and len(_things({item.test for item in masked} - _ANSWERED)) > 1:
         reasons.append(
             f"{names}: independent signs of masking, and nothing that was tried moved the number"
         )

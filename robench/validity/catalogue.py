@@ -57,7 +57,7 @@ _TESTS: Mapping[str, Test] = {
     "resolution": Test(resolution),
     "hidden_outputs": Test(hidden_outputs),
     "attack_failure": Test(attack_failure, 32),
-    "binarisation": Test(binarisation, 32),
+    "binarisation": Test(binarisation, 16),
 }
 
 for _name, _test in _TESTS.items():

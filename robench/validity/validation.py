@@ -96,7 +96,10 @@ def check_goal(request: Request) -> None:
 
 def protocol() -> str:
     """The hash of all tests and countermeasures that there are, code from outside included."""
-    tests = [[name, identity_of(DIAGNOSES[name].function)] for name in DIAGNOSES]
+    tests = [
+        [name, test.samples, identity_of(test.function)]
+        for name, test in ((name, DIAGNOSES[name]) for name in DIAGNOSES)
+    ]
     content: dict[str, Any] = {"tests": tests, "countermeasures": countermeasures.identity()}
     # What was not there to be tried may be there now.
     content |= {"stand_ins": sorted(STAND_INS)}

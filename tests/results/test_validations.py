@@ -79,6 +79,12 @@ def test_a_number_that_is_0_stands_whatever_is_masked():
         assert judgement(masked, [tried("eot")], n=N, robust=0).verdict == "stands"
 
 
+def test_of_a_number_that_came_down_to_0_nothing_is_left_to_doubt():
+    for masked in ([SEVERE], [MASKED, JUMPS]):
+        assert judgement(masked, [tried("bpda", 1)], n=N, robust=1).verdict == "stands"
+        assert judgement(masked, [tried("bpda", 1)], n=N, robust=2).verdict == "unreliable"
+
+
 def test_the_reasons_say_what_could_not_be_tried_and_by_how_much_it_is_lower():
     lowered = judgement([SOUND], [tried("scale-free", 4), tried("eot", 6)], n=N, robust=100)
     assert lowered.reasons == (

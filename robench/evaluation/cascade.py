@@ -30,9 +30,9 @@ from robench.evaluation.flags import attack_flags, stalled_flags
 from robench.evaluation.prepared_model import PreparedModel, steps_a_sample
 from robench.evaluation.queries import Queries
 from robench.evaluation.samples import Samples, SearchResult
-from robench.evaluation.search import Progress, Save, Search
+from robench.evaluation.search import Search
 from robench.evaluation.traces import Tracer
-from robench.evaluation.worker_pool import Shard, WorkerPool
+from robench.execution import Progress, Save, Task, ThisProcess
 from robench.records import AttackSpec, Flag
 from robench.results.traces import Traced, TraceParts, write_trace
 from robench.stand_ins.catalogue import find_stand_in
@@ -64,8 +64,8 @@ class Cascade:
 
     Args:
         spec: a cascade, or a single attack.
-        prepared: the model and its correctly classified samples, m of them. Its workers
-            (:mod:`robench.evaluation.worker_pool`) share the batch, and change no result.
+        prepared: the model and its correctly classified samples, m of them. The workers of
+            its executor share the batch, and change no result.
         progress: told about completed steps.
         save: decides when to keep a snapshot; see :meth:`Search.run`.
         trace: where what searches see at each step goes; None: nowhere.
@@ -127,11 +127,11 @@ class Cascade:
         Raises:
             AttackError: no stage is defined for this model.
         """
-        self.state, begun = CascadeState.nothing_yet(adv_inputs), list[Shard]()
+        self.state, begun = CascadeState.nothing_yet(adv_inputs), list[Task]()
         # Another machine may have chosen another form of the model, and with it another plan.
         if snapshot is not None and snapshot["plan"] == self._plan_content():
             self.state = CascadeState.from_content(snapshot["state"], adv_inputs)
-            begun = [Shard(*shard) for shard in snapshot["shards"]]
+            begun = [Task(*task) for task in snapshot["shards"]]
         elif self.trace is not None:
             self.trace.clear()
         for number, run in enumerate(self.plan):
@@ -193,31 +193,31 @@ class Cascade:
 
     # --- one stage run -----------------------------------------------------------------------
 
-    def _run(self, number: int, begun: Sequence[Shard]) -> None:
+    def _run(self, number: int, begun: Sequence[Task]) -> None:
         run, counts = self.plan[number], self.state.phases[number]
         # A foreign attack may draw one number for a whole batch, and share what it likes.
         alone = isinstance(self.attacks[run.stage], BatchAttack) or self.stalled
-        workers = 1 if alone else self.workers
-        shards = [*begun, *self._shards(counts, begun, workers)]
+        executor = ThisProcess() if alone else self.prepared.executor
+        tasks = [*begun, *self._tasks(counts, begun, 1 if alone else self.workers)]
         self._started = time.perf_counter() - counts.seconds
-        pool = WorkerPool(
-            workers,
-            lambda shard: partial(self._search, run, shard, self.prepared.load(shard.rows)),
-            None if run.recheck else self.progress,
-            self._offer_snapshot,
-        )
         skipped = model = None
         try:
-            if shards or self.stages[run.stage].through is None:
+            if tasks or self.stages[run.stage].through is None:
                 # Before searches fork: what they take is built once, and files are read here alone.
                 model = self._model_of(run)
                 self._others(run)
-            with closing(pool.run(shards)) as results:
-                for shard, result in results:
-                    self.state = self.state.merged(shard.rows, result, run.stage)
+            results = executor.run(
+                tasks,
+                lambda task, _: partial(self._search, run, task, self.prepared.load(task.rows)),
+                None if run.recheck else self.progress,
+                self._offer_snapshot,
+                self._one_stalled,
+            )
+            with closing(results):
+                for task, found in results:
+                    self.state = self.state.merged(task.rows, SearchResult(**found), run.stage)
         except AttackError as error:
             skipped = str(error)
-        self.stalled += pool.stalled
         known = (None, self.prepared.models.search)
         counts = replace(
             self.state.phases[number],
@@ -229,47 +229,51 @@ class Cascade:
         self.state = self.state.with_phase(counts)
         self._offer_snapshot(list)
 
-    def _offer_snapshot(self, unfinished: Callable[[], list[Shard]]) -> None:
+    def _one_stalled(self) -> None:
+        self.stalled += 1
+
+    def _offer_snapshot(self, unfinished: Callable[[], list[Task]]) -> None:
         if self.save is not None:
             self.save(lambda: self._snapshot(unfinished()))
 
-    def _snapshot(self, shards: Sequence[Shard]) -> dict[str, Any]:
+    def _snapshot(self, tasks: Sequence[Task]) -> dict[str, Any]:
         """All that is needed to go on, whenever it is made."""
         state, counts = self.state, self.state.phases[-1]
         left: list[list[Any]] = []
         if not counts.finished:
             seconds = time.perf_counter() - self._started
             state = state.with_phase(replace(counts, seconds=seconds))
-            # What is merged must not be merged again, whatever the pool still has of it.
+            # What is merged must not be merged again, whatever the executor still has of it.
             left = [
-                [shard.rows, shard.search]
-                for shard in shards
-                if not bool(torch.isin(shard.rows, counts.done).any())
+                [task.rows, task.state]
+                for task in tasks
+                if not bool(torch.isin(task.rows, counts.done).any())
             ]
         return {"plan": self._plan_content(), "state": state.content(), "shards": left}
 
     def _plan_content(self) -> list[list[Any]]:
         return [[self.stages[run.stage].name, run.subset, run.recheck] for run in self.plan]
 
-    def _shards(self, counts: PhaseCounts, begun: Sequence[Shard], workers: int) -> list[Shard]:
+    def _tasks(self, counts: PhaseCounts, begun: Sequence[Task], workers: int) -> list[Task]:
         """What is left to be searched, in equal parts that fit onto the device."""
-        rows = counts.todo(torch.cat([counts.due[:0], *(shard.rows for shard in begun)]))
+        rows = counts.todo(torch.cat([counts.due[:0], *(task.rows for task in begun)]))
         if len(rows) == 0:
             return []
         share = min(self.prepared.shard_size // workers or 1, -(-len(rows) // workers))
-        return [Shard(part) for part in torch.split(rows, share)]
+        return [Task(part) for part in torch.split(rows, share)]
 
     def _search(
-        self, run: StageRun, shard: Shard, samples: Samples, progress: Progress, save: Save
-    ) -> SearchResult:
+        self, run: StageRun, task: Task, samples: Samples, progress: Progress, save: Save
+    ) -> dict[str, Any]:
+        """A task's :class:`SearchResult`, as plain data."""
         attack = self.attacks[run.stage]
         if isinstance(attack, BatchAttack):
             adjudicator, seed = self.prepared.adjudicator, self.prepared.settings.seed
             result = run_batch_attack(attack, adjudicator, samples, seed)
             progress(len(samples))
-            return result
-        search = self.search_of(run, shard.rows, samples)
-        return search.run(shard.search, save=save, progress=progress)
+            return vars(result)
+        search = self.search_of(run, task.rows, samples)
+        return vars(search.run(task.state, save=save, progress=progress))
 
     def search_of(self, run: StageRun, rows: Tensor, samples: Samples) -> Search[Any]:
         """The search of a stage run over samples that are at ``rows``, int64 (k,), ready to begin;

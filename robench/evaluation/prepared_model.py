@@ -28,7 +28,7 @@ from robench.evaluation.queries import Queries
 from robench.evaluation.repeated_draws import MostOfDraws, drawn_flag
 from robench.evaluation.sample_metrics import SampleMetrics
 from robench.evaluation.samples import Samples
-from robench.evaluation.worker_pool import survives_fork, worker_count
+from robench.execution import Executor, Forks, ThisProcess, survives_fork, worker_count
 from robench.models.wrapper import RobenchModel
 from robench.probes import FirstState
 from robench.records import AttackSpec, Flag
@@ -91,8 +91,8 @@ class PreparedModel:
     """Judges with the original model"""
     choice: SearchChoice
     """What searches run on, and how many inputs of all searches together at a time"""
-    workers: int
-    """Searches side by side"""
+    executor: Executor
+    """Where searches run, side by side"""
     shard_size: int
     """Samples that are on the device at a time"""
     metrics: SampleMetrics
@@ -104,6 +104,11 @@ class PreparedModel:
 
     def __len__(self) -> int:
         return len(self.aims)
+
+    @property
+    def workers(self) -> int:
+        """Searches side by side."""
+        return self.executor.size
 
     @property
     def models(self) -> SearchModels:
@@ -286,7 +291,7 @@ def prepare_model(
         flags=tuple(flags),
         adjudicator=adjudicator,
         choice=choice,
-        workers=workers,
+        executor=Forks(workers) if workers > 1 else ThisProcess(),
         shard_size=max(64, _SHARD_BYTES // (_STATE_COPIES * sample_bytes)),
         metrics=SampleMetrics(model, dataset, rows, device, _BATCH),
     )

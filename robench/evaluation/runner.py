@@ -29,7 +29,7 @@ from robench.evaluation.prepared_model import (
 )
 from robench.evaluation.recognition import may_go_on, told_margins
 from robench.evaluation.record_builder import RecordBuilder
-from robench.evaluation.worker_pool import packed, unpacked
+from robench.execution import packed, unpacked
 from robench.metric_catalogue import foreign_metrics
 from robench.models.wrapper import RobenchModel, buffer_fingerprint
 from robench.records import AttackSpec, Bounds, DatasetSpec, Flag, Suite, job_key, part_key

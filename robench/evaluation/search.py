@@ -14,7 +14,6 @@ taken after every step, and an interruption in the midst of one leaves it whole.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Generic
 
@@ -28,12 +27,7 @@ from robench.evaluation.queries import Queries
 from robench.evaluation.samples import Samples, SearchResult
 from robench.evaluation.search_order import SearchOrder
 from robench.evaluation.traces import Tracer
-
-Progress = Callable[[int], None]
-"""Called with the number of search steps that were completed or became unnecessary."""
-
-Save = Callable[[Callable[[], dict[str, Any]]], None]
-"""Is offered a function that makes a snapshot; decides whether to call it and keep the result."""
+from robench.execution import Progress, Save
 
 _UNJUDGED = "the original model fails, or is not finite, at the search's candidate"
 

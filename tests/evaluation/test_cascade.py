@@ -20,6 +20,7 @@ from robench.datasets import ArrayDataset
 from robench.errors import AttackError
 from robench.evaluation.cascade import Cascade
 from robench.evaluation.prepared_model import Settings, prepare_model
+from robench.execution import ThisProcess
 from robench.models import wrap_module
 from robench.records import AttackSpec, AuditSpec, EvaluationRecord, Outcome, Suite
 from robench.statistics import missed_share_upper
@@ -363,7 +364,9 @@ def cascade(
     search = Hazy(model, haze)
     models = SearchModels(search, search, Hazy(model, even) if even else exact, exact)
     choice = replace(clean.choice, models=models, batch_size=4)
-    return Cascade(spec, replace(clean, choice=choice, workers=1, shard_size=3), save=save)
+    return Cascade(
+        spec, replace(clean, choice=choice, executor=ThisProcess(), shard_size=3), save=save
+    )
 
 
 WEAK = pgd("weak", steps=3, relative_step_size=0.4, random_start=False)

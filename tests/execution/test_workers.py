@@ -25,9 +25,17 @@ from robench.datasets import ArrayDataset
 from robench.errors import ModelError
 from robench.evaluation.cascade import Cascade
 from robench.evaluation.prepared_model import PreparedModel, Settings, prepare_model
-from robench.evaluation.samples import Samples, SearchResult
-from robench.evaluation.search import Progress, Save
-from robench.evaluation.worker_pool import SearchCall, Shard, WorkerPool, worker_count
+from robench.execution import (
+    Call,
+    Executor,
+    Forks,
+    Progress,
+    Save,
+    Task,
+    ThisProcess,
+    Threads,
+    worker_count,
+)
 from robench.models import wrap_module
 from robench.models.wrapper import RobenchModel
 from robench.records import AttackSpec, Suite
@@ -64,7 +72,7 @@ def problem(network: nn.Module | None = None) -> tuple[RobenchModel, ArrayDatase
 def cascade(workers: int, save: Any = None, **options: Any) -> Cascade:
     network = options.pop("network", None)
     clean = plain() if network is None else prepared(network)
-    clean = replace(clean, workers=workers, shard_size=N)
+    clean = replace(clean, executor=Forks(workers), shard_size=N)
     return Cascade(SPEC, clean, save=save, **options)
 
 
@@ -155,22 +163,20 @@ def test_a_snapshot_of_several_engines_goes_on_anywhere(
     assert several >= least
 
 
-@pytest.mark.parametrize("size", [1, 2])
-def test_what_a_search_left_behind_is_forgotten_with_its_shard(size: int) -> None:
-    def prepare(shard: Shard) -> SearchCall:
-        def search(progress: Progress, save: Save) -> SearchResult:
+@pytest.mark.parametrize("executor", [ThisProcess(), Forks(2), Threads(2)], ids=repr)
+def test_what_a_task_left_behind_is_forgotten_with_it(executor: Executor) -> None:
+    def prepare(task: Task, number: int) -> Call:
+        def call(progress: Progress, save: Save) -> dict[str, Any]:
             save(lambda: {"points": torch.zeros(3)})
-            none = torch.zeros(len(shard.rows))
-            samples = Samples(none, none.long(), none[:, None], none.long())
-            return SearchResult.nothing_yet(samples, 1)
+            return {"sum": int(task.rows.sum())}
 
-        return search
+        return call
 
-    shards = [Shard(torch.arange(3)), Shard(torch.arange(3, 6))]
+    tasks = [Task(torch.arange(3)), Task(torch.arange(3, 6))]
     left: list[int] = []
-    pool = WorkerPool(size, prepare, None, lambda unfinished: left.append(len(unfinished())))
-    assert len(list(pool.run(shards))) == 2
-    assert [shard.search for shard in shards] == [None, None]
+    results = executor.run(tasks, prepare, None, lambda unfinished: left.append(len(unfinished())))
+    assert sorted(found["sum"] for _, found in results) == [3, 12]
+    assert [task.state for task in tasks] == [None, None]
     assert left[-1] == 0
 
 
@@ -235,8 +241,8 @@ def test_the_samples_of_a_worker_that_dies_are_searched_here(
 def test_the_samples_of_a_worker_that_hangs_are_searched_here(
     after: int, expected: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("robench.evaluation.worker_pool._STALLED", 1.0)
-    monkeypatch.setattr("robench.evaluation.worker_pool._PATIENCE", 0.2)
+    monkeypatch.setattr("robench.execution.forks._STALLED", 1.0)
+    monkeypatch.setattr("robench.execution.pool._PATIENCE", 0.2)
     network = InChildren(lambda: time.sleep(3600), after)
     run = cascade(2, save=lambda make: make() and None, network=network)
     attacked = run.run(torch.zeros(N, 1, 6, 6))
@@ -370,7 +376,7 @@ def test_passes_that_belong_together_have_one_worker(network: Any, alone: bool) 
 def test_a_rehearsal_tells_whether_a_fork_can_search(
     act: Callable[[], None], fine: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("robench.evaluation.worker_pool._REHEARSAL", 1.0)
+    monkeypatch.setattr("robench.execution.forks._REHEARSAL", 1.0)
     model, data = problem(InChildren(act))
     settings = Settings(precision="fp32", workers=3)
     clean = prepare_model(model, data, THREAT, settings, [SPEC])

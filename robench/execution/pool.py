@@ -1,0 +1,196 @@
+"""Executors: tasks are given to workers, and what each came to is given back as it comes.
+
+What a task comes to does not depend on who does it, so dividing changes no result. Workers do their
+tasks and report; merging, saving and showing progress are left to whoever asked. Where there is one
+worker only, it is the process itself.
+"""
+
+from __future__ import annotations
+
+import multiprocessing.connection
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Generator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from math import inf
+from typing import Any
+
+from torch import Tensor
+
+from robench.execution.worker import Call, Progress, Worker
+
+_PATIENCE = 60.0
+"""Seconds that a worker has to end its step when it is asked for a snapshot or to stop"""
+_LOOK = 30.0
+"""Seconds after which workers that may hang are looked at"""
+
+
+@dataclass(eq=False)
+class Task:
+    """Something to be done in one go, such as the search for some samples."""
+
+    rows: Tensor
+    """int64 (n′,): what it is about"""
+    state: dict[str, Any] | None = None
+    """A snapshot of what has been done of it, where there is one"""
+
+
+Results = Generator[tuple[Task, dict[str, Any]], None, None]
+
+
+class Executor(ABC):
+    """Somewhere to do tasks: so many at a time."""
+
+    size: int
+    """Tasks at a time; a single one is done in this process"""
+
+    @property
+    def patience(self) -> float:
+        """Seconds without a step after which a worker counts as hanging, and is ended."""
+        return inf
+
+    @abstractmethod
+    def start(self, number: int, call: Call) -> Worker:
+        """Have worker ``number``, from 0, make a call."""
+
+    def run(
+        self,
+        tasks: Sequence[Task],
+        prepare: Callable[[Task, int], Call],
+        progress: Progress | None,
+        save: Callable[[Callable[[], list[Task]]], None],
+        stalled: Callable[[], None] = lambda: None,
+    ) -> Results:
+        """Do all tasks; each is given with what it came to, in no particular order.
+
+        To be closed when the caller stops early: the other tasks then end after the step that they
+        are at, and ``save``'s function still tells what they came to.
+
+        Args:
+            tasks: what to do.
+            prepare: says how a task is done, by which worker; called in this process, which reads
+                files that are open.
+            progress: is told about steps.
+            save: is offered the unfinished tasks between any two steps.
+            stalled: is told of a worker that was ended because it made no progress. Its task is done
+                in this process, and no more workers are started: a thread pool of a model's own,
+                which a fork lacks, would hang in every one.
+
+        Raises:
+            ModelError: a model's code ended a worker's process by itself.
+            Exception: whatever a task or ``save`` raises.
+        """
+        return _Run(self, list(tasks), prepare, progress, save, stalled).results()
+
+
+@dataclass(frozen=True)
+class ThisProcess(Executor):
+    """No other worker."""
+
+    size: int = 1
+
+    def start(self, number: int, call: Call) -> Worker:
+        """Never called: there is one task at a time."""
+        raise NotImplementedError
+
+
+class _Run:
+    """Some tasks, while they are done."""
+
+    def __init__(
+        self,
+        executor: Executor,
+        tasks: list[Task],
+        prepare: Callable[[Task, int], Call],
+        progress: Progress | None,
+        save: Callable[[Callable[[], list[Task]]], None],
+        stalled: Callable[[], None],
+    ) -> None:
+        self.executor = executor
+        self.tasks = tasks
+        self.prepare = prepare
+        self.progress = progress
+        self.save = save
+        self.stalled = stalled
+        self.workers: dict[int, tuple[Task, Worker]] = {}
+
+    def results(self) -> Results:
+        """See :meth:`Executor.run`."""
+        if min(self.executor.size, len(self.tasks)) > 1:
+            yield from self._by_workers()
+        for task in list(self.tasks):
+            result = self.prepare(task, 0)(self._report, partial(self._stepped, task))
+            yield task, result
+            self._forget(task)
+
+    def _report(self, steps: int) -> None:
+        if self.progress is not None:
+            self.progress(steps)
+
+    def _stepped(self, task: Task, snapshot: Callable[[], dict[str, Any]]) -> None:
+        """This process's own task is between two steps."""
+
+        def unfinished() -> list[Task]:
+            task.state = snapshot()
+            return self._unfinished()
+
+        self.save(unfinished)
+
+    def _forget(self, task: Task) -> None:
+        self.tasks = [other for other in self.tasks if other is not task]
+        task.state = None  # as large as the samples themselves
+        self.save(self._unfinished)
+
+    def _unfinished(self) -> list[Task]:
+        """The tasks that were begun, each as it is between two steps."""
+        # Who has owed an answer since the last time may be hanging: it is not waited for again.
+        asked = [(*pair, _PATIENCE if pair[1].ask() else 0.0) for pair in self.workers.values()]
+        for task, worker, seconds in asked:
+            while worker.asked and not worker.over and worker.pipe.poll(seconds):
+                self._hear(task, worker)
+        return [task for task in self.tasks if task.state is not None]
+
+    def _hear(self, task: Task, worker: Worker) -> None:
+        self._report(worker.hear())
+        if worker.state is not None:
+            task.state, worker.state = worker.state, None
+
+    def _by_workers(self) -> Results:
+        waiting = list(self.tasks)
+        look = min(_LOOK, self.executor.patience / 10)
+        try:
+            while waiting or self.workers:
+                for number in range(self.executor.size):
+                    if waiting and number not in self.workers:
+                        task = waiting.pop(0)
+                        started = self.executor.start(number, self.prepare(task, number))
+                        self.workers[number] = task, started
+                pipes = [worker.pipe for _, worker in self.workers.values()]
+                ready = multiprocessing.connection.wait(pipes, look)
+                for number, (task, worker) in list(self.workers.items()):
+                    if worker.pipe in ready:
+                        self._hear(task, worker)
+                    elif worker.silent() > self.executor.patience:
+                        self.stalled()
+                        waiting = []
+                        worker.over = True
+                    if worker.result is not None:
+                        yield task, worker.result
+                        self._forget(task)
+                    if worker.over:
+                        worker.end()
+                        del self.workers[number]
+                    if worker.failure is not None:
+                        raise worker.failure
+                self.save(self._unfinished)
+        except BaseException:
+            # What the others have reached is kept for a last snapshot. Should that fail too, the
+            # failure that came first is what matters, and their tasks go on from before.
+            with suppress(Exception):
+                self._unfinished()
+            raise
+        finally:
+            for _, worker in self.workers.values():
+                worker.end()
+            self.workers = {}

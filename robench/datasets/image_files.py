@@ -18,14 +18,13 @@ from robench.datasets.folder_tree import (
     composed,
     has_images,
     images_below,
-    refuse_inner_splits,
-    split_folder,
     subfolders,
 )
 from robench.datasets.labels import check_class_count, in_order, listed_names
 from robench.datasets.object_masks import MaskSource, open_masks
 from robench.datasets.pixels import upright_size
 from robench.datasets.preprocessing import Preprocessing
+from robench.datasets.split_folders import refuse_unclear, split_folder
 from robench.errors import DataError, RobenchError, UsageError, one_line
 from robench.files import data_folder
 from robench.registry import unknown_name
@@ -209,17 +208,20 @@ class FolderDataset(ImageFiles):
             DataError: as the class.
         """
         preprocessing = Preprocessing.of(**preparation)
-        names = None if class_names is None else listed_names(class_names)
+        names = None if class_names is None else [composed(n) for n in listed_names(class_names)]
         apart = None if masks is None else Path(masks)
-        chosen = None
+        home = path
         if path.is_dir():
-            refuse_inner_splits(path, apart)
-        # Who names the classes says that a folder called train is one.
-        if path.is_dir() and not subfolders(path, apart).keys() <= set(names or ()):
             named = names is not None or num_classes is not None
-            chosen = split_folder(path, split, apart, named=named)
+            refuse_unclear(path, split, apart, named=named)
+            # Who names the classes says that a folder called train is one.
+            if not subfolders(path, apart).keys() <= set(names or ()):
+                home = split_folder(path, split, apart, names=names or (), some=named) or path
+            if home != path:
+                refuse_unclear(home, split, apart, named=named)
+        inside = composed(home.relative_to(path).as_posix())
         return cls(
-            path if chosen is None else path / chosen,
+            home,
             name=name or path.resolve().name,
             split=split,
             preprocessing=preprocessing,
@@ -227,7 +229,7 @@ class FolderDataset(ImageFiles):
             num_classes=num_classes,
             masks=None if apart is None else open_masks(apart),
             apart=apart,
-            id_prefix="" if chosen is None else f"{chosen}/",
+            id_prefix="" if home == path else f"{inside}/",
         )
 
 

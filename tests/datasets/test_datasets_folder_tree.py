@@ -3,22 +3,15 @@
 from __future__ import annotations
 
 import os
-import tempfile
-import unicodedata
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from campaign import campaign
-from hypothesis import HealthCheck, event, given, settings
-from hypothesis import strategies as st
 from PIL import Image
 
 from robench.datasets import FolderDataset, load_dataset
-from robench.errors import DataError, RobenchError, UnknownNameError, UsageError
+from robench.errors import DataError, UnknownNameError, UsageError
 
 
 def image(path: Path, level: int = 0) -> Path:
@@ -172,6 +165,52 @@ SPLITS: dict[str, tuple[tuple[str, ...], str, Any]] = {
     "classes of which some have parts": (("a/x/0.png", "b/x/0.png", "c/0.png"), "test", "a b c"),
     "splits inside classes": (("a/train/0.png", "a/test/0.png", "b/train/0.png"), "test",
                               "splits lie inside the class folders.*test/CLASS"),
+    "a folder in each split": (("training_set/training_set/a/0.png", "training_set/training_set/b/0.png",
+                                "test_set/test_set/a/0.png", "test_set/test_set/b/0.png"), "test_set",
+                               "a b"),
+    "and neither is asked for": (("training_set/training_set/a/0.png", "test_set/test_set/a/0.png",
+                                  "training_set/training_set/b/0.png"), "test",
+                                 "no split 'test'.*: test_set, training_set"),
+    "images in each": (("training/images/a/0.png", "training/images/b/0.png", "testing/images/a/0.png",
+                        "testing/images/b/0.png"), "training", "a b"),
+    "any one folder in each": (("fold1/x/a/0.png", "fold1/x/b/0.png", "fold2/y/a/0.png",
+                                "fold2/y/b/0.png"), "fold2", "a b"),
+    "classes that say the split": (("Train_set/cats_train/0.png", "Train_set/dogs_train/0.png",
+                                    "Test_set/cats_test/0.png", "Test_set/dogs_test/0.png"),
+                                   "Test_set", "/Test_set: the split has no class folder 'cats_train'"),
+    "a part to be predicted": (("seg_train/seg_train/a/0.png", "seg_train/seg_train/b/0.png",
+                                "seg_test/seg_test/a/0.png", "seg_test/seg_test/b/0.png",
+                                "seg_pred/seg_pred/0.png"), "seg_test", "a b"),
+    "unusual names, other letters": (("training_set/Cat/0.png", "training_set/Dog/0.png",
+                                      "test_set/cat/0.png", "test_set/dog/0.png"), "test_set",
+                                     "no class folder 'Cat'.*other letters"),
+    "folds, other letters": (("fold1/Cat/0.png", "fold1/Dog/0.png", "fold2/cat/0.png",
+                              "fold2/dog/0.png"), "test", "no split 'test'.*: fold1, fold2"),
+    "letters and capitals": (("train/a/0.png", "train/A/0.png", "test/a/0.png", "test/A/0.png"), "test",
+                             "A a"),
+    "unusual splits without classes": (("training/0.png", "testing/0.png"), "test",
+                                       "images lie directly in testing, training"),
+    "numbered": (("train/0.png", "test1/0.png"), "test", "images lie directly in test1, train"),
+    "one folder deeper": (("train/images/0.png", "test/images/0.png"), "test", "images lie directly"),
+    "splits and classes in one name": (("trainA/0.png", "trainB/0.png", "testA/0.png", "testB/0.png"),
+                                       "test", "images lie directly in testA, testB, trainA, trainB"),
+    "the same, and a class is lacking": (("cats_train/0.png", "cats_test/0.png", "dogs_train/0.png"),
+                                         "test", "images lie directly in cats_test, cats_train,"),
+    "beside a class": (("bus/0.png", "train/0.png", "test/0.png"), "test", "images lie directly in"),
+    "names that say splits alone": (("test_tube/0.png", "train_station/0.png", "evaluate/0.png"), "test",
+                                    "evaluate test_tube train_station"),
+    "one folder around": (("PetImages/Cat/0.png", "PetImages/Dog/0.png"), "test",
+                          "one folder, with several inside.*/PetImages$"),
+    "two folders around": (("x/y/train/a/0.png", "x/y/test/a/0.png"), "test",
+                           "one folder, with splits inside.*/x/y"),
+    "one class": (("cat/0.png", "cat/x/1.png"), "test", "1 class"),
+    "images and masks": (("images/a/0.png", "images/b/0.png", "masks/a/0.png", "masks/b/0.png"), "test",
+                         "images and masks could be images and what.*/images; .*class_names=images,masks"),
+    "images and masks in splits": (("train/img/0.png", "train/GroundTruth/0.png", "test/img/0.png",
+                                    "test/GroundTruth/0.png"), "test", "img and GroundTruth could be"),
+    "splits in unusual names inside classes": (("a/training/0.png", "a/testing/0.png",
+                                                "b/cats_test/0.png", "b/cats_train/0.png"), "test",
+                                               "splits lie inside the class folders"),
     "litter is no class folder": (("bus/0.png", "train/0.png", "train/.x/1.png"), "test",
                                   "bus train"),
 }  # fmt: skip
@@ -212,6 +251,43 @@ def test_who_names_the_classes_says_that_alike_folders_are_some(tmp_path: Path) 
     inner = tree(tmp_path / "e", "dog/Train/0.png", "dog/Test/0.png", "cat/Train/0.png")
     with pytest.raises(DataError, match="inside the class folders"):
         FolderDataset.open(inner, class_names="dog,cat")
+
+
+def test_every_name_is_a_class_to_who_says_so(tmp_path: Path) -> None:
+    for number, names in enumerate(
+        (
+            ["testA", "testB", "trainA", "trainB"],
+            ["testing", "training"],
+            ["images", "masks"],
+            ["test_set/test_set/x", "training_set/training_set/x"],
+        )
+    ):
+        root = tree(tmp_path / str(number), *(f"{name}/0.png" for name in names))
+        classes = list(dict.fromkeys(name.split("/")[0] for name in names))
+        dataset = FolderDataset.open(root, class_names=classes)
+        assert list(dataset.sample_ids) == [f"{name}/0.png" for name in names]
+        assert [classes[label] for label in dataset.labels] == [n.split("/")[0] for n in names]
+
+
+def test_named_classes_are_looked_for_and_no_others(tmp_path: Path) -> None:
+    root = tree(
+        tmp_path / "d", "train/images/x/0.png", "train/images/y/0.png", "test/images/x/0.png"
+    )
+    inner = FolderDataset.open(root, class_names="y,x", split="train")
+    assert dict(zip(inner.sample_ids, inner.labels.tolist(), strict=True)) == {
+        "train/images/x/0.png": 1,
+        "train/images/y/0.png": 0,
+    }
+    outer = FolderDataset.open(root, class_names="images,more", split="train")
+    assert (outer.sample_ids, outer.labels.tolist()) == (inner.sample_ids, [0, 0])
+
+
+def test_names_of_classes_can_be_copied_from_a_message(tmp_path: Path) -> None:
+    root = tree(tmp_path / "d", "trainA/0.png", "testA/0.png", "a,b/0.png")
+    with pytest.raises(DataError) as refused:
+        FolderDataset.open(root)
+    said = str(refused.value).rpartition("class_names=")[2]
+    assert FolderDataset.open(root, class_names=said).class_names == ("a,b", "testA", "trainA")
 
 
 def test_masks_are_no_class_and_have_to_belong_to_images(tmp_path: Path) -> None:
@@ -293,218 +369,3 @@ def test_options_are_of_the_type_that_is_declared(tmp_path: Path) -> None:
     assert load_dataset(root, name=3).name == "3"
     with pytest.raises(DataError, match="2024: no masks are there"):
         load_dataset(root, masks=2024)
-
-
-# Generated trees. What is read is described by the plan itself, by none of the product's code.
-
-Pixels = np.ndarray[Any, Any]
-
-
-def _corners(seed: int, channels: int) -> Pixels:
-    return np.random.default_rng(seed).integers(0, 256, (2, 2, channels)).astype(np.uint8)
-
-
-def _rgb(path: Path, seed: int) -> Pixels:
-    stored = _corners(seed, 3)
-    Image.fromarray(stored).save(path)
-    return stored / 255
-
-
-def _grey(path: Path, seed: int) -> Pixels:
-    stored = _corners(seed, 1)[:, :, 0]
-    Image.fromarray(stored).save(path)
-    return np.stack([stored] * 3, -1) / 255
-
-
-def _deep(path: Path, seed: int) -> Pixels:
-    stored = _corners(seed, 1)[:, :, 0].astype(np.uint16) * 251 + 7
-    Image.fromarray(stored).save(path)
-    return np.stack([stored] * 3, -1) / 65535
-
-
-def _alpha(path: Path, seed: int) -> Pixels:
-    stored = _corners(seed, 4)
-    Image.fromarray(stored).save(path)
-    return stored[:, :, :3] / 255
-
-
-def _palette(path: Path, seed: int) -> Pixels:
-    colours = _corners(seed, 3)
-    indices = Image.fromarray(np.array([[3, 1], [0, 2]], np.uint8))
-    indices.putpalette(colours.reshape(-1).tolist())
-    indices.save(path)
-    return colours.reshape(4, 3)[[[3, 1], [0, 2]]] / 255
-
-
-def _bits(path: Path, seed: int) -> Pixels:
-    stored = _corners(seed, 1)[:, :, 0] > 127
-    Image.fromarray(stored).save(path)
-    return np.stack([stored] * 3, -1).astype(float)
-
-
-def _turned(path: Path, seed: int) -> Pixels:
-    stored = _corners(seed, 3)
-    exif = Image.Exif()
-    exif[274] = 6  # to be shown a quarter to the right
-    Image.fromarray(stored).save(path, exif=exif)
-    return np.rot90(stored, -1) / 255
-
-
-MODES: dict[str, tuple[str, Callable[[Path, int], Pixels]]] = {
-    "rgb": (".png", _rgb),
-    "upper case": (".PNG", _rgb),
-    "bmp": (".bmp", _rgb),
-    "grey": (".png", _grey),
-    "16 bits": (".png", _deep),
-    "tiff": (".tiff", _deep),
-    "alpha": (".png", _alpha),
-    "palette": (".png", _palette),
-    "one bit": (".png", _bits),
-    "turned": (".png", _turned),
-}
-
-IGNORED = [
-    *(".hidden.png", ".git/x.png", "sub/.cache/y.png", "__MACOSX/z.png", "@eaDir/a/t.jpg"),
-    *("notes.txt", "sub/Thumbs.db", "lost+found/q.png"),
-]
-
-FAULTS = ["damaged", "dangling", "loop", "empty class"]
-
-
-@dataclass(frozen=True)
-class Planned:
-    """An image: the class, the folders below it, its mode, and what of it is a link."""
-
-    label: int
-    below: tuple[str, ...]
-    mode: str
-    link: str
-    seed: int
-
-
-@dataclass(frozen=True)
-class Plan:
-    """A tree: classes, images (one in each class's own folder at least), and what disturbs."""
-
-    classes: list[str]
-    split: str | None
-    images: list[Planned]
-    ignored: list[tuple[int, str]]
-    fault: str | None
-
-
-names_of_classes = st.one_of(
-    st.lists(st.sampled_from(["0", "2", "9", "10", "011", "100"]), min_size=2, unique_by=int),
-    st.lists(
-        st.sampled_from(["cat", "Dog", "café", "10", "x y", "a,b", "train", "-1"]),
-        min_size=2,
-        unique=True,
-    ).filter(lambda names: set(names) != {"train"}),
-)
-
-
-@st.composite
-def plans(draw: st.DrawFn) -> Plan:
-    classes = draw(names_of_classes)
-    label = st.integers(0, len(classes) - 1)
-    mode, seed = st.sampled_from(sorted(MODES)), st.integers(0, 999)
-    own = [
-        Planned(label, (), draw(mode), draw(st.sampled_from(["", "file"])), draw(seed))
-        for label in range(len(classes))
-    ]
-    below = st.lists(st.sampled_from(["a", "b", "ü"]), max_size=2).map(tuple)
-    link = st.sampled_from(["", "", "file", "folder"])
-    further = draw(st.lists(st.builds(Planned, label, below, mode, link, seed), max_size=6))
-    return Plan(
-        classes,
-        draw(st.sampled_from([None, None, "test", "val"])),
-        own + further,
-        draw(st.lists(st.tuples(label, st.sampled_from(IGNORED)), max_size=4)),
-        draw(st.sampled_from([None, None, None, *FAULTS])),
-    )
-
-
-def build(plan: Plan, root: Path, far: Path) -> dict[str, tuple[str, Pixels]]:
-    """Write the tree; id → class and pixels (H, W, 3) of what is to be read."""
-    home = root if plan.split is None else root / plan.split
-    expected: dict[str, tuple[str, Pixels]] = {}
-    for number, planned in enumerate(plan.images):
-        name = plan.classes[planned.label]
-        suffix, write = MODES[planned.mode]
-        # Folders are stored with their Unicode decomposed, as macOS does.
-        parts = [unicodedata.normalize("NFD", part) for part in (name, *planned.below)]
-        folder = home.joinpath(*parts)
-        folder.mkdir(parents=True, exist_ok=True)
-        file = f"{number}{suffix}"
-        if planned.link == "folder":
-            (folder / f"l{number}").symlink_to(far / f"{number}", target_is_directory=True)
-            file = f"l{number}/{file}"
-        (far / f"{number}").mkdir(parents=True)
-        place = far / f"{number}" / f"{number}{suffix}" if planned.link else folder / file
-        pixels = write(place, planned.seed)
-        if planned.link == "file":
-            (folder / file).symlink_to(place)
-        key = "/".join([*([plan.split] if plan.split else []), name, *planned.below, file])
-        expected[unicodedata.normalize("NFC", key)] = (name, pixels)
-    for label, ignored in plan.ignored:
-        path = home / unicodedata.normalize("NFD", plan.classes[label]) / ignored
-        image(path)
-    disturb(plan.fault, home, home / unicodedata.normalize("NFD", plan.classes[0]))
-    return expected
-
-
-def disturb(fault: str | None, home: Path, folder: Path) -> None:
-    if fault == "damaged":
-        (folder / "fault.png").write_bytes(b"\x89PNG\r\n\x1a\n\x00\x00")
-    elif fault == "dangling":
-        (folder / "fault.jpg").symlink_to("nowhere.jpg")
-    elif fault == "loop":
-        (folder / "fault").symlink_to("..", target_is_directory=True)
-    elif fault == "empty class":
-        (home / "fault").mkdir()
-
-
-def described_order(names: list[str]) -> list[str]:
-    whole = all(name.isdigit() for name in names)
-    return sorted(names, key=(lambda n: (int(n), n)) if whole else str)
-
-
-def read_all(folder: Path) -> None:
-    dataset = load_dataset(folder)
-    dataset.batch(range(len(dataset)))
-
-
-def check(plan: Plan) -> None:
-    event(f"fault: {plan.fault}, split: {plan.split}")
-    with tempfile.TemporaryDirectory() as folder:
-        expected = build(plan, Path(folder) / "tree", Path(folder) / "far")
-        if plan.fault is not None:
-            with pytest.raises(RobenchError, match="fault"):
-                read_all(Path(folder) / "tree")
-            return
-        dataset = load_dataset(Path(folder) / "tree")
-        assert list(dataset.sample_ids) == sorted(expected)
-        assert list(dataset.class_names) == described_order(plan.classes)
-        pixels = dataset.batch(range(len(dataset))).permute(0, 2, 3, 1).numpy()
-        for row, key in enumerate(dataset.sample_ids):
-            name, wanted = expected[key]
-            assert dataset.class_names[int(dataset.labels[row])] == name
-            assert np.abs(pixels[row] - wanted).max() < 1e-6, key
-
-
-CAREFUL: dict[str, Any] = {
-    "deadline": None,
-    "suppress_health_check": [HealthCheck.too_slow],
-    "print_blob": True,
-}
-
-
-@settings(max_examples=25, **CAREFUL)
-@given(plans())
-def test_a_generated_tree_is_read_as_it_was_planned(plan: Plan) -> None:
-    check(plan)
-
-
-@campaign(plan=plans())
-def test_ten_thousand_generated_trees(plan: Plan) -> None:
-    check(plan)

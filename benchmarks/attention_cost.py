@@ -123,7 +123,7 @@ def measure(
         start = time.perf_counter()
         metrics.values(adv_inputs)
         seconds.append(time.perf_counter() - start)
-    here = describe_environment(device, "", BATCH)
+    here = describe_environment((device,), "", BATCH)
     there = record.environment
     row = Row(
         record.model.name,
@@ -182,7 +182,7 @@ def main() -> None:
     except RobenchError as error:
         raise SystemExit(str(error)) from error
     first = found[0].record
-    here = describe_environment(device, "", BATCH)
+    here = describe_environment((device,), "", BATCH)
     text = "\n".join(
         [
             "# Cost of the attention and feature metrics",

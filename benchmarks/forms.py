@@ -187,7 +187,7 @@ def main() -> None:
     parser.add_argument("--networks", nargs="+", default=["resnet", "transformer", "digits"])
     parser.add_argument("--out", type=Path, default=RESULT)
     options = parser.parse_args()
-    here = describe_environment(resolve_device("cpu"), "", 0)
+    here = describe_environment((resolve_device("cpu"),), "", 0)
     capability = torch.backends.cpu.get_cpu_capability()
     lines = [
         "# Forms of the search's model",

@@ -219,7 +219,7 @@ def render(table: Table, runs: dict[str, list[dict[str, Any]]], timed: bool) -> 
 def machine(device: str, note: str = "") -> list[str]:
     """What the figures were measured on."""
     place = resolve_device(device)
-    environment = describe_environment(place, "", 0)
+    environment = describe_environment((place,), "", 0)
     packages = ("torch", "pyautoattack", "adversarial-robustness-toolbox")
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in packages)
     threads = f", {torch.get_num_threads()} threads" if place.type == "cpu" else ""

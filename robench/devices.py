@@ -2,6 +2,7 @@
 
 import gc
 import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import chain
@@ -15,12 +16,43 @@ from robench.errors import DeviceError
 ResultT = TypeVar("ResultT")
 
 
+_MOST_LOOPS = 256
+
+
+def resolve_devices(name: str | torch.device) -> tuple[torch.device, ...]:
+    """Where searches run side by side: ``cuda:0,cuda:1``, or ``cuda:all``; ``cpu:2`` for two search
+    loops on the CPU; or one device, as for :func:`resolve_device`.
+
+    Raises:
+        DeviceError: a name is not a device, a device is not there or named twice, or they are of
+            several kinds.
+    """
+    text = str(name)
+    if text == "cuda:all":
+        count = torch.cuda.device_count()
+        return tuple(resolve_device(f"cuda:{index}") for index in range(max(1, count)))
+    kind, _, number = text.partition(":")
+    if kind == "cpu" and number.isdecimal() and 1 <= int(number) <= _MOST_LOOPS:
+        return (torch.device("cpu"),) * int(number)
+    found = tuple(resolve_device(part.strip()) for part in text.split(","))
+    if len(set(found)) < len(found) or len({device.type for device in found}) > 1:
+        raise DeviceError(
+            f"{text!r} names a device twice, or several kinds",
+            hint="Write --device cuda:0,cuda:1 or cuda:all",
+        )
+    return found
+
+
 def resolve_device(name: str | torch.device) -> torch.device:
     """``auto``, ``cpu``, ``cuda``, ``cuda:1`` or ``mps`` → a device that is there.
 
     Raises:
-        DeviceError: the name is not a device, or the device is not there.
+        DeviceError: the name is not a device, or the device is not there; or it names several.
     """
+    if "," in str(name) or str(name) == "cuda:all" or re.fullmatch("cpu:0*[1-9][0-9]*", str(name)):
+        raise DeviceError(
+            f"{str(name)!r} is not one device", hint="Several are for `robench run` and its like"
+        )
     if str(name) == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda", torch.cuda.current_device())
@@ -55,13 +87,17 @@ def device_of(model: nn.Module) -> torch.device:
 
 @contextmanager
 def single_precision() -> Iterator[None]:
-    """What is made inside is float32 by default, whatever torch's default is in this process."""
-    before = torch.get_default_dtype()
+    """What is made inside is float32 by default, and computed in it, whatever torch's defaults are in
+    this process: on NVIDIA's devices it has convolutions rounded to TF32."""
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = torch.get_default_dtype(), matmul.allow_tf32, cudnn.allow_tf32
     torch.set_default_dtype(torch.float32)
+    matmul.allow_tf32 = cudnn.allow_tf32 = False
     try:
         yield
     finally:
-        torch.set_default_dtype(before)
+        torch.set_default_dtype(before[0])
+        matmul.allow_tf32, cudnn.allow_tf32 = before[1:]
 
 
 def synchronise() -> None:

@@ -19,7 +19,7 @@ from robench.attacks import build_attack
 from robench.attacks.suites import load_suite
 from robench.attention.catalogue import AttentionExtractor
 from robench.datasets import Dataset
-from robench.devices import device_of, resolve_device, single_precision
+from robench.devices import device_of, resolve_devices, single_precision
 from robench.errors import CardError, ModelError, UsageError, first_line
 from robench.evaluation.parts import check_divisible
 from robench.evaluation.plan import ModelPlan
@@ -59,6 +59,8 @@ class Prepared:
     device: torch.device
     planned: Sequence[Planned]
     """Where they were loaded or given; moved to the device one at a time."""
+    further_devices: tuple[torch.device, ...] = ()
+    """Where searches run as well"""
 
     @property
     def jobs(self) -> int:
@@ -73,6 +75,7 @@ class Prepared:
         return Settings(
             seed=self.request.seed,
             device=self.device,
+            further_devices=self.further_devices,
             precision=self.request.precision,
             batch_size=self.request.batch_size,
             workers=self.request.workers,
@@ -150,7 +153,12 @@ def prepare(request: Request) -> Prepared:
         )
     if request.results is not None:
         ensure_writable(Path(request.results), "--results")
-    device = resolve_device(request.device)
+    device, *further = resolve_devices(request.device)
+    if further and request.workers is not None:
+        raise UsageError(
+            "there is one search on each of several devices, and --workers says how many",
+            hint="Leave out --workers",
+        )
     planned = [
         Planned(model, threat.aimed_at(targets_for(request, dataset)), dataset)
         for model, dataset in load_requested(request)
@@ -174,7 +182,7 @@ def prepare(request: Request) -> Prepared:
             home = device_of(model)
             check_recognised(model, dataset, Store(request.results), device)
             model.to(home)
-    return Prepared(request, suite, device, planned)
+    return Prepared(request, suite, device, planned, tuple(further))
 
 
 def check_fit(model: RobenchModel, dataset: Dataset, device: torch.device) -> None:

@@ -100,7 +100,8 @@ class Request:
         trust_pickle: execute the code in weights files.
         trust_code: import and call the code that a card outside the zoo folders, a suite's file or
             ``dataset`` names as ``package.module:attribute``.
-        device: ``auto``, ``cpu``, ``cuda``, ``cuda:1`` or ``mps``.
+        device: ``auto``, ``cpu``, ``cuda``, ``cuda:1`` or ``mps``; a search on each of several:
+            ``cuda:0,cuda:1``, ``cuda:all``, or ``cpu:2``.
         precision: of the search, one of :data:`PRECISIONS`.
         batch_size: inputs at a time; None: chosen by measurement.
         workers: searches side by side; None: on a CPU one for each thread of torch's.

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from robench import devices
+from robench.errors import DeviceError
 
 
 class Accelerator(SimpleNamespace):
@@ -54,3 +55,34 @@ def test_the_memory_of_this_machine_is_known_and_of_others_may_not_be(
     assert devices.total_memory(torch.device("cuda")) == 2**34
     monkeypatch.delattr("os.sysconf")
     assert devices.total_memory(cpu) is None
+
+
+@pytest.mark.parametrize(
+    "name, found",
+    [("cpu:2", ["cpu", "cpu"]), ("cpu:3", ["cpu"] * 3), ("cpu", ["cpu"]), ("cpu:1", ["cpu"])],
+)
+def test_search_loops_on_a_cpu_are_counted(name: str, found: list[str]) -> None:
+    assert [str(device) for device in devices.resolve_devices(name)] == found
+
+
+def test_several_of_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    named = [str(device) for device in devices.resolve_devices("cuda:all")]
+    assert named == ["cuda:0", "cuda:1", "cuda:2"]
+    assert [str(d) for d in devices.resolve_devices("cuda:2, cuda:0")] == ["cuda:2", "cuda:0"]
+    for refused in ("cuda:0,cuda:0", "cpu,cuda:0", "cuda:0,cuda:3", "cuda:0,", "cpu:0,cpu:2"):
+        with pytest.raises(DeviceError):
+            devices.resolve_devices(refused)
+
+
+@pytest.mark.parametrize("name", ["cpu:2", "cuda:all", "cuda:0,cuda:1"])
+def test_several_are_not_one(name: str) -> None:
+    with pytest.raises(DeviceError, match="is not one device"):
+        devices.resolve_device(name)
+
+
+def test_no_tf32_inside_single_precision() -> None:
+    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    with devices.single_precision():
+        assert not torch.backends.cudnn.allow_tf32
+    assert before == (torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32)

@@ -124,8 +124,8 @@ def test_every_setting_of_the_engine_comes_from_the_request():
     request = replace(Request(**given), device="meta")
     prepared = Prepared(request, load_suite("quick"), torch.device("meta"), [])
     for item in fields(Settings):
-        # How often to save is nobody's choice.
-        if item.name != "snapshot_seconds":
+        # How often to save is nobody's choice; --device names the further devices as well.
+        if item.name not in ("snapshot_seconds", "further_devices"):
             asked = getattr(request, item.name)
             assert (
                 str(getattr(prepared.settings, item.name))
@@ -155,6 +155,10 @@ REFUSED: dict[str, tuple[list[str], dict[str, Any]]] = {
     "large seed": ([MODEL, f"--seed={2**63}"], {"models": [MODEL], "seed": 2**63}),
     "batch_size": ([MODEL, "--batch-size=0"], {"models": [MODEL], "batch_size": 0}),
     "workers": ([MODEL, "--workers=0"], {"models": [MODEL], "workers": 0}),
+    "devices": (
+        [MODEL, "--device", "cpu:2", "--workers", "2"],
+        {"models": [MODEL], "device": "cpu:2", "workers": 2},
+    ),
     "results": ([MODEL, "--results", "taken"], {"models": [MODEL], "results": "taken"}),
     "input": ([MODEL, "--input", "low=-1"], {"models": [MODEL], "input": {"low": -1}}),
 }

@@ -84,6 +84,7 @@ def choose_search_model(
     threat_model: ThreatModel,
     batch_size: int | None = None,
     workers: int = 1,
+    alone: bool = True,
     planned_passes: float,
 ) -> SearchChoice:
     """Choose what searches run on, and how many inputs at a time.
@@ -97,11 +98,17 @@ def choose_search_model(
         threat_model: the ball in which agreement is checked.
         batch_size: the user's; None: what fits into memory and pays, by measurement.
         workers: searches that are to share the batch, unless the whole is short.
+        alone: no other thread makes passes meanwhile; TF32 is a setting of the whole process.
         planned_passes: how many gradients are to come, if every sample survives.
 
     Raises:
         UsageError: the precision that was asked for does not agree with the original.
     """
+    if precision == "tf32" and not alone:
+        raise UsageError(
+            "tf32 is a setting of the whole process, which searches on several devices share",
+            hint="Use --precision auto, bf16, fp16 or fp32, or one device",
+        )
     plain = SearchModel(model)
     passes, rate = planned_passes, float("inf")
     if passes >= _FEW:
@@ -122,7 +129,8 @@ def choose_search_model(
             check = _Check.of(plain, inputs, labels, threat_model)
             exact = check.agreeing(model, exact_variant(inputs.device), _ROUNDING) or plain
             if precision == "auto":
-                models, reason = _fastest(model, exact, check, share, seconds, rate)
+                lower = [n for n in _worth_trying(inputs.device) if alone or n != "tf32"]
+                models, reason = _fastest(model, exact, lower, check, share, seconds, rate)
             else:
                 form = check.agreeing(model, LOWER[precision], _LARGEST_DISAGREEMENT)
                 if form is None:
@@ -241,6 +249,7 @@ def _cosines(one: Tensor, other: Tensor) -> Tensor:
 def _fastest(
     model: RobenchModel,
     exact: SearchModel,
+    precisions: Sequence[str],
     check: _Check,
     batch_size: int,
     seconds: float,
@@ -253,10 +262,7 @@ def _fastest(
     """
     if seconds < _LONG:
         return SearchModels.all_on(exact), f"not timed, as the search takes less than {_LONG:g} s"
-    tried = [
-        check.agreeing(model, LOWER[name], _LARGEST_DISAGREEMENT)
-        for name in _worth_trying(check.points.device)
-    ]
+    tried = [check.agreeing(model, LOWER[name], _LARGEST_DISAGREEMENT) for name in precisions]
     lower = [form for form in tried if form is not None]
     if not lower:
         return SearchModels.all_on(exact), "no lower precision is of use here"

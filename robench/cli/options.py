@@ -131,7 +131,12 @@ class RequestOptions:
     trust_code: Annotated[
         bool, flag("Import and call the code that cards, suites or --dataset name.", "--trust-code")
     ]
-    device: Annotated[str, option("DEVICE", "auto, cpu, cuda, cuda:1 or mps.")]
+    device: Annotated[
+        str,
+        option(
+            "DEVICE", "auto, cpu, cuda, cuda:1 or mps; several: cuda:0,cuda:1, cuda:all or cpu:2."
+        ),
+    ]
     precision: Annotated[
         str, option(f"[{'|'.join(PRECISIONS)}]", "Of the search; verdicts are always in float32.")
     ]

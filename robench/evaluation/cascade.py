@@ -32,7 +32,7 @@ from robench.evaluation.queries import Queries
 from robench.evaluation.samples import Samples, SearchResult
 from robench.evaluation.search import Search
 from robench.evaluation.traces import Tracer
-from robench.execution import Progress, Save, Task, ThisProcess
+from robench.execution import Call, Progress, Save, Task, ThisProcess
 from robench.records import AttackSpec, Flag
 from robench.results.traces import Traced, TraceParts, write_trace
 from robench.stand_ins.catalogue import find_stand_in
@@ -208,7 +208,7 @@ class Cascade:
                 self._others(run)
             results = executor.run(
                 tasks,
-                lambda task, _: partial(self._search, run, task, self.prepared.load(task.rows)),
+                partial(self._call, run),
                 None if run.recheck else self.progress,
                 self._offer_snapshot,
                 self._one_stalled,
@@ -257,43 +257,56 @@ class Cascade:
     def _tasks(self, counts: PhaseCounts, begun: Sequence[Task], workers: int) -> list[Task]:
         """What is left to be searched, in equal parts that fit onto the device."""
         rows = counts.todo(torch.cat([counts.due[:0], *(task.rows for task in begun)]))
-        if len(rows) == 0:
-            return []
-        share = min(self.prepared.shard_size // workers or 1, -(-len(rows) // workers))
-        return [Task(part) for part in torch.split(rows, share)]
+        at_most, tasks = self.prepared.shard_size // workers or 1, []
+        # Half of what is left at a time, so that nobody waits long for the last, but no search that
+        # would not fill its batch.
+        least = min(self.batch_size, -(-len(rows) // workers))
+        while len(rows):
+            share = min(at_most, max(least, -(-len(rows) // (2 * workers))))
+            share = share if workers > 1 else at_most
+            tasks.append(Task(rows[:share]))
+            rows = rows[share:]
+        return tasks
 
-    def _search(
-        self, run: StageRun, task: Task, samples: Samples, progress: Progress, save: Save
-    ) -> dict[str, Any]:
-        """A task's :class:`SearchResult`, as plain data."""
-        attack = self.attacks[run.stage]
-        if isinstance(attack, BatchAttack):
-            adjudicator, seed = self.prepared.adjudicator, self.prepared.settings.seed
-            result = run_batch_attack(attack, adjudicator, samples, seed)
+    def _call(self, run: StageRun, task: Task, worker: int) -> Call:
+        """How a worker does a task: its :class:`SearchResult`, as plain data."""
+        attack, prepared = self.attacks[run.stage], self.prepared.at(worker)
+        samples = prepared.load(task.rows)
+
+        def at_once(progress: Progress, _: Save) -> dict[str, Any]:
+            assert isinstance(attack, BatchAttack)
+            result = run_batch_attack(attack, prepared.adjudicator, samples, prepared.settings.seed)
             progress(len(samples))
             return vars(result)
-        search = self.search_of(run, task.rows, samples)
-        return vars(search.run(task.state, save=save, progress=progress))
 
-    def search_of(self, run: StageRun, rows: Tensor, samples: Samples) -> Search[Any]:
-        """The search of a stage run over samples that are at ``rows``, int64 (k,), ready to begin;
-        of no attack on whole batches.
+        def search(progress: Progress, save: Save) -> dict[str, Any]:
+            made = self.search_of(run, task.rows, samples, worker)
+            return vars(made.run(task.state, save=save, progress=progress))
+
+        return at_once if isinstance(attack, BatchAttack) else search
+
+    def search_of(
+        self, run: StageRun, rows: Tensor, samples: Samples, worker: int = 0
+    ) -> Search[Any]:
+        """The search of a stage run over samples that are at ``rows``, int64 (k,), and on the worker's
+        device, ready to begin; of no attack on whole batches.
 
         Raises:
             AttackError: the stage is not defined for this model.
         """
         stage, attack = self.stages[run.stage], self.attacks[run.stage]
-        samples = replace(samples, others=self._others(run))
-        search_model, samples = self._aim(stage, samples, self._model_of(run))
+        prepared = self.prepared.at(worker)
+        samples = replace(samples, others=self._others(run, worker))
+        search_model, samples = self._aim(stage, samples, self._model_of(run, worker), prepared)
         aside = stage.output is not None or stage.through is not None
-        ranking = search_model if aside else self.prepared.models.exact
+        ranking = search_model if aside else prepared.models.exact
         classes = samples.clean_logits.shape[1]
         near = self._near(run, rows).to(samples.inputs.device) if run.recheck else None
         assert not isinstance(attack, BatchAttack)
         return Search(
             attack,
             Queries(search_model, classes, self.batch_size),
-            self.prepared.adjudicator,
+            prepared.adjudicator,
             samples,
             batch_size=self.batch_size,
             # By what the record's key holds: the name of a stage, never that of a column.
@@ -323,34 +336,39 @@ class Cascade:
         if self.trace is not None:
             write_trace(stream, self.trace, names)
 
-    def _model_of(self, run: StageRun) -> SearchModel:
+    def _model_of(self, run: StageRun, worker: int = 0) -> SearchModel:
         """What a stage run that attacks the final output searches on.
 
         Raises:
             AttackError: it goes through a stand-in that this model cannot have.
         """
+        prepared = self.prepared.at(worker)
         if (through := self.stages[run.stage].through) is not None:
-            return self.prepared.stand_in(through)
+            return prepared.stand_in(through)
         if run.recheck:
-            return self.prepared.models.exact
+            return prepared.models.exact
         attack = self.attacks[run.stage]
         if isinstance(attack, BatchAttack):
-            return self.prepared.models.search
-        return self.prepared.models.for_attack(attack.kind)
+            return prepared.models.search
+        return prepared.models.for_attack(attack.kind)
 
-    def _others(self, run: StageRun) -> Others | None:
+    def _others(self, run: StageRun, worker: int = 0) -> Others | None:
         """The samples that a stage run's attack starts from beside its own."""
         wanted = getattr(self.attacks[run.stage], "starts_from_others", False)
-        return self.prepared.shown if wanted else None
+        return self.prepared.at(worker).shown if wanted else None
 
     def _aim(
-        self, stage: AttackSpec, samples: Samples, search_model: SearchModel
+        self,
+        stage: AttackSpec,
+        samples: Samples,
+        search_model: SearchModel,
+        prepared: PreparedModel,
     ) -> tuple[SearchModel, Samples]:
         """The model to search on, and the samples with the logits of what is under attack."""
         if stage.output is not None:
-            other = self.prepared.model.with_output(stage.output)
+            other = prepared.model.with_output(stage.output)
             search_model = SearchModel(other, own_logits=False)
         if search_model.own_logits:
             return search_model, samples
-        judge = Adjudicator(search_model.module, self.prepared.threat_model, self.batch_size)
+        judge = Adjudicator(search_model.module, prepared.threat_model, self.batch_size)
         return search_model, replace(samples, clean_logits=judge.logits(samples.inputs))

@@ -3,6 +3,7 @@
 import platform
 import subprocess
 import sys
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
@@ -15,12 +16,16 @@ _PACKAGES = ("robench", "torch", "torchvision", "numpy", "scikit-learn", "pyauto
 
 
 def describe_environment(
-    device: torch.device, precision: str, batch_size: int, precision_reason: str | None = None
+    devices: Sequence[torch.device],
+    precision: str,
+    batch_size: int,
+    precision_reason: str | None = None,
 ) -> Environment:
-    """Device, versions and the state of the working tree, for the record."""
+    """Devices, versions and the state of the working tree, for the record."""
+    device = devices[0]
     return Environment(
-        device=str(device),
-        device_name=_device_name(device),
+        device=" / ".join(dict.fromkeys(map(str, devices))),
+        device_name=" / ".join(dict.fromkeys(map(_device_name, devices))),
         precision=precision,
         precision_reason=precision_reason,
         batch_size=batch_size,

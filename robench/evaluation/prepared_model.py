@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any
@@ -20,15 +21,23 @@ from robench.attacks.goals import Goal
 from robench.attacks.losses import LOSSES, Loss, margin
 from robench.datasets import Dataset
 from robench.doctor import examine
-from robench.errors import AttackError, ModelError
+from robench.errors import AttackError
 from robench.evaluation.adjudicate import Adjudicator
 from robench.evaluation.aims import Aims, choose_aims
 from robench.evaluation.as_given import as_given, as_given_flag
-from robench.evaluation.queries import Queries
+from robench.evaluation.clean_pass import answered, classify
 from robench.evaluation.repeated_draws import MostOfDraws, drawn_flag
+from robench.evaluation.replicas import Replica, replicas
 from robench.evaluation.sample_metrics import SampleMetrics
 from robench.evaluation.samples import Samples
-from robench.execution import Executor, Forks, ThisProcess, survives_fork, worker_count
+from robench.execution import (
+    Executor,
+    Forks,
+    ThisProcess,
+    Threads,
+    survives_fork,
+    worker_count,
+)
 from robench.models.wrapper import RobenchModel
 from robench.probes import FirstState
 from robench.records import AttackSpec, Flag
@@ -37,10 +46,9 @@ from robench.stand_ins.base import Setting
 from robench.stand_ins.catalogue import find_stand_in
 from robench.threat_models import ThreatModel
 
-_SHARD_BYTES = 512 * 2**20
+_SHARD_VALUES = 128 * 2**20
 _STATE_COPIES = 16  # tensors of the inputs' size that the largest attack state holds
 _BATCH = 256  # for passes outside the search
-_PROBE = 128  # samples that flags and the choice of precision are based on
 ONE_AT_A_TIME = {"randomised", "changing_state", "history_dependent"}
 """The doctor's names of models whose passes depend on those before them"""
 _SHOWN_VALUES = 2**24  # of all the inputs that stand-ins and attacks see of other samples,
@@ -54,6 +62,8 @@ class Settings:
     seed: int = 0
     """Of all draws"""
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    further_devices: tuple[torch.device, ...] = ()
+    """Others of its kind: a search runs on each"""
     precision: str = "auto"
     """Of the search, ``auto`` or a name of :mod:`robench.acceleration.model_choice`"""
     batch_size: int | None = None
@@ -101,6 +111,10 @@ class PreparedModel:
     """Stand-ins by what an attack calls them"""
     whole: PreparedModel | None = field(default=None, repr=False)
     """Of a part of the samples: what all of them start from"""
+    replicas: tuple[Replica, ...] = field(default=(), repr=False)
+    """The model on further devices"""
+    original: PreparedModel | None = field(default=None, repr=False)
+    """On a further device: what this is a copy of"""
 
     def __len__(self) -> int:
         return len(self.aims)
@@ -120,9 +134,26 @@ class PreparedModel:
         """The ball."""
         return self.adjudicator.threat_model
 
+    def at(self, number: int) -> PreparedModel:
+        """What worker ``number``, from 0, searches on: the same on its own device."""
+        if number == 0 or not self.replicas:
+            return self
+        own = self.replicas[number - 1]
+        return replace(
+            self,
+            model=own.model,
+            settings=replace(self.settings, device=own.device),
+            adjudicator=own.adjudicator,
+            choice=replace(self.choice, models=own.models),
+            built=own.built,
+            original=self,
+        )
+
     @cached_property
     def keys(self) -> Tensor:
         """int64 (n,), :func:`robench.seeding.sample_keys`."""
+        if self.original is not None:
+            return self.original.keys
         return seeding.sample_keys(self.settings.seed, self.dataset.sample_ids)
 
     @property
@@ -148,13 +179,14 @@ class PreparedModel:
     def shown(self) -> Others:
         """What stand-ins and attacks see of other samples, on the device: of ``rows`` those with the
         smallest keys, as many as come to 2²⁴ values, 128 at least and 1,000 at most."""
-        if self.whole is not None:
-            return self.whole.shown
+        device = self.settings.device
+        if (known := self.original or self.whole) is not None:
+            return Others(known.shown.inputs.to(device), known.shown.labels.to(device))
         count = _SHOWN_VALUES // math.prod(self.dataset.input_shape)
         order = self.keys[self.rows].argsort(stable=True)
         chosen = self.rows[order[: min(max(count, _FEWEST_SHOWN), _MOST_SHOWN)]]
         inputs, labels = self.dataset.batch(chosen), self.dataset.labels[chosen]
-        return Others(inputs.to(self.settings.device), labels.to(self.settings.device))
+        return Others(inputs.to(device), labels.to(device))
 
     def stand_in(self, through: str) -> SearchModel:
         """What is searched in the model's place, built when it is first asked for.
@@ -166,6 +198,9 @@ class PreparedModel:
             UnknownNameError, UsageError: no such stand-in.
             AttackError: the model cannot have it, or needs none.
         """
+        if through not in self.built and self.original is not None:
+            self.built[through] = copied = copy.deepcopy(self.original.stand_in(through))
+            copied.module.to(self.settings.device)
         if through not in self.built:
             stand_in, seed = find_stand_in(through), self.settings.seed
             setting = Setting(
@@ -238,20 +273,20 @@ def prepare_model(
     model = model.to(device)
     first = model.first or FirstState.of(model.network)
     batch_size = min(settings.batch_size or _BATCH, _BATCH)
-    logits, errors, probe = _classify(model, model, dataset, device, batch_size)
-    labels, known = (of_all[_answered(errors, len(logits))] for of_all in (dataset.labels, logits))
+    logits, errors, probe = classify(model, model, dataset, device, batch_size)
+    labels, known = (of_all[answered(errors, len(logits))] for of_all in (dataset.labels, logits))
     flags = (examination or Examination()).flags(model, probe, labels.to(device), known.to(device))
     given, model = model, as_given(model, first, [flag.name for flag in flags])
     if model is not given:
-        logits, errors, probe = _classify(model, model, dataset, device, batch_size)
-        labels = dataset.labels[_answered(errors, len(logits))]
+        logits, errors, probe = classify(model, model, dataset, device, batch_size)
+        labels = dataset.labels[answered(errors, len(logits))]
         flags.append(as_given_flag())
     labels = labels.to(device)
     judge: nn.Module = model
     precision, size = settings.precision, settings.batch_size
     if is_randomised := any(flag.name == "randomised" for flag in flags):
         judge = MostOfDraws(model, settings.seed)
-        logits, errors, _ = _classify(judge, model, dataset, device, batch_size)
+        logits, errors, _ = classify(judge, model, dataset, device, batch_size)
         flags.append(drawn_flag())
         # What is chosen by time would draw in another order the next time.
         precision, size = "fp32", batch_size
@@ -260,7 +295,10 @@ def prepare_model(
     rows, aims = choose_aims(threat_model.targets, dataset, logits, correct, settings.seed)
     # Passes that leave something behind, or draw from one stream, must not overlap.
     alone = bool({flag.name for flag in flags} & ONE_AT_A_TIME)
-    workers = 1 if alone else worker_count(device, settings.workers)
+    further = () if alone else settings.further_devices
+    workers = 1 if alone or further else worker_count(device, settings.workers)
+    # Searches on a CPU share its memory and its caches; other devices have their own.
+    sharing = 1 + len(further) if device.type == "cpu" else 1
     choice = choose_search_model(
         model,
         probe,
@@ -268,18 +306,15 @@ def prepare_model(
         precision=precision,
         threat_model=threat_model,
         batch_size=size,
-        workers=workers,
+        workers=max(workers, sharing),
+        alone=not further,
         planned_passes=_planned_passes(planned, threat_model, model, len(aims)),
     )
     if is_randomised:
         choice = replace(choice, reason="outputs are random")
     adjudicator = Adjudicator(judge, threat_model, batch_size)
-    if choice.is_short and settings.workers is None:
-        workers = 1
     every_pass = partial(_every_pass, adjudicator, choice.models, probe[:2], labels[:2])
-    if workers > 1 and not survives_fork(every_pass):
-        workers = 1
-    sample_bytes = 4 * math.prod(dataset.input_shape)
+    pays = settings.workers is not None or not choice.is_short
     return PreparedModel(
         model=model,
         dataset=dataset,
@@ -290,16 +325,19 @@ def prepare_model(
         aims=aims,
         flags=tuple(flags),
         adjudicator=adjudicator,
-        choice=choice,
-        executor=Forks(workers) if workers > 1 else ThisProcess(),
-        shard_size=max(64, _SHARD_BYTES // (_STATE_COPIES * sample_bytes)),
+        choice=replace(choice, batch_size=choice.batch_size * (1 + len(further)) // sharing),
+        executor=_executor(workers if pays else 1, len(further), every_pass),
+        shard_size=max(64, _SHARD_VALUES // (_STATE_COPIES * math.prod(dataset.input_shape))),
         metrics=SampleMetrics(model, dataset, rows, device, _BATCH),
+        replicas=replicas(model, adjudicator, choice.models, further, probe[:2]),
     )
 
 
-def _answered(errors: Mapping[int, str], n: int) -> Tensor:
-    """int64: the first of n samples that a model does not fail on."""
-    return torch.tensor([row for row in range(n) if row not in errors])[:_PROBE]
+def _executor(workers: int, further: int, every_pass: Callable[[], None]) -> Executor:
+    """On so many ``further`` devices, or in so many processes, if each can make ``every_pass``."""
+    if further:
+        return Threads(1 + further)
+    return Forks(workers) if workers > 1 and survives_fork(every_pass) else ThisProcess()
 
 
 def _every_pass(
@@ -311,37 +349,6 @@ def _every_pass(
     for searched_on in models.different():
         searched_on.logits(inputs)
         searched_on.gradient(inputs, loss)
-
-
-def _classify(
-    judge: nn.Module,
-    model: RobenchModel,
-    dataset: Dataset,
-    device: torch.device,
-    batch_size: int,
-) -> tuple[Tensor, dict[int, str], Tensor]:
-    """Clean logits float32 (n, K) on the CPU by ``judge``, and what the model fails on, by sample.
-
-    Also the inputs of the first samples that it has logits for, on the device.
-    """
-    guarded = Queries(SearchModel(judge), model.num_classes, batch_size)
-    parts: list[Tensor] = []
-    errors: dict[int, str] = {}
-    probe: list[Tensor] = []
-    for rows in torch.split(torch.arange(len(dataset)), batch_size):
-        inputs = dataset.batch(rows).to(device)
-        guarded.reset(len(rows), device)
-        parts.append(guarded.logits(inputs).cpu())
-        errors |= {int(rows[i]): message for i, message in guarded.failures.items()}
-        if sum(map(len, probe)) < _PROBE:
-            probe.append(inputs[[i for i in range(len(rows)) if i not in guarded.failures]])
-    if len(errors) == len(dataset):
-        raise ModelError(
-            f"no clean input can be evaluated: {errors[0]}",
-            where=model.summary.id,
-            hint="Check the input range, the channels and forward.output in its card",
-        )
-    return torch.cat(parts), errors, torch.cat(probe)[:_PROBE]
 
 
 def steps_a_sample(attack: Attack[Any], num_classes: int) -> int:

@@ -150,7 +150,7 @@ class RecordBuilder:
                 peak_memory_mib=peak_memory_mib,
             ),
             environment=describe_environment(
-                prepared.settings.device,
+                (prepared.settings.device, *prepared.settings.further_devices),
                 prepared.models.search.description,
                 prepared.choice.batch_size,
                 prepared.choice.reason,

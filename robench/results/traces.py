@@ -10,6 +10,7 @@ interruptions were.
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -55,11 +56,11 @@ class TraceParts:
         self._path = path
 
     def writer(self) -> Callable[[Rows], None]:
-        """What keeps rows, of one search in one process; they are in a file when it returns.
+        """What keeps rows, of one search in one thread; they are in a file when it returns.
 
         It raises a ``StoreError`` where they cannot be written.
         """
-        own = f"{os.getpid()}-{time.time_ns()}"
+        own = f"{os.getpid()}.{threading.get_native_id()}-{time.time_ns()}"
 
         def keep(rows: Rows) -> None:
             blocks = rows["sample"] // _BLOCK
@@ -80,7 +81,9 @@ class TraceParts:
         """
         by_block: dict[int, list[Path]] = {}
         for path in self._files():
-            by_block.setdefault(int(path.suffix.split("-")[1]), []).append(path)
+            by_block.setdefault(
+                int(path.name.partition(".trace-")[2].partition("-")[0]), []
+            ).append(path)
         for block in sorted(by_block):
             yield _settled(np.concatenate([_read(path) for path in by_block[block]]))
 

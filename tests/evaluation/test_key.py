@@ -154,7 +154,7 @@ class Batches:
 def test_workers_do_not_decide_how_many_samples_a_foreign_attack_sees(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(prepared_model, "_SHARD_BYTES", 0)  # 64 samples at a time
+    monkeypatch.setattr(prepared_model, "_SHARD_VALUES", 0)  # 64 samples at a time
     spec = AttackSpec(name="batches", attack=f"{__name__}:Batches")
     chosen = Suite(name="foreign", attacks=(spec,))
     assert list(code_from_outside(spec, load_model(MODEL))) == [spec.attack]

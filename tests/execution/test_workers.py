@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -22,8 +23,9 @@ from torch import Tensor, nn
 
 import robench
 from robench.datasets import ArrayDataset
-from robench.errors import ModelError
+from robench.errors import ModelError, UsageError
 from robench.evaluation.cascade import Cascade
+from robench.evaluation.cascade_state import PhaseCounts
 from robench.evaluation.prepared_model import PreparedModel, Settings, prepare_model
 from robench.execution import (
     Call,
@@ -70,20 +72,23 @@ def problem(network: nn.Module | None = None) -> tuple[RobenchModel, ArrayDatase
 
 
 def cascade(workers: int, save: Any = None, **options: Any) -> Cascade:
-    network = options.pop("network", None)
-    clean = plain() if network is None else prepared(network)
-    clean = replace(clean, executor=Forks(workers), shard_size=N)
-    return Cascade(SPEC, clean, save=save, **options)
+    network, loops = options.pop("network", None), options.pop("loops", 1)
+    clean = plain(loops) if network is None else prepared(network)
+    if loops == 1:
+        clean = replace(clean, executor=Forks(workers))
+    return Cascade(SPEC, replace(clean, shard_size=N), save=save, **options)
 
 
-def prepared(network: nn.Module | None) -> PreparedModel:
+def prepared(network: nn.Module | None, loops: int = 1) -> PreparedModel:
     model, data = problem(network)
-    return prepare_model(model, data, THREAT, Settings(precision="fp32", batch_size=12), [SPEC])
+    further = (CPU,) * (loops - 1)
+    settings = Settings(precision="fp32", batch_size=12, further_devices=further)
+    return prepare_model(model, data, THREAT, settings, [SPEC])
 
 
 @cache
-def plain() -> PreparedModel:
-    return prepared(None)
+def plain(loops: int = 1) -> PreparedModel:
+    return prepared(None, loops)
 
 
 def results(attacked: Any) -> dict[str, Any]:
@@ -105,10 +110,14 @@ def expected() -> dict[str, Any]:
     return found
 
 
-@pytest.mark.parametrize("workers", [3, pytest.param(50, marks=pytest.mark.slow)])
-def test_the_number_of_workers_changes_no_result(workers: int, expected: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    "workers, loops", [(3, 1), (2, 2), pytest.param(50, 1, marks=pytest.mark.slow)]
+)
+def test_the_number_of_workers_changes_no_result(
+    workers: int, loops: int, expected: dict[str, Any]
+) -> None:
     steps: list[int] = []
-    run = cascade(workers, progress=steps.append)
+    run = cascade(workers, progress=steps.append, loops=loops)
     assert (run.workers, run.batch_size) == (min(workers, 12), 12 // min(workers, 12))
     found = results(run.run(torch.zeros(N, 1, 6, 6)))
     for name in ("stage", "points", "margins"):
@@ -184,7 +193,10 @@ class _InterruptedError(Exception):
     """Raised while several processes search."""
 
 
-def test_an_interruption_stops_all_and_leaves_a_whole_snapshot(expected: dict[str, Any]) -> None:
+@pytest.mark.parametrize("workers, loops", [(3, 1), (2, 2)])
+def test_an_interruption_stops_all_and_leaves_a_whole_snapshot(
+    workers: int, loops: int, expected: dict[str, Any]
+) -> None:
     calls = 0
     latest: list[Any] = []
 
@@ -195,11 +207,13 @@ def test_an_interruption_stops_all_and_leaves_a_whole_snapshot(expected: dict[st
         if calls == 12:
             raise _InterruptedError
 
-    run = cascade(3, save=fail_late)
+    threads = threading.active_count()
+    run = cascade(workers, save=fail_late, loops=loops)
     with pytest.raises(_InterruptedError):
         run.run(torch.zeros(N, 1, 6, 6))
     assert calls == 12
     assert not multiprocessing.active_children()
+    assert threading.active_count() == threads
     file = io.BytesIO()
     torch.save(latest[0](), file)
     file.seek(0)
@@ -400,11 +414,49 @@ def test_as_many_as_threads_where_a_fork_is_safe(monkeypatch: pytest.MonkeyPatch
 def test_from_python() -> None:
     model, data = problem()
     suite = Suite(name="three", attacks=(SPEC,))
-    tables = [
-        robench.evaluate(
-            model, data, suite, device="cpu", precision="fp32", batch_size=12, workers=workers
-        )[0].table
-        for workers in (1, 2)
+    one, *others = [
+        robench.evaluate(model, data, suite, precision="fp32", batch_size=12, **where)[0].table
+        for where in (
+            {"device": "cpu", "workers": 1},
+            {"device": "cpu", "workers": 2},
+            {"device": "cpu:2"},
+        )
     ]
     for column in ("outcome", "broken_by", "adv_margin", "perturbation_size"):
-        assert list(tables[0][column].astype(str)) == list(tables[1][column].astype(str)), column
+        for other in others:
+            assert list(one[column].astype(str)) == list(other[column].astype(str)), column
+
+
+def _refuse(memo: object) -> nn.Module:
+    raise TypeError("there is one of me")
+
+
+@pytest.mark.parametrize(
+    "copy, words",
+    [
+        (_refuse, "cannot be copied to it: TypeError: there is one of me"),
+        (lambda memo: ExactNetwork(seed=3), "gives other logits there"),
+    ],
+)
+def test_a_model_that_cannot_be_copied_is_refused(copy: Any, words: str) -> None:
+    model, data = problem()
+    model.network.__deepcopy__ = copy
+    settings = Settings(precision="fp32", further_devices=(CPU,))
+    with pytest.raises(ModelError, match=words):
+        prepare_model(model, data, THREAT, settings, [SPEC])
+
+
+def test_tf32_is_no_precision_of_several_devices() -> None:
+    model, data = problem()
+    settings = Settings(precision="tf32", further_devices=(CPU,))
+    with pytest.raises(UsageError, match="setting of the whole process"):
+        prepare_model(model, data, THREAT, settings, [SPEC])
+
+
+def test_large_tasks_come_first_and_none_is_too_small_for_a_batch() -> None:
+    run = cascade(2)
+    due = PhaseCounts(torch.arange(100))
+    assert [len(task.rows) for task in run._tasks(due, [], 2)] == [20, 20, 15, 12, 9, 6, 6, 6, 6]
+    assert [len(task.rows) for task in run._tasks(due, [], 1)] == [40, 40, 20]
+    few = PhaseCounts(torch.arange(7))
+    assert [len(task.rows) for task in run._tasks(few, [], 2)] == [4, 3]

@@ -171,10 +171,11 @@ def test_what_it_is_built_from_is_the_samples_own_affair() -> None:
     assert not torch.equal(Unmasked.settings[-1].inputs, one.inputs)
 
 
-def cascade(workers: int | None = None, **options: Any) -> Cascade:
+def cascade(workers: int | None = None, loops: int = 1, **options: Any) -> Cascade:
     network, data, _, threat = problem()
     model = wrap_module(network, num_classes=2, threat_model=threat)
-    settings = Settings(precision="fp32", batch_size=6, workers=workers)
+    further = (torch.device("cpu"),) * (loops - 1)
+    settings = Settings(precision="fp32", batch_size=6, workers=workers, further_devices=further)
     prepared = prepare_model(model, data, model.summary.threat_model, settings, ())
     steps = entry("unmasked").model_copy(update={"params": {"steps": 3, "loss": "margin"}})
     return Cascade(steps, prepared, **options)
@@ -189,11 +190,12 @@ def test_workers_and_interruptions_change_nothing() -> None:
     inputs = torch.zeros(24, 1, 4, 4)
     whole = cascade().run(inputs.clone())
     assert 0 < int((whole.stage == 0).sum()) < 24
-    Unmasked.settings.clear()
-    shared = cascade(workers=2)
-    assert shared.workers == 2
-    assert same(whole, shared.run(inputs.clone()))
-    assert len(Unmasked.settings) == 1  # before the workers were forked
+    for side_by_side in ({"workers": 2}, {"loops": 2}):
+        Unmasked.settings.clear()
+        shared = cascade(**side_by_side)
+        assert shared.workers == 2
+        assert same(whole, shared.run(inputs.clone()))
+        assert len(Unmasked.settings) == 1  # before the workers were forked
     kept: list[Any] = []
 
     def interrupt(snapshot: Callable[[], dict[str, Any]]) -> None:

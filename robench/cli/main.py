@@ -4,6 +4,7 @@ import logging
 import sys
 import traceback
 from collections.abc import Sequence
+from functools import cache
 from typing import Annotated, Any
 
 import typer
@@ -160,7 +161,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if arguments is None and words[:1] and words[0] not in _RUNS_NOTHING:
         supervise(answers=words[0] in _ANSWERS)
     try:
-        app(args=given, prog_name="robench")
+        _command()(args=given, prog_name="robench")
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else int(end.code is not None)
         if (lost := lost_output()) is None:
@@ -169,6 +170,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         in_vain = words[:1] and words[0] in _PRINTING and words[1:2] != ["add"]
         code = code or (_UNEXPECTED if in_vain else 0)
         raise SystemExit(tell(code)) from None
+
+
+@cache
+def _command() -> Any:
+    """The tree of commands, which takes a tenth of a second to build."""
+    return typer.main.get_command(app)
 
 
 def _debug_first(arguments: Sequence[str]) -> list[str]:

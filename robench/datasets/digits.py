@@ -10,6 +10,7 @@ test part of that set, as ``sklearn.datasets.load_digits`` ships it.
 
 from __future__ import annotations
 
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -36,7 +37,7 @@ def load_digits(
     """
     if split not in SPLITS:
         raise unknown_name("split of digits", split, list(SPLITS))
-    rows = torch.from_numpy(np.loadtxt(_file(), delimiter=",", dtype=np.float32))
+    rows = torch.from_numpy(_rows())
     pixels = rows[:, :-1].reshape(-1, 1, 8, 8) / 16
     every = ArrayDataset(
         pixels,
@@ -49,6 +50,12 @@ def load_digits(
     rest, test = hold_out(every, TEST_SIZE, split="test", salt="digits test/")
     train, validation = hold_out(rest, VALIDATION_SIZE, salt="digits validation/")
     return {"train": train, "validation": validation, "test": test}[split]
+
+
+@cache
+def _rows() -> np.ndarray:
+    """float32 (1797, 65): 64 counts of ink and the label. Not to be written to."""
+    return np.loadtxt(_file(), delimiter=",", dtype=np.float32)
 
 
 def _file() -> Path:

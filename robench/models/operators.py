@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 import types
 from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 import torch
@@ -88,12 +89,15 @@ def _inside(function: object, seen: set[int]) -> Iterator[object]:
 
 def replaced_in_torch() -> list[str]:
     """torch's own operators that Python code has taken the place of since robench was loaded."""
-    new = {key for key in _in_python() - _AT_IMPORT - _of_vmap() if key.startswith("aten/")}
-    return sorted(key for key in new if not key.endswith("/Meta"))
+    new = {key for key in _in_python() - _AT_IMPORT if key.startswith("aten/")}
+    return sorted(key for key in new - _of_vmap(len(new)) if not key.endswith("/Meta"))
 
 
-def _of_vmap() -> set[str]:
-    """What torch itself registers at a process's first vmap."""
+@cache
+def _of_vmap(registered: int) -> set[str]:
+    """What torch itself registers at a process's first vmap; by how many there are by then."""
+    if not registered:
+        return set()
     modules = [m for name, m in sys.modules.items() if name.startswith("torch._functorch.")]
     held = [item for module in modules for item in vars(module).values()]
     libraries = [item for item in held if isinstance(item, torch.library.Library)]

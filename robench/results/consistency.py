@@ -109,49 +109,64 @@ def _contradictions(
 
 
 def _of_rows(record: EvaluationRecord, table: pd.DataFrame) -> Iterator[str]:
-    outcome, label, ids = table["outcome"], table["label"], table["sample_id"]
+    rows = _Rows(table)
+    outcome, label, ids = rows.outcome, rows["label"], table["sample_id"]
     if ids.isna().any() or ids.duplicated().any():
         yield "a sample has no id of its own"
-    classes, targets = range(record.dataset.num_classes), record.threat_model.targets
-    judged = outcome.isin([Outcome.SURVIVED, Outcome.BROKEN])
+    classes, targets = record.dataset.num_classes, record.threat_model.targets
+    judged = np.isin(outcome, [Outcome.SURVIVED, Outcome.BROKEN])
     broken, error = outcome == Outcome.BROKEN, outcome == Outcome.CLEAN_ERROR
-    unknown = pd.Series(dtype="float64", index=label.index)
-    aim = label if targets is None else table.get("target", unknown)
-    if not label.isin(classes).all():
+    aim = label if targets is None else rows["target"]
+    if not _among(label, classes).all():
         yield "a label is none of the classes"
-    if ((label.astype(str) == str(targets)) != (outcome == Outcome.AT_TARGET)).any():
+    number = class_number(targets)
+    at_target = label == (np.nan if number is None else number)
+    if (at_target != (outcome == Outcome.AT_TARGET)).any():
         yield "the outcome of a sample is not what the target of all says"
-    if (class_number(targets) or 0) not in classes or not (aim.isin(classes) | ~judged).all():
+    if (number or 0) >= classes or not (_among(aim, classes) | ~judged).all():
         yield "a target is none of the classes"
-    right = _true(table["clean_prediction"] == label)
-    reached = _true(table["adv_prediction"] == aim) == (targets is not None)
+    right = rows["clean_prediction"] == label
+    reached = (rows["adv_prediction"] == aim) == (targets is not None)
     # What each input has to be taken for: where it must be known, where it is as the label says.
     rules = {
         "clean": (judged | error, right, judged | (outcome == Outcome.ERRORED), error),
         "adv": (broken, ~reached, outcome == Outcome.SURVIVED, broken),
     }
     for kind, (known, holds, must_hold, must_not) in rules.items():
-        predicted, margin = table[f"{kind}_prediction"], table[f"{kind}_margin"]
-        there = predicted.notna()
+        predicted, margin = rows[f"{kind}_prediction"], rows[f"{kind}_margin"]
+        there = ~np.isnan(predicted)
         if (known & ~there).any() or (there & ((must_hold & ~holds) | (must_not & holds))).any():
             yield "the outcome of a sample is not what its predictions say"
-        if not (predicted.isin(classes) | ~there).all():
+        if not (_among(predicted, classes) | ~there).all():
             yield "a prediction is none of the classes"
         if (there & (((margin < 0) & holds) | ((margin > 0) & ~holds))).any():
             yield "the margin of a sample is not what its prediction says"
     tried = [name for name in table.columns if name.startswith(REACHED)]
     if targets == "all" and ((table[tried] == 1).any(axis=1) != broken).any():
         yield "the targets that were reached are not those of the broken samples"
-    if not (table["broken_by"].notna() == broken).all():
+    if (table["broken_by"].notna() != broken).any():
         yield "what broke a sample is not what its outcome says"
-    threat, size = record.threat_model, table["perturbation_size"]
+    threat, size = record.threat_model, rows["perturbation_size"]
     if (judged & (size > threat.radius + _ROUNDING[threat.norm])).any():
         yield f"a perturbation is larger than {threat} allows"
 
 
-def _true(found: pd.Series) -> pd.Series:
-    """False where nothing is known."""
-    return found.fillna(False).astype(bool)
+class _Rows:
+    """Columns of a table by name, as float64 (n,), NaN where there is no number or no column."""
+
+    def __init__(self, table: pd.DataFrame) -> None:
+        self._table = table
+        self.outcome: np.ndarray = table["outcome"].to_numpy(object)
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        if name not in self._table:
+            return np.full(len(self._table), np.nan)
+        return self._table[name].to_numpy(np.float64, na_value=np.nan)
+
+
+def _among(numbers: np.ndarray, classes: int) -> np.ndarray:
+    """bool (n,): which are a class's."""
+    return (numbers >= 0) & (numbers < classes) & (numbers % 1 == 0)
 
 
 def _of_stages(record: EvaluationRecord, table: pd.DataFrame) -> Iterator[str]:
@@ -184,7 +199,8 @@ def _of_audit(record: EvaluationRecord, table: pd.DataFrame) -> Iterator[str]:
     names = [stage.name for stage in stages]
     early, later = names[: spec.first_stage], names[spec.first_stage :]
     ended = sum(s.broken + s.errored for s in record.stages if s.name in early)
-    right = _true(table["clean_prediction"] == table["label"])
+    rows = _Rows(table)
+    right = rows["clean_prediction"] == rows["label"]
     survivors = int((right & (table["outcome"] != Outcome.AT_TARGET)).sum()) - ended
     audited = spec.sample_size(survivors)
     late = int((table["broken_by"].notna() & ~table["broken_by"].isin(early)).sum())

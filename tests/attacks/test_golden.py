@@ -44,6 +44,7 @@ TOLERANCE: dict[Norm, float] = {
     "L1": 2e-6,
 }
 STEPS = 33  # passes several checkpoints of every schedule
+FAB_STEPS = 15
 
 
 def _random_network() -> tuple[nn.Module, Tensor, Tensor]:
@@ -214,13 +215,15 @@ def test_apgd_starts_on_the_balls_surface_as_the_reference_does() -> None:
 def test_fab_walks_the_reference_path(problem: str, norm: Norm, target_class: int | None) -> None:
     model, inputs, labels = PROBLEMS[problem]()
     recorder = Recorder(model)
-    reference = FABAttack_PT(recorder, norm=norm, n_iter=25, eps=EPS[problem][norm], device="cpu")
+    reference = FABAttack_PT(
+        recorder, norm=norm, n_iter=FAB_STEPS, eps=EPS[problem][norm], device="cpu"
+    )
     reference.target_class = target_class
     reference.attack_single_run(inputs, labels, is_targeted=target_class is not None)
     theirs = recorder.seen[1 if target_class is None else 2 :]  # its looks at the clean inputs
 
     threat_model = ThreatModel.of(norm, EPS[problem][norm])
-    attack = FAB(threat_model, steps=25, targets=0 if target_class is None else 5)
+    attack = FAB(threat_model, steps=FAB_STEPS, targets=0 if target_class is None else 5)
     query = PlainQuery(model)
     search = 0 if target_class is None else target_class - 2
     state = attack.start(query, slots_for(model, inputs, labels, search))

@@ -1,6 +1,7 @@
 """Minimum-norm attacks beside Foolbox's, with each other, and what their parameters may be."""
 
 import warnings
+from functools import cache
 from typing import Any
 
 import pytest
@@ -31,13 +32,15 @@ with warnings.catch_warnings():
 EPS: dict[Norm, str] = {"Linf": "0.1", "L2": "0.5", "L1": "1.5"}
 
 
+@cache
 def _samples() -> tuple[torch.nn.Module, Tensor, Tensor]:
     model = digits_network(eps=0.1)
     _, _, inputs, labels = digits_data()
     right = predictions(model, inputs) == labels
-    return model, inputs[right][:40], labels[right][:40]
+    return model, inputs[right][:25], labels[right][:25]
 
 
+@cache
 def _found(kind: Any, norm: Norm, **parameters: Any) -> SearchResult:
     attack = kind(ThreatModel.of(norm, EPS[norm]), **parameters)
     return run_search(attack, *_samples()).found

@@ -260,7 +260,7 @@ def _search_to_the_end(threat_model: ThreatModel) -> tuple[list[Any], PlainQuery
     ("norm", "eps", "share"),
     [
         ("Linf", 0.04, 0.7),
-        ("L2", 0.2, 0.9),
+        pytest.param("L2", 0.2, 0.9, marks=pytest.mark.slow),
         pytest.param("L1", 0.7, 0.95, marks=pytest.mark.slow),
     ],
 )
@@ -284,7 +284,7 @@ def test_remembering_rejections_changes_nothing_but_the_cost(
     # Under L2 and L1 too little is saved in so short a search for a sixteenth of it to matter.
     [
         ("Linf", 0.04, 16, 0.8),
-        ("L2", 0.2, 1, 1),
+        pytest.param("L2", 0.2, 1, 1, marks=pytest.mark.slow),
         pytest.param("L1", 0.7, 1, 1, marks=pytest.mark.slow),
     ],
 )

@@ -45,7 +45,10 @@ def csv_without_times(folder: Path) -> bytes:
 @pytest.mark.parametrize(
     ("signals", "stops", "samples"),
     [
-        pytest.param(["INT", "KILL", "TERM"], 0, 12, id="each-in-each-attack"),
+        pytest.param(["INT", "KILL", "TERM"], -1, 12, id="each-attack"),
+        pytest.param(
+            ["INT", "KILL", "TERM"], 0, 12, id="each-in-each-attack", marks=pytest.mark.slow
+        ),
         pytest.param(["KILL"], 50, 200, id="killed", marks=pytest.mark.slow),
         pytest.param(["INT"], 50, 200, id="interrupted", marks=pytest.mark.slow),
         pytest.param(["TERM"], 20, 200, id="terminated", marks=pytest.mark.slow),
@@ -57,7 +60,7 @@ def test_stopped_runs_end_like_an_unbroken_one(
     # A fork, as torch is loaded here; the campaign's own processes are forks of it.
     cost = in_a_fork(lambda: kill_campaign.main(tmp_path, stops, 0, samples, signals))
     stopped = sum(cost["stopped"].values())
-    assert stopped == stops or (stops == 0 and stopped >= 9)
+    assert stopped >= {0: 9, -1: 3}.get(stops, stops)
     assert min(cost["stopped"].values()) > 0
     expected = records(tmp_path / "reference")
     assert len(expected) == 3

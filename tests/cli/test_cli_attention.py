@@ -18,7 +18,7 @@ from robench.models.zoo import find_card
 from robench.records import AttentionSpec, Outcome
 from robench.results import Store, arrays
 
-N = 30
+N = 12
 PLACE = f"digits-Linf-0.2-n{N}-seed0/pgd-20"
 ALIKE = ("--suite", "quick", "--n", N, "--device", "cpu")
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from record_factory import make_record, make_samples
 
@@ -56,6 +56,7 @@ _data = st.recursive(
 )
 
 
+@settings(max_examples=30, deadline=None)
 @given(_data)
 def test_plain_data_is_always_json_and_loses_only_what_is_undefined(value):
     text = json.dumps(plain(value), allow_nan=False)

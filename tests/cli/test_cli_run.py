@@ -22,7 +22,7 @@ from robench.request import Request
 from robench.results import RecordFilter, Store
 from robench.threat_models import ThreatModel
 
-N = 24
+N = 12
 
 
 @pytest.fixture(scope="module")
@@ -432,7 +432,7 @@ def test_ctrl_c_keeps_what_is_finished_and_another_run_goes_on(tmp_path):
     suite = tmp_path / "long.toml"
     suite.write_text(
         '[[attacks]]\nname = "short"\nattack = "pgd"\nparams = { steps = 1 }\n'
-        '[[attacks]]\nname = "long"\nattack = "square"\nparams = { queries = 800 }\n'
+        '[[attacks]]\nname = "long"\nattack = "square"\nparams = { queries = 400 }\n'
     )
 
     def command(results):

@@ -10,6 +10,7 @@ from functools import cache
 
 import pytest
 import torch
+from attack_models import digits_network
 from torch import Tensor, nn
 
 from robench.datasets import load_dataset
@@ -26,14 +27,19 @@ def digits() -> tuple[Tensor, Tensor]:
     return data.batch(range(N)), data.labels
 
 
-@cache
-def _loaded() -> RobenchModel:
-    return load_model(ZOO + "pgd-at")
-
-
 def trained() -> nn.Module:
-    """A fresh copy of a network that classifies digits in [0, 1]."""
-    return copy.deepcopy(_loaded().network)
+    """A fresh copy of a small network that classifies digits in [0, 1]."""
+    return copy.deepcopy(digits_network(epochs=6, eps=0.15))
+
+
+@cache
+def _of_the_zoo() -> nn.Module:
+    return load_model(ZOO + "pgd-at").network
+
+
+def normalising() -> nn.Module:
+    """A fresh copy of one that also has batch normalisation."""
+    return copy.deepcopy(_of_the_zoo())
 
 
 class Around(nn.Module):
@@ -43,9 +49,10 @@ class Around(nn.Module):
         self,
         before: Callable[[Tensor], Tensor] = lambda x: x,
         after: Callable[[Tensor], object] = lambda z: z,
+        inner: Callable[[], nn.Module] = trained,
     ) -> None:
         super().__init__()
-        self.inner = trained()
+        self.inner = inner()
         self.before = before
         self.after = after
 
@@ -56,7 +63,7 @@ class Around(nn.Module):
 class StuckInTraining(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.inner = trained()
+        self.inner = normalising()
         self.inner.train()
 
     def train(self, mode: bool = True) -> StuckInTraining:
@@ -163,7 +170,7 @@ class Colour(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.inner = trained()
+        self.inner = normalising()
 
     def forward(self, inputs: Tensor) -> Tensor:
         return self.inner((inputs[:, :1] + 1 - inputs[:, 2:]) / 2)
@@ -255,7 +262,7 @@ FAULTS = {
     "another after a thousand calls": Fault(AfterCalls, "history_dependent", "counters (left)"),
     "a memory": Fault(Remembering, "history_dependent", "after an input like it"),
     "dropout": Fault(
-        lambda: Around(after=lambda z: nn.functional.dropout(z)), "randomised", "aa-rand"
+        lambda: Around(after=nn.functional.dropout, inner=normalising), "randomised", "aa-rand"
     ),
     "noise": Fault(
         lambda: Around(before=lambda x: x + 0.1 * torch.randn_like(x)), "randomised", "passes"
@@ -286,18 +293,22 @@ FAULTS = {
         lambda: Around(before=lambda x: 0.3 * x + 0.7 * x.detach()), "gradient_mismatch", "slope"
     ),
     "expects [-1, 1]": Fault(
-        lambda: Around(before=lambda x: (x + 1) / 2), "input_reading", "--input low=-1.0"
+        lambda: Around(lambda x: (x + 1) / 2, inner=normalising),
+        "input_reading",
+        "--input low=-1.0",
     ),
     "expects [0, 255]": Fault(
         lambda: Around(before=lambda x: x / 255), "input_reading", "high = 255.0"
     ),
     "expects a mean": Fault(
-        lambda: Around(before=lambda x: x * 0.3081 + 0.1307), "input_reading", "mean = [0.1307]"
+        lambda: Around(lambda x: x * 0.3081 + 0.1307, inner=normalising),
+        "input_reading",
+        "mean = [0.1307]",
     ),
     "card normalises": Fault(
-        trained, "input_reading", "Take the range", card={"mean": [0.5], "std": [0.5]}
+        normalising, "input_reading", "Take the range", card={"mean": [0.5], "std": [0.5]}
     ),
-    "card in [0, 255]": Fault(trained, "input_reading", "Take the range", card={"high": 255.0}),
+    "card in [0, 255]": Fault(normalising, "input_reading", "Take the range", card={"high": 255.0}),
     "a mean of 8 bits": Fault(
         trained, "normalisation_units", "mean 127.5 cannot be those of", card={"mean": [127.5]}
     ),
@@ -321,7 +332,7 @@ FAULTS = {
     ),
     "shifted": Fault(lambda: Around(after=lambda z: z + 1e6), "coarse_margins", "1e+06"),
     "collapsed": Fault(
-        lambda: Around(after=lambda z: z + 1e3 * torch.eye(10)[4]),
+        lambda: Around(after=lambda z: z + 1e3 * torch.eye(10)[4], inner=normalising),
         "one_class_predicted",
         "class 4",
     ),
@@ -356,17 +367,40 @@ def by_name(found: list[Finding]) -> dict[str, Finding]:
     return {finding.name: finding for finding in found}
 
 
+# Where one fault has several marks, all of them are its own; these have no others.
+ALONE: dict[str, set[str]] = {
+    **{
+        planted: set[str]()
+        for planted in (
+            *("log-probabilities", "a tuple", "a dict", "a counter", "adapting", "in place"),
+            *("detached", "reversed gradient", "expects [-1, 1]", "expects [0, 255]"),
+            *("expects a mean", "blue first", "classes in another order", "untrained"),
+            *("two classes swapped", "beyond float16", "weights beyond float16"),
+            "another after a thousand calls",
+        )
+    },
+    "probabilities": {"vanishing_gradients"},
+    # Two passes that differ also differ in other company, and have no slope.
+    "dropout": {"gradient_mismatch"},
+    "noise": {"gradient_mismatch"},
+    "card in [0, 255]": {"vanishing_gradients", "gradient_mismatch"},
+}
+
+
 @pytest.mark.parametrize(
     "brief", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["full", "brief"]
 )
-@pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS)
-def test_the_planted_fault_is_named(fault: Fault, brief: bool) -> None:
+@pytest.mark.parametrize("planted", FAULTS)
+def test_the_planted_fault_is_named(planted: str, brief: bool) -> None:
+    fault = FAULTS[planted]
     found = by_name(examine(*plant(fault), brief=brief))
     assert fault.name in found, found
     finding = found[fault.name]
     assert fault.says in finding.flag().evidence
     assert finding.mend
     assert "check_failed" not in found
+    if planted in ALONE and not brief:
+        assert set(found) <= {fault.name} | ALONE[planted]
 
 
 def test_refusals_are_counted() -> None:
@@ -375,29 +409,6 @@ def test_refusals_are_counted() -> None:
     found = by_name(examine(model, inputs[:8], labels[:8]))
     assert found["raises"].count in (3, 4)
     assert "16 passes over the same inputs raise: RuntimeError: busy" in found["raises"].evidence
-
-
-# Where one fault has several marks, all of them are its own.
-ALONE = [
-    *("probabilities", "log-probabilities", "a tuple", "a dict", "a counter", "adapting"),
-    *("in place", "detached", "reversed gradient", "expects [-1, 1]", "expects [0, 255]"),
-    *("expects a mean", "card in [0, 255]", "blue first", "classes in another order", "untrained"),
-    *("two classes swapped", "beyond float16", "weights beyond float16", "dropout", "noise"),
-    "another after a thousand calls",
-]
-
-
-@pytest.mark.parametrize("name", ALONE)
-def test_nothing_else_is_said(name: str) -> None:
-    allowed = {FAULTS[name].name}
-    if name == "probabilities":
-        allowed.add("vanishing_gradients")
-    if name in ("dropout", "noise"):
-        # Two passes that differ also differ in other company, and have no slope.
-        allowed.add("gradient_mismatch")
-    if name == "card in [0, 255]":
-        allowed |= {"vanishing_gradients", "gradient_mismatch"}
-    assert set(by_name(examine(*plant(FAULTS[name])))) <= allowed
 
 
 @pytest.mark.parametrize("brief", [False, True])
@@ -422,9 +433,10 @@ def test_no_label_is_a_class() -> None:
 def test_data_of_one_class_flatter_no_reading() -> None:
     """A reading under which everything looks like the one class explains nothing."""
     inputs, labels = digits()
-    for label in range(10):
+    model = load_model(ZOO + "standard")
+    for label in (0, 1, 8):
         rows = labels == label
-        found = by_name(examine(load_model(ZOO + "standard"), inputs[rows], labels[rows]))
+        found = by_name(examine(model, inputs[rows], labels[rows]))
         assert "input_reading" not in found
         assert "class_order" not in found
 

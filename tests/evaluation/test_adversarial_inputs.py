@@ -25,7 +25,7 @@ SUITE = Suite(
             name="both",
             stages=(
                 AttackSpec(name="fgsm", attack="pgd", params={"steps": 1}),
-                AttackSpec(name="apgd", attack="apgd", params={"loss": "ce", "steps": 10}),
+                AttackSpec(name="apgd", attack="apgd", params={"loss": "ce", "steps": 5}),
             ),
         ),
     ),
@@ -37,7 +37,7 @@ def evaluate(results: Path, **options: Any) -> Any:
         "digits/Linf-0.2/pgd-at",
         "digits",
         SUITE,
-        n=60,
+        n=20,
         device="cpu",
         precision="fp32",
         results=results,

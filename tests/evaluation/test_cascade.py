@@ -169,7 +169,12 @@ STRONG = pgd("strong", steps=3, relative_step_size=0.4, random_start=False)
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"batch_size": 3, "workers": 1}, {"batch_size": 7, "workers": 2}]
+    "options",
+    [
+        {},
+        pytest.param({"batch_size": 3, "workers": 1}, marks=pytest.mark.slow),
+        {"batch_size": 7, "workers": 2},
+    ],
 )
 def test_an_audit_escalates_as_far_as_it_found_something(options: dict[str, Any]) -> None:
     """Of 40 samples 10 are within reach; the last two stages can add nothing, and see 12 at most."""
@@ -466,7 +471,7 @@ def test_what_a_stage_finds_when_it_is_searched_again_is_the_stage_s() -> None:
 
 
 @pytest.mark.parametrize(
-    "every", [pytest.param(4, id="some"), pytest.param(1, id="each", marks=pytest.mark.slow)]
+    "every", [pytest.param(9, id="some"), pytest.param(1, id="each", marks=pytest.mark.slow)]
 )
 @pytest.mark.parametrize("minimum", [0, 4])
 @pytest.mark.parametrize("more", [(), (pgd("last", steps=1, relative_step_size=0.1),)])

@@ -35,7 +35,7 @@ from robench.results.bounds import known_bounds
 from robench.results.parts import divisions, part_store
 from robench.threat_models import ThreatModel
 
-N = 30
+N = 18
 THREAT = ThreatModel.of("Linf", "0.02")
 STAGES = (
     AttackSpec(name="apgd-ce", attack="apgd", params={"loss": "ce", "steps": 4}),
@@ -43,7 +43,7 @@ STAGES = (
         name="apgd-t", attack="apgd", params={"loss": "dlr-targeted", "steps": 4, "targets": 3}
     ),
     AttackSpec(name="fab-t", attack="fab", params={"steps": 2, "targets": 3}),
-    AttackSpec(name="square", attack="square", params={"queries": 20}),
+    AttackSpec(name="square", attack="square", params={"queries": 8}),
 )
 SUITE = Suite(
     name="like-standard",
@@ -224,7 +224,7 @@ def test_every_sample_is_in_one_part(problem):
     ids = problem.data.sample_ids
     parts = [part_rows(ids, Part(index, 7)) for index in range(1, 8)]
     assert sorted(row for part in parts for row in part) == list(range(N))
-    assert {len(part) for part in parts} == {4, 5}
+    assert {len(part) for part in parts} == {2, 3}
     assert parts[3] == part_rows(list(ids), Part(4, 7))
 
 
@@ -291,7 +291,7 @@ def made_otherwise(halves: list[Store], folder: Path, **arrays: Any) -> list[Sto
     [
         ({"environment": {"versions": {"robench": "0.0.1"}}}, "another robench, 0.0.1"),
         ({"environment": {"precision": "bf16"}}, "another precision, bf16"),
-        ({POSITIONS: np.arange(15)}, "not each of 30 once"),
+        ({POSITIONS: np.arange(9)}, "not each of 18 once"),
         ({POSITIONS: np.arange(3)}, "does not say which samples"),
     ],
 )

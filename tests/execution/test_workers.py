@@ -48,7 +48,7 @@ pytestmark = pytest.mark.skipif(
     reason="needs a safe fork",
 )
 
-N = 40
+N = 24
 THREAT = ThreatModel.of("Linf", "0.02")
 CPU = torch.device("cpu")
 SPEC = AttackSpec(
@@ -58,7 +58,7 @@ SPEC = AttackSpec(
         AttackSpec(
             name="apgd-t", attack="apgd", params={"loss": "dlr-targeted", "steps": 6, "targets": 3}
         ),
-        AttackSpec(name="square", attack="square", params={"queries": 20}),
+        AttackSpec(name="square", attack="square", params={"queries": 12}),
     ),
 )
 

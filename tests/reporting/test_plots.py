@@ -105,7 +105,7 @@ FIGURES = {
 
 
 @pytest.mark.parametrize("name", FIGURES)
-@pytest.mark.parametrize("models", [1, 10])
+@pytest.mark.parametrize("models", [pytest.param(1, marks=pytest.mark.slow), 10])
 def test_no_two_labels_overlap_and_conditions_are_named(name: str, models: int) -> None:
     results = results_for(NAMES[-models:])
     figure = FIGURES[name](results)

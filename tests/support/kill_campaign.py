@@ -4,8 +4,8 @@
 
 FOLDER/reference holds the unbroken run, FOLDER/0, /1, … the broken ones: when one is complete,
 the next begins, until STOPS runs have been stopped, by the signals in turn: KILL, INT (as Ctrl-C
-sends it) or TERM. With STOPS 0, of a shorter suite, until each signal has stopped each attack of
-its cascade.
+sends it) or TERM. With STOPS 0 or -1, of a shorter suite, until each signal has stopped each attack
+of its cascade, or each attack has been stopped by one of them.
 """
 
 from __future__ import annotations
@@ -171,10 +171,10 @@ def main(folder: Path, stops: int, seed: int, samples: int, signals: list[str]) 
     # A run is stopped in each attack, and by another signal in each; what was missed comes again.
     plan = [
         (signals[(number + shift) % len(signals)], number)
-        for shift in range(len(signals) if stops == 0 else 0)
+        for shift in range({0: len(signals), -1: 1}.get(stops, 0))
         for number in range(len(steps))
     ]
-    attacks = suite(40, 10, 300) if stops else suite(6, 6, 60)
+    attacks = suite(6, 6, 60) if plan else suite(40, 10, 300)
     marks = Marks(counter)
     start = time.perf_counter()
     run(model, folder / "reference", attacks, samples, marks)

@@ -378,7 +378,7 @@ def searched(precision: str, n: int, steps: int) -> list[StoredRecord]:
 @pytest.mark.parametrize(
     ("precision", "n", "steps", "differing"),
     [
-        ("auto", 50, 8, 0),
+        ("auto", 50, 25, 0),
         ("bf16", 30, 10, 1),
         pytest.param("auto", 100, 30, 0, marks=pytest.mark.slow),
         pytest.param("bf16", 100, 30, 2, marks=pytest.mark.slow),

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from robench.errors import StoreError
 from robench.evaluation.flags import FLAGS_OF_ATTACKS, attack_flags, stalled_flags
+from robench.evaluation.given import joined
 from robench.evaluation.parts import ADV_FEATURES, FEATURES, POSITIONS, part_rows
 from robench.evaluation.record_builder import PANEL_SAMPLES, half_broken
 from robench.evaluation.sample_metrics import of_features
@@ -273,6 +274,7 @@ class _Joined:
                 "flags": tuple(self._flags(records)),
                 "metrics": {},
                 "class_robust_acc": {},
+                "slopes": joined([r.slopes for r in records], [s.sample_id for s in self.samples]),
                 "cost": Cost(
                     forwards=sum(stage.forwards for stage in stages),
                     backwards=sum(stage.backwards for stage in stages),

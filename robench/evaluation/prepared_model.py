@@ -26,6 +26,7 @@ from robench.evaluation.adjudicate import Adjudicator
 from robench.evaluation.aims import Aims, choose_aims
 from robench.evaluation.as_given import as_given, as_given_flag
 from robench.evaluation.clean_pass import answered, classify
+from robench.evaluation.given import Given, few_rows
 from robench.evaluation.repeated_draws import MostOfDraws, drawn_flag
 from robench.evaluation.replicas import Replica, replicas
 from robench.evaluation.sample_metrics import SampleMetrics
@@ -174,6 +175,12 @@ class PreparedModel:
     def keys_of(self, positions: Tensor) -> Tensor:
         """int64 (k,): keys of what is attacked at int64 positions; of one sample the same."""
         return self.keys[self.rows[self.aims.sample[positions]]]
+
+    @cached_property
+    def given(self) -> Given:
+        """What the model gives for a few of these samples, by which it is known again."""
+        rows = few_rows(self.dataset)
+        return Given.of(self.model, self.dataset, rows, self.settings.device)
 
     @cached_property
     def shown(self) -> Others:

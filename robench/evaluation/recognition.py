@@ -1,8 +1,8 @@
-"""Is a stored record this model's? Only if the model gives its outputs again.
+"""Is a stored record this model's? Only if the model gives its outputs and its slopes again.
 
-A key holds all that can be seen to decide a model's outputs. What no hash sees, such as a value that
-was put on a class of torch's, or a file that C++ reads, decides them too, and shows in them: so a
-few of the stored samples are asked once more before a record, a snapshot or a bound answers.
+A key holds all that can be seen to decide a model's outputs and gradients. What no hash sees, such as a
+value that was put on a class of torch's, or a file that C++ reads, decides them too, and shows in them:
+so a few of the stored samples are asked once more before a record, a snapshot or a bound answers.
 """
 
 from __future__ import annotations
@@ -10,42 +10,28 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from robench import seeding
-from robench.acceleration.search_models import SearchModel
-from robench.attacks.losses import margin
 from robench.datasets import Dataset
 from robench.errors import StoreError
+from robench.evaluation.given import Given, few_rows
 from robench.evaluation.prepared_model import PreparedModel
-from robench.evaluation.queries import Queries
 from robench.models.loading import make_unique
 from robench.models.wrapper import RobenchModel
-from robench.probes import FirstState, undisturbed
-from robench.records import Flag
+from robench.records import Flag, Slopes
 from robench.results.bounds import known_bounds
 from robench.results.finds import UNREPEATABLE
 from robench.results.parts import part_stores
 from robench.results.store import Store
 from robench.results.stored_record import StoredRecord
-from robench.seeding import own_stream
 
 log = logging.getLogger("robench.evaluation")
 
-SAMPLES = 64
-"""That are asked again, at most"""
-_VALUES, _FEWEST = 2**21, 8  # of all their inputs; and so many samples at least
-_OF_A_PART = 4
 _LARGEST_FILE = 2**28  # bytes of adversarial inputs that are still read for it
-_SAME = 1e-3  # by what share of a sample's largest logit machines and batches may differ
-_ROUNDINGS = 8  # of a number in half precision, from the inputs to a logit
-_NOISES = 16  # that another batch makes of a logit
 _UNSTEADY = UNREPEATABLE | {"batch_dependent"}
 _AGREED = 0.5  # margin of votes from which on one draw is likely to agree
 
@@ -58,84 +44,51 @@ class Told:
     predictions: Tensor
     margins: Tensor
 
+    @classmethod
+    def of_margins(cls, margins: Tensor) -> Told:
+        """Of margins (k,) alone."""
+        return cls(torch.full((len(margins),), -1), margins.double())
+
 
 @dataclass(frozen=True)
-class Given:
-    """What a model gives for inputs (k, C, H, W) in [0, 1] with int64 labels (k,), on the CPU."""
+class _Unlike:
+    """Samples, bool (k,), for which a model does not give what is stored, and what it does not."""
 
-    model: RobenchModel
-    inputs: Tensor
-    labels: Tensor
-    device: torch.device
+    samples: Tensor
+    what: str
+    kind: str = "clean"
 
-    def _logits(self, batch_size: int) -> Tensor:
-        queries = Queries(SearchModel(self.model), self.model.num_classes, batch_size)
-        queries.reset(len(self.inputs), self.device)
-        with own_stream(0, self.device), _as_given(self.model):
-            return queries.logits(self.inputs.to(self.device)).cpu()
+    def __bool__(self) -> bool:
+        return bool(self.samples.any())
 
-    @cached_property
-    def logits(self) -> Tensor:
-        """Float32 (k, K); NaN where the model fails."""
-        return self._logits(SAMPLES)
+    def __str__(self) -> str:
+        count = f"{int(self.samples.sum())} of {len(self.samples)}"
+        return f"{self.what} {count} {self.kind} samples"
 
-    @cached_property
-    def coarseness(self) -> float:
-        """By what share of its largest logit an output may differ by rounding alone, as it is seen in
-        other batches and in the types of the model's numbers."""
-        again = self._logits(min(SAMPLES, len(self.inputs)) // 3 + 1)
-        scale = self.logits.abs().amax(dim=1).clamp(min=torch.finfo(torch.float32).tiny)
-        apart = ((again - self.logits).abs().amax(dim=1) / scale).nan_to_num(0.0)
-        types = {value.dtype for value in self.model.state_dict().values()}
-        with torch.no_grad(), own_stream(0, self.device), _as_given(self.model):
-            types |= {out.dtype for out in self._first()}
-        eps = [torch.finfo(kind).eps for kind in types if kind.is_floating_point]
-        return max(_SAME, _ROUNDINGS * max(eps, default=0.0), _NOISES * float(apart.max()))
 
-    def _first(self) -> Iterator[Tensor]:
-        try:
-            yield self.model(self.inputs[:1].to(self.device))
-        except Exception:  # Whatever a model may raise: its type is not known then.
-            return
-
-    def unlike(self, told: Told) -> Tensor:
-        """bool (k,): samples whose outputs are not those that were told."""
-        found = _unlike(self.logits, self.labels, told, _SAME)
-        if bool(found.any()):
-            found = _unlike(self.logits, self.labels, told, self.coarseness)
-        return found
-
-    def mostly_unlike(self, told: Told) -> Tensor:
-        """The same of a model whose outputs do not repeat: all false while half of the predictions
-        that most draws agreed on are given again."""
+def _outputs(given: Given, told: Told, kind: str, steady: bool = True) -> _Unlike:
+    """Of a model whose outputs do not repeat: none, while half of the predictions that most draws
+    agreed on are given again."""
+    if steady:
+        found = given.unlike(told.predictions, told.margins)
+    else:
         sure = (told.predictions >= 0) & ~(told.margins.abs() < _AGREED)
-        other = sure & (self.logits.argmax(dim=1) != told.predictions)
-        return other & (2 * other.sum() > sure.sum())
+        found = _if_most(sure & (given.logits.argmax(dim=1) != told.predictions), sure)
+    return _Unlike(found, "its outputs on", kind)
 
 
-@contextmanager
-def _as_given(model: RobenchModel) -> Iterator[None]:
-    """The model with what it kept before it was asked anything; afterwards it is as it is now."""
-    now = FirstState.of(model.network)
-    if now is not None and model.first is not None:
-        model.first.restore(model.network)
-    try:
-        with undisturbed(model):
-            yield
-    finally:
-        if now is not None:
-            now.restore(model.network)
+def _slopes(given: Given, told: Slopes, steady: bool = True) -> _Unlike:
+    """The same of gradients."""
+    known, found = given.rising_unlike(told)
+    steep = found[:, [i for i, name in enumerate(Slopes.columns()) if "margin" not in name]]
+    what = "its gradients on" if bool(steep.any()) else "its outputs beside"
+    if not steady:
+        return _Unlike(_if_most(steep.any(dim=1), known.any(dim=1)), what)
+    return _Unlike(found.any(dim=1), what)
 
 
-def _unlike(logits: Tensor, labels: Tensor, told: Told, share: float) -> Tensor:
-    largest = logits.amax(dim=1)
-    place = told.predictions.clamp(0, logits.shape[1] - 1).unsqueeze(1)
-    room = 2 * share * logits.abs().amax(dim=1)
-    # Where two classes are as likely, either may be the prediction. A NaN fails every comparison.
-    same = logits.gather(1, place).squeeze(1) >= largest - room
-    near = (margin(logits, labels) - told.margins).abs() <= room
-    known = told.predictions >= 0
-    return (known & ~same) | (~told.margins.isnan() & ~near)
+def _if_most(found: Tensor, of: Tensor) -> Tensor:
+    return found & (2 * found.sum() > of.sum())
 
 
 def check_recognised(
@@ -145,8 +98,9 @@ def check_recognised(
 
     Where something stored is not what the model gives, it is another model's, whatever the key says:
     it stays where it is, one line says so, and the ``model`` has a key of its own from then on.
-    Some 64 inputs pass, once more in other batches where they differ, and as many adversarial ones
-    of each record that has them in a file of ordinary size. The model is moved to the device.
+    Some 64 inputs pass, and pass with gradients, they and inputs beside them, once more in other batches
+    where they differ; so do as many adversarial ones of each record that has them in a file of ordinary
+    size. One line says how many records are older than slopes. The model is moved to the device.
     """
     fingerprint = model.summary.fingerprint
     stores = (store, *part_stores(store))
@@ -156,28 +110,37 @@ def check_recognised(
         return
     data = dataset.spec().fingerprint
     records = list(_records(stores, fingerprint, data))
-    rows = _few(dataset, [stored for _, stored in records if stored.record.part is not None])
-    ids = [dataset.sample_ids[row] for row in rows]
-    clean = Given(model.to(device), dataset.batch(rows), dataset.labels[rows], device)
+    parts = [list(s.table["sample_id"]) for _, s in records if s.record.part is not None]
+    clean = Given.of(model.to(device), dataset, few_rows(dataset, parts), device)
     for place, stored in records:
-        steady = _is_steady(stored.record.flags)
-        told = _told(stored, ids, "clean")
-        found = clean.unlike(told) if steady else clean.mostly_unlike(told)
-        what = "clean"
-        if steady and not bool(found.any()) and (kept := _kept(place, stored, clean, ids)):
-            found, what = kept[0].unlike(kept[1]), "adversarial"
-        if bool(found.any()):
-            of = f"record {stored.record.key[:12]} ({stored.record.attack.name})"
-            _refuse(model, f"{what} samples", of, found)
+        if found := _of_another(place, stored, clean):
+            _refuse(model, found, f"record {stored.record.key[:12]} ({stored.record.attack.name})")
             return
     for item in bounds:
         if item.dataset.fingerprint == data:
             margins = {sample.sample_id: sample.clean_margin for sample in item.samples}
-            values = [math.nan if (m := margins.get(name)) is None else m for name in ids]
-            told = Told(torch.full((len(ids),), -1), torch.tensor(values, dtype=torch.float64))
-            if bool((found := clean.unlike(told)).any()):
-                _refuse(model, "clean samples", f"bounds {item.key[:12]}", found)
+            values = [math.nan if (m := margins.get(name)) is None else m for name in clean.ids]
+            if found := _outputs(clean, Told.of_margins(torch.tensor(values)), "clean"):
+                _refuse(model, found, f"bounds {item.key[:12]}")
                 return
+    if older := sum(stored.record.slopes is None for _, stored in records):
+        log.warning(
+            "%s: %d stored records are older than the slopes by which a model is recognised, and "
+            "answer for nothing; their jobs are done again where they are asked for",
+            model.summary.id,
+            older,
+        )
+
+
+def _of_another(store: Store, stored: StoredRecord, clean: Given) -> _Unlike | None:
+    """What of a record is not what the model gives, if anything."""
+    steady = _is_steady(stored.record.flags)
+    found = _outputs(clean, _told(stored, clean.ids, "clean"), "clean", steady)
+    if not found and stored.record.slopes is not None:
+        found = _slopes(clean, stored.record.slopes, steady)
+    if not found and steady and (kept := _kept(store, stored, clean)):
+        found = _outputs(*kept, "adversarial")
+    return found or None
 
 
 def told_margins(prepared: PreparedModel) -> Tensor:
@@ -191,35 +154,22 @@ def _is_steady(flags: Sequence[Flag]) -> bool:
     return _UNSTEADY.isdisjoint(flag.name for flag in flags)
 
 
-def may_go_on(prepared: PreparedModel, margins: Tensor) -> bool:
-    """Whether a snapshot with these margins is of the model; if not, one line says so."""
-    if not _is_steady(prepared.flags):
-        return True
-    rows = _few(prepared.dataset)
-    inputs, labels = prepared.dataset.batch(rows), prepared.dataset.labels[rows]
-    given = Given(prepared.model, inputs, labels, prepared.settings.device)
-    told = Told(torch.full((len(rows),), -1), margins[rows])
-    count = int(given.unlike(told).sum())
-    if count:
+def may_go_on(prepared: PreparedModel, margins: Tensor, slopes: Slopes) -> bool:
+    """Whether a snapshot with these margins and slopes is of the model; if not, one line says so."""
+    steady, given = _is_steady(prepared.flags), prepared.given
+    found = None
+    if steady:
+        rows = few_rows(prepared.dataset)
+        found = _outputs(given, Told.of_margins(margins[rows]), "clean")
+    found = found or _slopes(given, slopes, steady)
+    if found:
         log.warning(
-            "%s begins anew: its outputs on %d of %d clean samples are not those of the stored "
-            "snapshot, though nothing in its key differs",
+            "%s begins anew: %s are not those of the stored snapshot, though nothing in its key "
+            "differs",
             prepared.model.summary.id,
-            count,
-            len(rows),
+            found,
         )
-    return not count
-
-
-def _few(dataset: Dataset, parts: Sequence[StoredRecord] = ()) -> list[int]:
-    """Rows of samples from all over a data set, always the same ones; of each part some at least."""
-    count = min(SAMPLES, max(_FEWEST, _VALUES // math.prod(dataset.input_shape)))
-    order = seeding.sample_keys(0, dataset.sample_ids).argsort(stable=True).tolist()
-    chosen = set(order[:count])
-    for part in parts:
-        own = set(part.table["sample_id"])
-        chosen.update([row for row in order if dataset.sample_ids[row] in own][:_OF_A_PART])
-    return sorted(chosen)
+    return not found
 
 
 def _records(
@@ -238,9 +188,9 @@ def _records(
                 yield store, stored
 
 
-def _told(stored: StoredRecord, ids: list[str], kind: str) -> Told:
+def _told(stored: StoredRecord, ids: Sequence[str], kind: str) -> Told:
     """What a record tells of the clean inputs of samples, or of those of its attack (``adv``)."""
-    table = stored.table.set_index("sample_id").reindex(ids)
+    table = stored.table.set_index("sample_id").reindex(list(ids))
 
     def column(name: str) -> Tensor:
         return torch.tensor(table[f"{kind}_{name}"].to_numpy(np.float64, na_value=np.nan))
@@ -248,9 +198,7 @@ def _told(stored: StoredRecord, ids: list[str], kind: str) -> Told:
     return Told(column("prediction").nan_to_num(-1).long(), column("margin"))
 
 
-def _kept(
-    store: Store, stored: StoredRecord, clean: Given, ids: list[str]
-) -> tuple[Given, Told] | None:
+def _kept(store: Store, stored: StoredRecord, clean: Given) -> tuple[Given, Told] | None:
     """The adversarial inputs of samples as the record has them; None: it has none to be read."""
     path = stored.arrays_path
     try:
@@ -259,22 +207,20 @@ def _kept(
         if not store.has_adversarial(stored.record.key):
             return None
         places = {name: row for row, name in enumerate(stored.table["sample_id"])}
-        if not (there := [i for i, name in enumerate(ids) if name in places]):
+        if not (there := [i for i, name in enumerate(clean.ids) if name in places]):
             return None
-        kept = store.adversarial_rows(stored.record.key)[[places[ids[i]] for i in there]]
+        ids = [clean.ids[i] for i in there]
+        kept = store.adversarial_rows(stored.record.key)[[places[name] for name in ids]]
     except (OSError, StoreError):  # Whoever reads the record says so.
         return None
-    told = _told(stored, [ids[i] for i in there], "adv")
+    told = _told(stored, ids, "adv")
     if stored.record.threat_model.targets is not None:  # whose margins are those of targets
         told = Told(told.predictions, torch.full_like(told.margins, math.nan))
     inputs = torch.from_numpy(np.ascontiguousarray(kept, np.float32))
-    return Given(clean.model, inputs, clean.labels[there], clean.device), told
+    return Given(clean.model, inputs, clean.labels[there], ids, clean.device), told
 
 
-def _refuse(model: RobenchModel, samples: str, stored: str, unlike: Tensor) -> None:
-    reason = (
-        f"its outputs on {int(unlike.sum())} of {len(unlike)} {samples} are not those of the stored "
-        f"{stored}, though nothing in its key differs"
-    )
+def _refuse(model: RobenchModel, found: _Unlike, stored: str) -> None:
+    reason = f"{found} are not those of the stored {stored}, though nothing in its key differs"
     log.warning("%s is evaluated again: %s", model.summary.id, reason)
     make_unique(model, [reason])

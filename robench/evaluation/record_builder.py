@@ -142,6 +142,7 @@ class RecordBuilder:
             metrics=summarise(self.values, self.broken, self.survived),
             attention_method=prepared.metrics.description,
             class_robust_acc=self._by_class(),
+            slopes=prepared.given.slopes(),
             cost=Cost(
                 forwards=sum(stage.forwards for stage in attacked.stages),
                 backwards=sum(stage.backwards for stage in attacked.stages),

@@ -32,7 +32,16 @@ from robench.evaluation.record_builder import RecordBuilder
 from robench.execution import packed, unpacked
 from robench.metric_catalogue import foreign_metrics
 from robench.models.wrapper import RobenchModel, buffer_fingerprint
-from robench.records import AttackSpec, Bounds, DatasetSpec, Flag, Suite, job_key, part_key
+from robench.records import (
+    AttackSpec,
+    Bounds,
+    DatasetSpec,
+    Flag,
+    Slopes,
+    Suite,
+    job_key,
+    part_key,
+)
 from robench.request import Part
 from robench.results.bounds import check_bounds, known_bounds
 from robench.results.parts import part_store
@@ -43,7 +52,7 @@ from robench.stand_ins.catalogue import foreign_stand_ins
 from robench.threat_models import ThreatModel
 
 _DEFAULTS = Settings()
-_SNAPSHOT_FORMAT = 4
+_SNAPSHOT_FORMAT = 5
 
 
 class Listener(Protocol):
@@ -81,6 +90,8 @@ class Saver:
     """Time that earlier runs of the job took"""
     margins: Tensor = field(default_factory=lambda: torch.empty(0))
     """Clean ones, float64 (n,), of the model whose job it is"""
+    slopes: dict[str, Any] | None = None
+    """The model's, as plain data"""
 
     def __post_init__(self) -> None:
         self._started = self._last = time.perf_counter()
@@ -102,7 +113,8 @@ class Saver:
         if self._latest is None:
             return
         content = {"cascade": self._latest(), "seconds": self.seconds, "margins": self.margins}
-        self.keep(packed(content | {"format": _SNAPSHOT_FORMAT}))
+        content |= {"slopes": self.slopes, "format": _SNAPSHOT_FORMAT}
+        self.keep(packed(content))
         self._last = time.perf_counter()
 
 
@@ -218,12 +230,14 @@ def kept_record(
     store: Store, key: str, *, adversarial: bool, trace: bool = False
 ) -> StoredRecord | None:
     """The store's record of a job, if it answers what is asked for: where ``adversarial`` inputs or a
-    ``trace`` are wanted, one that has them. A damaged one is set aside."""
+    ``trace`` are wanted, one that has them; and one that says by which slopes its model is known. A
+    damaged one is set aside."""
     if not store.has(key):
         return None
     try:
         stored = store.read(key)
-        wanting = adversarial and not store.has_adversarial(key)
+        wanting = stored.record.slopes is None
+        wanting = wanting or (adversarial and not store.has_adversarial(key))
         wanting = wanting or (trace and not store.has_trace(key))
         return None if wanting else stored
     except CorruptRecordError as error:
@@ -317,11 +331,12 @@ class _ModelJob:
         saved = load_snapshot(progress.load())
         if isinstance(adv_inputs, FileInputs) and not adv_inputs.file.resumed:
             saved = None  # a snapshot without its inputs is of no use
-        if saved and not may_go_on(prepared, saved["margins"]):
+        if saved and not may_go_on(prepared, saved["margins"], Slopes(**saved["slopes"])):
             saved = None
         seconds_before = float(saved["seconds"]) if saved else 0.0
         every = self.settings.snapshot_seconds
-        saver = Saver(progress.save, every, seconds_before, told_margins(prepared))
+        told = told_margins(prepared), prepared.given.slopes().model_dump()
+        saver = Saver(progress.save, every, seconds_before, *told)
         cascade = Cascade(
             spec,
             prepared,
@@ -356,10 +371,12 @@ class _ModelJob:
             record = with_part(record, builder, self.part, whole)
             arrays = builder.panel(PANEL_OF_PART) | arrays_for_merging(builder, self.part)
         if known:
-            # Done again for its adversarial inputs or its trace; what it found, and at what cost, is known.
+            # Done again for its inputs, its trace or its slopes; what it found, at what cost, is known.
             earlier = store.read(key)
             if earlier.same_outcomes(samples):
-                record, samples = earlier.record, earlier.samples
+                slopes = earlier.record.slopes or record.slopes
+                record = earlier.record.model_copy(update={"slopes": slopes})
+                samples = earlier.samples
         stored = store.write(
             record,
             samples,

@@ -40,6 +40,7 @@ from robench.records.evaluations import (
     job_key,
     part_key,
 )
+from robench.records.slopes import Slopes
 from robench.records.suites import JUDGED, AttackSpec, AuditSpec, Suite
 from robench.records.validations import (
     Diagnosis,
@@ -83,6 +84,7 @@ __all__ = [
     "Provenance",
     "RunCounts",
     "SampleOutcome",
+    "Slopes",
     "StageResult",
     "Suite",
     "Trial",

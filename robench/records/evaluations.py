@@ -10,6 +10,7 @@ from pydantic import Field
 
 from robench.records.base import Flag, Frozen, Sha256, Shown, canonical_hash
 from robench.records.cards import PreprocessingSpec
+from robench.records.slopes import Slopes
 from robench.records.suites import AttackSpec
 from robench.threat_models import ThreatModel
 
@@ -273,6 +274,8 @@ class EvaluationRecord(Frozen):
     """The map and the layer it was taken at."""
     class_robust_acc: dict[Shown, float] = Field(default_factory=dict)
     """Robust accuracy in percent by class name."""
+    slopes: Slopes | None = None
+    """By which the model is known again; None: not recorded then, and such a record answers for none"""
     cost: Cost
     environment: Environment
     created: Shown

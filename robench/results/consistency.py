@@ -89,6 +89,7 @@ def _contradictions(
     if len(record.dataset.class_names) not in (0, record.dataset.num_classes):
         yield "it names more or fewer classes than it has"
     yield from _of_rows(record, table)
+    yield from _of_slopes(record, table)
     if not _same(record.class_robust_acc, class_accuracies(record, table)):
         yield "its classes' accuracies are not those of its samples"
     names = {
@@ -167,6 +168,16 @@ class _Rows:
 def _among(numbers: np.ndarray, classes: int) -> np.ndarray:
     """bool (n,): which are a class's."""
     return (numbers >= 0) & (numbers < classes) & (numbers % 1 == 0)
+
+
+def _of_slopes(record: EvaluationRecord, table: pd.DataFrame) -> Iterator[str]:
+    if (slopes := record.slopes) is None:
+        return
+    ids = set(slopes.samples)
+    if not ids or not ids <= set(table["sample_id"]):
+        yield "its slopes are of samples that it has not"
+    if {len(getattr(slopes, name)) for name in ("samples", *slopes.columns())} != {len(ids)}:
+        yield "its slopes are not one for each of their samples"
 
 
 def _of_stages(record: EvaluationRecord, table: pd.DataFrame) -> Iterator[str]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 import os
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -47,6 +48,13 @@ def own_configuration(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     with tempfile.TemporaryDirectory() as folder:
         monkeypatch.setenv("XDG_CONFIG_HOME", folder)
         yield
+
+
+@pytest.fixture(autouse=True)
+def coarse_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures are drawn in few pixels: most of what a figure costs is the size of its picture."""
+    if "robench.reporting.plots.style" in sys.modules:
+        monkeypatch.setattr("robench.reporting.plots.style._DPI", 40)
 
 
 @pytest.fixture

@@ -90,7 +90,7 @@ def test_batch_order_and_shards_change_nothing(name: str) -> None:
     whole = run_search(ATTACKS[name](), model, inputs, labels, batch_size=500).found
     assert bool(whole.broken.any())
     assert not bool(whole.broken.all())
-    few = torch.arange(5)
+    few = torch.arange(2)
     alone = run_search(ATTACKS[name](), model, inputs, labels, batch_size=1, order=few).found
     _assert_same(whole, alone, few)
     order = torch.randperm(N, generator=torch.Generator().manual_seed(3))

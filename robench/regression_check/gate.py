@@ -226,7 +226,8 @@ def _sizes(
         )
         shown = smallest_difference(counts.n, share, alpha=2 * alpha, power=power)
         return to_pass, to_fail, None if shown is None else 100 * shown
-    if math.isnan(item.spread) or not item.n:
+    # Figures that do not vary, such as 0 % beside a row's 0 %, say nothing of how they would.
+    if not item.spread > 0 or not item.n:
         return None, None, None
     reach = (float(-ndtri(alpha)) + float(ndtri(power))) * item.spread
     to_pass = max(1, math.ceil((reach / margin) ** 2))

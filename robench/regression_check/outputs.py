@@ -105,6 +105,8 @@ def _advice(item: CriterionResult) -> str:
         parts.append(f"about n = {item.n_to_pass} would show a loss below the margin, if none is")
     if item.n_to_fail is not None:
         parts.append(f"about n = {item.n_to_fail} would confirm the observed loss, if it is real")
+    if len(parts) == 1:
+        parts.append("which n could is not known from figures that do not vary")
     return "; ".join(parts)
 
 

@@ -185,6 +185,20 @@ def test_other_conditions_are_refused() -> None:
 # --- a leaderboard's row -------------------------------------------------------------------
 
 
+def test_figures_that_do_not_vary_say_no_n(tmp_path: Path) -> None:
+    none = one("B" * 10, model="candidate")
+    path = tmp_path / "leaderboard.csv"
+    path.write_bytes(leaderboard_csv(build_leaderboard([make_stored("B" * 10, model="base")])))
+    result = check(none, leaderboard_row(path, "base", none), LOOSE)
+    item = part(result, "robust_acc")
+    assert item.verdict is Verdict.CANNOT_TELL
+    assert (item.n_to_pass, item.n_to_fail, item.detectable, result.n_needed) == (None,) * 4
+    assert "n = 10 cannot tell; which n could is not known" in check_markdown(result)
+    # Beside a record the score test knows: agreement on all of 268 samples has 1 point as its limit.
+    paired = part(check(none, one("B" * 10, model="base"), LOOSE.with_margin(1.0)), "robust_acc")
+    assert paired.n_to_pass == 268
+
+
 def test_row_of_a_leaderboard_is_a_baseline(tmp_path: Path) -> None:
     strong, weak = letters(450), letters(100)
     frame = build_leaderboard(

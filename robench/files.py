@@ -24,6 +24,8 @@ _TEMPORARY_SUFFIX = ".tmp"
 
 _LONGEST_TEXT = 2**24
 
+_LONGEST_DOCUMENT = 2**28
+
 _HINTS = {
     errno.ENOSPC: "Free some space or choose another folder; the same command then goes on",
     errno.EDQUOT: "Your quota is used up: free some space or choose another folder",
@@ -157,20 +159,38 @@ def expanded(path: str | os.PathLike[str]) -> Path:
     return Path(os.path.expanduser(path))
 
 
-def read_text(path: Path) -> str:
-    """The text of a card, a suite or a policy, line ends as they stand.
+def check_regular(path: Path) -> None:
+    """Refuse what is there and no file. A pipe or a device may never end, or never begin.
 
     Raises:
-        OSError, ValueError: it cannot be read, is no regular file, is larger than any such file, or
-            is no UTF-8.
+        OSError: it is a folder, a pipe, a socket or a device.
     """
     if os.path.exists(path) and not os.path.isfile(path):
-        raise OSError(f"{'a folder' if os.path.isdir(path) else 'a device'}, not a file")
+        raise OSError(f"{'a folder' if os.path.isdir(path) else 'a pipe or a device'}, not a file")
+
+
+def read_bytes(path: Path, most: int = _LONGEST_DOCUMENT) -> bytes:
+    """The bytes of a file that is read whole: a record, a list, a leaderboard.
+
+    Args:
+        path: the file.
+        most: what no such file is larger than.
+
+    Raises:
+        OSError, ValueError: it cannot be read, is no regular file, or is larger.
+    """
+    check_regular(path)
     with path.open("rb") as stream:
-        content = stream.read(_LONGEST_TEXT + 1)
-    if len(content) > _LONGEST_TEXT:
-        raise OSError(f"more than {_LONGEST_TEXT:,} bytes")
-    return content.decode()
+        content = stream.read(most + 1)
+    if len(content) > most:
+        raise OSError(f"more than {most:,} bytes")
+    return content
+
+
+def read_text(path: Path) -> str:
+    """The text of a card, a suite or a policy, line ends as they stand; errors as of
+    :func:`read_bytes`, and ValueError where it is no UTF-8."""
+    return read_bytes(path, _LONGEST_TEXT).decode()
 
 
 def stale_temporaries(folder: Path, *, older_than: float = 3600.0) -> Iterator[Path]:

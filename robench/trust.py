@@ -18,7 +18,14 @@ from pathlib import Path
 from typing import Literal
 
 from robench.errors import StoreError, UsageError
-from robench.files import atomic_write, config_folder, expanded, file_errors, file_sha256
+from robench.files import (
+    atomic_write,
+    config_folder,
+    expanded,
+    file_errors,
+    file_sha256,
+    read_text,
+)
 
 _UNHASHED = (".git", "__pycache__")
 """Folders that change without anybody's wish. Nothing below them is ever trusted."""
@@ -51,11 +58,11 @@ def trust(path: Path) -> Path:
     """Trust a folder or file as it is now; returns its real path.
 
     Raises:
-        UsageError: there is no such path.
+        UsageError: there is no such folder or file.
         StoreError: it cannot be read, or the list cannot be written.
     """
     real = expanded(path).resolve()
-    if not real.exists():
+    if not (real.is_dir() or real.is_file()):
         raise UsageError("there is no such folder or file", where=path)
     _write({**_listed(), real: _digest(real)})
     return real
@@ -99,7 +106,7 @@ def _listed() -> dict[Path, str]:
     """Real path → hash of its content."""
     path = _list_path()
     try:
-        content = json.loads(path.read_bytes())
+        content = json.loads(read_text(path))
         return {Path(str(place)): str(digest) for place, digest in content["trusted"].items()}
     except FileNotFoundError:
         return {}
@@ -136,13 +143,14 @@ def _digest(place: Path) -> str:
 
 
 def _files(place: Path) -> Iterator[Path]:
-    """Every file and link below a folder, or the file itself; no link is followed."""
+    """Every file and link below a folder, or the file itself; no link is followed.
+
+    A pipe or a socket would never end to be read, and holds nothing."""
     if not place.is_dir():
-        yield place
+        yield from [place] if place.is_file() else []
         return
     for folder, inner, names in os.walk(place, onerror=_refuse):
         paths = [Path(folder, name) for name in (*names, *inner)]
-        # A pipe or a socket would never end to be read, and holds nothing.
         yield from (path for path in paths if path.is_symlink() or path.is_file())
         inner[:] = [name for name in inner if name not in _UNHASHED]
 

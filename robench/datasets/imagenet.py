@@ -16,7 +16,7 @@ from robench.datasets.image_files import FolderDataset, ImageFiles
 from robench.datasets.object_masks import MaskSource, open_masks
 from robench.datasets.preprocessing import PREPROCESSING_OPTIONS, Preprocessing
 from robench.errors import DataError, UsageError, one_line
-from robench.files import data_folder
+from robench.files import data_folder, read_text
 from robench.registry import unknown_name
 
 _SPLITS = {"train": "train", "test": "val", "val": "val"}
@@ -143,8 +143,8 @@ def _unpack(home: Path, part: str) -> None:
 
 def _read_list(path: Path) -> list[str]:
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
+        lines = read_text(path).split("\n")
+    except (OSError, ValueError) as error:
         raise DataError(f"the list of samples cannot be read: {error}", where=path) from error
     known = set(imagenet_classes())
     found: dict[str, None] = {}

@@ -17,6 +17,7 @@ from PIL import Image, ImageDraw
 
 from robench.datasets.pixels import eight_bits, is_deep
 from robench.errors import DataError, one_line
+from robench.files import check_regular, read_bytes
 
 Box = tuple[float, float, float, float]
 """left, top, right, bottom in pixels; right and bottom are outside."""
@@ -143,11 +144,15 @@ def read_voc(folder: Path) -> BoxMasks:
     sizes: dict[str, Size] = {}
     for path in sorted(folder.rglob("*.xml")):
         key = path.relative_to(folder).with_suffix("").as_posix()
-        if b"<!DOCTYPE" in path.read_bytes():
+        try:
+            content = read_bytes(path)
+        except OSError as error:
+            raise DataError(f"cannot be read: {one_line(error)}", where=path) from error
+        if b"<!DOCTYPE" in content:
             # Entities could expand without bound; annotations have no use for them.
             raise DataError("the annotation declares a document type", where=path)
         try:
-            tree = ElementTree.parse(path)
+            tree = ElementTree.fromstring(content)
             found: list[Box] = []
             for node in tree.iter("bndbox"):
                 numbers = (node.findtext(tag, "") for tag in ("xmin", "ymin", "xmax", "ymax"))
@@ -170,6 +175,7 @@ def read_coco(path: Path) -> BoxMasks:
         DataError: the file is no COCO annotation.
     """
     try:
+        check_regular(path)
         content = json.loads(path.read_text(encoding="utf-8"))
         names: dict[Any, str] = {}
         sizes: dict[str, Size] = {}

@@ -11,7 +11,7 @@ from robench.datasets.image_files import ImageFiles
 from robench.datasets.object_masks import Box, BoxMasks
 from robench.datasets.preprocessing import Preprocessing
 from robench.errors import DataError
-from robench.files import data_folder
+from robench.files import data_folder, read_text
 from robench.registry import unknown_name
 
 _FOLDERS = ("tiny-imagenet-200", "tiny-imagenet")
@@ -121,8 +121,8 @@ def _class_names(home: Path, wnids: list[str]) -> list[str]:
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        return read_text(path)
+    except (OSError, ValueError) as error:
         raise DataError(
             f"cannot be read: {error}",
             where=path,

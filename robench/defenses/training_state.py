@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from robench.errors import CheckpointError, UsageError
-from robench.files import atomic_write
+from robench.files import atomic_write, check_regular
 
 STATE_FILE = ".training-state.pt"
 _VERSION = 2
@@ -68,6 +68,7 @@ class TrainingState:
         if not path.exists():
             return None
         try:
+            check_regular(path)
             content = torch.load(path, map_location="cpu", weights_only=True)
             if content.pop("version") != _VERSION:
                 raise ValueError("another version")

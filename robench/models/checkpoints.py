@@ -163,7 +163,9 @@ def read_checkpoint(path: str | os.PathLike[str], *, trust_pickle: bool = False)
 
 def _open(path: Path) -> BufferedReader:
     if os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path)):
-        raise CheckpointError("is a device, not a file", where=path)  # which may never end
+        raise CheckpointError(
+            "is a pipe or a device, not a file", where=path
+        )  # which may never end
     try:
         return path.open("rb")
     except (OSError, ValueError) as error:

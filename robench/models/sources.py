@@ -12,7 +12,7 @@ from typing import Any, Final
 from torch import nn
 
 from robench.errors import CheckpointError, MissingDependencyError, UsageError, one_line
-from robench.files import cache_folder
+from robench.files import cache_folder, read_text
 from robench.models.checkpoints import shard_names
 from robench.models.drafting import draft_card
 from robench.models.loading import wrap_module
@@ -102,7 +102,7 @@ def fetch_hub_weights(address: str) -> Path:
 
 def _read_json(path: Path, address: str) -> Mapping[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(read_text(path))
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path.name} is damaged: {error}", where=f"hf:{address}") from error
     if not isinstance(content, Mapping):

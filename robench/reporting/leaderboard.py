@@ -23,6 +23,7 @@ the group), ``judged_only`` (inputs from elsewhere, and no attack that robench r
 be said.
 """
 
+import io
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ import numpy as np
 import pandas as pd
 
 from robench.errors import UsageError
+from robench.files import read_bytes
 from robench.formatting import fixed, is_undefined, rounded
 from robench.metric_catalogue import METRICS, columns_shown
 from robench.records import Bounds, Suite, Validation
@@ -208,7 +210,8 @@ def read_leaderboard(path: str | Path) -> pd.DataFrame:
     text = {name: "str" for name, kind in _KINDS.items() if kind == "text"}
     whole = {name: "Int64" for name, kind in _KINDS.items() if kind == "whole"}
     # Only the empty field is undefined: a model may well be called "NA".
-    frame = pd.read_csv(path, dtype=text, keep_default_na=False, na_values=[""])
+    content = io.BytesIO(read_bytes(Path(path)))  # pandas would fetch an address, too
+    frame = pd.read_csv(content, dtype=text, keep_default_na=False, na_values=[""])
     names = {name: frame[name].map(uncell, na_action="ignore") for name in text if name in frame}
     return frame.assign(**names).astype(whole)
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from robench.errors import StoreError
-from robench.files import file_error
+from robench.files import file_error, read_text
 
 _NO_LOCKS = (errno.ENOTSUP, errno.ENOLCK, errno.EINVAL, errno.ENOSYS)
 
@@ -76,7 +76,7 @@ class Claim(contextlib.AbstractContextManager["Claim"]):
 
     def _holder(self) -> str:
         try:
-            owner = json.loads(self._note.read_text())
+            owner = json.loads(read_text(self._note))
             return f"process {owner['pid']} on {owner['host']} since {owner['since']}"
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
             # It may have released the claim since.

@@ -9,7 +9,7 @@ from typing import Protocol, TypeVar
 from pydantic import BaseModel
 
 from robench.errors import CorruptRecordError, one_line
-from robench.files import atomic_write, file_error
+from robench.files import atomic_write, file_error, read_bytes
 from robench.records import canonical_hash, parse
 
 M = TypeVar("M", bound=BaseModel)
@@ -50,7 +50,7 @@ def read_document_of(schema: type[M], path: Path, kind: str) -> M:
         CorruptRecordError: it is damaged, or does not follow the schema.
     """
     try:
-        document = json.loads(path.read_bytes())
+        document = json.loads(read_bytes(path))
     except OSError as error:
         raise file_error("read", path, error) from error
     except (ValueError, RecursionError) as error:

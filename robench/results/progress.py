@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from robench.files import atomic_write, file_error, file_errors, remove
+from robench.files import atomic_write, check_regular, file_error, file_errors, remove
 from robench.results.traces import TraceParts
 
 _MAGIC = b"robench-progress-1\n"
@@ -104,6 +104,7 @@ class Progress:
             StoreError: the file is there but cannot be read.
         """
         try:
+            check_regular(self.path)
             stored = self.path.read_bytes()
         except FileNotFoundError:
             return None

@@ -33,7 +33,14 @@ from pathlib import Path
 from typing import BinaryIO
 
 from robench.errors import CorruptRecordError, StoreError, UsageError
-from robench.files import atomic_write, file_error, file_errors, remove, stale_temporaries
+from robench.files import (
+    atomic_write,
+    file_error,
+    file_errors,
+    read_bytes,
+    remove,
+    stale_temporaries,
+)
 from robench.records import EvaluationRecord, SampleOutcome
 from robench.results import arrays as npz
 from robench.results.claims import Claim
@@ -185,7 +192,7 @@ class Store:
             document = read_document(path, key)
             table_path = path.parent / document["files"]["table"]["name"]
             try:
-                content = table_path.read_bytes()
+                content = read_bytes(table_path)
                 break
             except FileNotFoundError as error:
                 # Somebody may have written the record anew and pruned the old table.
@@ -230,7 +237,7 @@ class Store:
         wanted, found = [text.encode() for text in texts], []
         for key in self.keys():
             with contextlib.suppress(OSError):
-                content = self.path_of(key).read_bytes()
+                content = read_bytes(self.path_of(key))
                 found += [key] if all(text in content for text in wanted) else []
         return found
 
@@ -370,7 +377,7 @@ class Store:
     def _is_named_by_record(self, path: Path) -> bool:
         json_path = path.parent / f"{path.name.partition('.')[0]}.json"
         try:
-            files = json.loads(json_path.read_bytes())["files"]
+            files = json.loads(read_bytes(json_path))["files"]
             return path.name in {entry["name"] for entry in files.values()}
         except FileNotFoundError:
             return False

@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 import pandas as pd
 
 from robench.errors import CorruptRecordError, StoreError, UsageError, one_line
-from robench.files import atomic_write, file_error, file_errors, file_sha256
+from robench.files import atomic_write, file_error, file_errors, file_sha256, read_bytes
 from robench.formatting import plain
 from robench.records import (
     RECORD_SCHEMA_VERSION,
@@ -228,7 +228,7 @@ def read_document(path: Path, key: str) -> dict[str, Any]:
         CorruptRecordError: it is damaged, or another key's.
     """
     try:
-        content = path.read_bytes()
+        content = read_bytes(path)
     except FileNotFoundError as error:
         raise StoreError("there is no such record", where=path) from error
     except OSError as error:

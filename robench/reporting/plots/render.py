@@ -10,7 +10,7 @@ import matplotlib
 from matplotlib.figure import Figure
 
 from robench.errors import CorruptRecordError, StoreError
-from robench.files import atomic_write
+from robench.files import atomic_write, read_text
 from robench.records import canonical_hash
 from robench.registry import identity_of, source_hash
 from robench.reporting.catalogue import reports
@@ -88,7 +88,7 @@ class _Gallery:
             "robench.reporting", "robench.statistics", "robench.metric_catalogue"
         )
         try:
-            self._drawn: dict[str, str] = dict(json.loads(self._manifest.read_text()))
+            self._drawn: dict[str, str] = dict(json.loads(read_text(self._manifest)))
         except (OSError, ValueError, TypeError, RecursionError):
             # Not there, or not ours: everything is drawn anew.
             self._drawn = {}

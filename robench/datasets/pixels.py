@@ -191,10 +191,15 @@ def array_tensor(values: Any, what: str, where: object) -> Tensor:
     """
     if isinstance(values, Tensor):
         return plain_tensor(values, what, where)
-    if isinstance(values, (list, tuple)) and values and all(isinstance(v, Tensor) for v in values):
-        parts = [plain_tensor(value, what, where) for value in values]
+    listed = list(values) if isinstance(values, (list, tuple)) else []
+    if any(isinstance(value, Image.Image) for value in listed):
+        raise DataError(
+            f"{what!r} are images, not arrays", where=where, hint="Give a list of (image, label)"
+        )
+    if listed and all(isinstance(value, (Tensor, np.ndarray)) for value in listed):
+        parts = [array_tensor(value, what, where) for value in listed]
         if len({(part.shape, part.dtype) for part in parts}) > 1:
-            raise DataError(f"{what!r} are tensors of several shapes or types", where=where)
+            raise DataError(f"{what!r} are of several shapes or types", where=where)
         return torch.stack(parts)
     if np.ma.is_masked(values):
         raise DataError(
@@ -241,8 +246,10 @@ def refuse_misread(image: Image.Image) -> None:
     """Refuse an opened image that Pillow reads as what it is not.
 
     Raises:
-        DataError: integers of 8 bits with a sign; inks other than CMYK.
+        DataError: integers of 8 bits with a sign; inks other than CMYK; values above the maximum that
+            a PGM or PPM names.
     """
+    _refuse_beyond_maximum(image)
     tags = getattr(image, "tag_v2", {})
     formats = set(np.atleast_1d(tags.get(_SAMPLE_FORMAT, 1)).tolist())
     if image.mode not in ("I", "F") and not formats <= {1, 4}:  # unsigned, undefined
@@ -254,6 +261,27 @@ def refuse_misread(image: Image.Image) -> None:
         raise DataError("the TIFF's inks are not CMYK", hint="Convert it to RGB")
 
 
+def _refuse_beyond_maximum(image: Image.Image) -> None:
+    """Of an image that is not decoded yet: Pillow cuts such values."""
+    for codec, _, offset, arguments in getattr(image, "tile", ()):
+        if codec != "ppm":
+            continue
+        most = int(arguments[-1])
+        numbers = np.dtype(np.uint8 if most < 256 else ">u2")
+        stream: Any = getattr(image, "fp", None)
+        stream.seek(offset)
+        size = image.width * image.height * len(image.getbands()) * numbers.itemsize
+        content = stream.read(size)
+        values = np.frombuffer(
+            content[: len(content) // numbers.itemsize * numbers.itemsize], numbers
+        )
+        if values.size and (highest := int(values.max())) > most:
+            raise DataError(
+                f"a value is {highest}, and the file says that none is above {most}",
+                hint="Correct the maximum in its header, or the image",
+            )
+
+
 def is_inverted(image: Image.Image) -> bool:
     """Whether white is stored as 0, as in some TIFFs; of 8 bits Pillow inverts them itself."""
     return is_deep(image) and getattr(image, "tag_v2", {}).get(_PHOTOMETRIC) == 0
@@ -263,8 +291,11 @@ def eight_bits(image: Image.Image, channels: int) -> Image.Image:
     """In mode L or RGB: palettes resolved, alpha dropped, others converted as Pillow does.
 
     Raises:
-        DataError: Pillow does not know how; or the mode is LAB, whose colours depend on a white.
+        DataError: Pillow does not know how; the mode is LAB, whose colours depend on a white; a pixel is
+            none of the palette's colours.
     """
+    if image.mode in ("P", "PA"):
+        _check_palette(image)
     if (image.mode in ("P", "PA") and "transparency" in image.info) or image.mode == "RGBa":
         image = image.convert("RGBA")  # otherwise Pillow warns, or refuses
     elif image.mode == "La":
@@ -275,6 +306,14 @@ def eight_bits(image: Image.Image, channels: int) -> Image.Image:
         return image.convert("L" if channels == 1 else "RGB")
     except ValueError as error:
         raise DataError(f"the image has mode {image.mode}", hint="Convert it to RGB") from error
+
+
+def _check_palette(image: Image.Image) -> None:
+    image.load()
+    colours = 0 if image.palette is None else len(image.palette.palette) // len(image.palette.mode)
+    highest = int(np.asarray(image.getchannel("P") if image.mode == "PA" else image).max())
+    if 0 < colours <= highest:
+        raise DataError(f"a pixel has colour {highest} of a palette of {colours}")
 
 
 def unit_bands(image: Image.Image, white: float, channels: int) -> list[Image.Image]:

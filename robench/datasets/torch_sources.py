@@ -7,20 +7,19 @@ that collates in its own way, or iterates in its own way, is read through twice.
 from __future__ import annotations
 
 import zlib
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import count, islice
 from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import (
     BatchSampler,
     DataLoader,
     IterableDataset,
     SequentialSampler,
-    Subset,
     default_collate,
     default_convert,
 )
@@ -31,6 +30,7 @@ from robench.datasets.hugging_face import HuggingFaceDataset
 from robench.datasets.labels import class_labels
 from robench.datasets.pixels import check_brightness, plain_tensor
 from robench.datasets.preprocessing import Preprocessing, to_pixels
+from robench.datasets.torch_wrappers import names_of_classes, refuse_repeated
 from robench.errors import DataError, UsageError, data_errors
 
 _FEW = 10_000
@@ -49,7 +49,7 @@ class TorchDataset(ImageByImage):
             the labels.
 
     Raises:
-        DataError: empty, or its items are not (image in [0, 1], label).
+        DataError: empty; its items are not (image in [0, 1], label), or two are one sample.
     """
 
     def __init__(
@@ -69,6 +69,7 @@ class TorchDataset(ImageByImage):
         self._sums: dict[int, int] = {}
         if len(self._indices) == 0:
             raise DataError("the data set is empty", where=self._where)
+        refuse_repeated(source, self._indices, self._where)
         known = _stored_labels(source)
         if known is not None and len(known) < max(self._indices) + 1:
             raise DataError(
@@ -80,7 +81,7 @@ class TorchDataset(ImageByImage):
         for index in range(len(self._indices) if known is None else 0):
             self._raw.append(self._item(index)[1])
         if class_names is None and num_classes is None:
-            class_names = _class_names(source, self._indices, self._raw)
+            class_names = names_of_classes(source, self._indices, self._raw)
         labels, names = class_labels(
             self._raw, where=self._where, class_names=class_names, num_classes=num_classes
         )
@@ -162,9 +163,15 @@ def _from_torch(
         "class_names": class_names,
         "white": white,
     }
-    # Two samples are tuples themselves, so that images at the first place are inputs.
-    if isinstance(source, (tuple, list)) and len(source) == 2 and _axes(source[0]) >= 3:
-        source = {"inputs": source[0], "labels": source[1]}
+    # Two samples are tuples themselves, so that an image at the second place is no label.
+    if isinstance(source, (tuple, list)) and len(source) == 2 and not _are_samples(*source):
+        inputs, labels = source
+        if _holds_images(inputs):
+            if len(inputs) != len(labels):
+                raise DataError(f"{len(inputs)} images and {len(labels)} labels", where=name)
+            source = list(zip(inputs, labels, strict=True))
+        elif _axes(inputs) >= 3:
+            source = {"inputs": inputs, "labels": labels}
     if isinstance(source, Mapping):
         return from_content(source, where=name or "arrays", name=name or "arrays", **about)
     if hasattr(source, "select_columns") and hasattr(source, "features"):
@@ -190,7 +197,20 @@ def _from_torch(
 
 
 def _axes(array: Any) -> int:
-    return int(getattr(array, "ndim", 0))
+    """Of an array, an image, or lists of them, as their first items have it."""
+    if isinstance(array, (list, tuple)) and len(array):
+        return 1 + _axes(array[0])
+    return 2 if isinstance(array, Image.Image) else int(getattr(array, "ndim", 0))
+
+
+def _are_samples(one: Any, other: Any) -> bool:
+    """Whether two things are (image, label) each, and not images and their labels."""
+    return isinstance(one, (list, tuple)) and _axes(other) > 2
+
+
+def _holds_images(inputs: Any) -> bool:
+    """Whether it is a list of images as Pillow has them, which are read one by one."""
+    return isinstance(inputs, (list, tuple)) and any(isinstance(i, Image.Image) for i in inputs)
 
 
 def _hub_rows(rows: Any, name: str, white: float | None, **about: Any) -> HuggingFaceDataset:
@@ -234,21 +254,6 @@ def _stored_labels(source: Any) -> Sequence[Any] | None:
         return [label for _, label in source.samples]
     found = getattr(source, "targets", getattr(source, "labels", None))
     return found.tolist() if isinstance(found, (Tensor, np.ndarray)) else found
-
-
-def _class_names(source: Any, indices: Sequence[int], labels: Sequence[Any]) -> list[str] | None:
-    """``source.classes``, through subsets, unless labels are mapped to others."""
-    while isinstance(source, Subset):
-        indices, source = [source.indices[i] for i in indices], source.dataset
-    classes, targets = getattr(source, "classes", None), getattr(source, "targets", None)
-    if classes is None:
-        return None
-    if targets is not None and not np.array_equal([targets[i] for i in indices], labels):
-        return None
-    names = [str(name) for name in classes]
-    often = Counter(names)
-    # ImageNet's words, for one, are those of several classes.
-    return [n if often[n] == 1 else f"{n} {label}" for label, n in enumerate(names)]
 
 
 def _is_read_by_index(loader: DataLoader[Any]) -> bool:

@@ -75,6 +75,41 @@ def test_grey_of_any_depth_is_scaled_by_its_range(
         assert dataset.input_shape[0] == (1 if grey else 3)
 
 
+@pytest.mark.parametrize(
+    "head, most, kind",
+    [("P5", 100, np.uint8), ("P5", 1000, ">u2"), ("P6", 100, np.uint8), ("P6", 4095, ">u2")],
+)
+def test_values_above_a_files_own_maximum_are_refused(
+    tmp_path: Path, head: str, most: int, kind: Any
+) -> None:
+    values = np.full(16 * (1 if head == "P5" else 3), most // 2).astype(kind)
+    values[0] = most
+    sound = f"{head}\n4 4\n{most}\n".encode()
+    root = folder_of(tmp_path / "d", ".pnm", [sound + values.tobytes()] * 2)
+    assert float(FolderDataset.open(root).batch([0]).max()) == 1
+    values[5] = most + 1
+    (root / "b" / "0.pnm").write_bytes(sound + values.tobytes())
+    with pytest.raises(
+        DataError, match=rf"b/0\.pnm: a value is {most + 1}, .* none is above {most}"
+    ):
+        FolderDataset.open(root).batch([1])
+
+
+def test_colours_that_a_palette_has_not_are_refused(tmp_path: Path) -> None:
+    indices = np.zeros(SHAPE, np.uint8)
+    indices[0, 0] = 1
+    images = []
+    for highest in (1, 200):
+        indices[1, 1] = highest
+        image = Image.fromarray(indices.copy())
+        image.putpalette([255, 0, 0, 0, 255, 0])
+        images.append(image)
+    root = folder_of(tmp_path / "d", ".bmp", images)
+    assert FolderDataset.open(root).batch([0])[0, :, 0, 0].tolist() == [0, 1, 0]
+    with pytest.raises(DataError, match=r"b/0\.bmp: a pixel has colour 200 of a palette of 2"):
+        FolderDataset.open(root).batch([1])
+
+
 def test_sixteen_bits_are_not_rounded_to_eight(tmp_path: Path) -> None:
     values = np.array([[0, 1, 300, 65535]], np.uint16)
     root = folder_of(tmp_path / "d", ".png", [Image.fromarray(values)] * 2)
@@ -463,7 +498,7 @@ def test_floats_that_were_divided_twice_are_in_doubt() -> None:
 @pytest.mark.parametrize(
     "image, white",
     [(constant(9, np.uint8), 4095), (Image.new("RGB", SHAPE, (9, 9, 9)), 256),
-     (constant(9, np.uint16), 65536), (Image.new("P", SHAPE, 3), 300)],
+     (constant(9, np.uint16), 65536), (Image.new("RGB", SHAPE).quantize(2), 300)],
     ids=["8 bits", "colour", "16 bits", "palette"],
 )  # fmt: skip
 def test_a_white_that_an_image_cannot_hold_is_refused(

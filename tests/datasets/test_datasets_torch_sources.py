@@ -374,3 +374,83 @@ def test_sources_that_are_none() -> None:
         from_torch(list(DataLoader(DATA, 20)))
     with pytest.raises(DataError, match=r"not \(image, label\)"):
         from_torch([{"image": INPUTS[0], "label": 0}])
+
+
+def test_lists_of_inputs_beside_their_labels() -> None:
+    one = from_torch(([*INPUTS], LABELS.tolist()))
+    for pair in (
+        [list(INPUTS), list(LABELS)],
+        (tuple(INPUTS.numpy()), LABELS.numpy()),
+        (INPUTS.tolist(), LABELS),
+        ([image[0] for image in INPUTS], LABELS),
+    ):
+        assert from_torch(pair).fingerprint == one.fingerprint
+    assert torch.equal(one.batch(range(40)), INPUTS)
+    assert one.labels.tolist() == LABELS.tolist()
+
+
+def test_two_of_a_kind_are_told_apart() -> None:
+    (x, y), (k, m) = INPUTS[:2], LABELS[:2]
+    samples = from_torch([(x, int(k)), (y, int(m))])
+    assert from_torch(([x, y], [k, m])).labels.tolist() == samples.labels.tolist() == [0, 1]
+    assert torch.equal(from_torch(([x, y], [k, m])).batch([1]), samples.batch([1]))
+
+
+@pytest.mark.parametrize(
+    ("pair", "words"),
+    [
+        (([INPUTS[0], INPUTS[1, :, :2]], [0, 1]), "'inputs' are of several shapes or types"),
+        (([np.zeros((2, 2, 3)), np.zeros((3, 3, 3))], [0, 1]), "'inputs' are of several shapes"),
+        (([*INPUTS], [0, 1]), "40 samples but labels|40 inputs|2 labels"),
+        (([Image.new("L", (2, 2))] * 3, [0, 1]), "3 images and 2 labels"),
+        ({"inputs": [Image.new("P", (2, 2))] * 2, "labels": [0, 1]}, r"a list of \(image, label\)"),
+    ],
+)
+def test_lists_that_do_not_fit_are_refused_with_the_reason(pair: Any, words: str) -> None:
+    with pytest.raises(DataError, match=words):
+        from_torch(pair)
+
+
+def test_a_list_of_images_is_read_as_files_are() -> None:
+    palette = Image.new("P", (2, 2), 1)
+    palette.putpalette([0, 0, 0, 255, 0, 51])
+    dataset = from_torch(([palette, Image.new("RGB", (2, 2), (0, 255, 0))], [1, 0]))
+    assert dataset.batch([0])[0, :, 0, 0].tolist() == pytest.approx([1, 0, 0.2])
+    assert dataset.labels.tolist() == [1, 0]
+
+
+class Doubled(Subset[Any]):
+    def __getitem__(self, index: Any) -> Any:
+        image, label = super().__getitem__(index)
+        return image / (1 + index), label
+
+    def __getitems__(self, indices: list[int]) -> list[Any]:
+        return [self[index] for index in indices]
+
+
+HALF = Subset(DATA, range(20))
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        (Subset(DATA, [5, 5, 1]), "items 0 and 1 are the same sample, 5 of what the Subset"),
+        (Subset(DATA, [-1, 39, 1]), "items 0 and 1 are the same sample, 39 of"),
+        (Subset(DATA, torch.tensor([3, 1, 3])), "items 0 and 2"),
+        (ConcatDataset([DATA, DATA]), "items 0 and 40 are the same sample, 0 of what the ConcatD"),
+        (ConcatDataset([HALF, Subset(DATA, [30, 7])]), "items 7 and 21 are the same sample, 7 of"),
+        (Subset(ConcatDataset([HALF, Subset(HALF, [3])]), [20, 3]), "items 0 and 1 are the same"),
+        (DataLoader(ConcatDataset([DATA, DATA]), 8), "items 0 and 40"),
+    ],
+)
+def test_a_sample_does_not_count_twice(source: Any, words: str) -> None:
+    with pytest.raises(DataError, match=words):
+        from_torch(source)
+
+
+def test_equal_samples_and_what_is_made_of_one_are_samples_of_their_own() -> None:
+    equal = from_torch((INPUTS[[0, 0, 1]], LABELS[:3]))
+    assert len(equal) == 3
+    assert len(from_torch(ConcatDataset([HALF, Subset(DATA, range(20, 40))]))) == 40
+    assert len(from_torch(Doubled(DATA, [5, 5, 1]))) == 3
+    assert len(from_torch(TensorDataset(INPUTS[[5, 5, 1]], LABELS[[5, 5, 1]]))) == 3

@@ -222,7 +222,8 @@ def render(campaign: Campaign, rows: Sequence[dict[str, Any]]) -> list[str]:
     lines = [
         f"## {campaign.name}: {place.network}",
         "",
-        f"{place.dataset}, Linf {place.eps}, n = {campaign.n}, seed {campaign.seed}.",
+        f"{place.dataset}, Linf {place.eps}, n = {campaign.n}, seed {campaign.seed}: "
+        f"`--network {campaign.name} --n {campaign.n} --suite {campaign.suite}`.",
         "",
     ]
     columns = ["mask", "clean", campaign.suite, "validated", "yardstick", "verdict"]

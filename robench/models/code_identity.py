@@ -40,7 +40,7 @@ from robench.models.object_parts import attributes, contents, is_named, names_in
 from robench.models.operators import functions_of, own_operators, replaced_in_torch
 from robench.models.program_parts import program_parts
 from robench.models.state_by_name import RunningCode
-from robench.models.wrapper import unwrapped
+from robench.models.wrapper import is_compiled, own_backend, unwrapped
 from robench.registry import source_hash
 
 _BY_REPR = (type(None), bool, float, complex, str, bytes, bytearray, range, types.EllipsisType)
@@ -89,12 +89,12 @@ class CodeIdentity(NamedTuple):
     """Modules and packages whose source is in the hash"""
 
 
-def code_identity(*things: object) -> CodeIdentity:
+def code_identity(*things: object, runs: bool = True) -> CodeIdentity:
     """SHA-256 of all that decides what modules, functions or other objects compute.
 
     That is their attributes with all that these refer to, parameters and buffers included, their
     code, and the source of every package that any of it is from, but torch, NumPy, robench and
-    the standard library.
+    the standard library. What code looks up by name makes it unique, unless it no longer ``runs``.
     """
     seen = _Seen()
     with warnings.catch_warnings():
@@ -109,7 +109,8 @@ def code_identity(*things: object) -> CodeIdentity:
                 seen.value(function)
         except RecursionError:
             seen.add(seen.unknown("objects nested too deeply"))
-        for what in (*seen.running.reads(), *replaced_in_torch()):
+        looked_up = seen.running.reads() if runs else ()
+        for what in (*looked_up, *replaced_in_torch()):
             seen.add(seen.unknown(what))
         for name in sorted(seen.sources):
             seen.add(source_hash(name) or seen.unknown(f"{name}, which has no source file"))
@@ -217,6 +218,11 @@ class _Seen:
         if isinstance(module, torch.fx.GraphModule):
             own = {k: v for k, v in own.items() if k not in _OF_A_GRAPH}
             self.add(module.code)
+        if (backend := own_backend(module)) is not None:
+            own = (
+                {"_orig_mod": vars(module)["_modules"]["_orig_mod"]} if is_compiled(module) else own
+            )
+            self.value(backend)
         self._pairs(own)
         for name in _HOOKS:
             marks = [  # the keys count up through the life of the process

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from robench.models.library_code import is_foreign, is_installed
+from robench.models.library_code import is_foreign, is_of_library
 
 _PLAIN = (type(None), bool, int, float, complex, str, bytes)
 
@@ -27,18 +27,22 @@ def put_in_torch() -> list[Any]:
     # No layer calls torch.compile, which libraries wrap when they are imported.
     held = [*vars(nn.functional).values()]
     held += [value for name, value in vars(torch).items() if name != "compile"]
-    return [value for value in held if _is_others(value)]
+    return [value for value in held if not isinstance(value, type) and is_others(value)]
 
 
-def _is_others(value: Any) -> bool:
+def is_others(value: Any) -> bool:
+    """Whether a function, a class or a callable object is none of a library's: what would run is
+    another's code."""
     if isinstance(value, types.FunctionType):
         return is_foreign(value)
     if isinstance(value, types.MethodType):
-        return _is_others(value.__func__)
+        return is_others(value.__func__)
     if isinstance(value, functools.partial):
-        return _is_others(value.func)
-    if isinstance(value, type) or not callable(value):
-        return False
+        return is_others(value.func)
+    if isinstance(value, type):
+        return not is_of_library(value.__module__)
+    if isinstance(value, nn.Module):  # of whatever class: torch has none lying about
+        return True
     called = type(value).__call__
     return isinstance(called, types.FunctionType) and is_foreign(called)
 
@@ -48,11 +52,6 @@ def put_in_builtins() -> dict[str, Any]:
     return {
         name: value
         for name, value in vars(builtins).items()
-        if not name.startswith("_") and (_is_users(value) or is_plain(value))
+        # Of what is not called Python itself has None and its like alone.
+        if not name.startswith("_") and (not callable(value) or is_others(value))
     }
-
-
-def _is_users(value: object) -> bool:
-    if not isinstance(value, types.FunctionType):
-        return False
-    return is_foreign(value) and not is_installed(value.__code__)

@@ -29,7 +29,7 @@ from robench.models.library_code import is_of_library
 from robench.models.state_dicts import extract_state_dict, fit_names, load_strictly
 from robench.models.touched import Touched
 from robench.models.weights_files import locate_weights
-from robench.models.wrapper import RobenchModel, buffer_fingerprint, unwrapped
+from robench.models.wrapper import RobenchModel, buffer_fingerprint, is_whole_in_a_copy, unwrapped
 from robench.models.zoo import LocatedCard, find_card
 from robench.records import (
     PROGRAM,
@@ -113,7 +113,7 @@ def load_model(
         remarks += _left_out(card, left_out, further_weights(network, content, card.weights.key))
         identity = code_identity(network.eval())
         if (builder := foreign_builder(card.architecture)) is not None:
-            built = code_identity(builder)
+            built = code_identity(builder, runs=False)  # what it looked up shows in the network
             fingerprint_by = partial(_of_built, fingerprint, built.sha256)
             fingerprint = fingerprint_by(identity.sha256)
             remarks += _not_reusable((*identity.unique_because, *built.unique_because))
@@ -302,11 +302,12 @@ def load_checkpoint(
 
 
 def _copied(module: nn.Module, name: str) -> nn.Module:
-    if type(module).__module__.startswith("torch._dynamo"):
+    if not is_whole_in_a_copy(module):
         raise UsageError(
-            "a copy of a compiled module loses the hooks on it",
+            "a copy of a compiled module loses the hooks on it, and a backend of your own",
             where=name,
-            hint="Put them on the module that is compiled, or pass share=True",
+            hint="Put hooks on the module that is compiled, and pass it as it was before, or "
+            "pass share=True",
         )
     try:
         return copy.deepcopy(module)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import types
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -11,6 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from robench.errors import ModelError, UsageError, ended_process
+from robench.models.library_code import is_installed
+from robench.models.library_patches import is_others
+from robench.models.object_parts import contents
 from robench.probes import FirstState
 from robench.records import (
     AttentionSpec,
@@ -281,15 +285,44 @@ def _describe(value: Any) -> str:
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
+def is_compiled(module: nn.Module) -> bool:
+    """Whether it is what ``torch.compile`` has made of another module."""
+    return type(module).__module__.startswith("torch._dynamo")
+
+
+def own_backend(module: nn.Module) -> Any:
+    """The user's own function by which torch compiles a module, and which may compute anything; None:
+    it is not compiled, or by a backend of torch's or of an installed package."""
+    wrapper = getattr(vars(module).get("dynamo_ctx"), "callback", None)
+    in_place = getattr(vars(module).get("_compiled_call_impl"), "__closure__", None)
+    for held in (wrapper, *contents(in_place or ())):
+        # Each holds the next: what catches errors, what converts frames, what torch.compile was given.
+        while (inner := getattr(held, "_torchdynamo_orig_backend", None)) is not None:
+            held = inner
+        backend = getattr(held, "compiler_fn", None)
+        code = getattr(backend, "__code__", None)
+        if is_others(backend) and not (isinstance(code, types.CodeType) and is_installed(code)):
+            return backend
+    return None
+
+
+def is_whole_in_a_copy(module: nn.Module) -> bool:
+    """Whether a copy computes what the module does: not one of what torch compiles, with its hooks, or
+    by a user's own backend."""
+    return not is_compiled(module) and all(own_backend(m) is None for m in module.modules())
+
+
 def unwrapped(module: nn.Module) -> nn.Module:
     """The module that compilation (``torch.compile``) or data parallelism has wrapped.
 
-    It computes the same, and lets its layers be looked at. A wrapper that has hooks, or a ``forward``
-    of its own, computes something else, and stays.
+    It computes the same, and lets its layers be looked at. A wrapper that has hooks, a ``forward`` of
+    its own or a user's backend computes something else, and stays.
     """
     while not any(getattr(module, name, None) for name in _HOOKS):
         inner = getattr(module, "_orig_mod", None)
-        if type(module).__module__.startswith("torch._dynamo") and isinstance(inner, nn.Module):
+        if own_backend(module) is not None:
+            break
+        if is_compiled(module) and isinstance(inner, nn.Module):
             module = inner
         elif type(module) in (nn.DataParallel, nn.parallel.DistributedDataParallel):
             wrapped: Any = module.module

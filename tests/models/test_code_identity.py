@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import copy
 import functools
 import importlib
@@ -24,6 +25,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from robench.errors import UsageError
 from robench.models import load_checkpoint, wrap_module
 from robench.models.code_identity import code_identity
 from robench.records import InputSpec
@@ -714,25 +716,35 @@ def test_the_code_of_weights_that_name_it_is_in_their_fingerprint(
     assert len(set(found)) == len(found)
 
 
-def test_a_builder_that_cannot_be_compared_is_a_reason(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("looks", "reason"),
+    [("os.environ.get('HOME')", None), ("GATE.locked()", "a _thread.lock at GATE")],
+    ids=["what it has looked up", "what it holds"],
+)
+def test_what_a_builder_looks_up_shows_in_its_network_and_what_it_holds_is_a_reason(
+    looks: str, reason: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its network holds nothing of what it looked up, and the record says why it is made again."""
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
-    source = SOURCE.format(imported="import os\nscale = lambda x: x")
-    source = source.replace("return Net()", "return Net() if os.environ.get('HOME') else Net()")
+    monkeypatch.delitem(sys.modules, "own_builder_of_test", raising=False)
+    held = "import os, threading\nscale = lambda x: x\nGATE = threading.Lock()"
+    source = SOURCE.format(imported=held)
+    source = source.replace("return Net()", f"return Net() if {looks} else Net()")
     (tmp_path / "own_builder_of_test.py").write_text(source)
     torch.save({f"a.{k}": v for k, v in nn.Linear(4, 3).state_dict().items()}, tmp_path / "own.pt")
-    loaded = load_checkpoint(
-        tmp_path / "own.pt",
-        "own_builder_of_test:build",
-        num_classes=3,
-        input=InputSpec(channels=1),
+    loaded, again = (
+        load_checkpoint(
+            tmp_path / "own.pt",
+            "own_builder_of_test:build",
+            num_classes=3,
+            input=InputSpec(channels=1),
+        )
+        for _ in range(2)
     )
-    (flag,) = loaded.remarks
-    assert flag.name == "not_reusable"
-    assert "build finds by os.environ" in flag.evidence
+    assert (loaded.summary.fingerprint == again.summary.fingerprint) == (reason is None)
+    told = [flag.evidence for flag in loaded.remarks if flag.name == "not_reusable"]
+    assert len(told) == len(loaded.remarks) == (reason is not None)
+    assert all(str(reason) in evidence for evidence in told)
 
 
 def test_an_identity_is_the_same_in_another_process(
@@ -801,3 +813,67 @@ def test_whatever_is_put_into_torch_is_in_the_key(
         monkeypatch.setattr(nn.functional, name, value)
         found.add(code_identity(network).sha256)
     assert len(found) == 1 + len(put)
+
+
+@pytest.mark.parametrize(
+    "kind", ["number", "dictionary", "list", "namespace", "callable", "bound", "class", "module"]
+)
+def test_whatever_is_put_among_pythons_names_is_in_the_key(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def made(value: float) -> Any:
+        return {
+            "number": value,
+            "dictionary": {"by": value},
+            "list": [value],
+            "namespace": types.SimpleNamespace(by=value),
+            "callable": Called(value),
+            "bound": functools.partial(Called(value).method, 1.0),
+            "class": type("Holder", (), {"by": value}),
+            "module": nn.Threshold(value, 0.0),
+        }[kind]
+
+    class Own(Scaled):
+        def forward(self, inputs: Tensor) -> Tensor:
+            return super().forward(inputs) if put_by_a_test else inputs  # type: ignore[name-defined] # noqa: F821
+
+    found = []
+    for value in (1.0, 1.0, 2.0):
+        monkeypatch.setattr(builtins, "put_by_a_test", made(value), raising=False)
+        found.append(code_identity(Own()))
+    assert found[0] == found[1] != found[2]
+    assert not found[0].unique_because
+
+
+def _as_it_is(graph: Any, examples: Any) -> Any:
+    return graph.forward
+
+
+def _otherwise(graph: Any, examples: Any) -> Any:
+    return lambda *inputs: tuple(-out for out in graph(*inputs))
+
+
+def _compiled(in_place: bool, backend: Any) -> nn.Module:
+    module = Scaled()
+    if not in_place:
+        return torch.compile(module, backend=backend)  # type: ignore[return-value]
+    module.compile(backend=backend)
+    return module
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+def test_a_backend_of_ones_own_is_part_of_the_model(in_place: bool) -> None:
+    """It may compute anything, and a copy of the module would lose it."""
+    inner = nn.Sequential(_compiled(in_place, _as_it_is))
+    for module in (_compiled(in_place, _as_it_is), inner):
+        with pytest.raises(UsageError, match="a backend of your own"):
+            wrap_module(module, num_classes=3)
+    backends = (_as_it_is, _as_it_is, _otherwise, functools.partial(_otherwise), "eager")
+    found = [
+        wrap_module(_compiled(in_place, backend), num_classes=3, share=True) for backend in backends
+    ]
+    one, same, *others = (model.summary.fingerprint for model in found)
+    assert one == same
+    assert len({one, *others}) == 4
+    assert others[-1] == wrap_module(Scaled(), num_classes=3).summary.fingerprint
+    assert not any(model.remarks for model in found)

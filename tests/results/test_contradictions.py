@@ -23,7 +23,7 @@ from matplotlib.figure import Figure
 from record_factory import make_record, make_samples
 
 from robench.errors import CorruptRecordError, RobenchError
-from robench.records import AttackSpec, Outcome, canonical_hash
+from robench.records import AttackSpec, Outcome, Slopes, canonical_hash
 from robench.reporting.export import csv_bytes
 from robench.reporting.leaderboard import build_leaderboard, leaderboard_csv, read_leaderboard
 from robench.reporting.model_results import collect
@@ -73,6 +73,17 @@ def other_model(document: dict[str, Any]) -> None:
 
 def easier(document: dict[str, Any]) -> None:
     document["record"]["attack"]["params"]["steps"] = 1
+
+
+def slopes_of_others(document: dict[str, Any]) -> None:
+    document["record"]["slopes"] = {name: [1.0] for name in Slopes.columns()} | {
+        "samples": ["other"]
+    }
+
+
+def half_of_slopes(document: dict[str, Any]) -> None:
+    told = {name: [1.0] for name in Slopes.columns()} | {"samples": ["toy/00000"], "size": []}
+    document["record"]["slopes"] = told
 
 
 def fewer(document: dict[str, Any]) -> None:
@@ -127,6 +138,7 @@ def no_table(document: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     "edit",
     [
+        *(slopes_of_others, half_of_slopes),
         *(better, other_seed, other_model, easier, fewer, prouder_class, no_classes, renamed_eps),
         *(finer_mean, finer_survivors, no_mean, another_mean, no_precision, cheaper, audited),
         *(outside, no_table),

@@ -116,7 +116,7 @@ def whole(job: Job, models: SearchModels, clean: PreparedModel) -> tuple[float, 
     """Process's seconds of all four attacks, those of Square, and samples broken."""
     count = len(job.dataset)
     choice = replace(clean.choice, models=models, batch_size=count)
-    clean = replace(clean, choice=choice, workers=1, shard_size=count)
+    clean = replace(clean, choice=choice, shard_size=count)
     cascade = Cascade(specification(job), clean)
     started = time.process_time()
     attacked = cascade.run(torch.zeros(len(clean), *job.dataset.input_shape))

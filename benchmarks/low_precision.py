@@ -22,6 +22,7 @@ from robench.acceleration.search_models import SearchModels
 from robench.evaluation.cascade import Cascade
 from robench.evaluation.cascade_state import CascadeState
 from robench.evaluation.prepared_model import PreparedModel, Settings, prepare_model
+from robench.execution.forks import Forks
 from robench.records import AttackSpec
 
 ATTACKS = (
@@ -76,7 +77,7 @@ _HEADER = (
 def run(job: Job, spec: AttackSpec, clean: PreparedModel, models: SearchModels) -> CascadeState:
     """One attack on what is classified correctly."""
     choice = replace(clean.choice, models=models, batch_size=1024)
-    cascade = Cascade(spec, replace(clean, choice=choice, workers=2))
+    cascade = Cascade(spec, replace(clean, choice=choice, executor=Forks(2)))
     return cascade.run(torch.zeros(len(clean), *job.dataset.input_shape))
 
 

@@ -162,7 +162,8 @@ class _Rows:
     def __getitem__(self, name: str) -> np.ndarray:
         if name not in self._table:
             return np.full(len(self._table), np.nan)
-        return self._table[name].to_numpy(np.float64, na_value=np.nan)
+        values: np.ndarray = self._table[name].to_numpy(np.float64, na_value=np.nan)
+        return values
 
 
 def _among(numbers: np.ndarray, classes: int) -> np.ndarray:

@@ -162,13 +162,13 @@ class _Rows:
     def __getitem__(self, name: str) -> np.ndarray:
         if name not in self._table:
             return np.full(len(self._table), np.nan)
-        values: np.ndarray = self._table[name].to_numpy(np.float64, na_value=np.nan)
-        return values
+        return self._table[name].to_numpy(np.float64, na_value=np.nan)
 
 
 def _among(numbers: np.ndarray, classes: int) -> np.ndarray:
     """bool (n,): which are a class's."""
-    return (numbers >= 0) & (numbers < classes) & (numbers % 1 == 0)
+    found: np.ndarray = (numbers >= 0) & (numbers < classes) & (numbers % 1 == 0)
+    return found
 
 
 def _of_slopes(record: EvaluationRecord, table: pd.DataFrame) -> Iterator[str]:

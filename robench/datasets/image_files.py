@@ -25,6 +25,7 @@ from robench.datasets.object_masks import MaskSource, open_masks
 from robench.datasets.pixels import upright_size
 from robench.datasets.preprocessing import Preprocessing
 from robench.datasets.split_folders import refuse_unclear, split_folder
+from robench.datasets.split_words import masked_image
 from robench.errors import DataError, RobenchError, UsageError, one_line
 from robench.files import data_folder
 from robench.registry import unknown_name
@@ -167,6 +168,8 @@ class FolderDataset(ImageFiles):
                 where=empty[0],
                 hint="Remove it, or name all classes in label order with class_names",
             )
+        if class_names is None:
+            _refuse_masks_beside(root, [file for file, _ in files])
         files.sort(key=lambda entry: composed(entry[0]))
         super().__init__(
             root,
@@ -268,6 +271,19 @@ def _classes(
             hint="Name all classes in label order with class_names",
         )
     return [by_number.get(label, str(label)) for label in range(num_classes)]
+
+
+def _refuse_masks_beside(root: Path, files: Sequence[str]) -> None:
+    """Refuse ``x_mask.png`` beside ``x.png``, which would count as a sample of its own."""
+    stems = {os.path.splitext(file)[0] for file in files}
+    for file in files:
+        if (image := masked_image(os.path.splitext(file)[0])) is not None and image in stems:
+            raise DataError(
+                "lies beside the image whose mask it is by its name",
+                where=root / file,
+                hint="Put masks into a folder of their own, and name it with masks=PATH; if it is an "
+                "image, name all classes with class_names",
+            )
 
 
 def _few(names: set[str]) -> str:

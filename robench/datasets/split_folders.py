@@ -13,8 +13,7 @@ from robench.datasets.base import SPLIT_NAMES
 from robench.datasets.folder_tree import has_images, images_below, subfolders
 from robench.datasets.split_words import (
     called_splits,
-    names_images,
-    names_masks,
+    images_and_masks,
     names_no_class,
 )
 from robench.errors import DataError, UnknownNameError
@@ -154,6 +153,12 @@ def refuse_unclear(
         ((name, inside),) = held.items()
         named = named or name in _called_as(split, held)
         splits = bool(inside.classes) and _are_splits(inside.classes)
+        if inside.flat and names_no_class(name):
+            raise DataError(
+                f"images lie directly in {name}, so their classes are unknown",
+                where=root,
+                hint="Put each class's images into a subfolder of its own",
+            )
         if inside.flat or not (splits or (len(inside.classes) > 1 and not named)):
             return
         raise DataError(
@@ -161,27 +166,48 @@ def refuse_unclear(
             where=root,
             hint=f"Name it as the data set: {inside.home}",
         )
-    masks = {name for name in held if names_masks(name)}
-    images = {name for name in held.keys() - masks if names_images(name)}
-    if masks and images and not named:
-        one, other = min(images), min(masks)
-        raise DataError(
-            f"{one} and {other} could be images and what belongs to them, and could be two classes",
-            where=root,
-            hint=f"Name the folder whose subfolders are the classes, such as {folders[one]}; or all "
-            f"classes, {_as_classes(folders)}",
-        )
+    if not named:
+        _refuse_what_belongs(root, folders, _called_as(split, folders))
     inner = [subfolders(path).keys() for path in folders.values()]
     # The splits of test_set/test_set, train_set/train_set lie beside each other all the same.
-    nested = (
-        called_splits(folders).keys() >= folders.keys() and max(map(len, inner), default=0) == 1
-    )
+    nested = _are_splits(folders) and max(map(len, inner), default=0) == 1
     if inner and not nested and all(map(_holds_splits, folders.values())):
         raise DataError(
             "the splits lie inside the class folders, so all of them would be read",
             where=root,
-            hint="Put the classes inside the splits, such as test/CLASS, and train/CLASS",
+            hint="Put the classes inside the splits, such as test/CLASS, and train/CLASS; if these are "
+            f"no classes, name one as the data set, such as {min(folders.values())}",
         )
+
+
+def _refuse_what_belongs(root: Path, folders: Mapping[str, Path], splits: Collection[str]) -> None:
+    """Refuse images beside their masks, as subfolders, or as what subfolders other than splits hold; and
+    folders that repeat those beside them."""
+    if (pair := images_and_masks(folders)) is not None:
+        raise DataError(
+            f"{pair[0]} and {pair[1]} could be images and what belongs to them, and could be classes",
+            where=root,
+            hint="Name the folder whose subfolders are the classes, such as "
+            f"{folders[pair[0]]}; or all classes, {_as_classes(folders)}",
+        )
+    for name, folder in folders.items():
+        if name in splits:
+            continue
+        inner = {n for n, path in subfolders(folder).items() if next(images_below(path), None)}
+        if len(inner) > 1 and inner <= folders.keys() - {name} and not has_images(folder):
+            raise DataError(
+                f"{name} holds folders that are called like those beside it, so it may be no class",
+                where=root,
+                hint="Put it elsewhere; masks are named with masks=PATH. If it is a class, name all, "
+                f"{_as_classes(folders)}",
+            )
+        if (pair := images_and_masks(inner)) is not None:
+            raise DataError(
+                f"{pair[0]} and {pair[1]} lie in one class folder, so masks would be read as images",
+                where=folder,
+                hint="Put the masks elsewhere, and name their folder with masks=PATH; if they are "
+                f"images, name all classes, {_as_classes(folders)}",
+            )
 
 
 def _holds_splits(folder: Path) -> bool:

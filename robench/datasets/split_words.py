@@ -11,6 +11,7 @@ _KINDS = {
     "train": ("train", "training", "trn"),
     "validation": ("val", "valid", "validation", "dev", "eval", "evaluation"),
     "test": ("test", "testing", "tst"),
+    "labelled": ("labeled", "labelled"),
     "unlabelled": ("pred", "prediction", "predictions", "unlabeled", "unlabelled"),
 }
 _KIND_OF = {word: kind for kind, words in _KINDS.items() for word in words}
@@ -31,6 +32,9 @@ _FILLERS = _IMAGES | {"data", "dataset", "folder", "part", "set", "sets", "split
 """Words that name no class, in lower case."""
 
 _PARTS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+|[^\W\d_]+")
+_MASK_OF = re.compile(
+    r"(.*\S)[ _.-](?:mask|masks|segmentation|seg|gt)(?:[ _.-]?\d+)?", re.IGNORECASE
+)
 _JOINED = re.compile(f"({'|'.join(_KIND_OF)})({'|'.join(sorted(_FILLERS))})")
 
 
@@ -77,18 +81,30 @@ def names_no_class(name: str) -> bool:
     return what is not None and not what.rest if what else set(_words(name)) <= _FILLERS
 
 
-def names_images(name: str) -> bool:
-    """Whether it is what folders of images beside their masks are called."""
-    return _says(name, _IMAGES)
+def images_and_masks(names: Iterable[str]) -> tuple[str, str] | None:
+    """Two of the names that say that one folder holds images, and the other what belongs to them."""
+    listed = sorted(names)
+    masks = [name for name in listed if _says(name, _MASKS)]
+    images = [name for name in listed if _says(name, _IMAGES) and name not in masks]
+    return (images[0], masks[0]) if images and masks else None
 
 
-def names_masks(name: str) -> bool:
-    """Whether it is what folders of masks or of other labels are called."""
-    return _says(name, _MASKS)
+def masked_image(name: str) -> str | None:
+    """The name of the image whose mask a file's name, without its suffix, says that it is.
+
+    >>> masked_image("benign (1)_mask_2"), masked_image("mask")
+    ('benign (1)', None)
+    """
+    found = _MASK_OF.fullmatch(name)
+    return None if found is None else found[1]
 
 
 def _says(name: str, words: frozenset[str]) -> bool:
-    return "".join(_words(name)) in words or bool(words.intersection(_words(name)))
+    """Whether it says one of the words, and nothing but that and fillers."""
+    parts = [word for word in _words(name) if not word.isdecimal()]
+    return "".join(parts) in words or (
+        not words.isdisjoint(parts) and _FILLERS.union(words).issuperset(parts)
+    )
 
 
 def _words(name: str) -> list[str]:

@@ -166,6 +166,8 @@ def _from_torch(
     # Two samples are tuples themselves, so that an image at the second place is no label.
     if isinstance(source, (tuple, list)) and len(source) == 2 and not _are_samples(*source):
         inputs, labels = source
+        if isinstance(inputs, (list, tuple)) and not inputs:
+            raise DataError("the data set is empty", where=name)
         if _holds_images(inputs):
             if len(inputs) != len(labels):
                 raise DataError(f"{len(inputs)} images and {len(labels)} labels", where=name)

@@ -402,6 +402,7 @@ def test_two_of_a_kind_are_told_apart() -> None:
         (([INPUTS[0], INPUTS[1, :, :2]], [0, 1]), "'inputs' are of several shapes or types"),
         (([np.zeros((2, 2, 3)), np.zeros((3, 3, 3))], [0, 1]), "'inputs' are of several shapes"),
         (([*INPUTS], [0, 1]), "40 samples but labels|40 inputs|2 labels"),
+        (([], []), "the data set is empty"),
         (([Image.new("L", (2, 2))] * 3, [0, 1]), "3 images and 2 labels"),
         ({"inputs": [Image.new("P", (2, 2))] * 2, "labels": [0, 1]}, r"a list of \(image, label\)"),
     ],

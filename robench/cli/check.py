@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -50,6 +52,7 @@ def check(
     request: Request,
     json_file: Annotated[Path | None, option("FILE", "Also write JSON.")] = None,
     junit: Annotated[Path | None, option("FILE", "Also write JUnit XML.")] = None,
+    sarif: Annotated[Path | None, option("FILE", "Also write SARIF, for code scanning.")] = None,
     markdown: Annotated[Path | None, option("FILE", "Also write the summary.")] = None,
     as_json: JsonFlag = False,
 ) -> None:
@@ -72,9 +75,10 @@ def check(
     names = record_name(candidate), record_name(against)
     pair = gate.stored_pair(*names, request.folder, wanted, baseline_from=baseline_from)
     outcome = gate.check(*pair, rules)
-    outputs = (
+    outputs: tuple[tuple[Path | None, Callable[[Any], str]], ...] = (
         (json_file, gate.check_json),
         (junit, gate.check_junit),
+        (sarif, partial(gate.check_sarif, about=request.folder / "leaderboard.csv")),
         (markdown, gate.check_markdown),
     )
     for path, render in outputs:

@@ -17,6 +17,7 @@ from robench.cli.check import check
 from robench.cli.compare import compare
 from robench.cli.curve import curve
 from robench.cli.doctor import doctor
+from robench.cli.export import export
 from robench.cli.judge import judge
 from robench.cli.leaderboard import leaderboard
 from robench.cli.options import flag
@@ -41,7 +42,7 @@ _RUNS_NOTHING = ("attacks", "leaderboard", "trust")
 _ANSWERS = ("check",)
 """Commands whose exit code is an answer, to be believed on every system"""
 
-_PRINTING = ("attacks", "results", "trust", "zoo")
+_PRINTING = ("attacks", "export", "results", "trust", "zoo")
 """Commands that are in vain when their output is lost; the others have left their files."""
 
 _UNEXPECTED = 2
@@ -130,6 +131,7 @@ def _root(
 app.command(short_help="Attack models and keep the results.")(run)
 app.command(short_help="Rebuild the leaderboard from the results.")(leaderboard)
 app.command(short_help="Hold models side by side.")(compare)
+app.command(short_help="Write results for papers, hubs and CI.")(export)
 app.command(short_help="Draw robust accuracy against eps from one run.")(curve)
 app.command(short_help="Judge adversarial inputs from elsewhere.")(judge)
 app.command(short_help="Look closer at attention under attack.")(attention)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import replace
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,27 +11,18 @@ import typer
 from robench.cli.options import JsonFlag, ResultsFolder, filter_options, option, request_options
 from robench.errors import UsageError
 from robench.request import Request
-from robench.text import file_name, unused_file_name
 
 if TYPE_CHECKING:
     from robench.results import RecordFilter, Store, StoredRecord
 
 results_app = typer.Typer(
-    help="The stored records: list, show, verify, check, merge, prune, export.",
+    help="The stored records: list, show, verify, check, merge, prune.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
 
 
 _SHORTEST_PREFIX = 4
-
-
-class _Format(StrEnum):
-    CSV = "csv"
-    PARQUET = "parquet"
-    ROBUSTBENCH = "robustbench"
-    PNG = "png"
-    TENSORBOARD = "tensorboard"
 
 
 @results_app.command("list")
@@ -243,73 +232,15 @@ def prune(
         typer.echo(f"{len(deleted)} files deleted.", err=True)
 
 
-@results_app.command()
-@filter_options
-@request_options(only=("results", "device", "data_root", "dataset_options", "trust_pickle"))
-def export(
-    out: Annotated[Path, option("PATH", "A file; for robustbench, png, tensorboard a folder.")],
-    form: Annotated[_Format, typer.Option("--format", help="What to write.")] = _Format.CSV,
-    *,
-    request: Request,
-    wanted: RecordFilter,
-) -> None:
-    """Write all samples of all records as one table, RobustBench's model_info files, the adversarial
-    inputs that were kept as PNGs with an index, or traces as TensorBoard's event files."""
-    from robench.files import atomic_write
-    from robench.reporting.export import csv_bytes, samples_frame
-    from robench.results import Store
-
-    store = Store.existing(request.folder)
-    found = _in_order(store.records(), wanted)
-    if form is _Format.PNG:
-        from robench.inspection.png_export import export_pngs  # torch
-
-        # A data set is read by the name that the user gave; one that a record gives has to be known.
-        for path in export_pngs(store, found, out, replace(request, dataset=wanted.dataset)):
-            typer.echo(path)
-        return
-    if form is _Format.TENSORBOARD:
-        from robench.inspection.tensorboard_export import export_tensorboard  # torch
-
-        for path in export_tensorboard(found, out):
-            typer.echo(path)
-        return
-    if form is _Format.ROBUSTBENCH:
-        for path in _write_model_info(found, out):
-            typer.echo(path)
-        return
-    frame = samples_frame(found)
-    atomic_write(out, csv_bytes(frame) if form is _Format.CSV else frame.to_parquet(index=False))
-    typer.echo(out)
-
-
-def _write_model_info(found: list[StoredRecord], folder: Path) -> list[Path]:
-    import json
-
-    from robench.attacks.suites import load_suite
-    from robench.files import atomic_write
-    from robench.models.zoo import list_cards
-    from robench.reporting.export import model_info
-    from robench.reporting.model_results import collect
-
-    cards = {located.id: located.card for located in list_cards(problems=[])}
-    standard = [load_suite(name) for name in ("aa-standard", "reference")]
-    written: list[Path] = []
-    used: dict[str, set[str]] = {}
-    for result in collect(found):
-        specs = [spec for s in standard for spec in s.for_norm(result.threat_model.norm)]
-        card = cards.get(result.model.id)
-        info = model_info(result, specs, card)
-        own = card.name if card is not None else result.model.id.rpartition("/")[2]
-        place = folder / file_name(result.dataset.name) / file_name(result.threat_model.slug)
-        mark = f"n{result.n}-seed{result.group.seed}"
-        path = (
-            place
-            / f"{unused_file_name(own, used.setdefault(str(place).casefold(), set()), mark)}.json"
-        )
-        atomic_write(path, (json.dumps(info, indent=2, ensure_ascii=False) + "\n").encode())
-        written.append(path)
-    return written
+@results_app.command(
+    hidden=True, context_settings={"ignore_unknown_options": True, "allow_extra_args": True}
+)
+def export() -> None:
+    """Refuse what was this command's: `robench export` has it."""
+    raise UsageError(
+        "`robench results export` is `robench export` now",
+        hint="Of csv and parquet --samples writes what this wrote",
+    )
 
 
 def _read_by_prefix(store: Store, prefix: str) -> StoredRecord:

@@ -17,7 +17,12 @@ bootstrap inside classes; attention deviation a bootstrap of its paired mean.
 
 from robench.regression_check.baseline import LeaderboardRow, leaderboard_row, stored_pair
 from robench.regression_check.gate import CheckResult, CriterionResult, Verdict, check
-from robench.regression_check.outputs import check_json, check_junit, check_markdown
+from robench.regression_check.outputs import (
+    check_json,
+    check_junit,
+    check_markdown,
+    check_sarif,
+)
 from robench.regression_check.policy import Criterion, Policy
 
 __all__ = [
@@ -31,6 +36,7 @@ __all__ = [
     "check_json",
     "check_junit",
     "check_markdown",
+    "check_sarif",
     "leaderboard_row",
     "stored_pair",
 ]

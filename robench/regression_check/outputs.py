@@ -1,12 +1,18 @@
-"""The gate's answer for machines and people: JSON, JUnit XML, Markdown."""
+"""The gate's answer for machines and people: JSON, JUnit XML, SARIF, Markdown."""
 
 import json
 from dataclasses import asdict
+from pathlib import Path
+from urllib.parse import quote
 from xml.etree import ElementTree
 
+import robench
 from robench.formatting import number, plain, signed_interval
 from robench.regression_check.gate import CheckResult, CriterionResult, Verdict
 from robench.text import markdown
+
+_SARIF_SCHEMA = "https://json.schemastore.org/sarif-2.1.0.json"
+_RULE = "No loss of {} beyond the policy's margin"
 
 _MARKS = {
     Verdict.NOT_WORSE: "✅",
@@ -65,6 +71,54 @@ def check_junit(result: CheckResult) -> str:
     ElementTree.indent(suite)
     body = ElementTree.tostring(suite, encoding="unicode")
     return f'<?xml version="1.0" encoding="utf-8"?>\n{body}\n'
+
+
+def check_sarif(result: CheckResult, about: Path) -> str:
+    """SARIF 2.1.0, as code scanning takes it: a result a criterion and problem.
+
+    Worse is an error; undecided, and not measured although required, a warning; the rest is ``pass`` or
+    ``notApplicable``, which CI does not show. Code scanning shows only what has a place in the
+    repository: all results are put at the first line of ``about``.
+    """
+    rules = [item.quantity for item in result.criteria]
+    rules += ["problem"] if result.problems else []
+    found = [(item.quantity, *_sarif_kind(item), _sentence(item)) for item in result.criteria]
+    found += [("problem", "fail", "error", problem) for problem in result.problems]
+    uri = about.as_uri() if about.is_absolute() else quote(about.as_posix())
+    place = {"artifactLocation": {"uri": uri}, "region": {"startLine": 1}}
+    name = f"{result.candidate} against {result.baseline}"
+    results = [
+        {
+            "ruleId": rule,
+            "ruleIndex": rules.index(rule),
+            "kind": kind,
+            "level": level,
+            "message": {"text": f"{name}: {text}"},
+            "locations": [{"physicalLocation": place}],
+        }
+        for rule, kind, level, text in found
+    ]
+    run = {
+        "tool": {
+            "driver": {
+                "name": "robench",
+                "version": robench.__version__,
+                "rules": [{"id": r, "shortDescription": {"text": _RULE.format(r)}} for r in rules],
+            }
+        },
+        "invocations": [{"executionSuccessful": True, "exitCode": result.exit_code}],
+        "results": results,
+        "properties": {"verdict": result.verdict.value, "group": result.group},
+    }
+    content = {"$schema": _SARIF_SCHEMA, "version": "2.1.0", "runs": [run]}
+    return json.dumps(content, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
+
+
+def _sarif_kind(item: CriterionResult) -> tuple[str, str]:
+    if item.verdict is Verdict.NOT_MEASURED and not item.required:
+        return "notApplicable", "none"
+    level = {Verdict.NOT_WORSE: "none", Verdict.WORSE: "error"}.get(item.verdict, "warning")
+    return "pass" if level == "none" else "fail", level
 
 
 def check_markdown(result: CheckResult) -> str:

@@ -1,6 +1,6 @@
-"""Records in the forms that other programs read: CSV, one long table, RobustBench's model_info."""
+"""Tables of records: CSV, and one long table of all samples."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +8,7 @@ import pandas as pd
 
 from robench.errors import UsageError
 from robench.files import atomic_write
-from robench.formatting import fixed
-from robench.records import AttackSpec, ModelCard, Provenance
-from robench.reporting.model_results import GroupKey, ModelResult
+from robench.reporting.model_results import GroupKey
 from robench.results import StoredRecord
 from robench.text import cell, file_name
 
@@ -75,47 +73,3 @@ def write_tables(folder: Path, **frames: pd.DataFrame) -> list[Path]:
     for path, frame in files.items():
         atomic_write(path, csv_bytes(frame))
     return list(files)
-
-
-def model_info(
-    result: ModelResult, autoattack: Sequence[AttackSpec], card: ModelCard | None = None
-) -> dict[str, Any]:
-    """A model's results with the field names of RobustBench's ``model_info`` JSON.
-
-    RobustBench writes accuracies as text with two digits. What is not known is None. The first of
-    ``autoattack``, what counts as its standard version, that there is a record of gives
-    ``autoattack_acc``: any other protocol has no place there. Paper, authors and venue are those
-    of the card's provenance.
-    """
-    found = [
-        stored
-        for spec in autoattack
-        for stored in result.attacks.values()
-        if stored.record.attack.identity == spec.identity
-    ]
-    flags = [flag for stored in found[:1] for flag in stored.record.flags]
-    errored = bool(result.errored.any())
-    origin = Provenance() if card is None else card.provenance
-    venue = " ".join(str(part) for part in (origin.venue, origin.year) if part is not None)
-    reported = origin.reported.get("robust_acc")
-    notes = [f"n = {result.n}, seed {result.group.seed}"]
-    notes += [f"{flag.name} ({flag.severity}): {flag.evidence}" for flag in flags]
-    return {
-        "link": origin.link,
-        "name": origin.paper,
-        "authors": origin.authors,
-        "additional_data": None,
-        "number_forward_passes": 1,
-        "dataset": result.dataset.name,
-        "venue": venue if origin.venue is not None else None,
-        "architecture": result.model.architecture,
-        "eps": result.threat_model.written,
-        "clean_acc": fixed(result.clean_acc.estimate, 2),
-        "reported": None if reported is None else fixed(reported, 2),
-        "autoattack_acc": (
-            fixed(result.attack_acc(found[0].record.attack.name).estimate, 2) if found else None
-        ),
-        "external": None,
-        "unreliable": errored or any(flag.severity == "severe" for flag in flags),
-        "footnote": "; ".join(notes),
-    }

@@ -227,7 +227,7 @@ def test_a_pickle_that_carries_code_is_not_run(tmp_path):
         (["results", "show", "abcd"], ["no such results folder"]),
         (["results", "verify"], ["no such results folder"]),
         (["results", "prune"], ["no such results folder"]),
-        (["results", "export", "--out", "x.csv"], ["no such results folder"]),
+        (["export", "--out", "x.csv"], ["no such results folder"]),
         (["compare", "a", "b"], ["no such results folder"]),
         (["compare", "a"], ["two or more"]),
         (["compare", "a", "b", "--level", "1.5"], ["1.5"]),

@@ -72,7 +72,7 @@ def test_leaderboard_and_verify_work_on_it(judged: tuple[Path, Any]) -> None:
 def test_pngs_hold_what_the_index_says(judged: tuple[Path, Any]) -> None:
     folder, said = judged
     results, out = folder / "results", folder / "pictures"
-    done = invoke("results", "export", "--results", results, "--format", "png", "--out", out)
+    done = invoke("export", "--results", results, "--format", "png", "--out", out)
     assert done.code == 0, done.err
     index = Path(done.out.strip())
     assert index.parent.parent == out
@@ -120,9 +120,7 @@ def test_another_file_is_refused_in_one_line_and_files_nothing(
 def test_a_folder_without_adversarial_inputs_has_no_pictures(tmp_path: Path) -> None:
     (tmp_path / "results").mkdir()
     out = tmp_path / "out"
-    done = invoke(
-        "results", "export", "--results", tmp_path / "results", "--format", "png", "--out", out
-    )
+    done = invoke("export", "--results", tmp_path / "results", "--format", "png", "--out", out)
     assert done.code == 2
     assert "has adversarial inputs" in done.err
     assert not out.exists()

@@ -1,4 +1,4 @@
-"""Records for other programs."""
+"""Records as tables."""
 
 from __future__ import annotations
 
@@ -7,31 +7,10 @@ import io
 import numpy as np
 import pandas as pd
 import pytest
-from record_factory import make_record, make_samples, make_stored
+from record_factory import make_stored
 
 from robench.errors import UsageError
-from robench.records import AttackSpec, Flag, ModelCard, Provenance
-from robench.reporting.export import csv_bytes, model_info, samples_frame
-from robench.reporting.model_results import collect
-from robench.results import StoredRecord
-
-CARD = ModelCard(
-    name="toy",
-    dataset="digits",
-    num_classes=2,
-    threat_model="Linf-0.2",
-    defense="standard",
-    architecture={"name": "digits_resnet"},
-    weights={"path": "w", "sha256": "0" * 64},
-    provenance=Provenance(
-        paper="A Paper",
-        authors="A and B",
-        link="https://example.org",
-        venue="ICML",
-        year=2020,
-        reported={"robust_acc": 55.5},
-    ),
-)
+from robench.reporting.export import csv_bytes, samples_frame
 
 
 def test_every_sample_of_every_record_has_a_row():
@@ -61,52 +40,3 @@ def test_csv_and_parquet_hold_the_same():
 def test_nothing_to_export_is_an_error():
     with pytest.raises(UsageError, match="no records"):
         samples_frame([])
-
-
-def test_model_info_speaks_robustbenchs_words():
-    stored = make_stored("SSSBBC", attack="autoattack")
-    (result,) = collect([stored])
-    info = model_info(result, [stored.record.attack], CARD)
-    assert info == {
-        "link": "https://example.org",
-        "name": "A Paper",
-        "authors": "A and B",
-        "additional_data": None,
-        "number_forward_passes": 1,
-        "dataset": "digits",
-        "venue": "ICML 2020",
-        "architecture": "digits-resnet",
-        "eps": "0.2",
-        "clean_acc": "83.33",
-        "reported": "55.50",
-        "autoattack_acc": "50.00",
-        "external": None,
-        "unreliable": False,
-        "footnote": "n = 6, seed 0",
-    }
-
-
-def test_only_autoattacks_standard_version_counts_as_autoattack():
-    stored = make_stored("SSSB", attack="autoattack")
-    (result,) = collect([stored])
-    other = AttackSpec(name="autoattack", attack="pgd", params={"steps": 1})
-    assert model_info(result, [other])["autoattack_acc"] is None
-    renamed = stored.record.attack.model_copy(update={"name": "another-name"})
-    assert model_info(result, [other, renamed])["autoattack_acc"] == "75.00"
-
-
-@pytest.mark.parametrize(("severity", "unreliable"), [("note", False), ("severe", True)])
-def test_severe_flags_make_it_unreliable(severity, unreliable):
-    flag = Flag(name="randomised", severity=severity, evidence="5 passes differ")
-    stored = make_stored("SB", attack="autoattack", flags=[flag])
-    (result,) = collect([stored])
-    info = model_info(result, [stored.record.attack])
-    assert info["unreliable"] is unreliable
-    assert "5 passes differ" in info["footnote"]
-    assert info["name"] is None
-
-
-def test_errored_samples_make_it_unreliable():
-    samples = make_samples("SE")
-    (result,) = collect([StoredRecord.of(make_record(samples), samples)])
-    assert model_info(result, [])["unreliable"] is True

@@ -1,8 +1,11 @@
 r"""What `robench validate` costs beside the suite that it judges, and whom it suspects without reason.
 
     python benchmarks/validate_cost.py --only pgd-at --n 500       # what it costs beside aa-standard
-    python benchmarks/validate_cost.py --suite benchmarks/apgd.toml --n 40 --data data \
-        --out benchmarks/results/false_alarms.md                   # whom it suspects
+    python benchmarks/validate_cost.py --n 40 --only aerp agkd-bml ancra mart pgd-at standard trades \
+        vit-pgd-at --out benchmarks/results/false_alarms.md        # whom it suspects
+    python benchmarks/validate_cost.py --suite benchmarks/apgd.toml --n 16 --data data \
+        --only resnet10-aerp resnet10-agkd-bml resnet10-pgd-at resnet10-standard resnet10-trades \
+        --out benchmarks/results/false_alarms_cifar.md             # and there
     python benchmarks/validate_cost.py --minutes 9                 # a piece; the next call goes on
 
 Of the zoo's models and of controls of other kinds, all sound: passes and processor seconds of
@@ -195,7 +198,11 @@ def render(rows: Sequence[Measured], suite: str, seed: int) -> Iterator[str]:
 
 
 def _costs(rows: Sequence[Measured]) -> Iterator[str]:
-    yield from ("", f"Passes are forward and backward ones; in brackets percent of {_SUITE}'s.", "")
+    yield from (
+        "",
+        f"Passes are forward and backward ones; in brackets percent of {_SUITE}'s. The tests",
+    )
+    yield from ("look at 64 samples at most, however many a suite has.", "")
     header = (f"{_SUITE}: passes", "diagnoses", "countermeasures")
     yield _row(["", "model", *header, f"{_SUITE}: CPU s", "diagnoses", "all of validate"])
     yield _row(["---"] * 8)

@@ -171,13 +171,21 @@ def identity_of(target: object) -> str | None:
 def installed_versions(*distributions: str) -> dict[str, str]:
     """The versions of those ``distributions`` that are installed, by name."""
     # Takes a moment to import, and names are looked up without it.
-    from importlib.metadata import PackageNotFoundError, version
+    from importlib.metadata import PackageNotFoundError
 
     found = {}
     for name in distributions:
         with contextlib.suppress(PackageNotFoundError):
-            found[name] = version(name)
+            found[name] = _version(name)
     return found
+
+
+@functools.cache
+def _version(distribution: str) -> str:
+    """Looked up once, as every record says it: folders are searched and a file is parsed."""
+    from importlib.metadata import version
+
+    return version(distribution)
 
 
 def source_hash(*modules: str) -> str | None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -34,12 +35,19 @@ def read_card(path: str | os.PathLike[str]) -> ModelCard:
     return parse_card(text, where=path)
 
 
-def parse_card(text: str, *, where: object = CARD_NAME) -> ModelCard:
+def parse_card(text: str, *, where: Hashable = CARD_NAME) -> ModelCard:
     """Validate the text of a card; ``where`` names it in errors.
 
     Raises:
         CardError: the text is no TOML or breaks the schema.
     """
+    # A copy, as a builder may change the arguments that its card gives it.
+    return _parsed(text, where).model_copy(deep=True)
+
+
+@lru_cache(maxsize=128)
+def _parsed(text: str, where: Hashable) -> ModelCard:
+    """Kept, as a command looks through all cards of the zoo several times."""
     try:
         content = tomllib.loads(text)
     except (ValueError, RecursionError) as error:

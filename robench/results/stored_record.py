@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import pandas as pd
+import pyarrow as pa
 
 from robench.errors import CorruptRecordError, StoreError, UsageError, one_line
 from robench.files import atomic_write, file_error, file_errors, file_sha256, read_bytes
@@ -92,7 +93,9 @@ class StoredRecord:
         if changed.attack != record.attack and not record.attack.stages:
             place = arrow.column_names.index("broken_by")
             names = [attack if n == record.attack.name else n for n in arrow[place].to_pylist()]
-            arrow = arrow.set_column(place, arrow.field(place), [names])
+            # Of its type also where nothing is broken, and all of them are None.
+            column = pa.array(names, arrow.field(place).type)
+            arrow = arrow.set_column(place, arrow.field(place), column)
         return StoredRecord(changed, arrow, self.path, self.arrays_path, self.trace_path)
 
     def same_outcomes(self, samples: Sequence[SampleOutcome]) -> bool:

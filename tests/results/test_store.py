@@ -96,7 +96,7 @@ def write(store: Store, letters: str = "CBSE", **kwargs: object) -> str:
 # --- round trip ----------------------------------------------------------------------------
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(SAMPLES)
 def test_any_samples_come_back_from_parquet_as_they_were(samples: list[SampleOutcome]) -> None:
     table = table_from_parquet(parquet_bytes(samples_to_table(samples)))
@@ -435,7 +435,7 @@ def test_progress_is_kept_replaced_and_cleared(store: Store) -> None:
 
 
 @given(st.binary(max_size=40), st.data())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 def test_damaged_progress_starts_over_and_is_set_aside(content: bytes, data: st.DataObject) -> None:
     with tempfile.TemporaryDirectory() as folder:
         store = Store(folder)
@@ -625,3 +625,14 @@ def test_killed_writer_leaves_all_or_nothing(store: Store) -> None:
     assert scan.problems == ()
     store.prune(older_than=-1)
     assert len(files_of(store)) == 3 * len(scan.records)
+
+
+@pytest.mark.parametrize("letters", ["BS", "SS", "CE"])
+def test_a_record_is_shown_under_another_name(store: Store, letters: str) -> None:
+    """Where nothing is broken, too: no attack is then named in its table."""
+    stored = store.read(write(store, letters, attack="toy"))
+    shown = stored.shown_as("another")
+    assert shown.record.attack.name == "another"
+    assert shown.arrow.schema == stored.arrow.schema
+    broken = ["another" if outcome == "broken" else None for outcome in stored.table["outcome"]]
+    assert [row.broken_by for row in shown.samples] == broken

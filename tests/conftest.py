@@ -6,6 +6,7 @@ With one thread there is one search worker too, so that networks in tests may co
 from __future__ import annotations
 
 import gc
+import itertools
 import os
 import sys
 import tempfile
@@ -16,6 +17,15 @@ from typing import Any
 import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Of what is generated a few examples, where slow tests are left out; else Hypothesis's 100."""
+    if config.getoption("markexpr") == "not slow":
+        from hypothesis import settings
+
+        settings.register_profile("quick", max_examples=25)
+        settings.load_profile("quick")
 
 
 def pytest_report_header() -> str:
@@ -42,12 +52,17 @@ def pytest_sessionfinish() -> None:
     gc.unfreeze()
 
 
-@pytest.fixture(autouse=True)
-def own_configuration(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """No test reads or changes what the user has trusted."""
+@pytest.fixture(scope="session")
+def configurations() -> Iterator[Iterator[str]]:
+    """Folders that are not there, one for each test: few of them make theirs."""
     with tempfile.TemporaryDirectory() as folder:
-        monkeypatch.setenv("XDG_CONFIG_HOME", folder)
-        yield
+        yield (os.path.join(folder, str(number)) for number in itertools.count())
+
+
+@pytest.fixture(autouse=True)
+def own_configuration(monkeypatch: pytest.MonkeyPatch, configurations: Iterator[str]) -> None:
+    """No test reads or changes what the user has trusted."""
+    monkeypatch.setenv("XDG_CONFIG_HOME", next(configurations))
 
 
 @pytest.fixture(autouse=True)
@@ -55,6 +70,18 @@ def coarse_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Figures are drawn in few pixels: most of what a figure costs is the size of its picture."""
     if "robench.reporting.plots.style" in sys.modules:
         monkeypatch.setattr("robench.reporting.plots.style._DPI", 40)
+
+
+@pytest.fixture(scope="module")
+def unexamined() -> Iterator[None]:
+    """The doctor finds nothing: for tests of evaluations that say nothing of it.
+
+    Its look at a model takes longer than a short attack. It stays in the tests of the doctor, of flags,
+    of the pages of the documentation, and wherever this is not asked for.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("robench.evaluation.prepared_model.examine", lambda *_, **__: [])
+        yield
 
 
 @pytest.fixture

@@ -68,11 +68,11 @@ def session(tmp_path_factory: pytest.TempPathFactory) -> Session:
     suite = folder / "mine.toml"
     suite.write_text(SUITE)
     results = folder / "results"
-    run = ["run", "standard", "--suite", str(suite), "--n", "40", "--results", str(results)]
+    run = ["run", "standard", "--suite", str(suite), "--n", "16", "--results", str(results)]
     commands = {
         "attacks": ["attacks", "--json"],
         "refused": run,
-        "doctor": ["doctor", "standard", "--n", "40", "--json"],
+        "doctor": ["doctor", "standard", "--n", "16", "--json"],
         "run": [*run, "--trust-code", "--workers", "1", "--device", "cpu"],
     }
     code = (
@@ -160,7 +160,7 @@ def test_adding_a_check(session: Session) -> None:
     """The check finds what it looks for, and the record of a run keeps it as a flag."""
     found = json.loads(session.printed["doctor"][1])["findings"]
     assert [finding["name"] for finding in found] == ["overconfident"]
-    assert "40 samples are predicted with more than 99 %" in found[0]["evidence"]
+    assert "16 samples are predicted with more than 99 %" in found[0]["evidence"]
     flags = pd.read_csv(session.results / "leaderboard.csv")["validity"][0]
     assert "overconfident(note)" in flags
 

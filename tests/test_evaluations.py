@@ -15,6 +15,8 @@ import robench
 from robench.errors import UnknownNameError, UsageError
 from robench.results import Store
 
+pytestmark = pytest.mark.usefixtures("unexamined")
+
 N = 12
 EPS = 0.05
 ALL = [

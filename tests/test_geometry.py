@@ -28,7 +28,7 @@ def _points(seed: int, count: int = 5, dims: int = 6) -> tuple[Tensor, Tensor]:
     return torch.where(untouched, inputs, points), inputs
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(seeds, norms, radii)
 def test_projections_are_inside_ball_and_box(seed: int, norm: Norm, eps: float) -> None:
     points, inputs = _points(seed)
@@ -38,7 +38,7 @@ def test_projections_are_inside_ball_and_box(seed: int, norm: Norm, eps: float) 
     assert bool((size <= eps + geometry.norm_tolerance(norm, 6)).all())
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(seeds, norms, radii)
 def test_projecting_twice_changes_nothing(seed: int, norm: Norm, eps: float) -> None:
     points, inputs = _points(seed)
@@ -48,7 +48,7 @@ def test_projecting_twice_changes_nothing(seed: int, norm: Norm, eps: float) -> 
     )
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(seeds, norms)
 def test_points_inside_stay_where_they_are(seed: int, norm: Norm) -> None:
     points, inputs = _points(seed)

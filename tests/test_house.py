@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
-
-import pytest
 
 ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / "robench").rglob("*.py"))
 MOST_LINES_A_FILE, MOST_LINES_A_FUNCTION = 400, 80
+
+
+@cache
+def _tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
 
 
 def _functions(tree: ast.AST) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
@@ -27,7 +31,7 @@ def _module(path: Path) -> str:
 def _imported(path: Path, modules: set[str]) -> set[str]:
     """Modules of ours that a file imports, for annotations and inside functions too."""
     found: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(_tree(path)):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
@@ -78,13 +82,12 @@ def test_no_import_circle():
     assert circles(arrows) == []
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_files_and_functions_fit_on_a_few_screens(path):
-    text = path.read_text()
-    assert len(text.splitlines()) <= MOST_LINES_A_FILE
-    long = {
-        node.name: node.end_lineno - node.lineno + 1
-        for node in _functions(ast.parse(text))
-        if node.end_lineno - node.lineno + 1 > MOST_LINES_A_FUNCTION
-    }
-    assert long == {}
+def test_files_and_functions_fit_on_a_few_screens():
+    lines = {path: len(path.read_text().splitlines()) for path in FILES}
+    assert {path: n for path, n in lines.items() if n > MOST_LINES_A_FILE} == {}
+    functions = [(path, node) for path in FILES for node in _functions(_tree(path))]
+    assert [
+        (path, node.name, length)
+        for path, node in functions
+        if (length := node.end_lineno - node.lineno + 1) > MOST_LINES_A_FUNCTION
+    ] == []

@@ -24,6 +24,8 @@ from robench.models import wrap_module
 from robench.request import Request
 from robench.request_loading import choose_models
 
+pytestmark = pytest.mark.usefixtures("unexamined")
+
 MODEL = "digits/Linf-0.2/pgd-at"
 
 TYPED: dict[str, tuple[list[str], Any]] = {

@@ -26,6 +26,8 @@ from robench.models.wrapper import RobenchModel, buffer_fingerprint
 from robench.results import StoredRecord
 from robench.threat_models import ThreatModel
 
+pytestmark = pytest.mark.usefixtures("unexamined")
+
 THREAT = ThreatModel.of("Linf", "0.2")
 FOREVER = 10**9
 CPU = torch.device("cpu")

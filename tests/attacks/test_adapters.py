@@ -27,7 +27,7 @@ pytestmark = [
 
 LINF = ThreatModel.of("Linf", 0.15)
 L2 = ThreatModel.of("L2", 0.8)
-N = 500
+N = 300
 NETWORKS = ["small", pytest.param("zoo", marks=pytest.mark.slow)]
 
 

@@ -137,7 +137,7 @@ def test_keys_differ_by_attack_sample_and_rank() -> None:
     assert len(seen) == 2 * 4 * 5
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=20)
 @given(st.integers(0, 2**31), st.integers(1, 3))
 def test_fingerprints_tell_points_apart_by_their_bits(seed: int, bits: int) -> None:
     point = torch.rand(1, 3, 4, 4, generator=torch.Generator().manual_seed(seed))

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from attack_models import LinearModel, linear_problem, run_search
+from combinations import one_at_a_time
 from torch import Tensor
 
 from robench.attacks import build_attack
@@ -107,14 +108,18 @@ def test_the_least_perturbation_to_a_target_is_found(
     assert torch.equal(found.broken, size <= threat.radius)
 
 
-@pytest.mark.parametrize("norm", ["Linf", "L2", "L1"])
 @pytest.mark.parametrize(
-    ("kind", "params"), [(FAB, {"steps": 30}), (FAB, {"steps": 30, "targets": 0}), (PGD, {})]
+    ("attack", "norm"),
+    one_at_a_time(
+        [(FAB, {"steps": 30}), (FAB, {"steps": 30, "targets": 0}), (PGD, {})],
+        ["Linf", "L2", "L1"],
+    ),
 )
 def test_with_two_classes_a_target_is_an_error(
-    kind: type[Any], params: dict[str, Any], norm: Norm
+    attack: tuple[type[Any], dict[str, Any]], norm: Norm
 ) -> None:
     """Leaving one of two classes is reaching the other: the same samples, and the same margins."""
+    kind, params = attack
     model, inputs, labels, _, threat = linear_problem(norm, 2, count=24)
     plain = run_search(kind(threat, **params), model, inputs, labels).found
     aimed = run_search(kind(threat.aimed_at("next"), **params), model, inputs, 1 - labels).found

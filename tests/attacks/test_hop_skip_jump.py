@@ -39,7 +39,15 @@ class Labels(nn.Module):
         return nn.functional.one_hot(logits.argmax(dim=1), logits.shape[1]).float()
 
 
-@pytest.mark.parametrize(("norm", "classes"), [("Linf", 2), ("L2", 2), ("Linf", 4), ("L2", 4)])
+@pytest.mark.parametrize(
+    ("norm", "classes"),
+    [
+        ("Linf", 4),
+        ("L2", 2),
+        pytest.param("Linf", 2, marks=pytest.mark.slow),
+        pytest.param("L2", 4, marks=pytest.mark.slow),
+    ],
+)
 def test_it_breaks_nearly_all_that_can_be_broken_and_nothing_else(norm: Norm, classes: int) -> None:
     model, inputs, labels, distance, threat = linear_problem(norm, classes, count=20)
     attack = HopSkipJump(threat, steps=12, draws=40)

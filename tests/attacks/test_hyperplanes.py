@@ -88,7 +88,7 @@ def test_steps_are_the_shortest(seed: int, norm: Norm, border: bool) -> None:
         assert size <= least + 1e-6
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(seeds, st.sampled_from(NORMS))
 def test_steps_equal_the_references(seed: int, norm: Norm) -> None:
     reference: Callable[[Tensor, Tensor, Tensor], Tensor] = {

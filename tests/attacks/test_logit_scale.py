@@ -7,6 +7,7 @@ from functools import cache
 import pytest
 import torch
 from attack_models import digits_data, digits_network, run_search
+from combinations import one_at_a_time
 from torch import Tensor, nn
 
 from robench.attacks.apgd import APGD
@@ -51,10 +52,12 @@ def _broken(norm: Norm, scale: float = 1.0, offset: float = 0.0) -> dict[str, Te
     }
 
 
-@pytest.mark.parametrize("norm", ["Linf", "L2"])
-@pytest.mark.parametrize(("scale", "offset"), [(1e3, 0.0), (1e6, 0.0), (1.0, 1e6)])
-def test_no_form_of_the_logits_hides_a_sample(norm: Norm, scale: float, offset: float) -> None:
+@pytest.mark.parametrize(
+    ("form", "norm"), one_at_a_time([(1e6, 0.0), (1e3, 0.0), (1.0, 1e6)], ["Linf", "L2"])
+)
+def test_no_form_of_the_logits_hides_a_sample(norm: Norm, form: tuple[float, float]) -> None:
     """All attacks together may differ by a sample: a million costs a margin its digits."""
+    scale, offset = form
     plain, other = _broken(norm), _broken(norm, scale, offset)
     together = torch.stack(list(plain.values())).any(dim=0)
     assert 0.2 < float(together.float().mean()) < 0.95

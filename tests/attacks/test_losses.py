@@ -42,7 +42,7 @@ def _problem(seed: int, classes: int) -> tuple[Tensor, Tensor, Tensor]:
     return logits, labels, (labels + shift) % classes
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(seeds, st.integers(4, 12), st.sampled_from(sorted(LOSSES)))
 def test_values_and_gradients_equal_autograd(seed: int, classes: int, name: str) -> None:
     logits, labels, targets = _problem(seed, classes)

@@ -143,6 +143,7 @@ def test_resnet18_at_224() -> None:
     assert all(value.shape == (2,) for value in values.values())
 
 
+@pytest.mark.slow
 def test_vit_b_16_at_224() -> None:
     # Every parameter is a piece of one random tensor: initialising 86 M of them takes seconds.
     with torch.device("meta"):

@@ -46,7 +46,7 @@ def test_grid_that_does_not_divide_the_image() -> None:
     assert fine.tolist() == [[[True, True, True, False, False, False]]]
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(
     st.tuples(st.integers(1, 12), st.integers(1, 12)),
     st.tuples(st.integers(1, 12), st.integers(1, 12)),

@@ -287,7 +287,7 @@ def map_pairs(draw: st.DrawFn) -> tuple[Tensor, Tensor]:
     return random_maps(3, h, w, seeds[0]), random_maps(3, h, w, seeds[1])
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(map_pairs())
 def test_pairs_are_symmetric_and_in_range(pair: tuple[Tensor, Tensor]) -> None:
     maps, adv_maps = pair
@@ -297,7 +297,7 @@ def test_pairs_are_symmetric_and_in_range(pair: tuple[Tensor, Tensor]) -> None:
         assert ((there >= 0) & (there <= 1)).all()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(map_pairs())
 def test_every_value_is_in_the_catalogues_range(pair: tuple[Tensor, Tensor]) -> None:
     maps, adv_maps = pair

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -17,6 +18,8 @@ from robench.models.cards import write_card
 from robench.models.zoo import find_card
 from robench.records import AttentionSpec, Outcome
 from robench.results import Store, arrays
+
+pytestmark = pytest.mark.usefixtures("unexamined")
 
 N = 12
 PLACE = f"digits-Linf-0.2-n{N}-seed0/pgd-20"
@@ -149,19 +152,22 @@ def test_text_names_map_findings_and_worst_classes(ran, tmp_path):
 
 
 def test_another_layer_and_class_give_other_numbers(ran, tmp_path, looked):
-    def deviation(*options: object) -> tuple[str, float]:
+    def deviation(content: Any) -> tuple[str, float]:
+        (model,) = content["groups"][0]["models"]
+        (row,) = [r for r in model["metrics"] if r["metric"] == "attention_divergence"]
+        return model["attention_method"], row["mean"]
+
+    def asked(*options: object) -> tuple[str, float]:
         done = invoke(
             *("attention", "pgd-at", *ALIKE, "--results", ran, "--out", tmp_path),
             *("--samples", 0, "--json", *options),
         )
         assert done.code == 0, done.err
-        (model,) = done.json["groups"][0]["models"]
-        (row,) = [r for r in model["metrics"] if r["metric"] == "attention_divergence"]
-        return model["attention_method"], row["mean"]
+        return deviation(done.json)
 
-    own = deviation()
-    layer = deviation("--layer", "blocks.1")
-    zero, predicted = deviation("--target", "0"), deviation("--target", "predicted")
+    own = deviation(looked[0])
+    layer = asked("--layer", "blocks.1")
+    zero, predicted = asked("--target", "0"), asked("--target", "predicted")
     assert layer[0] == "grad_cam@blocks.1"
     assert zero[0] == f"{own[0]} for 0"
     assert predicted[0] == f"{own[0]} for the predicted class"

@@ -11,6 +11,8 @@ from invoke_cli import invoke
 
 from robench.results import Store
 
+pytestmark = pytest.mark.usefixtures("unexamined")
+
 N = 12
 SUITE = '[[attacks]]\nname = "{name}"\nattack = "{attack}"\nparams = {{ steps = 20 }}\n'
 

@@ -15,6 +15,8 @@ from robench.models import load_model
 from robench.models.zoo import find_card
 from robench.results import Store
 
+pytestmark = pytest.mark.usefixtures("unexamined")
+
 NETWORK = """
 from torch import nn
 

@@ -22,6 +22,8 @@ from robench.request import Request
 from robench.results import RecordFilter, Store
 from robench.threat_models import ThreatModel
 
+pytestmark = pytest.mark.usefixtures("unexamined")
+
 N = 12
 
 

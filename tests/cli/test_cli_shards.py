@@ -13,6 +13,8 @@ from invoke_cli import invoke
 
 from robench.results import Store
 
+pytestmark = pytest.mark.usefixtures("unexamined")
+
 PAGE = Path(__file__).parents[2] / "docs" / "shards.md"
 MODEL = ("pgd-at", "--suite", "quick", "--n", 12, "--device", "cpu")
 

@@ -20,7 +20,10 @@ from robench.models.cards import read_card, write_card
 from robench.models.zoo import find_card
 from robench.trust import trust
 
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="a shell and signals")
+pytestmark = [
+    pytest.mark.skipif(sys.platform == "win32", reason="a shell and signals"),
+    pytest.mark.usefixtures("unexamined"),
+]
 
 ASCII = {"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0", "LC_ALL": "C"}
 RUN = ("run", "standard", "--suite", "quick", "--n", "10", "--results", "r", "--no-plots")

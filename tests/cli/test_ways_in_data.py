@@ -28,6 +28,8 @@ from torchvision import datasets as sets
 
 from robench.datasets.imagenet import imagenet_classes, imagenet_subset
 
+pytestmark = pytest.mark.usefixtures("unexamined")
+
 N = 3
 COUNT = 6
 SUITE = '[[attacks]]\nname = "one-step"\nattack = "pgd"\nparams = { steps = 1 }\n'

@@ -21,12 +21,11 @@ from robench.datasets import load_dataset
 from robench.models.state_dicts import WRAPPER_PREFIXES
 from robench.results import Store
 
+pytestmark = pytest.mark.usefixtures("unexamined")
+
 CLASSES = 10
-KEYS = (
-    *("state_dict", "model_state_dict", "model_state", "model", "net", "network", "params"),
-    *("weights", "last", "best", "module", "state_dict_ema", "model_ema", "ema"),
-)
-"""Where training programs put a state dict."""
+KEYS = ("state_dict", "model_state", "model", "params", "weights", "best", "module", "model_ema")
+"""Where training programs put a state dict: some of the places of ``test_inspection.py``."""
 N = 5
 SUITE = """
 [[attacks]]
@@ -145,7 +144,15 @@ def test_a_callable_with_arguments() -> None:
     assert flat["own"]["clean_acc"] < 50.0, "the argument reached the network"
 
 
-@pytest.mark.parametrize("arch", ["torchvision:squeezenet1_1", "timm:test_resnet", "digits_resnet"])
+@pytest.mark.parametrize(
+    "arch",
+    [
+        # Others of torchvision and timm are evaluated as docs/your-own-model.md has it.
+        pytest.param("torchvision:squeezenet1_1", marks=pytest.mark.slow),
+        pytest.param("timm:test_resnet", marks=pytest.mark.slow),
+        "digits_resnet",
+    ],
+)
 def test_networks_of_libraries(arch: str) -> None:
     library, _, name = arch.rpartition(":")
     torch.manual_seed(0)

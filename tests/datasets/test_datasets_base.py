@@ -117,7 +117,7 @@ def test_an_index_out_of_range_is_refused() -> None:
         made().masks([-1])
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=60), st.data())
 def test_a_stratified_choice_shares_in_proportion(labels: list[int], data: st.DataObject) -> None:
     n = data.draw(st.integers(0, len(labels)))

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from combinations import one_at_a_time
 from fake_hub_data import Rows, Value
 from PIL import Image
 from torch import nn
@@ -220,8 +221,10 @@ TURNED = {
 """EXIF's orientation → what it does to the stored rows and columns."""
 
 
-@pytest.mark.parametrize("suffix", [".png", ".tif", ".webp", ".jpg"])
-@pytest.mark.parametrize("orientation", TURNED)
+@pytest.mark.parametrize(
+    ("orientation", "suffix"),
+    one_at_a_time([6, 1, 2, 3, 4, 5, 7, 8], [".png", ".tif", ".webp", ".jpg"]),
+)
 def test_images_are_upright(tmp_path: Path, suffix: str, orientation: int) -> None:
     stored = np.zeros((16, 32, 3), np.uint8)
     stored[:8, 16:] = 255, 0, 0

@@ -93,13 +93,13 @@ def test_an_image_that_is_smaller_than_its_crop(folder: Path) -> None:
     assert load_dataset(folder, resize=6, crop=6).input_shape == (3, 6, 6)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(options=st.dictionaries(st.sampled_from(OPTIONS), values, max_size=3))
 def test_any_value_from_python(folder: Path, options: dict[str, Any]) -> None:
     check(folder, options)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(st.lists(typed, max_size=4))
 def test_any_value_that_is_typed(texts: list[str]) -> None:
     check_typed(texts)

@@ -221,8 +221,7 @@ class InterruptedRunError(Exception):
     pass
 
 
-@pytest.mark.parametrize("ema", [0.0, 0.9])
-@pytest.mark.parametrize("stop", [1, 2])
+@pytest.mark.parametrize(("ema", "stop"), [(0.0, 1), (0.9, 2)])
 def test_resuming_after_any_epoch_gives_the_same_weights(
     ema: float, stop: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -21,6 +21,7 @@ from robench.results import Store
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "docs/your-own-model.md").read_text()
+SUITE = '[[attacks]]\nname = "one-step"\nattack = "pgd"\nparams = { steps = 1 }\n'
 
 
 def commands(block: str) -> list[list[str]]:
@@ -51,9 +52,13 @@ class Followed:
 
 
 @pytest.fixture(scope="module")
-def followed(tmp_path_factory) -> Iterator[Followed]:
-    """The page from top to bottom, in a folder that stays the working one."""
+def followed(tmp_path_factory, unexamined) -> Iterator[Followed]:
+    """The page from top to bottom, in a folder that stays the working one.
+
+    Runs have a tenth of the page's samples and one step: neither their number nor the suite is the point.
+    """
     folder = tmp_path_factory.mktemp("page")
+    (folder / "one.toml").write_text(SUITE)
     names: dict[str, object] = {}
     done: list[str] = []
     printed = io.StringIO()
@@ -75,12 +80,12 @@ def followed(tmp_path_factory) -> Iterator[Followed]:
             else:
                 for arguments in commands(block):
                     if arguments[0] == "run":
-                        # A tenth of the page's samples: their number is not the point.
                         place = arguments.index("--n") + 1
                         arguments[place] = str(int(arguments[place]) // 10)
+                        arguments[arguments.index("quick")] = "one.toml"
                         arguments.append("--no-plots")
                     elif arguments[0] == "doctor" and "--n" not in arguments:
-                        arguments += ["--n", "60"]
+                        arguments += ["--n", "30"]
                     result = invoke(*arguments)
                     assert result.code == 0, (arguments, result.err, result.out)
                     done.append(arguments[0])
@@ -107,7 +112,7 @@ def test_what_the_page_says_would_happen(followed):
     assert "--input low=-1.0" in forgotten.out
     untrained = invoke(
         *("doctor", "resnet18.pt", "--arch", "torchvision:resnet18", "--dataset", "images"),
-        *("--dataset-option", "size=32"),
+        *("--dataset-option", "size=32", "--n", "24"),
     )
     assert untrained.code == 1
     assert "accuracy_near_chance" in untrained.out or "one_class_predicted" in untrained.out

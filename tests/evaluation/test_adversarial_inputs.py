@@ -18,6 +18,8 @@ from robench.records import AttackSpec, Suite
 from robench.results import Store
 from robench.results.progress import RowFile
 
+pytestmark = pytest.mark.usefixtures("unexamined")
+
 SUITE = Suite(
     name="two",
     attacks=(

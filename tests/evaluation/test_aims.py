@@ -21,7 +21,9 @@ from robench.records import AttackSpec, Outcome, Suite, job_key
 from robench.results import Store
 from robench.threat_models import TARGET_RULES, ThreatModel
 
-CLASSES, N = 6, 14
+pytestmark = pytest.mark.usefixtures("unexamined")
+
+CLASSES, N = 6, 10
 INPUTS = images(N, seed=3)
 SUITE = Suite(
     name="small",
@@ -108,7 +110,7 @@ def test_who_is_attacked() -> None:
 
 
 def test_a_broken_sample_is_predicted_as_its_target_and_nothing_else(every: list[Any]) -> None:
-    for targets in ("next", "random", "least-likely"):
+    for targets in ("next", "least-likely"):
         for stored in evaluate(targets):
             table = stored.table
             broken = table[table["outcome"] == "broken"]
@@ -123,7 +125,7 @@ def test_a_broken_sample_is_predicted_as_its_target_and_nothing_else(every: list
 
 
 def test_all_targets_in_one_run_are_the_fixed_targets_one_by_one(every: list[Any]) -> None:
-    for target in range(CLASSES):
+    for target in (0, 3, CLASSES - 1):
         for whole, alone in zip(every, evaluate(target), strict=True):
             tried = whole.table[f"reached_{target}"]
             outcome = alone.table["outcome"]
@@ -166,7 +168,7 @@ def test_a_survivor_of_a_targeted_attack_may_be_misclassified() -> None:
 
 def test_targeted_records_are_read_again_and_verified(tmp_path: Path) -> None:
     samples = data()
-    for targets in ("random", "all", 2):
+    for targets in ("all", 2):
         records = evaluate(targets, results=tmp_path, save_adversarial=True)
         model = wrap_module(
             ExactNetwork(), num_classes=CLASSES, input={"channels": 1}, threat_model="Linf-0.15"

@@ -26,6 +26,8 @@ from robench.records import AttackSpec, AuditSpec, EvaluationRecord, Outcome, Su
 from robench.statistics import missed_share_upper
 from robench.threat_models import ThreatModel
 
+pytestmark = pytest.mark.usefixtures("unexamined")
+
 
 class Threshold(nn.Module):
     """Two classes, decided by the sign of the mean pixel minus one half; optionally masked.

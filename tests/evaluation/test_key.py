@@ -22,6 +22,8 @@ from robench.reporting.model_results import collect
 from robench.results import Store
 from robench.threat_models import ThreatModel
 
+pytestmark = pytest.mark.usefixtures("unexamined")
+
 MODEL = "digits/Linf-0.2/pgd-at"
 
 
@@ -34,7 +36,7 @@ def suite(name: str, *columns: str, **params: Any) -> Suite:
 
 
 def evaluate(results: Path, chosen: Suite, **options: Any) -> Any:
-    return robench.evaluate(MODEL, "digits", chosen, n=60, results=results, device="cpu", **options)
+    return robench.evaluate(MODEL, "digits", chosen, n=24, results=results, device="cpu", **options)
 
 
 def outcomes(stored: Any) -> Any:

@@ -23,6 +23,8 @@ from robench.evaluation.sample_metrics import SampleMetrics, summarise
 from robench.models import wrap_module
 from robench.records import AttackSpec, AttentionSpec, Outcome, Suite
 
+pytestmark = pytest.mark.usefixtures("unexamined")
+
 CPU = torch.device("cpu")
 SHORT = Suite(name="short", attacks=(AttackSpec(name="pgd-2", attack="pgd", params={"steps": 2}),))
 SQUARE = 4

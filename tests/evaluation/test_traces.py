@@ -27,9 +27,12 @@ from robench.results import Store
 from robench.results.traces import ROW, Traced, TraceParts, read_trace, write_trace
 from robench.threat_models import ThreatModel
 
+pytestmark = pytest.mark.usefixtures("unexamined")
+
 LINF = ThreatModel.of("Linf", 0.02)
 MODEL = ExactNetwork()
-INPUTS = images(30, seed=1)
+N = 16
+INPUTS = images(N, seed=1)
 LABELS = predictions(MODEL, INPUTS)
 ATTACKS: dict[str, Callable[[], Attack[Any]]] = {
     "pgd": lambda: PGD(LINF, steps=5, restarts=2),
@@ -50,14 +53,14 @@ def traced(parts: TraceParts, **how: Any) -> np.ndarray[Any, Any]:
 
 @pytest.mark.parametrize("name", ATTACKS)
 def test_batch_and_order_change_no_row(name: str, tmp_path: Path) -> None:
-    order = torch.randperm(30, generator=torch.Generator().manual_seed(3))
+    order = torch.randperm(N, generator=torch.Generator().manual_seed(3))
     ways: list[dict[str, Any]] = [{}, {"batch_size": 7}, {"batch_size": 4, "order": order}]
     rows = [
         traced(TraceParts(tmp_path / f"{i}.bin"), attack=ATTACKS[name](), **way)
         for i, way in enumerate(ways)
     ]
     assert len(rows[0])
-    assert len(np.unique(rows[0]["sample"])) > 20 or name == "square"
+    assert len(np.unique(rows[0]["sample"])) > N / 2 or name == "square"
     for other in rows[1:]:
         assert rows[0].tobytes() == other.tobytes()
 
@@ -87,7 +90,7 @@ def test_an_interruption_loses_and_repeats_no_row(name: str, tmp_path: Path) -> 
 
 
 def test_no_more_is_held_than_a_buffer_and_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("robench.evaluation.traces._BUFFERED", 40)
+    monkeypatch.setattr("robench.evaluation.traces._BUFFERED", 20)
     sizes: list[int] = []
 
     class Parts(TraceParts):
@@ -96,7 +99,7 @@ def test_no_more_is_held_than_a_buffer_and_a_step(monkeypatch: pytest.MonkeyPatc
 
     run_search(ATTACKS["pgd"](), MODEL, INPUTS, LABELS, batch_size=9, trace=Parts(Path("nowhere")))
     assert len(sizes) > 3
-    assert max(sizes[:-1]) < 40 + 9
+    assert max(sizes[:-1]) < 20 + 9
 
 
 def test_the_numbers_are_those_of_the_closed_form(tmp_path: Path) -> None:

@@ -24,6 +24,8 @@ from robench.records import AttackSpec, Outcome, Suite
 from robench.results import Store
 from robench.threat_models import ThreatModel
 
+pytestmark = pytest.mark.usefixtures("unexamined")
+
 
 class Brightness(nn.Module):
     """Two classes by the mean pixel, through a layer that has a map."""

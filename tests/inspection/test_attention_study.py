@@ -18,6 +18,8 @@ from robench.models.wrapper import RobenchModel
 from robench.records import Outcome
 from robench.results import Store
 
+pytestmark = pytest.mark.usefixtures("unexamined")
+
 CPU = torch.device("cpu")
 
 

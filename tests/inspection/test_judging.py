@@ -25,6 +25,8 @@ from robench.reporting.model_results import collect
 from robench.results import Store
 from robench.threat_models import ThreatModel
 
+pytestmark = pytest.mark.usefixtures("unexamined")
+
 BALL = ThreatModel.of("Linf", "0.0153")
 """3.9 grey levels"""
 

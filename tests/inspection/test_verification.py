@@ -16,6 +16,8 @@ from robench.models import load_model
 from robench.records import Outcome
 from robench.results import Store
 
+pytestmark = pytest.mark.usefixtures("unexamined")
+
 CPU = torch.device("cpu")
 
 

@@ -178,13 +178,12 @@ def _with_attribute(value: float) -> Callable[..., Any]:
 
 @pytest.mark.parametrize("kind", ATTRIBUTES)
 def test_every_attribute_of_a_wrapped_module_is_in_its_fingerprint(kind: str) -> None:
-    found = []
+    found = [_fingerprint(Scaled())]
     for value in (1.0, 1.0, 2.0):
         module = Scaled()
-        found.append(_fingerprint(module))
         module.kept = ATTRIBUTES[kind](value)  # in the module, no longer in its class
         found.append(_fingerprint(module))
-    without, first, _, again, _, other = found
+    without, first, again, other = found
     assert first == again
     assert len({without, first, other}) == 3
 
@@ -427,7 +426,7 @@ def _check_pair(one: Any, other: Any) -> None:
 
 
 @given(one=VALUES, other=VALUES)
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=20, deadline=None)
 def test_two_values_share_an_identity_only_if_they_are_one(one: Any, other: Any) -> None:
     _check_pair(one, other)
 
@@ -649,7 +648,9 @@ def test_modules_of_libraries_can_be_compared() -> None:
         functools.partial(timm.create_model, "test_vit"),
         functools.partial(timm.create_model, "test_resnet"),
         torchvision.models.squeezenet1_1,
-        functools.partial(torchvision.models.swin_t, num_classes=3),
+        functools.partial(
+            torchvision.models.SwinTransformer, [4, 4], 8, [1, 1], [1, 2], [2, 2], num_classes=3
+        ),
         lambda: torchvision.transforms.Normalize([0.5], [0.25]),
     ):
         torch.manual_seed(0)

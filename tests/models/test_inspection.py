@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from combinations import one_at_a_time
 from torch import nn
 
 from robench.errors import CheckpointError, KeyMismatchError
@@ -29,23 +30,18 @@ def prefixed(network: nn.Module, prefix: str) -> dict[str, torch.Tensor]:
     return {prefix + name: value for name, value in network.state_dict().items()}
 
 
-@pytest.mark.parametrize(
-    "key",
-    [
-        None,
-        "state_dict",
-        "net",
-        "model",
-        "model_state",
-        "model_state_dict",
-        "ema",
-        "student",
-        "checkpoint.model.state_dict",
-    ],
-)
-@pytest.mark.parametrize(
-    "prefix", ["", "module.", "_orig_mod.", "model.", "module.model.", "_orig_mod.module.network."]
-)
+KEYS = [
+    *("state_dict", None, "net", "model", "model_state", "model_state_dict", "ema", "student"),
+    *("network", "params", "weights", "last", "best", "module", "state_dict_ema", "model_ema"),
+    "checkpoint.model.state_dict",
+]
+PREFIXES = [
+    *("module.", "", "_orig_mod.", "model.", "module.model."),
+    "_orig_mod.module.network.",
+]
+
+
+@pytest.mark.parametrize(("key", "prefix"), one_at_a_time(KEYS, PREFIXES))
 def test_places_and_prefixes_are_guessed(
     network: DigitsResNet, tmp_path: Path, key: str | None, prefix: str
 ) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from combinations import one_at_a_time
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -80,9 +81,14 @@ def test_a_card_and_its_weights_give_the_networks_own_logits(
     assert summary.weights_sha256 == card_for(tmp_path / "weights.safetensors").weights.sha256
 
 
-@pytest.mark.parametrize("legacy", [False, True])
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
-@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.module."])
+@pytest.mark.parametrize(
+    ("prefix", "dtype", "legacy"),
+    one_at_a_time(
+        ["module.", "", "_orig_mod.module."],
+        [torch.float16, torch.bfloat16, torch.float64],
+        [False, True],
+    ),
+)
 def test_nested_prefixed_files_of_any_precision(
     network: DigitsResNet, tmp_path: Path, prefix: str, dtype: torch.dtype, legacy: bool
 ) -> None:

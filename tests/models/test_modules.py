@@ -22,7 +22,9 @@ from robench.records import ArchitectureSpec, AttackSpec, PreprocessingSpec, Sui
 from robench.request import Request
 from robench.request_loading import load_requested
 
-N = 20
+pytestmark = pytest.mark.usefixtures("unexamined")
+
+N = 8
 SHORT = Suite(name="short", attacks=(AttackSpec(name="pgd-2", attack="pgd", params={"steps": 2}),))
 
 

@@ -21,6 +21,7 @@ import numpy as np
 import pytest
 import torch
 from campaign import campaign
+from combinations import one_at_a_time
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -276,8 +277,7 @@ HARMLESS: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize("legacy", [False, True])
-@pytest.mark.parametrize("name", HARMLESS)
+@pytest.mark.parametrize(("name", "legacy"), one_at_a_time([*HARMLESS], [False, True]))
 def test_harmless_objects_beside_the_weights_are_read_inert(
     tmp_path: Path, name: str, legacy: bool
 ) -> None:

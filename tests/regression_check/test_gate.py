@@ -1,15 +1,17 @@
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import math
 import os
-import subprocess
 import sys
 from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from forks import in_a_fork
 from record_factory import make_record, make_samples, make_stored
 
 from robench.errors import UsageError
@@ -358,6 +360,8 @@ def test_the_summary_names_the_answer(verdicts: dict[int, CheckResult]) -> None:
     assert "❌ bad against base: worse" in check_markdown(verdicts[1])
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="forks")
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 def test_pytest_fixture_gates(tmp_path: Path) -> None:
     store = Store(tmp_path / "results")
     for model, robust in (("base", 375), ("bad", 200)):
@@ -369,10 +373,16 @@ def test_pytest_fixture_gates(tmp_path: Path) -> None:
         "def test_bad(robench_check):\n"
         "    robench_check('bad', against='base', margin=1.0)\n"
     )
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "robench.pytest_plugin", "."]
-    # Only robench's plugin: others take seconds to load.
-    alone = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
-    done = subprocess.run(command, cwd=tmp_path, env=alone, capture_output=True, text=True)
-    assert done.returncode == 1
-    assert "1 failed, 1 passed" in done.stdout
-    assert "bad against base: worse" in done.stdout
+
+    def gated() -> tuple[int, str]:
+        os.chdir(tmp_path)
+        # Only robench's plugin: others take seconds to load.
+        os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
+        with contextlib.redirect_stdout(io.StringIO()) as printed:
+            code = pytest.main(["-q", "-p", "robench.pytest_plugin", "-p", "no:cacheprovider", "."])
+        return int(code), printed.getvalue()
+
+    code, printed = in_a_fork(gated)
+    assert code == 1
+    assert "1 failed, 1 passed" in printed
+    assert "bad against base: worse" in printed

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import fields
+from functools import cache
 
 import pytest
 from record_factory import make_stored
 
 from robench.errors import UsageError
 from robench.results import RecordFilter
+from robench.results.stored_record import StoredRecord
 
 VALUES = {
     "dataset": ("digits", "toys"),
@@ -21,22 +23,26 @@ VALUES = {
 }
 """Field → two values that differ."""
 
-POOL = [
-    (
-        dict(zip(VALUES, choice, strict=True)),
-        make_stored(
-            "SBS" if choice[3] == 3 else "SBSB",
-            dataset=choice[0],
-            threat=f"{choice[1]}-{choice[2]}{'-targeted-next' if choice[5] == 'targeted' else ''}",
-            seed=choice[4],
-        ),
-    )
-    for choice in itertools.product(*VALUES.values())
-]
+
+@cache
+def pool() -> list[tuple[dict[str, object], StoredRecord]]:
+    """One record for each combination of values."""
+    return [
+        (
+            dict(zip(VALUES, choice, strict=True)),
+            make_stored(
+                "SBS" if choice[3] == 3 else "SBSB",
+                dataset=choice[0],
+                threat=f"{choice[1]}-{choice[2]}{'-targeted-next' if choice[5] == 'targeted' else ''}",
+                seed=choice[4],
+            ),
+        )
+        for choice in itertools.product(*VALUES.values())
+    ]
 
 
 def let_through(wanted: RecordFilter) -> list[dict[str, object]]:
-    return [values for values, stored in POOL if wanted.matches(stored.record)]
+    return [values for values, stored in pool() if wanted.matches(stored.record)]
 
 
 def test_every_subset_of_filters_lets_through_exactly_what_agrees_with_it():
@@ -46,7 +52,7 @@ def test_every_subset_of_filters_lets_through_exactly_what_agrees_with_it():
         asked = {
             name: value for name, value in zip(VALUES, given, strict=True) if value is not None
         }
-        agree = [v for v, _ in POOL if all(v[name] == value for name, value in asked.items())]
+        agree = [v for v, _ in pool() if all(v[name] == value for name, value in asked.items())]
         assert let_through(RecordFilter(**asked)) == agree
 
 
@@ -57,7 +63,7 @@ def test_spellings_of_one_value_are_one_filter():
 
 def test_several_radii_let_through_what_any_of_them_does():
     either = let_through(RecordFilter(eps="0.031,8/255"))
-    assert either == [values for values, _ in POOL]
+    assert either == [values for values, _ in pool()]
     assert let_through(RecordFilter(eps="0,0.031")) == let_through(RecordFilter(eps="0.031"))
 
 

@@ -18,6 +18,8 @@ from robench.stand_ins.auxiliary import Auxiliary
 from robench.stand_ins.base import Setting
 from robench.threat_models import ThreatModel
 
+pytestmark = pytest.mark.usefixtures("unexamined")
+
 
 class Gated(nn.Module):
     """The sign of the inputs' mean less one half is all that decides, and has no gradient here."""

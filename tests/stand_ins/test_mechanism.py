@@ -29,6 +29,8 @@ from robench.stand_ins.base import Setting
 from robench.stand_ins.catalogue import STAND_INS
 from robench.threat_models import ThreatModel
 
+pytestmark = pytest.mark.usefixtures("unexamined")
+
 FGSM = {"steps": 1, "relative_step_size": 1.0, "random_start": False, "loss": "margin"}
 
 

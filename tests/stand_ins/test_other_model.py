@@ -20,6 +20,8 @@ from robench.stand_ins.base import Setting
 from robench.stand_ins.catalogue import find_stand_in
 from robench.threat_models import ThreatModel
 
+pytestmark = pytest.mark.usefixtures("unexamined")
+
 MODEL = "digits/Linf-0.2/pgd-at"
 PARAMS = {"steps": 3, "random_start": False, "loss": "margin"}
 

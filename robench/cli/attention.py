@@ -6,7 +6,12 @@ from typing import Annotated
 
 import typer
 
-from robench.cli.options import JsonFlag, option, request_options
+from robench.cli.options import (
+    JsonFlag,
+    model_names,
+    option,
+    request_options,
+)
 from robench.request import Request
 
 
@@ -15,7 +20,10 @@ from robench.request import Request
 )
 def attention(
     models: Annotated[
-        list[str], typer.Argument(metavar="MODEL", help="As for `robench run`; one or more.")
+        list[str],
+        typer.Argument(
+            metavar="MODEL", help="As for `robench run`; one or more.", autocompletion=model_names
+        ),
     ],
     attack: Annotated[str, option("NAME", "An entry of the suite.")] = "pgd-20",
     samples: Annotated[int, option("N", "Samples in the picture; 0: none.", min=0)] = 16,
@@ -36,7 +44,8 @@ def attention(
         ),
     ] = "true",
     out: Annotated[
-        Path | None, option("FOLDER", "Where to; default: attention in the results folder.")
+        Path | None,
+        option("FOLDER", "Where to; default: attention in the results folder.", "--out", "-o"),
     ] = None,
     *,
     request: Request,

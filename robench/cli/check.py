@@ -16,6 +16,7 @@ from robench.cli.options import (
     JsonFlag,
     check_one_radius,
     flag,
+    model_names,
     option,
     record_name,
     request_options,
@@ -34,9 +35,17 @@ _FILTERS = ("dataset", "norm", "eps", "n", "seed", "goal", "targets")
 )
 def check(
     candidate: Annotated[
-        str, typer.Argument(metavar="CANDIDATE", help="Name, id, or start of a sha256.")
+        str,
+        typer.Argument(
+            metavar="CANDIDATE", help="Name, id, or start of a sha256.", autocompletion=model_names
+        ),
     ],
-    against: Annotated[str, option("BASELINE", "The model to be held against.")],
+    against: Annotated[
+        str,
+        typer.Option(
+            metavar="BASELINE", help="The model to be held against.", autocompletion=model_names
+        ),
+    ],
     margin: Annotated[
         float | None, option("POINTS", "Tolerable loss of robust accuracy; default: 1.0.")
     ] = None,

@@ -12,6 +12,7 @@ from robench.cli.options import (
     CsvFile,
     JsonFlag,
     filter_options,
+    model_names,
     option,
     record_name,
     request_options,
@@ -28,7 +29,9 @@ def compare(
     models: Annotated[
         list[str],
         typer.Argument(
-            metavar="MODEL", help="The baseline first. Names, ids, or starts of a sha256."
+            metavar="MODEL",
+            help="The baseline first. Names, ids, or starts of a sha256.",
+            autocompletion=model_names,
         ),
     ],
     *,

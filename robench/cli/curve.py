@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from robench.cli.options import JsonFlag, check_one_radius, option, request_options
+from robench.cli.options import (
+    JsonFlag,
+    check_one_radius,
+    model_names,
+    option,
+    request_options,
+)
 from robench.request import Request
 
 if TYPE_CHECKING:
@@ -18,7 +24,10 @@ if TYPE_CHECKING:
 @request_options(without=("suite", "goal", "targets", "save_adversarial", "trace", "shard"))
 def curve(
     models: Annotated[
-        list[str], typer.Argument(metavar="MODEL", help="As for `robench run`; one or more.")
+        list[str],
+        typer.Argument(
+            metavar="MODEL", help="As for `robench run`; one or more.", autocompletion=model_names
+        ),
     ],
     suite: Annotated[
         str, option("SUITE", "Where the minimum-norm attack is taken from.")
@@ -27,7 +36,9 @@ def curve(
         str | None,
         option("NAME", "An entry of the suite; default: its first minimum-norm one for the norm."),
     ] = None,
-    out: Annotated[Path | None, option("FOLDER", "Where to; default: the results folder.")] = None,
+    out: Annotated[
+        Path | None, option("FOLDER", "Where to; default: the results folder.", "--out", "-o")
+    ] = None,
     *,
     request: Request,
     as_json: JsonFlag = False,

@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from robench.cli.options import filter_options, flag, option, record_name, request_options
+from robench.cli.options import (
+    filter_options,
+    flag,
+    model_names,
+    option,
+    record_name,
+    request_options,
+)
 from robench.request import Request
 
 if TYPE_CHECKING:
@@ -21,7 +28,9 @@ def export(
     models: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="MODEL", help="Only these: names, ids, or starts of a sha256; none: all."
+            metavar="MODEL",
+            help="Only these: names, ids, or starts of a sha256; none: all.",
+            autocompletion=model_names,
         ),
     ] = None,
     form: Annotated[

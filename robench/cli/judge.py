@@ -6,7 +6,13 @@ from typing import Annotated
 
 import typer
 
-from robench.cli.options import SAMPLES, WEIGHTS, JsonFlag, request_options
+from robench.cli.options import (
+    SAMPLES,
+    WEIGHTS,
+    JsonFlag,
+    model_names,
+    request_options,
+)
 from robench.request import Request
 
 
@@ -25,6 +31,7 @@ def judge(
             metavar="MODEL",
             help="Id or short name in the zoo, card, weights file (with --arch), hf:… or "
             "robustbench:… address.",
+            autocompletion=model_names,
         ),
     ],
     file: Annotated[

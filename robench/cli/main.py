@@ -5,6 +5,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 from functools import cache
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -15,12 +16,14 @@ from robench.cli.attacks import attacks
 from robench.cli.attention import attention
 from robench.cli.check import check
 from robench.cli.compare import compare
+from robench.cli.config import config
 from robench.cli.curve import curve
+from robench.cli.defaults import FILE_NAME, for_command, options_of, read_defaults
 from robench.cli.doctor import doctor
 from robench.cli.export import export
 from robench.cli.judge import judge
 from robench.cli.leaderboard import leaderboard
-from robench.cli.options import flag
+from robench.cli.options import flag, is_quiet
 from robench.cli.results import results_app
 from robench.cli.run import run
 from robench.cli.streams import lost_output, make_tolerant
@@ -30,20 +33,22 @@ from robench.cli.trust import trust
 from robench.cli.validate import validate
 from robench.cli.verify_bounds import verify_bounds
 from robench.cli.zoo import zoo_app
-from robench.errors import RobenchError, ended_process
+from robench.errors import RobenchError, UsageError, ended_process
 from robench.text import visible
 
 _INTERRUPTED = 130
 """128 + SIGINT, as shells report it."""
 
-_RUNS_NOTHING = ("attacks", "leaderboard", "trust")
+_RUNS_NOTHING = ("attacks", "config", "leaderboard", "trust")
 """Commands that run no model; all others are supervised."""
 
 _ANSWERS = ("check",)
 """Commands whose exit code is an answer, to be believed on every system"""
 
-_PRINTING = ("attacks", "export", "results", "trust", "zoo")
+_PRINTING = ("attacks", "config", "export", "results", "trust", "zoo")
 """Commands that are in vain when their output is lost; the others have left their files."""
+
+_GENERAL = ("--debug", "--verbose", "-v", "--quiet", "-q")
 
 _UNEXPECTED = 2
 """Not 1: ``check``, ``doctor`` and ``validate`` say something else with it."""
@@ -115,6 +120,7 @@ def _print_version(wanted: bool) -> None:
 
 @app.callback()
 def _root(
+    context: typer.Context,
     version: Annotated[
         bool,
         typer.Option(
@@ -122,10 +128,39 @@ def _root(
         ),
     ] = False,
     debug: Annotated[bool, flag("Show the traceback of an error.", "--debug")] = False,
+    verbose: Annotated[bool, flag("Say more of what is done.", "--verbose", "-v")] = False,
+    quiet: Annotated[
+        bool, flag("No progress, no notes and no warnings; errors stay.", "--quiet", "-q")
+    ] = False,
 ) -> None:
+    if quiet and (verbose or debug):
+        raise UsageError("--quiet excludes --verbose and --debug", hint="Leave one of them out")
     logger = logging.getLogger("robench")
     logger.handlers = [_StderrHandler()]
-    logger.setLevel(logging.DEBUG if debug else logging.WARNING)
+    level = logging.DEBUG if debug or verbose else logging.ERROR if quiet else logging.WARNING
+    logger.setLevel(level)
+    _take_defaults(context)
+
+
+def _take_defaults(context: Any) -> None:
+    """The command's defaults are those of robench.toml in the working folder, if it sets any."""
+    name = context.invoked_subcommand
+    if name == "config" or name not in context.command.commands:
+        return
+    content, options = read_defaults(Path()), options_of(context.command)
+    found = {
+        command: for_command(content, command, options)
+        for command in options
+        if command.partition(" ")[0] == name
+    }
+    if name in found:
+        context.default_map = {name: found[name]}
+    else:  # a command with commands of its own
+        context.default_map = {name: {k.partition(" ")[2]: v for k, v in found.items()}}
+    said = {key: value for table in found.values() for key, value in table.items()}
+    if said and not is_quiet():
+        text = ", ".join(f"{key} = {value}" for key, value in said.items())
+        print(visible(f"robench: note: {FILE_NAME} sets {text}"), file=sys.stderr)
 
 
 app.command(short_help="Attack models and keep the results.")(run)
@@ -136,12 +171,13 @@ app.command(short_help="Draw robust accuracy against eps from one run.")(curve)
 app.command(short_help="Judge adversarial inputs from elsewhere.")(judge)
 app.command(short_help="Look closer at attention under attack.")(attention)
 app.command(short_help="Gate a checkpoint: is it worse than a baseline?")(check)
-app.command(short_help="Find what is wrong with a model before it is attacked.")(doctor)
+app.command(short_help="Find what is wrong with a model, or the installation.")(doctor)
 app.command(short_help="Say what a robustness number is worth.")(validate)
 app.command(short_help="Bound robust accuracy from below.")(verify_bounds)
 app.command(short_help="Make a checkpoint with a recipe.")(train)
 app.command(short_help="List attacks, adapters and suites.")(attacks)
 app.command(short_help="Let a folder's cards and suites name code.")(trust)
+app.command(short_help="Show what robench.toml sets, and where things are.")(config)
 app.add_typer(results_app, name="results")
 app.add_typer(zoo_app, name="zoo")
 
@@ -158,7 +194,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             tell; 130: interrupted.
     """
     make_tolerant()
-    given = _debug_first(sys.argv[1:] if arguments is None else arguments)
+    given = _general_first(sys.argv[1:] if arguments is None else arguments)
     words = [word for word in given if not word.startswith("-")]
     if arguments is None and words[:1] and words[0] not in _RUNS_NOTHING:
         supervise(answers=words[0] in _ANSWERS)
@@ -180,9 +216,9 @@ def _command() -> Any:
     return typer.main.get_command(app)
 
 
-def _debug_first(arguments: Sequence[str]) -> list[str]:
-    """``--debug`` may stand anywhere, although it is the program's option, not the command's."""
+def _general_first(arguments: Sequence[str]) -> list[str]:
+    """The program's own options may stand anywhere, although they are not the command's."""
     given = list(arguments)
     end = given.index("--") if "--" in given else len(given)
     options = given[:end]
-    return sorted(options, key=lambda word: word != "--debug") + given[end:]
+    return sorted(options, key=lambda word: word not in _GENERAL) + given[end:]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import inspect
 import json
+import logging
 import os
 import re
 from collections.abc import Callable, Collection, Sequence
@@ -75,7 +76,8 @@ class RequestOptions:
     download: Annotated[bool, flag("Fetch a missing data set.", "--download")]
     suite: Annotated[str, option("SUITE", "Name or TOML file; `robench attacks` lists them.")]
     n: Annotated[
-        int | None, option("N", "Samples, always the same ones; default: 500, or all of fewer.")
+        int | None,
+        option("N", "Samples, always the same ones; default: 500, or all of fewer.", "--n", "-n"),
     ]
     norm: Annotated[str | None, option("NORM", "Linf, L2 or L1; default: each model's own.")]
     eps: Annotated[
@@ -158,6 +160,20 @@ class RequestOptions:
     ]
 
 
+def is_quiet() -> bool:
+    """Whether --quiet was given."""
+    return logging.getLogger("robench").level >= logging.ERROR
+
+
+def model_names(incomplete: str) -> list[str]:
+    """What a shell completes a model to: short names, and ids once a slash is there."""
+    from robench.models.zoo import list_cards  # pydantic
+
+    cards = list_cards(problems=[])
+    names = [found.id if "/" in incomplete else found.card.name for found in cards]
+    return [name for name in dict.fromkeys(names) if name.startswith(incomplete)]
+
+
 SAMPLES = ("dataset", "split", "data_root", "dataset_options", "download")
 """Where the samples are."""
 
@@ -173,7 +189,7 @@ class _FilterOptions:
     eps: Annotated[
         str | None, option("EPS", "Only this eps, such as 8/255, or these: 1/255,8/255.")
     ]
-    n: Annotated[int | None, option("N", "Only results on so many samples.")]
+    n: Annotated[int | None, option("N", "Only results on so many samples.", "--n", "-n")]
     seed: Annotated[int | None, option("SEED", "Only results of this seed.")]
     goal: Annotated[str | None, option(f"[{'|'.join(GOALS)}]", "Only results of this goal.")]
     targets: Annotated[

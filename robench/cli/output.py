@@ -25,6 +25,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from robench.cli.options import is_quiet
 from robench.formatting import format_table, is_undefined, number, plain
 from robench.records import EvaluationRecord, JudgedInputs, Outcome
 
@@ -286,6 +287,7 @@ class RunDisplay:
 
     def __init__(self, jobs: int, console: Console | None = None) -> None:
         self._console = console or Console(stderr=True, highlight=False, markup=False)
+        self._console.quiet |= is_quiet()
         self._bars = Progress(
             TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=30),

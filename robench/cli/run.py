@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from robench.cli.options import JsonFlag, PlotsFlag, flag, request_options
+from robench.cli.options import (
+    JsonFlag,
+    PlotsFlag,
+    flag,
+    model_names,
+    request_options,
+)
 from robench.errors import UsageError
 from robench.request import Part, Request
 
@@ -25,6 +31,7 @@ def run(
             metavar="MODEL",
             help="Ids or short names of the zoo, cards, weights files (with --arch), hf:… or "
             "robustbench:… addresses; none: all of the zoo for the data set.",
+            autocompletion=model_names,
         ),
     ] = None,
     *,

@@ -5,7 +5,13 @@ from typing import Annotated
 
 import typer
 
-from robench.cli.options import flag, option, parse_name_values, request_options
+from robench.cli.options import (
+    flag,
+    is_quiet,
+    option,
+    parse_name_values,
+    request_options,
+)
 from robench.errors import UsageError
 from robench.request import DEFAULT_DATASET, Request
 
@@ -36,10 +42,11 @@ def train(
     settings: Annotated[
         list[str] | None, option("NAME=VALUE", "Any setting of training or recipe.", "--set")
     ] = None,
-    out: Annotated[Path | None, option("FOLDER", "Default: model_zoo/DATASET/THREAT/NAME.")] = None,
+    out: Annotated[
+        Path | None, option("FOLDER", "Default: model_zoo/DATASET/THREAT/NAME.", "--out", "-o")
+    ] = None,
     overwrite: Annotated[bool, flag("Replace what the folder holds.", "--overwrite")] = False,
     devices: Annotated[int, typer.Option("--devices", metavar="N", min=1)] = 1,
-    quiet: Annotated[bool, flag("No progress bar.", "--quiet", "-q")] = False,
 ) -> None:
     """Train a network; write its card and weights.
 
@@ -83,4 +90,4 @@ def train(
         teacher=teacher,
         settings=overrides,
     )
-    typer.echo(defenses.train(job, overwrite=overwrite, progress=not quiet))
+    typer.echo(defenses.train(job, overwrite=overwrite, progress=not is_quiet()))

@@ -7,7 +7,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from robench.cli.options import JsonFlag, PlotsFlag, option, request_options
+from robench.cli.options import (
+    JsonFlag,
+    PlotsFlag,
+    model_names,
+    option,
+    request_options,
+)
 from robench.request import Request
 
 if TYPE_CHECKING:
@@ -27,7 +33,11 @@ _LEFT_OUT = 2
 def validate(
     models: Annotated[
         list[str] | None,
-        typer.Argument(metavar="MODEL", help="As for `robench run`; none: all of the zoo."),
+        typer.Argument(
+            metavar="MODEL",
+            help="As for `robench run`; none: all of the zoo.",
+            autocompletion=model_names,
+        ),
     ] = None,
     *,
     suite: Annotated[

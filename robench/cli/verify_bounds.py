@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from robench.cli.options import SAMPLES, WEIGHTS, CsvFile, JsonFlag, option, request_options
+from robench.cli.options import (
+    SAMPLES,
+    WEIGHTS,
+    CsvFile,
+    JsonFlag,
+    model_names,
+    option,
+    request_options,
+)
 from robench.request import Request
 
 if TYPE_CHECKING:
@@ -21,7 +29,10 @@ _DEFAULT_N = 100
 @request_options(only=(*SAMPLES, *WEIGHTS, "norm", "eps", "trust_code", "results"))
 def verify_bounds(
     models: Annotated[
-        list[str], typer.Argument(metavar="MODEL", help="As for `robench run`; one or more.")
+        list[str],
+        typer.Argument(
+            metavar="MODEL", help="As for `robench run`; one or more.", autocompletion=model_names
+        ),
     ],
     *,
     n: Annotated[int | None, option("N", "Samples; default: 100, or all of fewer.", min=1)] = None,

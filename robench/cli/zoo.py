@@ -14,6 +14,7 @@ from robench.cli.options import (
     JsonFlag,
     check_one_radius,
     flag,
+    model_names,
     option,
     parse_name_values,
     request_options,
@@ -61,7 +62,12 @@ def list_models(dataset: _DatasetFilter = None, as_json: JsonFlag = False) -> No
 
 @zoo_app.command()
 def show(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="Id, short name, or card.")],
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL", help="Id, short name, or card.", autocompletion=model_names
+        ),
+    ],
     dataset: _DatasetFilter = None,
     as_json: JsonFlag = False,
 ) -> None:
@@ -117,7 +123,10 @@ def add(
 @request_options(only=("data_root", "dataset_options"))
 def verify(
     models: Annotated[
-        list[str] | None, typer.Argument(metavar="MODEL", help="Which models; none: all of them.")
+        list[str] | None,
+        typer.Argument(
+            metavar="MODEL", help="Which models; none: all of them.", autocompletion=model_names
+        ),
     ] = None,
     dataset: _DatasetFilter = None,
     accuracy: Annotated[

@@ -100,8 +100,8 @@ def test_debug_shows_the_traceback_wherever_it_stands(failing_load, place, error
 
 
 def test_debug_after_the_end_of_options_is_an_argument():
-    assert cli_main._debug_first(["a", "--debug"]) == ["--debug", "a"]
-    assert cli_main._debug_first(["a", "--", "--debug"]) == ["a", "--", "--debug"]
+    assert cli_main._general_first(["a", "--debug"]) == ["--debug", "a"]
+    assert cli_main._general_first(["a", "--", "--debug"]) == ["a", "--", "--debug"]
     done = invoke("attacks", "--", "--debug")
     assert done.code == 2
     assert "unknown suite '--debug'" in done.err

@@ -24,6 +24,7 @@ from robench.cli.export import export
 from robench.cli.judge import judge
 from robench.cli.leaderboard import leaderboard
 from robench.cli.options import flag, is_quiet
+from robench.cli.reproduce import reproduce
 from robench.cli.results import results_app
 from robench.cli.run import run
 from robench.cli.streams import lost_output, make_tolerant
@@ -42,7 +43,7 @@ _INTERRUPTED = 130
 _RUNS_NOTHING = ("attacks", "config", "leaderboard", "trust")
 """Commands that run no model; all others are supervised."""
 
-_ANSWERS = ("check",)
+_ANSWERS = ("check", "reproduce")
 """Commands whose exit code is an answer, to be believed on every system"""
 
 _PRINTING = ("attacks", "config", "export", "results", "trust", "zoo")
@@ -51,7 +52,7 @@ _PRINTING = ("attacks", "config", "export", "results", "trust", "zoo")
 _GENERAL = ("--debug", "--verbose", "-v", "--quiet", "-q")
 
 _UNEXPECTED = 2
-"""Not 1: ``check``, ``doctor`` and ``validate`` say something else with it."""
+"""Not 1: ``check``, ``doctor``, ``reproduce`` and ``validate`` say something else with it."""
 
 
 class _ReportingGroup(TyperGroup):
@@ -171,6 +172,7 @@ app.command(short_help="Draw robust accuracy against eps from one run.")(curve)
 app.command(short_help="Judge adversarial inputs from elsewhere.")(judge)
 app.command(short_help="Look closer at attention under attack.")(attention)
 app.command(short_help="Gate a checkpoint: is it worse than a baseline?")(check)
+app.command(short_help="Run again what is claimed, and say what agrees.")(reproduce)
 app.command(short_help="Find what is wrong with a model, or the installation.")(doctor)
 app.command(short_help="Say what a robustness number is worth.")(validate)
 app.command(short_help="Bound robust accuracy from below.")(verify_bounds)

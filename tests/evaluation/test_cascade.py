@@ -174,8 +174,8 @@ STRONG = pgd("strong", steps=3, relative_step_size=0.4, random_start=False)
     "options",
     [
         {},
-        pytest.param({"batch_size": 3, "workers": 1}, marks=pytest.mark.slow),
-        {"batch_size": 7, "workers": 2},
+        {"batch_size": 3, "workers": 1},
+        pytest.param({"batch_size": 7, "workers": 2}, marks=pytest.mark.slow),
     ],
 )
 def test_an_audit_escalates_as_far_as_it_found_something(options: dict[str, Any]) -> None:

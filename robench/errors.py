@@ -21,6 +21,7 @@ exactly that line and exits with ``exit_code``; from Python the same object is r
     ├── StoreError                 files or records that cannot be written or read
     │   └── CorruptRecordError     a record whose checksum or schema is wrong
     ├── ContradictionError         verified and broken at once: a fault of robench's own
+    ├── ExecutionError             other processes or machines that cannot do their part
     └── MissingDependencyError     an optional package that is not installed
 """
 
@@ -153,6 +154,10 @@ class CorruptRecordError(StoreError):
 
 class ContradictionError(RobenchError):
     """A sample is verified and broken at once: a fault of the bounds or of the adjudicator."""
+
+
+class ExecutionError(RobenchError):
+    """Other processes or machines cannot be reached, or do not do their part."""
 
 
 class MissingDependencyError(RobenchError):

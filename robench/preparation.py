@@ -21,11 +21,13 @@ from robench.attention.catalogue import AttentionExtractor
 from robench.datasets import Dataset
 from robench.devices import device_of, resolve_devices, single_precision
 from robench.errors import CardError, ModelError, UsageError, first_line
+from robench.evaluation.distribution import Distribution
 from robench.evaluation.parts import check_divisible
 from robench.evaluation.plan import ModelPlan
 from robench.evaluation.prepared_model import Examination, Settings
 from robench.evaluation.recognition import check_recognised
-from robench.evaluation.runner import Listener, evaluate_model, plan_model
+from robench.evaluation.runner import Listener, Silent, evaluate_model, plan_model
+from robench.execution.ray_cluster import RayCluster, Wanted
 from robench.files import ensure_writable
 from robench.models.loading import as_it_ran
 from robench.models.touched import Touched
@@ -90,11 +92,36 @@ class Prepared:
         Raises:
             RobenchError: as :func:`robench.evaluation.runner.evaluate_model`.
         """
+        if self.request.executor == "ray":
+            return self._on_cluster(listener or Silent())
         return [
             stored
             for found in self._each(partial(evaluate_model, listener=listener))
             for stored in found
         ]
+
+    def _on_cluster(self, listener: Listener) -> list[StoredRecord]:
+        asked = self.request
+        wanted = Wanted(
+            asked.address,
+            asked.cpus_per_task,
+            asked.gpus_per_task,
+            asked.workers,
+            str(asked.device),
+        )
+        with ExitStack() as stack:
+            store = Store(self._folder(stack))
+            cluster = stack.enter_context(RayCluster.connect(wanted))
+            jobs = Distribution(
+                cluster, cluster, store, self.suite, self.settings, listener, asked.shards
+            )
+            return jobs.run(self.planned)
+
+    def _folder(self, stack: ExitStack) -> str | Path:
+        """Where records go: as asked for, or as long as ``stack`` is open."""
+        if self.request.results is not None:
+            return self.request.results
+        return stack.enter_context(tempfile.TemporaryDirectory(prefix="robench-"))
 
     @single_precision()
     def plan(self) -> list[ModelPlan]:
@@ -109,9 +136,7 @@ class Prepared:
     def _each(self, do: Callable[..., ResultT]) -> Iterator[ResultT]:
         examinations: defaultdict[int, Examination] = defaultdict(Examination)
         with ExitStack() as stack:
-            folder = self.request.results or stack.enter_context(
-                tempfile.TemporaryDirectory(prefix="robench-")
-            )
+            folder = self._folder(stack)
             for model, threat, dataset in self.planned:
                 home = device_of(model)
                 yield do(
@@ -151,9 +176,14 @@ def prepare(request: Request) -> Prepared:
         raise UsageError(
             "a trace is kept of whole jobs, not of shards", hint="Leave out --trace or --shard"
         )
+    if request.executor == "ray" and (request.shard is not None or request.trace):
+        raise UsageError(
+            "a cluster divides jobs into parts itself, and keeps no trace",
+            hint="Leave out --shard and --trace, or --executor ray",
+        )
     if request.results is not None:
         ensure_writable(Path(request.results), "--results")
-    device, *further = resolve_devices(request.device)
+    device, *further = resolve_devices("cpu" if request.executor == "ray" else request.device)
     if further and request.workers is not None:
         raise UsageError(
             "there is one search on each of several devices, and --workers says how many",
@@ -173,6 +203,14 @@ def prepare(request: Request) -> Prepared:
                 build_attack(stage, threat)
                 if stage.through is not None:
                     find_stand_in(stage.through)
+    if request.shards is not None:
+        for _, _, dataset in planned:
+            if request.shards > len(dataset):
+                raise UsageError(
+                    f"{len(dataset)} samples make no {request.shards} parts",
+                    where="--shards",
+                    hint="Choose fewer",
+                )
     if request.part is not None:
         for model, threat, dataset in planned:
             for spec in suite.for_model(threat.norm, model.outputs):

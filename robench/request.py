@@ -33,6 +33,9 @@ DEFAULT_N = 500
 PRECISIONS = ("auto", "fp32", "tf32", "bf16", "fp16")
 """Of the search; verdicts are in float32 whatever is chosen."""
 
+EXECUTORS = ("local", "ray")
+"""Where jobs run: in this process and its forks, or on a Ray cluster."""
+
 GOALS = ("untargeted", "targeted")
 """What counts as broken: any misclassification, or the class that the sample is to be taken for."""
 
@@ -109,6 +112,11 @@ class Request:
         save_adversarial: keep every adversarial input with the records.
         shard: only a part of every job's samples, ``"3/16"`` for the third of sixteen; it goes to the
             results folder, where :func:`robench.evaluation.merging.merge` finds it.
+        executor: one of :data:`EXECUTORS`; ``ray``: parts of jobs run on a cluster, and are joined here.
+        address: of the cluster: ``local`` for one of this machine alone, ``auto``, or HOST:PORT. There
+            ``workers`` are the parts at a time; None: as many as there is room for.
+        shards: parts of each job on a cluster; None: as many as keep it busy.
+        cpus_per_task, gpus_per_task: what each part takes of the cluster; None: 1 GPU if it has any.
         trace: keep what searches see at each step with the records, of whole jobs alone.
 
     Raises:
@@ -146,6 +154,11 @@ class Request:
     results: str | Path | None = None
     save_adversarial: bool = False
     shard: str | None = None
+    executor: str = "local"
+    address: str = "local"
+    shards: int | None = None
+    cpus_per_task: float = 1.0
+    gpus_per_task: float | None = None
     trace: bool = False
 
     def __post_init__(self) -> None:
@@ -158,6 +171,13 @@ class Request:
                 raise UsageError(f"{item.name} is empty", hint="Leave it out, or say what it is")
         if self.precision not in PRECISIONS:
             raise unknown_name("precision", self.precision, list(PRECISIONS))
+        if self.executor not in EXECUTORS:
+            raise unknown_name("executor", self.executor, list(EXECUTORS))
+        if self.cpus_per_task <= 0 or (self.gpus_per_task or 0) < 0:
+            raise UsageError(
+                f"a task takes {self.cpus_per_task:g} CPUs and {self.gpus_per_task or 0:g} GPUs",
+                hint="Choose more than 0 with --cpus-per-task, and 0 or more with --gpus-per-task",
+            )
         if self.goal not in GOALS:
             raise unknown_name("goal", self.goal, list(GOALS))
         if (self.targets is not None) != (self.goal == "targeted"):
@@ -174,7 +194,7 @@ class Request:
             )
         if not 0 <= self.seed < 2**63:
             raise UsageError(f"seed is {self.seed}, it must be at least 0 and below 2**63")
-        for name in ("batch_size", "workers", "num_classes"):
+        for name in ("batch_size", "workers", "num_classes", "shards"):
             number = getattr(self, name)
             if number is not None and number < 1:
                 raise UsageError(f"{name} is {number}, it must be 1 or more")

@@ -56,6 +56,11 @@ TYPED: dict[str, tuple[list[str], Any]] = {
     "results": (["--results", "out"], Path("out")),
     "save_adversarial": (["--save-adversarial"], True),
     "shard": (["--shard", "3/16"], "3/16"),
+    "executor": (["--executor", "ray"], "ray"),
+    "address": (["--address", "auto"], "auto"),
+    "shards": (["--shards", "8"], 8),
+    "cpus_per_task": (["--cpus-per-task", "2"], 2.0),
+    "gpus_per_task": (["--gpus-per-task", "0.5"], 0.5),
     "trace": (["--trace"], True),
 }
 """Field → how it is typed, and what it then is."""

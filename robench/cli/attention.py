@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from robench.cli.options import (
+    CLUSTER,
     JsonFlag,
     model_names,
     option,
@@ -16,7 +17,16 @@ from robench.request import Request
 
 
 @request_options(
-    without=("precision", "workers", "save_adversarial", "trace", "goal", "targets", "shard")
+    without=(
+        "precision",
+        "workers",
+        "save_adversarial",
+        "trace",
+        "goal",
+        "targets",
+        "shard",
+        *CLUSTER,
+    )
 )
 def attention(
     models: Annotated[
@@ -60,7 +70,8 @@ def attention(
     a CSV with a row for each sample, and overlays of some samples.
     """
     # Everything below loads torch, which --help does without.
-    from robench.cli.output import RunDisplay, print_result
+    from robench.cli.output import print_result
+    from robench.cli.run_display import RunDisplay
     from robench.files import ensure_writable
     from robench.inspection.attention_report import reports_of, write_reports
     from robench.inspection.attention_study import Look, study_models

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from robench.cli.options import (
+    CLUSTER,
     SAMPLES,
     JsonFlag,
     check_one_radius,
@@ -31,7 +32,7 @@ _FILTERS = ("dataset", "norm", "eps", "n", "seed", "goal", "targets")
 
 
 @request_options(
-    only=(*SAMPLES, *_FILTERS, "suite", "trust_pickle", "trust_code", "device", "results")
+    only=(*SAMPLES, *_FILTERS, "suite", "trust_pickle", "trust_code", "device", "results", *CLUSTER)
 )
 def check(
     candidate: Annotated[
@@ -122,7 +123,7 @@ def _evaluate_missing(request: Request, wanted: RecordFilter, *, fill: bool) -> 
         request = replace(request, n=sizes.pop())
     # Loads torch, which a check of stored records does without.
     from robench.api import prepare
-    from robench.cli.output import RunDisplay
+    from robench.cli.run_display import RunDisplay
 
     prepared = prepare(request)
     with RunDisplay(prepared.jobs) as display:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from robench.cli.options import (
+    CLUSTER,
     JsonFlag,
     check_one_radius,
     model_names,
@@ -21,7 +22,9 @@ if TYPE_CHECKING:
     from robench.reporting.curves import RobustCurve
 
 
-@request_options(without=("suite", "goal", "targets", "save_adversarial", "trace", "shard"))
+@request_options(
+    without=("suite", "goal", "targets", "save_adversarial", "trace", "shard", *CLUSTER)
+)
 def curve(
     models: Annotated[
         list[str],
@@ -52,7 +55,8 @@ def curve(
     curve.svg.
     """
     # Everything below loads torch, which --help does without.
-    from robench.cli.output import RunDisplay, print_result
+    from robench.cli.output import print_result
+    from robench.cli.run_display import RunDisplay
     from robench.files import ensure_writable
     from robench.inspection.minimum_norm_runs import minimum_norm_runs
     from robench.reporting.curves import curve_of, curve_sentences, curves_frame

@@ -23,7 +23,7 @@ import typer
 
 from robench.errors import UsageError
 from robench.files import expanded
-from robench.request import GOALS, PRECISIONS, Request
+from robench.request import EXECUTORS, GOALS, PRECISIONS, Request
 
 if TYPE_CHECKING:
     from robench.results import RecordFilter
@@ -155,6 +155,19 @@ class RequestOptions:
         str | None,
         option("K/N", "Only the K-th of N parts of every job; `robench results merge` joins them."),
     ]
+    executor: Annotated[
+        str, option(f"[{'|'.join(EXECUTORS)}]", "This machine, or parts of jobs on a Ray cluster.")
+    ]
+    address: Annotated[
+        str, option("ADDRESS", "Of the cluster: local (of this machine alone), auto or HOST:PORT.")
+    ]
+    shards: Annotated[
+        int | None, option("N", "Parts of a job on a cluster; default: as many as keep it busy.")
+    ]
+    cpus_per_task: Annotated[float, option("X", "CPUs that a part takes of the cluster.")]
+    gpus_per_task: Annotated[
+        float | None, option("X", "GPUs that it takes, such as 0.5; default: 1 if there are any.")
+    ]
     trace: Annotated[
         bool, flag("Keep margin, loss and gradient norm at each step, and plot them.", "--trace")
     ]
@@ -179,6 +192,9 @@ SAMPLES = ("dataset", "split", "data_root", "dataset_options", "download")
 
 WEIGHTS = ("architecture", "architecture_arguments", "weights", "input", "forward", "trust_pickle")
 """What weights without a card do not say themselves."""
+
+CLUSTER = ("executor", "address", "shards", "cpus_per_task", "gpus_per_task")
+"""Where jobs run, and how they are divided."""
 
 
 class _FilterOptions:

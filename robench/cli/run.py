@@ -58,7 +58,8 @@ def run(
     """
     # Everything below loads torch, which --help does without.
     from robench.api import prepare
-    from robench.cli.output import RunDisplay, show_board
+    from robench.cli.output import show_board
+    from robench.cli.run_display import RunDisplay
     from robench.cli.validate import validations_text
     from robench.reporting.leaderboard import build_leaderboard, with_clean_points
     from robench.reporting.model_results import collect
@@ -110,6 +111,11 @@ def _check_validated(request: Request) -> None:
     from robench.validity.validation import check_goal
 
     check_goal(request)
+    if request.executor == "ray":
+        raise UsageError(
+            "validation runs on this machine, in forks, which a process that has run Ray must not have",
+            hint="Leave out --validate, and run `robench validate` afterwards",
+        )
     if request.part is not None:
         raise UsageError(
             "a number is validated once it is known, and a shard has none",

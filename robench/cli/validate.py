@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from robench.cli.options import (
+    CLUSTER,
     JsonFlag,
     PlotsFlag,
     model_names,
@@ -29,7 +30,7 @@ _MOVED = 1
 _LEFT_OUT = 2
 
 
-@request_options(without=("suite", "goal", "targets", "shard"))
+@request_options(without=("suite", "goal", "targets", "shard", *CLUSTER))
 def validate(
     models: Annotated[
         list[str] | None,
@@ -57,7 +58,8 @@ def validate(
     """
     # Everything below loads torch, which --help does without.
     from robench.api import prepare
-    from robench.cli.output import RunDisplay, print_result
+    from robench.cli.output import print_result
+    from robench.cli.run_display import RunDisplay
     from robench.errors import RobenchError
     from robench.reporting.publish import publish
     from robench.request_loading import choose_models

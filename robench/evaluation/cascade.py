@@ -127,7 +127,7 @@ class Cascade:
         Raises:
             AttackError: no stage is defined for this model.
         """
-        self.state, begun = CascadeState.nothing_yet(adv_inputs), list[Task]()
+        self.state, begun = CascadeState.nothing_yet(adv_inputs), list[Task[Tensor]]()
         # Another machine may have chosen another form of the model, and with it another plan.
         if snapshot is not None and snapshot["plan"] == self._plan_content():
             self.state = CascadeState.from_content(snapshot["state"], adv_inputs)
@@ -193,7 +193,7 @@ class Cascade:
 
     # --- one stage run -----------------------------------------------------------------------
 
-    def _run(self, number: int, begun: Sequence[Task]) -> None:
+    def _run(self, number: int, begun: Sequence[Task[Tensor]]) -> None:
         run, counts = self.plan[number], self.state.phases[number]
         # A foreign attack may draw one number for a whole batch, and share what it likes.
         alone = isinstance(self.attacks[run.stage], BatchAttack) or self.stalled
@@ -215,7 +215,7 @@ class Cascade:
             )
             with closing(results):
                 for task, found in results:
-                    self.state = self.state.merged(task.rows, SearchResult(**found), run.stage)
+                    self.state = self.state.merged(task.about, SearchResult(**found), run.stage)
         except AttackError as error:
             skipped = str(error)
         known = (None, self.prepared.models.search)
@@ -232,11 +232,11 @@ class Cascade:
     def _one_stalled(self) -> None:
         self.stalled += 1
 
-    def _offer_snapshot(self, unfinished: Callable[[], list[Task]]) -> None:
+    def _offer_snapshot(self, unfinished: Callable[[], list[Task[Tensor]]]) -> None:
         if self.save is not None:
             self.save(lambda: self._snapshot(unfinished()))
 
-    def _snapshot(self, tasks: Sequence[Task]) -> dict[str, Any]:
+    def _snapshot(self, tasks: Sequence[Task[Tensor]]) -> dict[str, Any]:
         """All that is needed to go on, whenever it is made."""
         state, counts = self.state, self.state.phases[-1]
         left: list[list[Any]] = []
@@ -245,18 +245,20 @@ class Cascade:
             state = state.with_phase(replace(counts, seconds=seconds))
             # What is merged must not be merged again, whatever the executor still has of it.
             left = [
-                [task.rows, task.state]
+                [task.about, task.state]
                 for task in tasks
-                if not bool(torch.isin(task.rows, counts.done).any())
+                if not bool(torch.isin(task.about, counts.done).any())
             ]
         return {"plan": self._plan_content(), "state": state.content(), "shards": left}
 
     def _plan_content(self) -> list[list[Any]]:
         return [[self.stages[run.stage].name, run.subset, run.recheck] for run in self.plan]
 
-    def _tasks(self, counts: PhaseCounts, begun: Sequence[Task], workers: int) -> list[Task]:
+    def _tasks(
+        self, counts: PhaseCounts, begun: Sequence[Task[Tensor]], workers: int
+    ) -> list[Task[Tensor]]:
         """What is left to be searched, in equal parts that fit onto the device."""
-        rows = counts.todo(torch.cat([counts.due[:0], *(task.rows for task in begun)]))
+        rows = counts.todo(torch.cat([counts.due[:0], *(task.about for task in begun)]))
         at_most, tasks = self.prepared.shard_size // workers or 1, []
         # Half of what is left at a time, so that nobody waits long for the last, but no search that
         # would not fill its batch.
@@ -268,10 +270,10 @@ class Cascade:
             rows = rows[share:]
         return tasks
 
-    def _call(self, run: StageRun, task: Task, worker: int) -> Call:
+    def _call(self, run: StageRun, task: Task[Tensor], worker: int) -> Call:
         """How a worker does a task: its :class:`SearchResult`, as plain data."""
         attack, prepared = self.attacks[run.stage], self.prepared.at(worker)
-        samples = prepared.load(task.rows)
+        samples = prepared.load(task.about)
 
         def at_once(progress: Progress, _: Save) -> dict[str, Any]:
             assert isinstance(attack, BatchAttack)
@@ -280,7 +282,7 @@ class Cascade:
             return vars(result)
 
         def search(progress: Progress, save: Save) -> dict[str, Any]:
-            made = self.search_of(run, task.rows, samples, worker)
+            made = self.search_of(run, task.about, samples, worker)
             return vars(made.run(task.state, save=save, progress=progress))
 
         return at_once if isinstance(attack, BatchAttack) else search

@@ -42,6 +42,10 @@ def part_rows(sample_ids: Sequence[str], part: Part) -> list[int]:
     return sorted(sample_order(sample_ids, "shard/")[part.index - 1 :: part.count])
 
 
+class IndivisibleError(ModelError):
+    """A model whose parts would not make the whole."""
+
+
 def check_divisible(spec: AttackSpec, threat_model: ThreatModel, count: int, part: Part) -> None:
     """Refuse what no part of ``count`` samples can do alone.
 
@@ -74,17 +78,17 @@ def part_of(prepared: PreparedModel, part: Part) -> PreparedModel:
     """What attacks on a part of the samples start from.
 
     Raises:
-        ModelError: the model draws at random, or changes while it is used; or nothing finds its
-            records again.
+        IndivisibleError: the model draws at random, or changes while it is used; or nothing finds
+            its records again.
     """
     if is_unique(prepared.model):
-        raise ModelError(
+        raise IndivisibleError(
             "the model has another key whenever it is loaded, so its parts would not be joined",
             where=prepared.model.summary.id,
             hint="Its records say why (not_reusable); run it without --shard",
         )
     if unlike := ONE_AT_A_TIME.intersection(flag.name for flag in prepared.flags):
-        raise ModelError(
+        raise IndivisibleError(
             f"the model is {min(unlike).replace('_', ' ')}: what a sample meets depends on those "
             "before it, so parts do not make the whole",
             where=prepared.model.summary.id,

@@ -140,13 +140,16 @@ def evaluate_model(
     settings: Settings = _DEFAULTS,
     examination: Examination | None = None,
     part: Part | None = None,
+    only: str | None = None,
+    prepared: PreparedModel | None = None,
 ) -> list[StoredRecord]:
     """Run every attack of a suite on one model, skipping what the store has.
 
     The model is moved to the settings' device. Entries of the suite for other norms than the threat
     model's, which is the model's own if it is None, are left out. At several radii the calls share
     one ``examination``. Of a ``part`` of the samples the records go to a store of its own
-    (:mod:`robench.results.parts`), unless the record of all of them is there.
+    (:mod:`robench.results.parts`), unless the record of all of them is there. ``only`` the attack of
+    that name is run; ``prepared`` is what :func:`prepare_for` gave for the same arguments.
 
     Returns:
         One stored record for each attack, in the suite's order.
@@ -163,13 +166,29 @@ def evaluate_model(
     if not specs:
         raise UsageError(f"suite {suite.name!r} has no attack for {threat.norm}")
     heard = listener or Silent()
-    job = _ModelJob(model, dataset, threat, specs, store, heard, settings, examination, part)
+    job = _ModelJob(
+        model, dataset, threat, specs, store, heard, settings, examination, part, prepared
+    )
     records = []
-    for spec in specs:
+    for spec in (spec for spec in specs if only in (None, spec.name)):
         records.append(job.run(spec))
         check_bounds(records[-1:], job.bounds)
     job.listener.model_finished(model.summary.name, records)
     return records
+
+
+def prepare_for(
+    model: RobenchModel,
+    dataset: Dataset,
+    suite: Suite,
+    threat_model: ThreatModel,
+    settings: Settings,
+    examination: Examination | None = None,
+) -> PreparedModel:
+    """What the suite's attacks on all samples start from; errors as of :func:`evaluate_model`."""
+    specs = suite.for_model(threat_model.norm, model.outputs)
+    with own_stream(settings.seed, settings.device):
+        return prepare_model(model, dataset, threat_model, settings, specs, examination)
 
 
 def plan_model(
@@ -258,19 +277,22 @@ class _ModelJob:
     settings: Settings
     examination: Examination | None
     part: Part | None
+    given: PreparedModel | None = None
+    """For all samples, where that is known"""
 
     @cached_property
     def prepared(self) -> PreparedModel:
         """What the attacks start from."""
-        with own_stream(self.settings.seed, self.settings.device):
-            prepared = prepare_model(
-                self.model,
-                self.dataset,
-                self.threat_model,
-                self.settings,
-                self.attacks,
-                self.examination,
-            )
+        if (prepared := self.given) is None:
+            with own_stream(self.settings.seed, self.settings.device):
+                prepared = prepare_model(
+                    self.model,
+                    self.dataset,
+                    self.threat_model,
+                    self.settings,
+                    self.attacks,
+                    self.examination,
+                )
         return prepared if self.part is None else part_of(prepared, self.part)
 
     @cached_property

@@ -14,9 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from math import inf
-from typing import Any
-
-from torch import Tensor
+from typing import Any, Generic, TypeVar
 
 from robench.execution.worker import Call, Progress, Worker
 
@@ -26,17 +24,20 @@ _LOOK = 30.0
 """Seconds after which workers that may hang are looked at"""
 
 
+AboutT = TypeVar("AboutT")
+
+
 @dataclass(eq=False)
-class Task:
+class Task(Generic[AboutT]):
     """Something to be done in one go, such as the search for some samples."""
 
-    rows: Tensor
-    """int64 (n′,): what it is about"""
+    about: AboutT
+    """What it is for, as which samples"""
     state: dict[str, Any] | None = None
     """A snapshot of what has been done of it, where there is one"""
 
 
-Results = Generator[tuple[Task, dict[str, Any]], None, None]
+Results = Generator[tuple[Task[AboutT], dict[str, Any]], None, None]
 
 
 class Executor(ABC):
@@ -56,12 +57,12 @@ class Executor(ABC):
 
     def run(
         self,
-        tasks: Sequence[Task],
-        prepare: Callable[[Task, int], Call],
+        tasks: Sequence[Task[AboutT]],
+        prepare: Callable[[Task[AboutT], int], Call],
         progress: Progress | None,
-        save: Callable[[Callable[[], list[Task]]], None],
+        save: Callable[[Callable[[], list[Task[AboutT]]]], None],
         stalled: Callable[[], None] = lambda: None,
-    ) -> Results:
+    ) -> Results[AboutT]:
         """Do all tasks; each is given with what it came to, in no particular order.
 
         To be closed when the caller stops early: the other tasks then end after the step that they
@@ -95,16 +96,16 @@ class ThisProcess(Executor):
         raise NotImplementedError
 
 
-class _Run:
+class _Run(Generic[AboutT]):
     """Some tasks, while they are done."""
 
     def __init__(
         self,
         executor: Executor,
-        tasks: list[Task],
-        prepare: Callable[[Task, int], Call],
+        tasks: list[Task[AboutT]],
+        prepare: Callable[[Task[AboutT], int], Call],
         progress: Progress | None,
-        save: Callable[[Callable[[], list[Task]]], None],
+        save: Callable[[Callable[[], list[Task[AboutT]]]], None],
         stalled: Callable[[], None],
     ) -> None:
         self.executor = executor
@@ -113,9 +114,9 @@ class _Run:
         self.progress = progress
         self.save = save
         self.stalled = stalled
-        self.workers: dict[int, tuple[Task, Worker]] = {}
+        self.workers: dict[int, tuple[Task[AboutT], Worker]] = {}
 
-    def results(self) -> Results:
+    def results(self) -> Results[AboutT]:
         """See :meth:`Executor.run`."""
         if min(self.executor.size, len(self.tasks)) > 1:
             yield from self._by_workers()
@@ -128,21 +129,21 @@ class _Run:
         if self.progress is not None:
             self.progress(steps)
 
-    def _stepped(self, task: Task, snapshot: Callable[[], dict[str, Any]]) -> None:
+    def _stepped(self, task: Task[AboutT], snapshot: Callable[[], dict[str, Any]]) -> None:
         """This process's own task is between two steps."""
 
-        def unfinished() -> list[Task]:
+        def unfinished() -> list[Task[AboutT]]:
             task.state = snapshot()
             return self._unfinished()
 
         self.save(unfinished)
 
-    def _forget(self, task: Task) -> None:
+    def _forget(self, task: Task[AboutT]) -> None:
         self.tasks = [other for other in self.tasks if other is not task]
         task.state = None  # as large as the samples themselves
         self.save(self._unfinished)
 
-    def _unfinished(self) -> list[Task]:
+    def _unfinished(self) -> list[Task[AboutT]]:
         """The tasks that were begun, each as it is between two steps."""
         # Who has owed an answer since the last time may be hanging: it is not waited for again.
         asked = [(*pair, _PATIENCE if pair[1].ask() else 0.0) for pair in self.workers.values()]
@@ -151,12 +152,12 @@ class _Run:
                 self._hear(task, worker)
         return [task for task in self.tasks if task.state is not None]
 
-    def _hear(self, task: Task, worker: Worker) -> None:
+    def _hear(self, task: Task[AboutT], worker: Worker) -> None:
         self._report(worker.hear())
         if worker.state is not None:
             task.state, worker.state = worker.state, None
 
-    def _by_workers(self) -> Results:
+    def _by_workers(self) -> Results[AboutT]:
         waiting = list(self.tasks)
         look = min(_LOOK, self.executor.patience / 10)
         try:

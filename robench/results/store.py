@@ -241,6 +241,17 @@ class Store:
                 found += [key] if all(text in content for text in wanted) else []
         return found
 
+    def delete(self, key: str) -> None:
+        """Remove a record and its files.
+
+        Raises:
+            StoreError: they cannot be removed.
+        """
+        path = self.path_of(key)
+        # The JSON first: without it the rest is no record any more.
+        for victim in [path, *sorted(path.parent.glob(f"{key}.*.*"))]:
+            remove(victim)
+
     # --- arrays ----------------------------------------------------------------------------
 
     def read_arrays(self, key: str) -> dict[str, npz.Array]:

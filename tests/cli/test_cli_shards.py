@@ -79,6 +79,12 @@ def test_what_is_missing_is_listed(tmp_path, monkeypatch):
         (("--shard", "1/2", "--suite", "fast"), "fast has an audit"),
         (("--shard", "1/2", "--suite", "reference"), "another library's attack on whole batches"),
         (("--shard", "1/2", "--validate"), "Merge the shards first"),
+        (("--executor", "ray", "--validate"), "run `robench validate` afterwards"),
+        (("--executor", "ray", "--shard", "1/2"), "divides jobs into parts itself"),
+        (("--executor", "ray", "--trace"), "keeps no trace"),
+        (("--executor", "ray", "--shards", "13"), "12 samples make no 13 parts"),
+        (("--executor", "rey"), "unknown executor 'rey'"),
+        (("--cpus-per-task", "0"), "a task takes 0 CPUs"),
     ],
 )
 def test_what_makes_no_sense_is_refused(tmp_path, options, words):
@@ -98,7 +104,8 @@ def test_a_folder_without_parts_is_named(tmp_path):
 
 
 def test_a_dry_run_writes_nothing(tmp_path, monkeypatch):
-    monkeypatch.setattr("robench.evaluation.plan._SECONDS", 0.01)
+    for name in ("_SECONDS", "_STRETCHES_SECONDS"):
+        monkeypatch.setattr(f"robench.evaluation.plan.{name}", 0.01)
     folder = tmp_path / "results"
     done = invoke("run", *MODEL, "--results", folder, "--dry-run", "--json")
     assert done.code == 0, done.err

@@ -177,7 +177,7 @@ def test_what_a_task_left_behind_is_forgotten_with_it(executor: Executor) -> Non
     def prepare(task: Task, number: int) -> Call:
         def call(progress: Progress, save: Save) -> dict[str, Any]:
             save(lambda: {"points": torch.zeros(3)})
-            return {"sum": int(task.rows.sum())}
+            return {"sum": int(task.about.sum())}
 
         return call
 
@@ -456,7 +456,7 @@ def test_tf32_is_no_precision_of_several_devices() -> None:
 def test_large_tasks_come_first_and_none_is_too_small_for_a_batch() -> None:
     run = cascade(2)
     due = PhaseCounts(torch.arange(100))
-    assert [len(task.rows) for task in run._tasks(due, [], 2)] == [20, 20, 15, 12, 9, 6, 6, 6, 6]
-    assert [len(task.rows) for task in run._tasks(due, [], 1)] == [40, 40, 20]
+    assert [len(task.about) for task in run._tasks(due, [], 2)] == [20, 20, 15, 12, 9, 6, 6, 6, 6]
+    assert [len(task.about) for task in run._tasks(due, [], 1)] == [40, 40, 20]
     few = PhaseCounts(torch.arange(7))
-    assert [len(task.rows) for task in run._tasks(few, [], 2)] == [4, 3]
+    assert [len(task.about) for task in run._tasks(few, [], 2)] == [4, 3]

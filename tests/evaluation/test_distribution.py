@@ -1,0 +1,223 @@
+"""Jobs in parts on a cluster that is this process: one record, whatever comes between."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from attack_models import ExactNetwork, images, predictions
+from torch import Tensor, nn
+
+from robench.datasets import ArrayDataset
+from robench.errors import ExecutionError, ModelError
+from robench.evaluation import sent_jobs
+from robench.evaluation.distribution import Distribution
+from robench.evaluation.prepared_model import Settings
+from robench.evaluation.runner import Listener, evaluate_model
+from robench.execution import Progress, Save, ThisProcess
+from robench.models import wrap_module
+from robench.models.wrapper import RobenchModel
+from robench.records import AttackSpec, Suite
+from robench.results import Store, StoredRecord
+from robench.results.parts import divisions
+from robench.threat_models import ThreatModel
+
+N = 30
+THREAT = ThreatModel.of("Linf", "0.02")
+PGD = AttackSpec(name="pgd", attack="pgd", params={"steps": 3})
+SUITE = Suite(
+    name="two",
+    attacks=(
+        PGD,
+        AttackSpec(
+            name="both",
+            stages=(PGD, AttackSpec(name="sq", attack="square", params={"queries": 20})),
+        ),
+    ),
+)
+SETTINGS = Settings(precision="fp32", batch_size=16, workers=1, save_adversarial=True)
+
+
+class Cluster:
+    """Calls are made here, with what was sent as it arrives elsewhere: copied, arrays read-only."""
+
+    device = "cpu"
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+        self.puts = 0
+        self.disturb: Callable[[str], None] = lambda what: None
+
+    def parts(self, n: int, least: int) -> int:
+        return 3
+
+    def put(self, value: Any) -> bytes:
+        self.puts += 1
+        return pickle.dumps(value)
+
+    def call(
+        self,
+        function: Callable[..., Any],
+        arguments: Sequence[Any],
+        progress: Progress,
+        save: Save,
+        what: str,
+    ) -> Any:
+        self.calls.append(what)
+        self.disturb(what)
+        save(dict)
+        received = [pickle.loads(a) if isinstance(a, bytes) else a for a in arguments]
+        for array in received:
+            if isinstance(array, np.ndarray):
+                array.flags.writeable = False
+        return function(progress, *received)
+
+
+class Told(Listener):
+    def __init__(self) -> None:
+        self.said: list[tuple[Any, ...]] = []
+        self.steps = 0
+
+    def job_started(self, model: str, attack: str, steps: int, cached: bool) -> None:
+        self.said.append((attack, cached))
+
+    def advanced(self, steps: int) -> None:
+        self.steps += steps
+
+    def job_finished(self, stored: StoredRecord) -> None:
+        self.said.append((stored.record.attack.name, stored.record.n))
+
+    def model_finished(self, model: str, records: Sequence[StoredRecord]) -> None:
+        self.said.append((model, len(records)))
+
+
+def model(network: nn.Module | None = None) -> RobenchModel:
+    return wrap_module(
+        network or ExactNetwork(), num_classes=6, input={"channels": 1}, threat_model=THREAT
+    )
+
+
+@pytest.fixture(scope="module")
+def data() -> ArrayDataset:
+    inputs = images(N, seed=1)
+    labels = predictions(ExactNetwork(), inputs)
+    labels[::9] = 0
+    return ArrayDataset(inputs, labels, num_classes=6)
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sent_jobs, "_BLOCK_BYTES", 7 * 4 * 36)
+
+
+@pytest.fixture(scope="module")
+def whole(data: ArrayDataset, tmp_path_factory: pytest.TempPathFactory) -> list[StoredRecord]:
+    store = Store(tmp_path_factory.mktemp("whole"))
+    return evaluate_model(model(), data, SUITE, store=store, settings=SETTINGS)
+
+
+def distribution(folder: Path, cluster: Cluster, **options: Any) -> Distribution:
+    options = {"executor": ThisProcess(), "suite": SUITE, "settings": SETTINGS} | options
+    return Distribution(cluster, store=Store(folder), **options)
+
+
+def content(stored: StoredRecord) -> dict[str, Any]:
+    """All but times and passes."""
+    record = stored.record.model_dump(exclude={"cost", "created", "environment", "stages"})
+    table = stored.table.drop(columns=["forwards", "backwards"])
+    return {"record": record, "table": table.to_dict("list").__repr__()}
+
+
+def adversarial(stored: StoredRecord) -> Any:
+    assert stored.path is not None
+    return Store(stored.path.parents[2]).adversarial_rows(stored.record.key)[np.arange(N)]
+
+
+@pytest.mark.parametrize("shards", [None, 1, 8])
+def test_one_record_comes_of_any_number_of_parts(
+    shards: int | None, data: Any, whole: list[StoredRecord], tmp_path: Path
+) -> None:
+    cluster, told = Cluster(), Told()
+    jobs = distribution(tmp_path, cluster, listener=told, shards=shards)
+    found = jobs.run([(model(), THREAT, data)])
+    assert [content(stored) for stored in found] == [content(stored) for stored in whole]
+    assert len(cluster.calls) == 2 * (shards or 3)
+    assert cluster.puts == 2 + 5  # the model, the samples' names, and five blocks of pixels
+    assert told.said[-1] == ("model", 2)
+    assert ("both", False) in told.said
+    assert told.steps > 0
+    for stored, other in zip(found, whole, strict=True):
+        mine, theirs = (adversarial(item) for item in (stored, other))
+        assert np.array_equal(mine, theirs)
+    assert divisions([Store(tmp_path)]) == []  # joined parts are gone
+    # The next run finds all of it.
+    again = Cluster()
+    distribution(tmp_path, again).run([(model(), THREAT, data)])
+    assert again.calls == []
+    assert again.puts == 0
+
+
+def test_an_interrupted_run_goes_on_with_what_is_missing(
+    data: Any, whole: list[StoredRecord], tmp_path: Path
+) -> None:
+    cluster = Cluster()
+
+    def interrupt(what: str) -> None:
+        if len(cluster.calls) == 5:
+            raise KeyboardInterrupt
+
+    cluster.disturb = interrupt
+    with pytest.raises(KeyboardInterrupt):
+        distribution(tmp_path, cluster).run([(model(), THREAT, data)])
+    # Whatever the size of another cluster, parts stay those that were begun.
+    again = Cluster()
+    again.parts = lambda n, least: 5  # type: ignore[method-assign]
+    found = distribution(tmp_path, again).run([(model(), THREAT, data)])
+    assert len(again.calls) == 2
+    assert [content(stored) for stored in found] == [content(stored) for stored in whole]
+
+
+def test_a_job_that_fails_leaves_the_others_alone(data: Any, tmp_path: Path) -> None:
+    cluster, told = Cluster(), Told()
+
+    def fail(what: str) -> None:
+        if "pgd on" in what and "part 2" in what:
+            raise ExecutionError(f"{what} died 3 times")
+
+    cluster.disturb = fail
+    with pytest.raises(ExecutionError, match="part 2 of 3 died 3 times"):
+        distribution(tmp_path, cluster, listener=told).run([(model(), THREAT, data)])
+    assert ("both", N) in told.said
+    assert len(cluster.calls) == 2 + 3  # the third part of what has failed is not begun
+    (begun,) = divisions([Store(tmp_path)])
+    assert begun.missing == [2, 3]
+
+
+class _Drawing(ExactNetwork):
+    def forward(self, inputs: Tensor) -> Tensor:
+        return super().forward((inputs + 0.01 * torch.randn_like(inputs)).clamp(0, 1))
+
+
+def test_what_cannot_be_divided_goes_as_a_whole(data: Any, tmp_path: Path) -> None:
+    cluster = Cluster()
+    one = Suite(name="one", attacks=(PGD,))
+    alone = evaluate_model(
+        model(_Drawing()), data, one, store=Store(tmp_path / "alone"), settings=SETTINGS
+    )
+    jobs = distribution(tmp_path / "all", cluster, suite=one)
+    found = jobs.run([(model(_Drawing()), THREAT, data)])
+    assert [content(stored) for stored in found] == [content(stored) for stored in alone]
+    assert [what.rpartition(", ")[2] for what in cluster.calls] == ["part 1 of 3", "all samples"]
+
+
+def test_a_model_that_cannot_be_sent_is_refused(data: Any, tmp_path: Path) -> None:
+    unsent = model()
+    unsent.network.hook = lambda: None  # type: ignore[assignment]
+    with pytest.raises(ModelError, match="cannot be sent to other processes"):
+        distribution(tmp_path, Cluster()).run([(unsent, THREAT, data)])
+    assert Store(tmp_path).keys() == []

@@ -271,6 +271,10 @@ class Attack(ABC, Generic[StateT]):
     def most_steps(self) -> int:
         """An upper bound on the steps of one search, for progress bars."""
 
+    def cost_changes(self, shape: Sequence[int]) -> list[int]:
+        """Steps, from 0 on, at which the cost of a step may change, on inputs of ``shape`` (C, H, W)."""
+        return [0]
+
     def search_order(
         self, query: Query, inputs: Tensor, labels: Tensor, clean_logits: Tensor
     ) -> Tensor | None:

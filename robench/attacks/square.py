@@ -16,6 +16,7 @@ reference's, query for query.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -90,6 +91,11 @@ class Square(Attack[SquareState]):
     def most_steps(self) -> int:
         """Queries after the first."""
         return self.queries
+
+    def cost_changes(self, shape: Sequence[int]) -> list[int]:
+        """Where the window's size changes: what is remembered is of one size."""
+        sizes = _window_sizes(self, *shape[1:])
+        return [0, *(1 + (sizes[1:-1] != sizes[:-2]).nonzero().squeeze(1)).tolist()]
 
     def start(self, query: Query, slots: Slots) -> SquareState:
         """Linf: vertical stripes of ±ε; L2, L1: a grid of signed windows. One forward pass."""

@@ -1,6 +1,6 @@
 """What jobs are going to take, from a short measurement: passes and time.
 
-Some samples are attacked with PGD to see how many stand. Of every stage a few steps are timed, on
+Some samples are attacked with PGD and APGD to see how many stand. Of every stage a few steps are timed, on
 samples that stand, as many at a time as the job will have; the steps to come are those of the samples
 that are expected to be left. Nothing is written.
 """
@@ -10,8 +10,10 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -32,9 +34,22 @@ from robench.request import Part
 from robench.seeding import own_stream
 
 _PILOT_SAMPLES = 64
-_PILOT = AttackSpec(name="pilot", attack="pgd", params={"steps": 20, "loss": "margin"})
+_PILOT_STEPS = 20
+_PILOT = AttackSpec(
+    name="pilot",
+    stages=(
+        AttackSpec(name="pgd", attack="pgd", params={"steps": _PILOT_STEPS, "loss": "margin"}),
+        AttackSpec(
+            name="apgd-t",
+            attack="apgd",
+            params={"loss": "dlr-targeted", "steps": _PILOT_STEPS, "targets": 3},
+        ),
+    ),
+)
 _FEWEST_STEPS, _SECONDS = 4, 0.8
 """Of a stage that is timed, at least"""
+_STRETCHES_SECONDS = 5.0
+"""The same, where the cost of steps changes in the course of a search"""
 
 
 @dataclass(frozen=True)
@@ -140,8 +155,8 @@ class Planner:
             state = Cascade(_PILOT, few).run(torch.zeros(len(few), *few.dataset.input_shape))
         except Exception:  # A model may refuse gradients, or more.
             return 1.0, 1.0, everyone
-        standing, fallen = state.survivors(), state.stage >= 0
-        steps = state.forwards[fallen].double() / _PILOT.params["steps"]
+        standing, fallen = state.survivors(), state.stage == 0
+        steps = state.forwards[fallen].double() / _PILOT_STEPS
         early = float(steps.mean().clamp(max=1)) if len(steps) else 1.0
         return len(standing) / len(few), early, standing if len(standing) else everyone
 
@@ -224,6 +239,9 @@ class _EnoughError(Exception):
 def _time_steps(search: Search[Any]) -> tuple[float, float]:
     """Seconds and passes of one step of one search, completed or become unnecessary, from the first
     steps of many: a step of all may be several of each, as Square's are."""
+    starts = search.attack.cost_changes(search.samples.inputs.shape[1:])
+    if len(starts) > 1:
+        return _time_stretches(search, starts)
     done = 0
     marks = [(time.perf_counter(), 0, 0)]
 
@@ -232,8 +250,7 @@ def _time_steps(search: Search[Any]) -> tuple[float, float]:
         done += steps
 
     def stepped(_: object) -> None:
-        passes = int(search.result.forwards.sum() + search.result.backwards.sum())
-        marks.append((time.perf_counter(), done, passes))
+        marks.append((time.perf_counter(), done, _passes(search)))
         if len(marks) > _FEWEST_STEPS and marks[-1][0] - marks[1][0] > _SECONDS:
             raise _EnoughError
 
@@ -246,3 +263,46 @@ def _time_steps(search: Search[Any]) -> tuple[float, float]:
     (first, begun, before), (last, ended, after) = marks[0], marks[-1]
     steps = max(1, ended - begun)
     return (last - first) / steps, (after - before) / steps
+
+
+def _passes(search: Search[Any]) -> int:
+    return int(search.result.forwards.sum() + search.result.backwards.sum())
+
+
+def _time_stretches(search: Search[Any], starts: Sequence[int]) -> tuple[float, float]:
+    """The same where steps cost more or less from each of ``starts`` on: some steps of each stretch
+    are made and the rest is reckoned from the later half of them, as what is remembered grows."""
+    whole = search.attack.most_steps()
+    stretches = list(pairwise([*starts, whole]))
+    totals = [0.0, 0.0]
+    marks: list[tuple[float, int, float]] = []
+
+    def stepped(_: object) -> None:
+        active = search.active
+        if active is None or len(active) == 0 or not stretches:
+            return
+        first, last = stretches[0]
+        step = float(active.state.step.double().mean())
+        marks.append((time.perf_counter(), _passes(search), min(step, last)))
+        over = bool((active.state.step >= last).all())
+        long = marks[-1][0] - marks[0][0] > _STRETCHES_SECONDS * (last - first) / whole
+        if not over and not (long and len(marks) > _FEWEST_STEPS):
+            return
+        half, end = marks[len(marks) // 2], marks[-1]
+        left = max(0.0, last - end[2])
+        for i in (0, 1):
+            made = end[i] - marks[0][i]
+            later = (end[i] - half[i]) / max(end[2] - half[2], 1e-9) if end[2] > half[2] else 0.0
+            # What came before the first mark of a stretch is as what came after it.
+            if (steps := end[2] - marks[0][2]) > 0:
+                made += made / steps * (marks[0][2] - first)
+            totals[i] += (made + left * later) / len(active)
+        del stretches[0], marks[:]
+        if not stretches:
+            raise _EnoughError
+        state = replace(active.state, step=active.state.step.clamp_min(last))
+        search.active = replace(active, state=state)
+
+    with suppress(_EnoughError):
+        search.run(save=stepped)
+    return totals[0] / whole, totals[1] / whole

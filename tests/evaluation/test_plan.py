@@ -86,6 +86,21 @@ def test_passes_and_time_are_those_of_the_run(tmp_path, short_timing):
     )
 
 
+def test_what_square_remembers_is_reckoned_with(tmp_path, short_timing, monkeypatch):
+    """Nearly all of its queries are ones that it has made before."""
+    monkeypatch.setattr("robench.evaluation.plan._STRETCHES_SECONDS", 0.3)
+    square = AttackSpec(name="square", attack="square", params={"queries": 2000})
+    suite = Suite(name="one", attacks=(square,))
+    model, data = problem(ExactNetwork())
+    (job,) = plan(model, data, tmp_path, suite).jobs
+    store = Store(tmp_path / "results")
+    (stored,) = evaluate_model(
+        model, data, suite, store=store, threat_model=NOTHING, settings=SETTINGS
+    )
+    assert stored.record.cost.forwards < N * 2000 / 3
+    assert job.passes == pytest.approx(stored.record.cost.forwards, rel=0.4)
+
+
 def test_what_is_stored_costs_nothing(tmp_path, short_timing):
     model, data = problem(ExactNetwork())
     store = Store(tmp_path / "results")

@@ -51,7 +51,9 @@ _LEAST = 64
 class Cluster(Protocol):
     """Makes calls elsewhere; see :class:`robench.execution.ray_cluster.RayCluster`."""
 
-    device: str
+    @property
+    def device(self) -> str:
+        """Of each call."""
 
     def parts(self, n: int, least: int) -> int:
         """Into how many parts to divide a job of ``n`` samples."""

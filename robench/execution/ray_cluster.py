@@ -15,7 +15,7 @@ import os
 import socket
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -197,7 +197,7 @@ class RayCluster(Threads):
 
 
 def _call(
-    versions: dict[str, str | None],
+    versions: Mapping[str, str | None],
     meter: Any,
     token: str,
     function: Callable[..., Any],
@@ -313,7 +313,7 @@ def _check_nodes(ray: Any) -> None:
 
 
 def _check_versions(
-    ours: dict[str, str | None], theirs: dict[str, str | None], machine: str
+    ours: Mapping[str, str | None], theirs: Mapping[str, str | None], machine: str
 ) -> None:
     for name, mine in ours.items():
         if theirs.get(name) != mine:

@@ -165,9 +165,17 @@ def evaluate_model(
     specs = suite.for_model(threat.norm, model.outputs)
     if not specs:
         raise UsageError(f"suite {suite.name!r} has no attack for {threat.norm}")
-    heard = listener or Silent()
     job = _ModelJob(
-        model, dataset, threat, specs, store, heard, settings, examination, part, prepared
+        model,
+        dataset,
+        threat,
+        specs,
+        store,
+        listener or Silent(),
+        settings,
+        examination,
+        part,
+        prepared,
     )
     records = []
     for spec in (spec for spec in specs if only in (None, spec.name)):
@@ -180,15 +188,14 @@ def evaluate_model(
 def prepare_for(
     model: RobenchModel,
     dataset: Dataset,
-    suite: Suite,
+    attacks: Sequence[AttackSpec],
     threat_model: ThreatModel,
     settings: Settings,
     examination: Examination | None = None,
 ) -> PreparedModel:
-    """What the suite's attacks on all samples start from; errors as of :func:`evaluate_model`."""
-    specs = suite.for_model(threat_model.norm, model.outputs)
+    """What attacks on all samples start from; errors as of :func:`evaluate_model`."""
     with own_stream(settings.seed, settings.device):
-        return prepare_model(model, dataset, threat_model, settings, specs, examination)
+        return prepare_model(model, dataset, threat_model, settings, attacks, examination)
 
 
 def plan_model(
@@ -277,22 +284,14 @@ class _ModelJob:
     settings: Settings
     examination: Examination | None
     part: Part | None
-    given: PreparedModel | None = None
-    """For all samples, where that is known"""
+    given: PreparedModel | None = None  # for all samples, where that is known
 
     @cached_property
     def prepared(self) -> PreparedModel:
         """What the attacks start from."""
         if (prepared := self.given) is None:
-            with own_stream(self.settings.seed, self.settings.device):
-                prepared = prepare_model(
-                    self.model,
-                    self.dataset,
-                    self.threat_model,
-                    self.settings,
-                    self.attacks,
-                    self.examination,
-                )
+            about = (self.model, self.dataset, self.attacks, self.threat_model, self.settings)
+            prepared = prepare_for(*about, self.examination)
         return prepared if self.part is None else part_of(prepared, self.part)
 
     @cached_property

@@ -101,7 +101,8 @@ def work(
         _known.clear()
         dataset.blocks = blocks
         model = model.to(settings.device)
-        prepared = prepare_for(model, dataset, order.suite, order.threat_model, settings)
+        attacks = order.suite.for_model(order.threat_model.norm, model.outputs)
+        prepared = prepare_for(model, dataset, attacks, order.threat_model, settings)
         _known[order.token] = model, prepared
     model, prepared = _known[order.token]
     if not ONE_AT_A_TIME.isdisjoint(flag.name for flag in prepared.flags):

@@ -5,13 +5,10 @@ read from there; an interrupted job goes on from its last snapshot.
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol
-
-import torch
-from torch import Tensor
+from typing import Protocol
 
 from robench.attacks.catalogue import foreign_code
 from robench.datasets import Dataset
@@ -29,7 +26,7 @@ from robench.evaluation.prepared_model import (
 )
 from robench.evaluation.recognition import may_go_on, told_margins
 from robench.evaluation.record_builder import RecordBuilder
-from robench.execution import packed, unpacked
+from robench.evaluation.snapshots import Saver, load_snapshot
 from robench.metric_catalogue import foreign_metrics
 from robench.models.wrapper import RobenchModel, buffer_fingerprint
 from robench.records import (
@@ -52,7 +49,6 @@ from robench.stand_ins.catalogue import foreign_stand_ins
 from robench.threat_models import ThreatModel
 
 _DEFAULTS = Settings()
-_SNAPSHOT_FORMAT = 5
 
 
 class Listener(Protocol):
@@ -77,56 +73,6 @@ class Listener(Protocol):
 
 class Silent(Listener):
     """A listener that says nothing."""
-
-
-@dataclass
-class Saver:
-    """Keeps a snapshot of an unfinished job whenever enough time has passed since the last one."""
-
-    keep: Callable[[bytes], None]
-    interval: float
-    """Seconds between snapshots"""
-    seconds_before: float = 0.0
-    """Time that earlier runs of the job took"""
-    margins: Tensor = field(default_factory=lambda: torch.empty(0))
-    """Clean ones, float64 (n,), of the model whose job it is"""
-    slopes: dict[str, Any] | None = None
-    """The model's, as plain data"""
-
-    def __post_init__(self) -> None:
-        self._started = self._last = time.perf_counter()
-        self._latest: Callable[[], dict[str, Any]] | None = None
-
-    def __call__(self, snapshot: Callable[[], dict[str, Any]]) -> None:
-        """Called at every point where a snapshot could be taken."""
-        self._latest = snapshot
-        if time.perf_counter() - self._last >= self.interval:
-            self.save_now()
-
-    @property
-    def seconds(self) -> float:
-        """Time that the job has taken so far, earlier runs included."""
-        return self.seconds_before + time.perf_counter() - self._started
-
-    def save_now(self) -> None:
-        """Keep the latest snapshot, if there has been one: it is of the last whole step."""
-        if self._latest is None:
-            return
-        content = {"cascade": self._latest(), "seconds": self.seconds, "margins": self.margins}
-        content |= {"slopes": self.slopes, "format": _SNAPSHOT_FORMAT}
-        self.keep(packed(content))
-        self._last = time.perf_counter()
-
-
-def load_snapshot(content: bytes | None) -> dict[str, Any] | None:
-    """What :class:`Saver` kept: ``cascade`` and ``seconds``; None if it is of no use any more."""
-    if content is None:
-        return None
-    try:
-        loaded: dict[str, Any] = unpacked(content)
-    except Exception:
-        return None  # of another version; the job starts again
-    return loaded if loaded.get("format") == _SNAPSHOT_FORMAT else None
 
 
 def evaluate_model(

@@ -455,6 +455,7 @@ def test_tf32_is_no_precision_of_several_devices() -> None:
 
 def test_large_tasks_come_first_and_none_is_too_small_for_a_batch() -> None:
     run = cascade(2)
+    run.prepared = replace(run.prepared, shard_size=40)
     due = PhaseCounts(torch.arange(100))
     assert [len(task.about) for task in run._tasks(due, [], 2)] == [20, 20, 15, 12, 9, 6, 6, 6, 6]
     assert [len(task.about) for task in run._tasks(due, [], 1)] == [40, 40, 20]

@@ -71,7 +71,7 @@ def reproduce(
         records, measured = Store.existing(claimed).records(), Store.existing(results).records()
         found = reproduction.compare_records(list(records), list(measured))
     else:
-        from robench.cli.output import RunDisplay
+        from robench.cli.run_display import RunDisplay
 
         if is_folder:
             claims = list(Store.existing(claimed).records())

@@ -7,7 +7,7 @@ from invoke_cli import invoke
 from record_factory import make_record, make_samples
 
 from robench.cli.defaults import CHECKS
-from robench.cli.options import RequestOptions, model_names
+from robench.cli.options import CLUSTER, RequestOptions, model_names
 from robench.models.zoo import list_cards
 from robench.results import Store
 
@@ -123,6 +123,8 @@ def test_a_wrong_file_is_one_line(here, text, words):
 def test_nothing_that_names_or_trusts_code_is_allowed():
     dangerous = {"trust_code", "trust_pickle", "download", "architecture", "data_root", "weights"}
     dangerous |= {"architecture_arguments", "input", "forward", "dataset_options", "shard"}
+    # A cluster that somebody's file names would be sent the model.
+    dangerous |= set(CLUSTER)
     assert not dangerous & CHECKS.keys()
     # Every field of a request is one or the other: a new one has to be thought of.
     assert set(vars(RequestOptions)["__annotations__"]) <= dangerous | CHECKS.keys()

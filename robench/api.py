@@ -5,7 +5,7 @@ and loads what it names, without writing anything or making an attack; :meth:`Pr
 the records; :func:`evaluate` is both.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +55,7 @@ __all__ = [
 def evaluate(
     model: Request | str | Path | nn.Module,
     dataset: str | Path | Dataset | Iterable[Any] | tuple[Tensor, Tensor] | None = None,
-    suite: str | Path | Suite | None = None,
+    suite: str | Path | Suite | Sequence[str | Path | Suite] | None = None,
     *,
     threat_model: str | ThreatModel | None = None,
     n: int | None = None,
@@ -71,7 +71,7 @@ def evaluate(
             [0, 1] to logits (N, K); or a whole :class:`~robench.request.Request`, which leaves
             only ``listener`` to be given.
         dataset: as in :class:`~robench.request.Request`; None: ``digits``.
-        suite: a suite's name or file; None: ``standard``.
+        suite: a suite's name or file, or several; None: ``standard``.
         threat_model: such as ``"Linf-8/255"``; None: the card's.
         n: number of samples, a fixed subset; None: all.
         listener: is told about progress.

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from robench.attacks import build_attack
 from robench.attacks.suites import load_suite
+from robench.attacks.suites.variants import combined, with_settings
 from robench.attention.catalogue import AttentionExtractor
 from robench.datasets import Dataset
 from robench.devices import device_of, resolve_devices, single_precision
@@ -164,9 +165,15 @@ def prepare(request: Request) -> Prepared:
             data, an attack that is not defined for a threat model, a class to aim at that is none,
             a shard of a suite that cannot be divided.
     """
-    suite = request.suite
-    if not isinstance(suite, Suite):
-        suite = load_suite(suite, trust_code=request.trust_code)
+    asked = request.suite
+    several: Sequence[str | Path | Suite] = (
+        [asked] if isinstance(asked, str | Path | Suite) else asked
+    )
+    suites = [
+        one if isinstance(one, Suite) else load_suite(one, trust_code=request.trust_code)
+        for one in several
+    ]
+    suite = with_settings(combined(suites), request.settings)
     if request.eps is not None:
         # The widest norm: whether ε fits the model's own is seen once that is known.
         ThreatModel.each("L1" if request.norm is None else request.norm, request.eps)

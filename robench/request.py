@@ -81,7 +81,9 @@ class Request:
         data_root: where downloaded data sets are kept.
         dataset_options: of a folder or file, such as ``{"size": 32}``.
         download: fetch a missing data set.
-        suite: a name, a TOML file, or a suite.
+        suite: a name, a TOML file, or a suite; or several, whose entries are one suite then.
+        settings: parameters of the suite's attacks, ``{"pgd-20.steps": 40}``; an attack that is
+            changed so has a name that says it.
         n: samples, always the same ones; None: ``at_most``.
         at_most: samples where ``n`` is None, or all of a smaller set; None: all.
         norm, eps: in place of the models' own threat model; weights files and modules need them.
@@ -130,7 +132,8 @@ class Request:
     data_root: str | Path | None = None
     dataset_options: Mapping[str, Any] = field(default_factory=dict)
     download: bool = False
-    suite: str | Path | Suite = "standard"
+    suite: str | Path | Suite | Sequence[str | Path | Suite] = "standard"
+    settings: Mapping[str, Any] = field(default_factory=dict)
     n: int | None = None
     at_most: int | None = DEFAULT_N
     norm: str | None = None

@@ -36,6 +36,7 @@ TYPED: dict[str, tuple[list[str], Any]] = {
     "dataset_options": (["--dataset-option", "size=32"], {"size": 32}),
     "download": (["--download"], True),
     "suite": (["--suite", "quick"], "quick"),
+    "settings": (["--set", "pgd-20.steps=3"], {"pgd-20.steps": 3}),
     "n": (["--n", "7"], 7),
     "norm": (["--norm", "L2"], "L2"),
     "eps": (["--eps", "1/2"], "1/2"),
@@ -150,6 +151,14 @@ REFUSED: dict[str, tuple[list[str], dict[str, Any]]] = {
     "model": (["pgdat"], {"models": ["pgdat"]}),
     "dataset": ([MODEL, "--dataset", "digitz"], {"models": [MODEL], "dataset": "digitz"}),
     "suite": ([MODEL, "--suite", "quik"], {"models": [MODEL], "suite": "quik"}),
+    "several suites": (
+        [MODEL, "--suite", "quick", "--suite", "quik"],
+        {"models": [MODEL], "suite": ["quick", "quik"]},
+    ),
+    "settings": (
+        [MODEL, "--set", "pgd-02.steps=3"],
+        {"models": [MODEL], "settings": {"pgd-02.steps": 3}},
+    ),
     "split": ([MODEL, "--split", "tset"], {"models": [MODEL], "split": "tset"}),
     "device": ([MODEL, "--device", "gpu"], {"models": [MODEL], "device": "gpu"}),
     "precision": ([MODEL, "--precision", "bf17"], {"models": [MODEL], "precision": "bf17"}),

@@ -32,7 +32,12 @@ _FILTERS = ("dataset", "norm", "eps", "n", "seed", "goal", "targets")
 
 
 @request_options(
-    only=(*SAMPLES, *_FILTERS, "suite", "trust_pickle", "trust_code", "device", "results", *CLUSTER)
+    only=(
+        *SAMPLES,
+        *_FILTERS,
+        *("suite", "settings", "trust_pickle", "trust_code", "device", "results"),
+        *CLUSTER,
+    )
 )
 def check(
     candidate: Annotated[

@@ -23,7 +23,10 @@ if TYPE_CHECKING:
 
 
 @request_options(
-    without=("suite", "goal", "targets", "save_adversarial", "trace", "shard", *CLUSTER)
+    without=(
+        *("suite", "settings", "goal", "targets", "save_adversarial", "trace", "shard"),
+        *CLUSTER,
+    )
 )
 def curve(
     models: Annotated[

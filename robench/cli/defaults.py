@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
@@ -103,18 +103,20 @@ def read_defaults(folder: Path) -> dict[str, Any]:
     return content
 
 
-def options_of(group: Any) -> dict[str, list[str]]:
-    """Every command of the program, as ``run`` or ``results list``, with the parameters it has."""
-    found: dict[str, list[str]] = {}
+def options_of(group: Any) -> dict[str, dict[str, bool]]:
+    """Every command of the program, as ``run`` or ``results list``, with the parameters it has and
+    whether they can be given several times."""
+    found: dict[str, dict[str, bool]] = {}
     for name, command in group.commands.items():
         inner = getattr(command, "commands", None)
         each = {name: command} if inner is None else {f"{name} {k}": v for k, v in inner.items()}
-        found |= {k: [parameter.name for parameter in v.params] for k, v in each.items()}
+        for full, own in each.items():
+            found[full] = {p.name: getattr(p, "multiple", False) for p in own.params}
     return found
 
 
 def for_command(
-    content: Mapping[str, Any], command: str, options: Mapping[str, Iterable[str]]
+    content: Mapping[str, Any], command: str, options: Mapping[str, Mapping[str, bool]]
 ) -> dict[str, Any]:
     """The defaults of one command's parameters.
 

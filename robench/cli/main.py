@@ -154,10 +154,14 @@ def _take_defaults(context: Any) -> None:
         for command in options
         if command.partition(" ")[0] == name
     }
-    if name in found:
-        context.default_map = {name: found[name]}
+    given = {
+        command: {key: [value] if options[command][key] else value for key, value in table.items()}
+        for command, table in found.items()
+    }
+    if name in given:
+        context.default_map = {name: given[name]}
     else:  # a command with commands of its own
-        context.default_map = {name: {k.partition(" ")[2]: v for k, v in found.items()}}
+        context.default_map = {name: {k.partition(" ")[2]: v for k, v in given.items()}}
     said = {key: value for table in found.values() for key, value in table.items()}
     if said and not is_quiet():
         text = ", ".join(f"{key} = {value}" for key, value in said.items())

@@ -74,7 +74,18 @@ class RequestOptions:
         ),
     ]
     download: Annotated[bool, flag("Fetch a missing data set.", "--download")]
-    suite: Annotated[str, option("SUITE", "Name or TOML file; `robench attacks` lists them.")]
+    suite: Annotated[
+        list[str] | None,
+        option(
+            "SUITE",
+            "Name or TOML file; `robench attacks` lists them. Given twice, the attacks of both; "
+            "default: standard.",
+        ),
+    ] = None
+    settings: Annotated[
+        list[str] | None,
+        option("ATTACK.NAME=VALUE", "Another parameter of an attack, as pgd-20.steps=40.", "--set"),
+    ]
     n: Annotated[
         int | None,
         option("N", "Samples, always the same ones; default: 500, or all of fewer.", "--n", "-n"),
@@ -217,6 +228,7 @@ Command = Callable[..., None]
 
 _NAME_VALUES = {
     "dataset_options": "--dataset-option",
+    "settings": "--set",
     "architecture_arguments": "--arch-arg",
     "weights": "--weights",
     "input": "--input",
@@ -262,6 +274,11 @@ def _request(**given: Any) -> Request:
     for name, option in _NAME_VALUES.items():
         if name in given:
             given[name] = parse_name_values(given[name] or [], option)
+    match given.pop("suite", None):
+        case [one]:
+            given["suite"] = one
+        case [*several] if several:
+            given["suite"] = tuple(several)
     return Request(**given)
 
 

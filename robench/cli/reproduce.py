@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 @request_options(
     only=(
-        *("dataset", "data_root", "dataset_options", "download", "suite", "n", "norm", "eps"),
-        *("seed", "trust_pickle", "trust_code", "device", "batch_size", "workers"),
+        *("dataset", "data_root", "dataset_options", "download", "suite", "settings", "n"),
+        *("norm", "eps", "seed", "trust_pickle", "trust_code", "device", "batch_size", "workers"),
     )
 )
 def reproduce(

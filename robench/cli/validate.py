@@ -30,7 +30,7 @@ _MOVED = 1
 _LEFT_OUT = 2
 
 
-@request_options(without=("suite", "goal", "targets", "shard", *CLUSTER))
+@request_options(without=("suite", "settings", "goal", "targets", "shard", *CLUSTER))
 def validate(
     models: Annotated[
         list[str] | None,

@@ -122,5 +122,5 @@ def test_a_folder_without_adversarial_inputs_has_no_pictures(tmp_path: Path) -> 
     out = tmp_path / "out"
     done = invoke("export", "--results", tmp_path / "results", "--format", "png", "--out", out)
     assert done.code == 2
-    assert "has adversarial inputs" in done.err
+    assert "there are no records to export" in done.err
     assert not out.exists()

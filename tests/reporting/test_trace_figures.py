@@ -82,7 +82,6 @@ def test_tensorboard_gets_every_step(
         export_tensorboard([StoredRecord(stored.record, stored.arrow)], tmp_path / "out")
     folder = str(Store(tmp_path / "results").folder)
     shown = invoke(
-        "results",
         "export",
         "--results",
         folder,

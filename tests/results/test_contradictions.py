@@ -161,7 +161,7 @@ def test_edited_records_are_named_by_every_command(tmp_path: Path, edit: Any) ->
         assert key[:12] in done.out + done.err, words
     for words in (
         ["leaderboard", "--no-plots"],
-        ["results", "export", "--out", tmp_path / "x.csv"],
+        ["export", "--samples", "--out", tmp_path / "x.csv"],
         ["compare", "toy", "toy"],
     ):
         done = invoke(*words, "--results", tmp_path / "r")
@@ -371,7 +371,7 @@ def test_a_name_is_text_on_the_console_and_in_exports(named: Store, tmp_path: Pa
         assert done.code == 0, done.err
         assert not any(mark in done.out + done.err for mark in "\x1b\x07\u202e")
     done = invoke(
-        *("results", "export", "--format", "robustbench", "--out", tmp_path / "out"),
+        *("export", "--format", "robustbench", "--out", tmp_path / "out"),
         *("--results", named.folder),
     )
     assert done.code == 0, done.err
@@ -465,9 +465,9 @@ def test_models_whose_names_differ_in_other_scripts_are_exported_to_files_of_the
     for name in ("模型", "名前", "model", "MODEL", "mödel", "m_del"):
         record = make_record(samples, model=name)
         store.write(record, samples)
-    for words in (["--format", "robustbench", "--out", tmp_path / "out"],):
-        done = invoke("results", "export", *words, "--results", tmp_path / "r")
-        assert done.code == 0, done.err
+    out = tmp_path / "out"
+    done = invoke("export", "--format", "robustbench", "--out", out, "--results", tmp_path / "r")
+    assert done.code == 0, done.err
     written = list((tmp_path / "out").rglob("*.json"))
     assert len(written) == 6
     assert len({path.name.casefold() for path in written}) == 6

@@ -151,9 +151,7 @@ def precision_named(model: nn.Module) -> Iterator[None]:
 
 
 def checked_inputs(inputs: Tensor) -> Tensor:
-    """``inputs`` if they are a floating-point NCHW batch.
-
-    Tensors made in inference mode are copied: autograd refuses to work with them.
+    """A copy of ``inputs`` if they are a floating-point NCHW batch: a network may work in place on it.
 
     Raises:
         UsageError: another shape or type.
@@ -163,7 +161,7 @@ def checked_inputs(inputs: Tensor) -> Tensor:
             f"inputs have shape {tuple(inputs.shape)} and type {inputs.dtype}",
             hint="Give a floating-point batch (N, C, H, W) in [0, 1]",
         )
-    return inputs.clone() if inputs.is_inference() else inputs
+    return inputs.clone()
 
 
 def at_least_float32(values: Tensor) -> Tensor:

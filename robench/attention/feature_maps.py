@@ -58,7 +58,7 @@ def find_spatial_layer(model: nn.Module, inputs: Tensor) -> str:
     with undisturbed(model), torch.no_grad():
         model.eval()
         with forward_hooks(list(names.values()), after=remember):
-            model(probe)
+            model(probe.clone())
     called = {module: name for name, module in reversed(names.items())}
     has_tokens = any(module not in maps for module in grids)
     candidates = dict.fromkeys(reversed(grids if has_tokens else maps[-1:]))
@@ -79,7 +79,7 @@ def _is_the_whole(model: nn.Module, layer: str, inputs: Tensor, prefix: int | No
         probe = inputs.detach().clone().requires_grad_()
         with tapped(model, layer, leaf=True) as feature_map:
             model.eval()
-            score = checked_logits(model(probe), len(probe)).amax(dim=1).sum()
+            score = checked_logits(model(probe.clone()), len(probe)).amax(dim=1).sum()
         if not score.requires_grad:
             return False
         past, through = torch.autograd.grad(score, (probe, feature_map()), allow_unused=True)

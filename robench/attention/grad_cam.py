@@ -59,7 +59,7 @@ def grad_cam(
         chosen = find_spatial_layer(model, inputs) if layer is None else layer
         if create_graph and not inputs.requires_grad:
             # With frozen parameters nothing else would connect the feature map to a graph.
-            inputs = inputs.detach().requires_grad_()
+            inputs = inputs.detach().requires_grad_().clone()
         with (
             tapped(model, chosen, leaf=not create_graph) as feature_map,
             torch.set_grad_enabled(create_graph),

@@ -57,7 +57,7 @@ def ascend(
     for _ in range(steps):
         adv_inputs.requires_grad_(True)
         with torch.enable_grad():
-            (gradient,) = torch.autograd.grad(objective(adv_inputs).sum(), adv_inputs)
+            (gradient,) = torch.autograd.grad(objective(adv_inputs.clone()).sum(), adv_inputs)
         moved = adv_inputs.detach() + step_size * eps * geometry.steepest(gradient, norm)
         adv_inputs = geometry.project(moved, inputs, norm, eps)
     return adv_inputs.detach()

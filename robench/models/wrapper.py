@@ -193,11 +193,16 @@ class RobenchModel(nn.Module):
         }
 
     def _call(self, inputs: Tensor, arguments: Mapping[str, Any]) -> Any:
-        """What the network returns."""
+        """What the network returns, from inputs of its own: it may work in place on them, which torch
+        refuses on those that gradients are for. What it makes torch's default type is so within."""
+        prepared, default = self.prepare(inputs), torch.get_default_dtype()
         try:
-            return self.network(self.prepare(inputs), **arguments)
+            return self.network(inputs.clone() if prepared is inputs else prepared, **arguments)
         except SystemExit as end:
             raise ended_process(end.code) from end
+        finally:
+            if torch.get_default_dtype() != default:
+                torch.set_default_dtype(default)
 
     def _logits_in(self, returned: Any, path: OutputPath, count: int) -> Tensor:
         """The logits at a path of what the network returned for so many inputs."""

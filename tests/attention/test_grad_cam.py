@@ -476,3 +476,23 @@ def test_maps_stay_on_the_inputs_device() -> None:
     maps = grad_cam(model.cuda(), inputs.cuda(), targets, layer="features.3")
     assert maps.device.type == "cuda"
     torch.testing.assert_close(maps.cpu(), expected, rtol=1e-3, atol=1e-5)
+
+
+class Lowers(nn.Module):
+    """Lowers its very input."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return inputs.sub_(0.25)
+
+
+@pytest.mark.parametrize("create_graph", [False, True])
+def test_a_network_that_works_in_place_on_its_inputs_has_the_plain_ones_maps(
+    create_graph: bool,
+) -> None:
+    torch.manual_seed(0)
+    plain, targets = Plain().eval(), torch.tensor([1, 3])
+    inputs = torch.rand(2, 3, 8, 12)
+    kept = inputs.clone()
+    found = grad_cam(nn.Sequential(Lowers(), plain), inputs, targets, create_graph=create_graph)
+    assert torch.equal(found, grad_cam(plain, kept - 0.25, targets, layer="features.5"))
+    assert torch.equal(inputs, kept)

@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torchvision.transforms import Normalize
 
 from robench.errors import ModelError, UsageError
 from robench.models.architectures.resnet import DigitsResNet
@@ -137,6 +138,47 @@ def test_wrong_outputs_are_named(shape: Any, path: Any, words: str) -> None:
     with pytest.raises(ModelError, match=words) as raised:
         model(torch.rand(2, 3, 4, 4))
     assert raised.value.where == SUMMARY.id
+
+
+class Halves(nn.Module):
+    """Halves its very input, as a normalisation in place does."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return inputs.mul_(0.5)
+
+
+@pytest.mark.parametrize(
+    ("first", "slope"),
+    [
+        (nn.ReLU(inplace=True), 1.0),
+        (nn.Hardtanh(0.0, 1.0, inplace=True), 1.0),
+        (Normalize([0.25], [0.5], inplace=True), 2.0),
+        (Halves(), 0.5),
+    ],
+    ids=["relu", "hardtanh", "torchvision", "mul_"],
+)
+def test_a_network_may_work_in_place_on_its_inputs(first: nn.Module, slope: float) -> None:
+    model = wrap(nn.Sequential(first, Returns(lambda m: m)))
+    inputs = torch.rand(2, 3, 4, 4) * 0.5 + 0.25
+    kept = inputs.clone()
+    with torch.no_grad():
+        logits = model(inputs)
+    assert torch.equal(inputs, kept)
+    leaf = inputs.clone().requires_grad_()
+    again = model(leaf)
+    assert torch.equal(again, logits)
+    (gradient,) = torch.autograd.grad(again.sum(), leaf)
+    torch.testing.assert_close(gradient, torch.full_like(inputs, slope / 16))
+    assert torch.equal(leaf, kept)
+
+
+def test_torch_s_default_type_is_the_callers() -> None:
+    def doubles(means: Tensor) -> Tensor:
+        torch.set_default_dtype(torch.float64)
+        return means + torch.zeros(3)
+
+    assert wrap(Returns(doubles))(torch.rand(2, 3, 4, 4)).dtype == torch.float64
+    assert torch.get_default_dtype() == torch.float32
 
 
 def test_with_output_shares_parameters_and_swaps_arguments() -> None:

@@ -5,6 +5,7 @@ and loads what it names, without writing anything or making an attack; :meth:`Pr
 the records; :func:`evaluate` is both.
 """
 
+import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,14 +17,14 @@ from torch import Tensor, nn
 from robench.attacks.suites import find_attack
 from robench.datasets import Dataset, load_dataset
 from robench.devices import device_of
-from robench.errors import UsageError
+from robench.errors import ModelError, UsageError
 from robench.evaluation.runner import Listener
 from robench.evaluations import Evaluation
 from robench.inspection import judging
 from robench.models import RobenchModel, list_cards, load_model
 from robench.preparation import Prepared, prepare
 from robench.probes import undisturbed
-from robench.records import AttackSpec, Suite, Validation
+from robench.records import AttackSpec, Outcome, Suite, Validation
 from robench.reporting.compare import Comparison, compare_models
 from robench.reporting.leaderboard import build_leaderboard
 from robench.reporting.model_results import collect, find_pair
@@ -125,8 +126,11 @@ def attack(
         float32 (N, C, H, W) in [0, 1], each within ``eps`` of its input, on the inputs' device. What
         was misclassified before stays as it was; what was not broken is the nearest try.
 
+        Where the model fails on some, they may come back unchanged: a warning says how many.
+
     Raises:
         RobenchError: as for :func:`evaluate`.
+        ModelError: the model fails on every input that is attacked.
     """
     spec = find_attack(attack, parse_norm(norm)) if isinstance(attack, str) else attack
     if not isinstance(model, nn.Module):
@@ -140,6 +144,7 @@ def attack(
         threat_model=f"{norm}-{eps}",
         **{**fields, "save_adversarial": True},
     )
+    _say_what_failed(found[0])
     return found.adversarial(spec.name).to(inputs.device)
 
 
@@ -260,12 +265,29 @@ def validate(
     return validate_prepared(prepare(_request(model, dataset, threat_model, n, fields)), listener)
 
 
+def _say_what_failed(stored: StoredRecord) -> None:
+    """Inputs on which the model failed under attack have no adversarial input to hand back."""
+    failed = stored.table[stored.table["outcome"] == Outcome.ERRORED]
+    if failed.empty:
+        return
+    record = stored.record
+    attacked = record.n - record.count(Outcome.CLEAN_ERROR)
+    said = f"the model failed on {len(failed)} of {attacked} inputs under {record.attack.name}"
+    first = failed["message"].iloc[0]
+    if len(failed) == attacked:
+        raise ModelError(f"{said}: {first}", where=record.model.id)
+    warnings.warn(f"{said}, which may be unchanged; on the first: {first}", stacklevel=3)
+
+
 def _classes_of(model: nn.Module, inputs: Tensor) -> int | None:
     """As many as its output has; None: the labels have to tell."""
     if isinstance(model, RobenchModel):
         return model.num_classes
-    with undisturbed(model), torch.no_grad():
-        logits = model.eval()(inputs.to(device_of(model)))
+    try:
+        with undisturbed(model), torch.no_grad():
+            logits = model.eval()(inputs.to(device_of(model)).clone())
+    except Exception:  # What it raises is told, in one line, once the request is checked.
+        return None
     return logits.shape[1] if isinstance(logits, Tensor) and logits.ndim == 2 else None
 
 

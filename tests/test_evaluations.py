@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 import robench
-from robench.errors import UnknownNameError, UsageError
+from robench.errors import ModelError, UnknownNameError, UsageError
 from robench.results import Store
 
 pytestmark = pytest.mark.usefixtures("unexamined")
@@ -127,6 +127,43 @@ def test_an_attack_on_tensors_is_the_evaluations(evaluation: robench.Evaluation,
         precision="fp32",
     )
     assert torch.equal(adversarial, evaluation.adversarial("fgsm")[:few])
+
+
+def test_a_model_that_works_in_place_has_the_plain_one_s_numbers(
+    evaluation: robench.Evaluation,
+) -> None:
+    inputs, labels = samples()
+    kept = inputs.clone()
+    model = nn.Sequential(nn.ReLU(inplace=True), Line())
+    options = {"input": {"channels": 1}, "device": "cpu", "precision": "fp32"}
+    found = robench.attack(model, inputs, labels, "fgsm", eps=EPS, **options)
+    assert torch.equal(found, evaluation.adversarial("fgsm"))
+    assert torch.equal(inputs, kept)
+
+
+class Refuses(Line):
+    """Fails where gradients are asked for, on inputs that are brighter than ``most`` somewhere."""
+
+    def __init__(self, most: float) -> None:
+        super().__init__()
+        self.most = most
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        if inputs.requires_grad and bool((inputs > self.most).any()):
+            raise RuntimeError("no gradients")
+        return super().forward(inputs)
+
+
+def test_where_a_model_fails_under_attack_it_is_said() -> None:
+    inputs, labels = samples()
+    options = {"eps": EPS, "input": {"channels": 1}, "device": "cpu", "precision": "fp32"}
+    with pytest.raises(ModelError, match=r"failed on 12 of 12 inputs under fgsm: .*no gradients"):
+        robench.attack(Refuses(0.0), inputs, labels, "fgsm", **options)
+    most = float(inputs.flatten(1).amax(dim=1).sort().values[-4])
+    with pytest.warns(UserWarning, match=r"failed on 3 of 12 inputs under fgsm.*no gradients"):
+        found = robench.attack(Refuses(most), inputs, labels, "fgsm", **options)
+    still = (found == inputs).flatten(1).all(dim=1)
+    assert torch.equal(still, (inputs > most).flatten(1).any(dim=1))
 
 
 def test_attacks_have_the_names_of_entries_and_of_attacks() -> None:

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from robench.formatting import fixed
-from robench.records import AttackSpec, Flag, RunCounts
+from robench.records import AttackSpec, Flag, Outcome, RunCounts, SampleOutcome
 from robench.statistics import RESOLUTION, exact, is_resolved
 
 FLAGS_OF_ATTACKS = (
@@ -23,6 +23,7 @@ FLAGS_OF_ATTACKS = (
     "few_classes",
     "stage_skipped",
     "workers_stalled",
+    "errored_samples",
 )
 """The names of all of them"""
 
@@ -118,5 +119,23 @@ def stalled_flags(count: int) -> list[Flag]:
             "were searched in the process itself. A thread pool of the model's own, which a fork "
             "lacks, does this: --workers 1 avoids the wait",
             count=count,
+        )
+    ]
+
+
+def errored_flags(samples: Sequence[SampleOutcome]) -> list[Flag]:
+    """What is said of samples on which the model failed under attack: whether they are robust, nobody
+    knows, though they count as not robust. ``samples`` are all of the record."""
+    attacked = [one for one in samples if one.clean_prediction is not None]
+    failed = [one for one in attacked if one.outcome is Outcome.ERRORED]
+    if not failed:
+        return []
+    return [
+        Flag(
+            name="errored_samples",
+            severity="severe",
+            evidence=f"the model failed under attack on {len(failed)} of {len(samples)} samples, "
+            f"which count as not robust; on the first: {failed[0].message}",
+            count=len(failed),
         )
     ]

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from robench.errors import StoreError
-from robench.evaluation.flags import FLAGS_OF_ATTACKS, attack_flags, stalled_flags
+from robench.evaluation.flags import FLAGS_OF_ATTACKS, attack_flags, errored_flags, stalled_flags
 from robench.evaluation.given import joined
 from robench.evaluation.parts import ADV_FEATURES, FEATURES, POSITIONS, part_rows
 from robench.evaluation.record_builder import PANEL_SAMPLES, half_broken
@@ -41,7 +41,7 @@ from robench.results.consistency import check_consistency, class_accuracies, met
 from robench.results.parts import Division, KeptPart, difference, divisions
 from robench.text import visible
 
-_AFTER_ATTACKS = ("buffers_changed", "no_attention", "no_features", "no_metrics")
+_AFTER_ATTACKS = ("buffers_changed", "errored_samples", "no_attention", "no_features", "no_metrics")
 """Flags that stand behind those of the attacks"""
 
 _ROWS_AT_A_TIME = 32
@@ -307,7 +307,7 @@ class _Joined:
         )
         stalled = (flag.count or 0 for flag in flags if flag.name == "workers_stalled")
         yield from stalled_flags(sum(stalled))
-        after = [flag for flag in others if flag.name in _AFTER_ATTACKS]
+        after = [flag for flag in others if flag.name in _AFTER_ATTACKS] + errored_flags(self.rows)
         yield from sorted(after, key=lambda flag: _AFTER_ATTACKS.index(flag.name))
 
     # --- arrays ----------------------------------------------------------------------------

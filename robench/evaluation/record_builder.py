@@ -15,6 +15,7 @@ from robench.evaluation.adversarial_inputs import ReadInputs
 from robench.evaluation.aims import by_sample
 from robench.evaluation.cascade_state import CascadeState
 from robench.evaluation.environment import describe_environment
+from robench.evaluation.flags import errored_flags
 from robench.evaluation.prepared_model import PreparedModel
 from robench.evaluation.sample_metrics import SampleMetrics, summarise
 from robench.records import (
@@ -138,7 +139,7 @@ class RecordBuilder:
             counts={outcome: outcomes.count(outcome) for outcome in possible},
             stages=attacked.stages if len(attacked.stages) > 1 or self.attack.through else (),
             audit=attacked.audit,
-            flags=(*flags, *prepared.metrics.methods.flags),
+            flags=(*flags, *errored_flags(self.samples), *prepared.metrics.methods.flags),
             metrics=summarise(self.values, self.broken, self.survived),
             attention_method=prepared.metrics.description,
             class_robust_acc=self._by_class(),

@@ -47,6 +47,10 @@ _ANSWERED = {
 logits inside."""
 
 
+ERRORED = "errored_samples"
+"""The test that finds samples without a verdict: they count as not robust, and nobody knows"""
+
+
 @dataclass(frozen=True)
 class Judgement:
     """What follows from diagnoses and trials."""
@@ -60,7 +64,7 @@ def judgement(
 ) -> Judgement:
     """The verdict on a number of ``n`` samples, ``robust`` of which the suite left standing.
 
-    ``unreliable``: some samples are left, a test found masking, and either none of what it asks for could
+    ``unreliable``: samples have no verdict; or some samples are left, a test found masking, and either none of what it asks for could
     be tried, or nothing moved the number though the masking is severe, or tests of two independent kinds
     found some (:data:`_LOOKS_AT`). ``lowered``: the countermeasures broke more than chance makes of a
     sound model (:mod:`robench.statistics.resolution`). ``stands``: neither.
@@ -79,8 +83,10 @@ def judgement(
             f"95 % interval {lost.low:.2f} to {lost.high:.2f}"
             + ("" if moved else ", no more than chance may make of 0.2 points")
         )
-    if finds < robust and unanswered:
-        for item in unanswered:
+    # Of samples without a verdict a number may be too low as well.
+    doubted = unanswered if finds < robust else [i for i in unanswered if i.test == ERRORED]
+    if doubted:
+        for item in doubted:
             asked = ", ".join(item.asks_for)
             missing = f"{asked} could not be tried" if asked else "nothing can be tried against it"
             reasons.append(f"{item.test}: {missing}")

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from robench.records import Diagnosis, Flag, Outcome
 from robench.reporting.contradictions import contradictions
 from robench.results import StoredRecord
+from robench.results.validations import ERRORED
 
 ASKS: dict[str, tuple[str, ...]] = {
     "no_gradients": ("bpda", "distilled", "square-more"),
@@ -69,6 +70,8 @@ def free_diagnoses(records: Sequence[StoredRecord]) -> list[Diagnosis]:
 
 
 def _tells(flag: Flag) -> bool:
+    if flag.name == ERRORED:  # counted from the samples, those that fail unattacked too
+        return False
     return flag.severity == "severe" or (flag.name in ASKS and flag.severity != "note")
 
 
@@ -88,7 +91,7 @@ def _errors(records: Sequence[StoredRecord]) -> Diagnosis:
     worst = max(records, key=lambda stored: stored.record.count(Outcome.ERRORED)).record
     count = worst.count(Outcome.ERRORED)
     return Diagnosis(
-        test="errored_samples",
+        test=ERRORED,
         outcome="masked" if count else "sound",
         evidence=f"{count} of {worst.n} samples errored under {worst.attack.name}",
         value=float(count),

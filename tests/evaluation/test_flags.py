@@ -39,10 +39,12 @@ def samples(masked: int, plain: int, wrong: int, lead: float) -> ArrayDataset:
     return ArrayDataset(inputs, labels, num_classes=CLASSES)
 
 
-def record(data: ArrayDataset, spec: AttackSpec) -> EvaluationRecord:
+def record(
+    data: ArrayDataset, spec: AttackSpec, model: type[nn.Module] = HalfMasked
+) -> EvaluationRecord:
     suite = Suite(name="test", attacks=(spec,))
     return robench.evaluate(
-        HalfMasked(),
+        model(),
         data,
         suite,
         threat_model="Linf-0.1",
@@ -65,6 +67,30 @@ def attack(name: str, kind: str, **params: Any) -> AttackSpec:
 APGD_DLR = attack("apgd-dlr", "apgd", loss="dlr", steps=3, restarts=2)
 FAB_T = attack("fab-t", "fab", steps=2, targets=3)
 SQUARE = attack("square", "square", queries=60)
+
+
+class Fails(HalfMasked):
+    """Raises for gradients where the plain network is masked, and always where all pixels are 1."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        if bool((inputs == 1).flatten(1).all(dim=1).any()):
+            raise ValueError("white")
+        if inputs.requires_grad and bool((inputs[:, 0, 0, 0] > 0.5).any()):
+            raise RuntimeError("not under attack")
+        return super().forward(inputs)
+
+
+def test_samples_that_fail_under_attack_are_counted() -> None:
+    data = samples(masked=2, plain=5, wrong=1, lead=0.3)
+    inputs = data.batch(range(8))
+    inputs[6] = 1
+    data = ArrayDataset(inputs, data.labels, num_classes=CLASSES)
+    seen = flag(record(data, attack("pgd", "pgd", steps=2), Fails), "errored_samples")
+    assert seen is not None
+    assert (seen.count, seen.severity) == (2, "severe")
+    assert "failed under attack on 2 of 8 samples" in seen.evidence
+    assert seen.evidence.endswith("on the first: RuntimeError: not under attack")
+    assert flag(record(data, attack("pgd", "pgd", steps=2)), "errored_samples") is None
 
 
 def test_zero_gradients_are_counted_by_search_and_stage() -> None:

@@ -220,6 +220,33 @@ def test_parts_of_targeted_attacks(problem, tmp_path, rule):
         assert told(whole, key) == told(store, key)
 
 
+class Refuses(WithFeatures):
+    """Fails under gradients where the first pixel is dark."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        if inputs.requires_grad and (at := inputs[:, 0, 0, 0].min()) < 0.5:
+            raise RuntimeError(f"dark: {float(at):.1f}")
+        return super().forward(inputs)
+
+
+def test_parts_of_a_model_that_fails_say_so_as_the_whole_does(tmp_path):
+    given = Problem()
+    given.models = [
+        wrap_module(
+            Refuses(0), num_classes=6, input={"channels": 1}, threat_model=THREAT, name="net-0"
+        )
+    ]
+    asked = {"suite": PGD, "models": (0,)}
+    one = given.run(tmp_path / "one", **asked)
+    parts = [given.run(tmp_path / str(k), Part(k, 2), **asked) for k in (1, 2)]
+    joined = merged(parts, tmp_path / "joined")
+    for key in one.keys():  # noqa: SIM118
+        flags = one.read(key).record.flags
+        assert joined.read(key).record.flags == flags
+        (said,) = [flag for flag in flags if flag.name == "errored_samples"]
+        assert 2 < (said.count or 0) < N
+
+
 def test_every_sample_is_in_one_part(problem):
     ids = problem.data.sample_ids
     parts = [part_rows(ids, Part(index, 7)) for index in range(1, 8)]

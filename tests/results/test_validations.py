@@ -23,7 +23,7 @@ from robench.records import (
 )
 from robench.request import Request
 from robench.results import Store
-from robench.results.validations import Validations, judgement, read_validation
+from robench.results.validations import ERRORED, Validations, judgement, read_validation
 from robench.threat_models import ThreatModel
 
 N = 200
@@ -77,6 +77,14 @@ def test_the_verdict(verdict: str, diagnoses: list[Diagnosis], trials: list[Tria
 def test_a_number_that_is_0_stands_whatever_is_masked():
     for masked in ([SEVERE], [MASKED, JUMPS]):
         assert judgement(masked, [tried("eot")], n=N, robust=0).verdict == "stands"
+
+
+def test_samples_without_a_verdict_make_any_number_unreliable():
+    failed = HOPELESS.model_copy(update={"test": ERRORED})
+    for robust in (0, 1, N):
+        judged = judgement([failed, SEVERE], [tried("eot", robust)], n=N, robust=robust)
+        assert judged.verdict == "unreliable"
+        assert "errored_samples: nothing can be tried against it" in judged.reasons
 
 
 def test_of_a_number_that_came_down_to_0_nothing_is_left_to_doubt():

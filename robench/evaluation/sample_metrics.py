@@ -1,8 +1,9 @@
 """Attention and representation on the very samples that an attack produced."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -10,12 +11,14 @@ from torch import Tensor
 from robench.attention.catalogue import AttentionExtractor
 from robench.attention.masks import downsample_masks
 from robench.datasets import Dataset
-from robench.errors import ModelError, RobenchError, first_line
+from robench.errors import RobenchError, first_line
 from robench.evaluation.adversarial_inputs import ReadInputs
 from robench.metric_catalogue import measure
 from robench.models.wrapper import RobenchModel
 from robench.records import AttentionSpec, Flag, MetricSummary
 from robench.representations.features import penultimate_features
+
+ResultT = TypeVar("ResultT")
 
 Target = Literal["true", "predicted"] | int
 """The class that maps are for: each sample's own, the one predicted for each input, or one class."""
@@ -79,14 +82,14 @@ class SampleMetrics:
                 extractor.prepare(probe)
                 extractor(probe, self.labels[:1].to(self.device))
                 found.extractor = extractor
-            except RobenchError as error:
-                found.flags += (Flag(name="no_attention", severity="note", evidence=str(error)),)
+            except Exception as error:  # A network may raise anything, as one that takes gradients.
+                found.flags += (_note("no_attention", error),)
         try:
             with torch.no_grad():
                 penultimate_features(self.model, probe, layer=spec.feature_layer)
             found.has_features = True
-        except RobenchError as error:
-            found.flags += (Flag(name="no_features", severity="note", evidence=str(error)),)
+        except Exception as error:
+            found.flags += (_note("no_features", error),)
         return found
 
     @property
@@ -109,14 +112,18 @@ class SampleMetrics:
         """
         if len(self.rows) == 0:
             return {}
+        return self._if_it_can(lambda: self._measured(adv_inputs, shown)) or {}
+
+    def _if_it_can(self, look: Callable[[], ResultT]) -> ResultT | None:
+        """What looking at the model gives; None and a flag where it raises, whatever it raises."""
         try:
-            return self._measured(adv_inputs, shown)
-        except (ModelError, RuntimeError) as error:
+            return look()
+        except Exception as error:
             evidence = f"attention and features could not be measured: {first_line(error)}"
             flag = Flag(name="no_metrics", severity="note", evidence=evidence)
             if flag not in self.methods.flags:
                 self.methods.flags += (flag,)
-            return {}
+            return None
 
     def _measured(self, adv_inputs: ReadInputs, shown: Tensor | None) -> dict[str, Tensor]:
         clean, features = self._clean, None
@@ -141,16 +148,22 @@ class SampleMetrics:
     def features(self, adv_inputs: ReadInputs) -> tuple[Tensor, Tensor] | None:
         """Of the clean and of the adversarial inputs (m, C, H, W), (m, D) each on the CPU: what
         metrics that compare samples with each other are made of. None where there are none."""
+        return self._if_it_can(lambda: self._features_of(adv_inputs))
+
+    def _features_of(self, adv_inputs: ReadInputs) -> tuple[Tensor, Tensor] | None:
         clean = None if len(self.rows) == 0 else self._clean.features
+        found = None
         if clean is None:
             return None
-        found = None
         for part in self._parts():
             found = self._filled(found, part, self._features(adv_inputs[part].to(self.device)))
         return None if found is None else (clean, found)
 
     def maps(self, inputs: Tensor, labels: Tensor) -> Tensor | None:
         """Attention maps (n, h, w) on the CPU for inputs (n, C, H, W), None if there are none."""
+        return self._if_it_can(lambda: self._maps_of(inputs, labels))
+
+    def _maps_of(self, inputs: Tensor, labels: Tensor) -> Tensor | None:
         parts = [
             self._look(inputs[part], labels[part])[0]
             for part in torch.split(torch.arange(len(labels)), self.batch_size)
@@ -216,6 +229,12 @@ class SampleMetrics:
                 predicted: Tensor = self.model(inputs).argmax(dim=1)
             return predicted
         return torch.full_like(labels, self.target)
+
+
+def _note(name: str, error: Exception) -> Flag:
+    """Why there is something missing; of an error that is not robench's its kind is said too."""
+    kind = "" if isinstance(error, RobenchError) else f"{type(error).__name__}: "
+    return Flag(name=name, severity="note", evidence=f"{kind}{first_line(error)}")
 
 
 def of_features(

@@ -14,6 +14,7 @@ from metric_values import attention_values
 from PIL import Image
 from torch import Tensor, nn
 
+import robench
 from robench.api import evaluate
 from robench.attention import AttentionExtractor
 from robench.datasets import ArrayDataset, load_dataset
@@ -295,6 +296,39 @@ def test_a_model_that_fails_while_it_is_looked_at_keeps_its_verdicts(pictures: P
     metrics.model.network.available = False
     inputs = data.batch([0, 1])
     assert metrics.values(inputs) == metrics.values(inputs) == {}
+    assert metrics.maps(inputs, data.labels) is metrics.features(inputs) is None
     (flag,) = metrics.methods.flags
     assert flag.name == "no_metrics"
     assert "temporarily unavailable" in flag.evidence
+
+
+class AntiAdversary(Brightness):
+    """Moves its inputs along their own gradient before it looks at them."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        with torch.enable_grad():
+            moved = inputs.detach().clone().requires_grad_()
+            (slope,) = torch.autograd.grad(super().forward(moved).amax(dim=1).sum(), moved)
+        return super().forward((inputs + 0.01 * slope.sign()).clamp(0, 1))
+
+
+class Shy(Brightness):
+    """Raises what only its own code knows where a layer is looked at."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        assert not self.look._forward_hooks
+        return super().forward(inputs)
+
+
+@pytest.mark.parametrize(
+    ("network", "reason"),
+    [(AntiAdversary, "RuntimeError: The differentiated Tensor"), (Shy, "AssertionError")],
+)
+def test_a_network_that_allows_no_look_keeps_its_record(
+    pictures: Path, tmp_path: Path, network: type[nn.Module], reason: str
+) -> None:
+    options = {"threat_model": "Linf-0.01", "device": "cpu", "precision": "fp32", "workers": 1}
+    (stored,) = robench.evaluate(network(), pictures, SHORT, results=tmp_path / "out", **options)
+    (flag,) = [flag for flag in stored.record.flags if flag.name == "no_attention"]
+    assert flag.evidence.startswith(reason)
+    assert set(stored.table["outcome"]) == {"survived"}

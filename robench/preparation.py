@@ -21,7 +21,7 @@ from robench.attacks.suites.variants import combined, with_settings
 from robench.attention.catalogue import AttentionExtractor
 from robench.datasets import Dataset
 from robench.devices import device_of, resolve_devices, single_precision
-from robench.errors import CardError, ModelError, UsageError, first_line
+from robench.errors import CardError, ModelError, RobenchError, UsageError, first_line
 from robench.evaluation.distribution import Distribution
 from robench.evaluation.parts import check_divisible
 from robench.evaluation.plan import ModelPlan
@@ -260,15 +260,15 @@ def _try_out(model: RobenchModel, dataset: Dataset) -> None:
     try:
         with torch.no_grad(), precision_named(model):
             logits = model(inputs)
-    except ModelError:
+    except RobenchError:
         raise
-    except (RuntimeError, ValueError, TypeError) as error:
+    except Exception as error:  # A network may raise anything.
         # One that fails on some samples can be evaluated: those count as errored.
         if len(inputs) > 1 and _takes(model, inputs[-1:]):
             return
         raise ModelError(
             f"the model does not take {dataset.name}'s inputs {tuple(inputs.shape)}: "
-            f"{first_line(error)}",
+            f"{type(error).__name__}: {first_line(error)}",
             where=model.summary.id,
             hint="Check the data set, its size and channels, and the card's forward arguments",
         ) from error
@@ -290,7 +290,7 @@ def _takes(model: RobenchModel, inputs: Tensor) -> bool:
     try:
         with torch.no_grad():
             model(inputs)
-    except (ModelError, RuntimeError, ValueError, TypeError):
+    except Exception:  # A network may raise anything.
         return False
     return True
 

@@ -201,6 +201,27 @@ class Broken(nn.Module):
         return inputs.flatten(1)[:, :10] / 0 * 0
 
 
+class Misspelt(nn.Module):
+    """A module with a slip in its code."""
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return self.flaten(inputs)
+
+
+class Asserts(nn.Module):
+    """A module that asserts, without a word."""
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        raise AssertionError
+
+
+class Waves(nn.Module):
+    """A module of complex numbers."""
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return torch.fft.fft(inputs.flatten(1))[:, :10]
+
+
 def linear(features: int) -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.Linear(features, 10))
 
@@ -210,6 +231,9 @@ def linear(features: int) -> nn.Module:
     [
         (linear(65), ModelError, r"does not take digits's inputs \(8, 1, 8, 8\)"),
         (Broken(), ModelError, "no logit of a clean sample is finite"),
+        (Misspelt(), ModelError, "model: .*AttributeError: .* no attribute 'flaten'"),
+        (Asserts(), ModelError, "model: .*AssertionError"),
+        (Waves(), ModelError, r"model: .* complex numbers \(torch.complex64\)"),
         (
             wrap_module(linear(64), num_classes=3, input={"channels": 1}),
             UsageError,

@@ -173,7 +173,7 @@ class RobenchModel(nn.Module):
 
         Raises:
             ModelError: what the network returns has no logits at the card's path, or of another
-                shape.
+                shape, or complex ones.
         """
         return self._logits_in(self._call(inputs, self._arguments), self._path, len(inputs))
 
@@ -220,6 +220,12 @@ class RobenchModel(nn.Module):
                 where=self.summary.id,
                 hint="Check num_classes, and forward.output in the card, forward={'output': …} in "
                 "Python or --forward output=…",
+            )
+        if logits.is_complex():
+            raise ModelError(
+                f"the network returns complex numbers ({logits.dtype}) where logits should be",
+                where=self.summary.id,
+                hint="Return real ones, such as their .real or .abs()",
             )
         return logits
 

@@ -131,6 +131,7 @@ def test_logits_are_found_at_their_path(shape: Any, path: tuple[int | str, ...])
         (lambda m: m[:, :2], (), r"expected logits of shape \(2, 3\), got \(2, 2\)"),
         (lambda m: m[0], (), r"got \(3,\)"),
         (lambda m: None, (), "a NoneType where logits"),
+        (lambda m: torch.complex(m, m), (), r"complex numbers \(torch.complex64\)"),
     ],
 )
 def test_wrong_outputs_are_named(shape: Any, path: Any, words: str) -> None:

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from robench.datasets.base import SPLIT_NAMES, Dataset
-from robench.datasets.labels import class_labels, listed_names
+from robench.datasets.labels import class_labels, listed_names, names_by_label
 from robench.datasets.pixels import (
     array_tensor,
     channels_first,
@@ -51,7 +51,8 @@ class ArrayDataset(Dataset):
         labels: as :func:`robench.datasets.labels.class_labels` takes them.
         name, split: as it reads in records.
         num_classes: number of classes; None: from ``class_names``, else the largest label + 1.
-        class_names: one a class; default ``"0"``, ``"1"``, …
+        class_names: one a class, in the order of the labels or as ``{name: index}``; default ``"0"``,
+            ``"1"``, …
         sample_ids: one a sample; default ``name/000000``, …
         masks: bool (N, H, W) where the objects are, if known.
         white: the value of the inputs that becomes 1.0; None: by their type.
@@ -93,6 +94,8 @@ class ArrayDataset(Dataset):
             self.dark = stored.is_floating_point and highest > 0 and is_dark(highest)
             if not self.dark:
                 check_brightness(highest, where, white_of_type(stored))
+        if class_names is not None:
+            class_names = names_by_label(class_names, where)
         if None not in (class_names, num_classes) and num_classes != len(class_names or ()):
             raise DataError(
                 f"{len(class_names or ())} class names for {num_classes} classes", where=where
@@ -206,7 +209,9 @@ def from_content(
     if inputs.ndim == 3:
         inputs = inputs.unsqueeze(1)
     names = content.get("class_names") if class_names is None else class_names
-    names = listed_names(names) if isinstance(names, str) else names
+    # A file's texts are arrays of texts or of bytes.
+    if names is not None and not isinstance(names, (list, tuple, np.ndarray, Tensor)):
+        names = listed_names(names)
     ids, masks = content.get("ids"), content.get("masks")
     return ArrayDataset(
         channels_first(inputs) if inputs.ndim == 4 else inputs,

@@ -75,7 +75,7 @@ class HuggingFaceDataset(ImageByImage):
         self._preparation = preprocessing or Preprocessing()
         self._element = _element(features[images])
         self._where = where
-        given = class_names or getattr(features[labels], "names", None)
+        given = class_names if class_names is not None else getattr(features[labels], "names", None)
         values, names = _labels(rows[labels], given, num_classes, where)
         super().__init__(
             name=name,

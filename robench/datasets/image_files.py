@@ -118,8 +118,8 @@ class FolderDataset(ImageFiles):
 
     Args:
         root: the folder whose subfolders are the classes.
-        class_names: all classes in label order, one without a folder has no samples; default: the
-            subfolders, by value where all are whole numbers, else by code point.
+        class_names: all classes in label order or as ``{name: index}``, one without a folder has no
+            samples; default: the subfolders, by value where all are whole numbers, else by code point.
         num_classes: the subfolders are called 0, 1, … and some of so many are not there.
         apart: a place that is no class, such as that of the masks.
         name, split, preprocessing, masks, id_prefix: as for :class:`ImageFiles`.
@@ -145,6 +145,8 @@ class FolderDataset(ImageFiles):
         if not os.path.isdir(root):
             raise DataError("the folder does not exist", where=root)
         folders = subfolders(root, apart)
+        if class_names is not None:
+            class_names = listed_names(class_names)
         classes = _classes(root, in_order(folders), class_names, num_classes)
         files: list[tuple[str, int]] = []
         empty: list[Path] = []

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -32,24 +33,68 @@ def in_order(names: Iterable[str]) -> list[str]:
     return sorted(listed)
 
 
-def listed_names(given: str | Sequence[Any]) -> list[str]:
-    """Names of classes, also from one text: with commas between, or a list in JSON.
+def listed_names(given: Any) -> list[str]:
+    """Names of classes as :func:`names_by_label` takes them, each once.
 
     Raises:
         UsageError: no such list, or a name twice.
     """
-    names: Any = given
+    found = names_by_label(given)
+    if len(set(found)) != len(found):
+        raise UsageError(f"a class is named twice among {', '.join(found)[:200]}")
+    return found
+
+
+def names_by_label(given: Any, where: object = None) -> list[str]:
+    """Names of classes in label order, whatever says them.
+
+    Args:
+        given: any iterable of names in that order; one text, with commas between or a list in JSON;
+            or a mapping, ``{name: index}`` or ``{index: name}``, whose indices are the labels.
+        where: for errors.
+
+    Raises:
+        UsageError: no such thing; a set, which has no order; indices that are not 0 to K - 1.
+    """
+    if isinstance(given, Mapping):
+        return _by_index(given, where)
+    if isinstance(given, (set, frozenset)):
+        raise UsageError(
+            "names of classes are a set, which has no order",
+            where=where,
+            hint="Give a list in label order, or {name: index}",
+        )
     if isinstance(given, str):
-        names = given.split(",")
+        names: Any = given.split(",")
         if given.lstrip().startswith("["):
             try:
                 names = json.loads(given)
             except (ValueError, RecursionError) as error:
-                raise UsageError(f"{given!r} is no list of names: {error}") from error
-    found = [str(name).strip() if isinstance(given, str) else str(name) for name in names]
-    if len(set(found)) != len(found):
-        raise UsageError(f"a class is named twice among {', '.join(found)[:200]}")
-    return found
+                raise UsageError(f"{given!r} is no list of names: {error}", where=where) from error
+        return [str(name).strip() for name in names]
+    try:
+        return [str(name) for name in given]
+    except TypeError as error:
+        raise UsageError(f"{type(given).__name__} is no list of names", where=where) from error
+
+
+def _by_index(given: Mapping[Any, Any], where: object) -> list[str]:
+    pairs = list(given.items())
+    if not all(_is_whole(index) for _, index in pairs):
+        pairs = [(name, index) for index, name in pairs]
+    indices = [int(index) if _is_whole(index) else None for _, index in pairs]
+    if set(indices) != set(range(len(pairs))):
+        raise UsageError(
+            "the indices of names of classes are not 0 to "
+            f"{len(pairs) - 1}, each once: {', '.join(map(str, indices))[:100]}",
+            where=where,
+            hint="Give {name: index}, or a list of all names in label order as class_names",
+        )
+    return [str(name) for _, name in sorted((int(index), name) for name, index in pairs)]
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def numbered_classes(labels: Tensor, num_classes: int | None, where: object = None) -> list[str]:
@@ -78,8 +123,7 @@ def check_class_count(num_classes: Any, where: object = None) -> None:
     Raises:
         UsageError: it is no whole number, below 1 or above :data:`MOST_CLASSES`.
     """
-    whole = isinstance(num_classes, int) and not isinstance(num_classes, bool)
-    if not whole or not 1 <= num_classes <= MOST_CLASSES:
+    if not _is_whole(num_classes) or not 1 <= num_classes <= MOST_CLASSES:
         raise UsageError(
             f"num_classes is {num_classes!r:.50}, no whole number from 1 to {MOST_CLASSES}",
             where=where,
@@ -90,7 +134,7 @@ def class_labels(
     values: Any,
     *,
     where: object,
-    class_names: Sequence[str] | None = None,
+    class_names: Any = None,
     num_classes: int | None = None,
 ) -> tuple[Tensor, list[str]]:
     """Labels in any form → indices, int64 (N,), and the name of each class.
@@ -98,13 +142,16 @@ def class_labels(
     Args:
         values: a tensor, array or list: integers or bool (N,) or (N, 1); one-hot (N, K); or names.
         where: for errors.
-        class_names: one a class; None: the names among the values, in order, or the numbers.
+        class_names: one a class, as :func:`names_by_label` takes them; None: the names among the
+            values, in order, or the numbers.
         num_classes: where there are no names; None: the width of one-hot labels, or the largest
             label + 1.
 
     Raises:
         DataError: these are no labels.
+        UsageError: no names of classes.
     """
+    names = None if class_names is None else names_by_label(class_names, where)
     if isinstance(values, Tensor):
         kind = str(values.dtype)
         values = plain_tensor(values, "labels", where)
@@ -127,13 +174,13 @@ def class_labels(
         raise DataError("some labels are not known: None", where=where)
     named = array.dtype == object and array.size and all(isinstance(v, str) for v in array.flat)
     if array.dtype.kind == "U" or named:
-        return _named(array, where, class_names)
+        return _named(array, where, names)
     if array.ndim == 2 and array.shape[1] == 1:
         array = array[:, 0]
     elif array.ndim == 2:
-        if class_names is not None and len(class_names) != array.shape[1]:
+        if names is not None and len(names) != array.shape[1]:
             raise DataError(
-                f"one-hot labels of {array.shape[1]} classes, and {len(class_names)} class names",
+                f"one-hot labels of {array.shape[1]} classes, and {len(names)} class names",
                 where=where,
             )
         num_classes = array.shape[1] if num_classes is None else num_classes
@@ -147,16 +194,16 @@ def class_labels(
     if array.dtype == np.uint64 and array.size and int(array.max()) > MOST_CLASSES:
         raise DataError(f"a label is {int(array.max())}", where=where)
     labels = torch.from_numpy(np.ascontiguousarray(array, dtype=np.int64).copy())
-    if class_names is not None:
-        return labels, [str(name) for name in class_names]
+    if names is not None:
+        return labels, names
     return labels, numbered_classes(labels, num_classes, where)
 
 
 def _named(
-    array: np.ndarray[Any, Any], where: object, class_names: Sequence[str] | None
+    array: np.ndarray[Any, Any], where: object, class_names: list[str] | None
 ) -> tuple[Tensor, list[str]]:
     values = [str(value) for value in array.reshape(-1)]
-    names = in_order(set(values)) if class_names is None else [str(name) for name in class_names]
+    names = in_order(set(values)) if class_names is None else class_names
     position = {name: label for label, name in enumerate(names)}
     strange = sorted(set(values) - position.keys())
     if strange:

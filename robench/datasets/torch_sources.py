@@ -27,10 +27,10 @@ from torch.utils.data import (
 from robench.datasets.arrays import ArrayDataset, from_content
 from robench.datasets.base import Dataset, ImageByImage
 from robench.datasets.hugging_face import HuggingFaceDataset
-from robench.datasets.labels import class_labels
+from robench.datasets.labels import class_labels, names_by_label
 from robench.datasets.pixels import check_brightness, plain_tensor
 from robench.datasets.preprocessing import Preprocessing, to_pixels
-from robench.datasets.torch_wrappers import names_of_classes, refuse_repeated
+from robench.datasets.torch_wrappers import names_of_classes, refuse_repeated, stated_names
 from robench.errors import DataError, UsageError, data_errors
 
 _FEW = 10_000
@@ -45,8 +45,8 @@ class TorchDataset(ImageByImage):
             tensor (C, H, W), an array (H, W, C), or a PIL image.
         chosen: the indices that are samples; None: all.
         white: the value that becomes 1.0; None: by the images' type.
-        num_classes, class_names: None: by ``source.classes``, if these are the labels' names, or
-            the labels.
+        num_classes, class_names: None: by ``source.classes`` or ``source.class_to_idx``, if these are
+            the labels' names, or the labels.
 
     Raises:
         DataError: empty; its items are not (image in [0, 1], label), or two are one sample.
@@ -80,7 +80,7 @@ class TorchDataset(ImageByImage):
             self._raw = [known[i] for i in self._indices]
         for index in range(len(self._indices) if known is None else 0):
             self._raw.append(self._item(index)[1])
-        if class_names is None and num_classes is None:
+        if class_names is None and (num_classes is None or _has_text(self._raw)):
             class_names = names_of_classes(source, self._indices, self._raw)
         labels, names = class_labels(
             self._raw, where=self._where, class_names=class_names, num_classes=num_classes
@@ -146,6 +146,8 @@ def from_torch(
         UsageError: no data set; a loader that draws samples more than once, or others each time.
     """
     with data_errors(name or type(source).__name__):
+        if class_names is not None:
+            class_names = names_by_label(class_names, "class_names")
         return _from_torch(source, name, split, num_classes, class_names, white)
 
 
@@ -232,6 +234,10 @@ def _pair(item: Any, where: object) -> tuple[Any, Any]:
         plain = plain_tensor(label, "the label", where)
         label = (plain.float() if plain.is_floating_point() else plain).numpy()
     return item[0], label
+
+
+def _has_text(labels: Sequence[Any]) -> bool:
+    return any(isinstance(label, str) for label in labels)
 
 
 def _checksum(pixels: Tensor) -> int:
@@ -333,6 +339,8 @@ def _materialised(
     shapes = {tuple(image.shape) for image in images}
     if len(shapes) > 1:
         raise DataError(f"images have the shapes {sorted(shapes)[:3]}", where=where)
+    if class_names is None and _has_text(labels):
+        class_names = stated_names(source.dataset if isinstance(source, DataLoader) else source)
     if white is None:
         check_brightness(max(float(image.max()) for image in images), where)
     return ArrayDataset(

@@ -26,7 +26,7 @@ LABELS = torch.tensor([0, 1, 2, 0, 1])
 def samples() -> ArrayDataset:
     """Five samples of three classes."""
     return ArrayDataset(
-        torch.full((N, *SHAPE), 0.5), LABELS, class_names="abc", sample_ids=list("pqrst")
+        torch.full((N, *SHAPE), 0.5), LABELS, class_names="a,b,c", sample_ids=list("pqrst")
     )
 
 

@@ -455,3 +455,66 @@ def test_equal_samples_and_what_is_made_of_one_are_samples_of_their_own() -> Non
     assert len(from_torch(ConcatDataset([HALF, Subset(DATA, range(20, 40))]))) == 40
     assert len(from_torch(Doubled(DATA, [5, 5, 1]))) == 3
     assert len(from_torch(TensorDataset(INPUTS[[5, 5, 1]], LABELS[[5, 5, 1]]))) == 3
+
+
+class Called:
+    """Samples whose labels are texts: z, m, a, z, … with the indices 0, 1, 2."""
+
+    def __init__(self, numbers: bool = False, **said: Any) -> None:
+        self.__dict__ |= said
+        self.numbers = numbers
+
+    def __len__(self) -> int:
+        return 6
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, Any]:
+        if index >= 6:
+            raise IndexError
+        return INPUTS[index], index % 3 if self.numbers else "zma"[index % 3]
+
+
+PLACES = {"a": 2, "m": 1, "z": 0}
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        Called(classes=PLACES),
+        Called(classes={2: "a", 0: "z", 1: "m"}),
+        Called(class_to_idx=PLACES),
+        Called(classes=["a", "m", "z"], class_to_idx=PLACES),
+        Called(classes=["z", "m", "a"], class_to_idx={"z": 0, "m": 1, "a": 2, "zed": 0}),
+        Called(classes=[*"amz"], class_to_idx=PLACES, numbers=True),
+        Subset(Called(classes=PLACES), range(6)),
+        ConcatDataset([Subset(Called(classes=PLACES), [i]) for i in range(6)]),
+        DataLoader(Called(classes=PLACES), 4, collate_fn=lambda items: default_collate(items)),
+    ],
+)
+def test_indices_of_classes_count_and_not_the_order_of_writing(source: Any) -> None:
+    found = from_torch(source)
+    assert found.labels.tolist() == [0, 1, 2, 0, 1, 2]
+    assert found.class_names == ("z", "m", "a")
+    assert from_torch(source, num_classes=np.int64(3)).labels.tolist() == found.labels.tolist()
+
+
+@pytest.mark.parametrize("given", [PLACES, ["z", "m", "a"], (c for c in "zma"), "z,m,a"])
+def test_names_of_classes_that_are_given_in_any_form(given: Any) -> None:
+    found = from_torch(Called(), class_names=given)
+    assert (found.labels.tolist(), found.class_names) == ([0, 1, 2, 0, 1, 2], ("z", "m", "a"))
+    pair = from_torch((INPUTS[:3], ["z", "m", "a"]), class_names=PLACES)
+    assert pair.labels.tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        (Called(classes={"a": 1, "m": 2, "z": 3}), "not 0 to 2, each once: 1, 2, 3"),
+        (Called(class_to_idx={"a": 0, "m": 0, "z": 1}), "not 0 to 2, each once: 0, 0, 1"),
+        (Called(classes={"a": "first", "m": "second", "z": "third"}), "not 0 to 2"),
+        (Called(classes={"a", "m", "z"}), "a set, which has no order"),
+        (ConcatDataset([Called(classes=["a", "m", "z"]), Called(classes=PLACES)]), "parts"),
+    ],
+)
+def test_names_of_classes_without_an_order_are_refused(source: Any, words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        from_torch(source)

@@ -1,4 +1,4 @@
-"""Weights files → tensors, without executing anything that a file carries; or, trusted, a program.
+"""Weights files → tensors, without executing anything that a file carries.
 
 The hash is compared before any parser sees the file. Then ``safetensors``, or
 ``torch.load(weights_only=True)``, which rebuilds tensors and containers and nothing else.
@@ -7,13 +7,11 @@ The hash is compared before any parser sees the file. Then ``safetensors``, or
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import pickle
 import warnings
 import zipfile
 from collections import OrderedDict
-from collections.abc import Callable
 from enum import StrEnum
 from io import BufferedReader
 from pathlib import Path
@@ -21,7 +19,7 @@ from typing import Any, Final
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from robench.errors import (
     CheckpointError,
@@ -29,7 +27,8 @@ from robench.errors import (
     UnsafeCheckpointError,
     one_line,
 )
-from robench.models.pickle_scan import scan_pickles
+from robench.models.pickle_scan import PickleScan, scan_pickles
+from robench.models.shards import joined, parse_index
 
 _CHUNK: Final = 2**20
 _MAX_EXPANSION: Final = 20
@@ -59,7 +58,7 @@ class CheckpointFormat(StrEnum):
     """Layouts that robench tells apart by content, never by a file's name."""
 
     SAFETENSORS = "safetensors"
-    SHARDS = "safetensors shards"
+    SHARDS = "index of shards"
     TORCH_ZIP = "torch"
     TORCH_LEGACY = "torch, legacy layout"
     TORCHSCRIPT = "TorchScript"
@@ -74,7 +73,7 @@ class CheckpointFormat(StrEnum):
 def checkpoint_sha256(path: Path) -> str:
     """SHA-256 of a checkpoint, read in pieces.
 
-    For a safetensors shard index it covers the index and, by name, every shard.
+    For an index of shards it covers the index and, by name, every shard.
 
     Raises:
         CheckpointError: the file cannot be read.
@@ -137,7 +136,7 @@ def read_checkpoint(path: str | os.PathLike[str], *, trust_pickle: bool = False)
     """What a weights file holds: usually a dict of tensors, maybe nested, on the CPU.
 
     Args:
-        path: the file, or the ``*.index.json`` of safetensors shards.
+        path: the file, or the ``*.index.json`` of shards, of safetensors or of torch.
         trust_pickle: execute the code that a pickle carries. Only for files whose maker you trust
             as much as a program you run.
 
@@ -150,8 +149,10 @@ def read_checkpoint(path: str | os.PathLike[str], *, trust_pickle: bool = False)
     if layout is CheckpointFormat.SAFETENSORS:
         return _read_safetensors(path)
     if layout is CheckpointFormat.SHARDS:
-        shards = [_read_safetensors(path.parent / name) for name in shard_names(path)]
-        return {name: tensor for shard in shards for name, tensor in shard.items()}
+        places = _places(path)
+        files = sorted(set(places.values()))
+        shards = {name: _read_shard(path.parent / name, trust_pickle) for name in files}
+        return joined(places, shards, path)
     if layout.is_program:
         raise UnsafeCheckpointError(
             f"is a {layout} file: a program, not only weights",
@@ -215,30 +216,31 @@ def _zip_format(path: Path) -> CheckpointFormat:
 
 
 def shard_names(path: Path) -> list[str]:
-    """The files that an index of safetensors shards names, which lie beside it.
+    """The files that an index of shards names, which lie beside it.
 
     Raises:
         CheckpointError: it cannot be read, is no such index, or names files elsewhere.
     """
-    try:
-        with _open(path) as stream:
-            index = json.loads(stream.read(256 * _CHUNK))
-        names = sorted(set(index["weight_map"].values()))
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise CheckpointError("is JSON, but no index of safetensors shards", where=path) from error
-    for name in names:
-        # A shard lies beside its index: no folders, no way out.
-        if not isinstance(name, str) or Path(name).name != name or name in ("", ".", ".."):
-            raise CheckpointError(f"names the shard {name!r}, outside its folder", where=path)
-    return names
+    return sorted(set(_places(path).values()))
+
+
+def _places(path: Path) -> dict[str, str]:
+    with _open(path) as stream:
+        return parse_index(stream.read(256 * _CHUNK), path)
+
+
+def _read_shard(path: Path, trust_pickle: bool) -> Any:
+    if not path.is_file():
+        raise CheckpointError("the shard is missing", where=path)
+    if detect_format(path) is CheckpointFormat.SHARDS:
+        raise CheckpointError("is an index, where a shard should be", where=path)
+    return read_checkpoint(path, trust_pickle=trust_pickle)
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
     # Imported here: only such files need it.
     from safetensors.torch import load_file
 
-    if not path.is_file():
-        raise CheckpointError("the shard is missing", where=path)
     try:
         tensors: dict[str, Tensor] = load_file(path)
     except Exception as error:  # A damaged file makes the parser raise almost anything.
@@ -281,10 +283,10 @@ def _read_pickle(path: Path, trust_pickle: bool) -> Any:
         except MemoryError as error:
             raise CheckpointError("asks for more memory than there is", where=path) from error
         except Exception as error:  # A damaged file makes the parser raise almost anything.
-            if trust_pickle or not isinstance(error, pickle.UnpicklingError):
-                raise _corrupt(path, error) from error
             refused = error
         scan = scan_pickles(stream)
+        if trust_pickle or not isinstance(refused, pickle.UnpicklingError):
+            raise _unread(path, refused, scan) from refused
         if scan.code:
             shown = ", ".join(scan.imported[:3]) + (", …" if len(scan.imported) > 3 else "")
             raise UnsafeCheckpointError(
@@ -295,8 +297,8 @@ def _read_pickle(path: Path, trust_pickle: bool) -> Any:
         try:
             return _parse_with_stand_ins(stream, scan.beside)
         except Exception as error:
-            if not scan.whole:
-                raise _corrupt(path, error) from error
+            if scan.plain or not scan.whole:
+                raise _unread(path, error, scan) from error
             raise CheckpointError(
                 f"holds more than weights, in a form that cannot be read safely: {_reason(error)}",
                 where=path,
@@ -326,6 +328,17 @@ def _parse(stream: BufferedReader, known: list[Any], trust_pickle: bool) -> Any:
         return torch.load(stream, map_location="cpu", weights_only=not trust_pickle)
 
 
+def _unread(path: Path, error: BaseException, scan: PickleScan) -> CheckpointError:
+    if not scan.plain:
+        return _corrupt(path, error)
+    return CheckpointError(
+        "is a pickle that torch.save did not write",
+        where=path,
+        hint="Save a dict of tensors by torch.save or as safetensors; torch.from_numpy makes "
+        "tensors of NumPy's arrays",
+    )
+
+
 def _corrupt(path: Path, error: BaseException) -> CheckpointError:
     return CheckpointError(
         f"is truncated, corrupt or no checkpoint ({_reason(error)})",
@@ -337,54 +350,3 @@ def _corrupt(path: Path, error: BaseException) -> CheckpointError:
 def _reason(error: BaseException) -> str:
     # torch appends paragraphs of advice about disabling its check; ours is in the hint.
     return one_line(error).partition(" (1) ")[0]
-
-
-class _Exported(nn.Module):
-    """An exported graph, whose mode was fixed at export: it refuses ``train`` and ``eval``."""
-
-    def __init__(self, graph: nn.Module) -> None:
-        super().__init__()
-        self.graph = graph
-
-    def train(self, mode: bool = True) -> _Exported:
-        self.training = mode
-        return self
-
-    def forward(self, *inputs: Tensor, **arguments: Any) -> Any:
-        return self.graph(*inputs, **arguments)
-
-
-def load_program(path: Path, *, trust_pickle: bool = False) -> nn.Module:
-    """Load a TorchScript or ``torch.export`` file on the CPU.
-
-    Such a file is a program. It can call any of torch's operators, those that write files
-    among them, so it loads only on the user's word. Export with a dynamic batch dimension:
-    evaluation uses batches of several sizes.
-
-    Raises:
-        UnsafeCheckpointError: ``trust_pickle`` is not set.
-        CheckpointError: the file is damaged, or is no program.
-    """
-    layout = detect_format(path)
-    if not layout.is_program:
-        raise CheckpointError(
-            f"is a {layout} file: weights without a network",
-            where=path,
-            hint="Name the architecture",
-        )
-    if not trust_pickle:
-        raise UnsafeCheckpointError(
-            f"is a {layout} file: a program that would run",
-            where=path,
-            hint="Say --trust-pickle if you trust its maker",
-        )
-    try:
-        with warnings.catch_warnings():
-            # torch deprecates TorchScript, but the files are there.
-            warnings.simplefilter("ignore")
-            if layout is CheckpointFormat.TORCHSCRIPT:
-                load: Callable[..., nn.Module] = torch.jit.load
-                return load(path, map_location="cpu")
-            return _Exported(torch.export.load(path).module())
-    except Exception as error:  # Damaged files make both loaders raise almost anything.
-        raise CheckpointError(f"cannot be loaded: {one_line(error)}", where=path) from error

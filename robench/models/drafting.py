@@ -19,7 +19,7 @@ from robench.models.checkpoints import (
     detect_format,
     read_checkpoint,
 )
-from robench.models.state_dicts import WRAPPER_PREFIXES, inner_name, is_counter
+from robench.models.state_dicts import WRAPPER_PREFIXES, inner_name, is_counter, with_names
 from robench.records import (
     PROGRAM,
     ArchitectureSpec,
@@ -57,6 +57,8 @@ def _state_dicts(
 ) -> Iterator[tuple[str, Mapping[str, Tensor]]]:
     if isinstance(value, nn.Module):
         value = value.state_dict()
+    if not key:
+        value = with_names(value)
     if not isinstance(value, Mapping) or not value:
         return
     if all(isinstance(k, str) and isinstance(v, Tensor) for k, v in value.items()):
@@ -103,10 +105,13 @@ def matching_prefix(network: nn.Module, names: Mapping[str, object]) -> str | No
             if all(name.startswith(prefix) for name in names):
                 return prefix
     first = fitting[0] if fitting else None
+    if first and all(name in names for name in wanted if not is_counter(name)):
+        fitting.append("")  # plain names, beside those with a prefix
+        wanted = {name for name in wanted if name in names}
     for other in fitting[1:]:
         if any(not _equal(names, f"{first}{name}", f"{other}{name}") for name in wanted):
             raise CheckpointError(
-                f"holds the network several times, under {' and '.join(map(repr, fitting))}",
+                f"holds the network several times, under {' and '.join(repr(p) if p else 'no prefix' for p in fitting)}",
                 hint="Name one: --weights strip_prefix=…; prefix= in Python; weights.strip_prefix in a "
                 "card",
             )
@@ -208,7 +213,8 @@ def _state_dicts_at(
     """The state dict at ``key``; of None all, at least one."""
     found = find_state_dicts(content)
     if not found:
-        parts = content if isinstance(content, Mapping) else {"the file": content}
+        parts = with_names(content)
+        parts = parts if isinstance(parts, Mapping) else {"the file": content}
         held = ", ".join(f"{name}: {_describe(part)}" for name, part in list(parts.items())[:8])
         raise CheckpointError(
             "holds no state dict" + (f", only {held}" if held else ""), where=path

@@ -22,10 +22,11 @@ from robench.models.architectures.build import (
 )
 from robench.models.cards import CARD_NAME
 from robench.models.catalogue import SOURCES
-from robench.models.checkpoints import load_program, read_checkpoint, verify_sha256
+from robench.models.checkpoints import read_checkpoint, verify_sha256
 from robench.models.code_identity import code_identity
 from robench.models.drafting import draft_card, further_weights
 from robench.models.library_code import is_of_library
+from robench.models.programs import load_program
 from robench.models.state_dicts import extract_state_dict, fit_names, load_strictly
 from robench.models.touched import Touched
 from robench.models.weights_files import locate_weights
@@ -109,7 +110,7 @@ def load_model(
         network = build_architecture(card.architecture, card.num_classes, card.input.channels)
         state = extract_state_dict(content, card.weights.key, where=weights)
         state, left_out = fit_names(state, card.weights.strip_prefix, network, where=weights)
-        load_strictly(network, state, where=weights)
+        load_strictly(network, state, where=weights, prefix=card.weights.strip_prefix)
         remarks += _left_out(card, left_out, further_weights(network, content, card.weights.key))
         identity = code_identity(network.eval())
         if (builder := foreign_builder(card.architecture)) is not None:

@@ -55,10 +55,12 @@ class PickleScan:
     Attributes:
         names: ``module.attribute``, in order, each once.
         whole: every pickle came to its end.
+        plain: the file is one pickle and nothing else, as ``pickle.dump`` writes it.
     """
 
     names: tuple[str, ...]
     whole: bool
+    plain: bool
 
     @property
     def imported(self) -> list[str]:
@@ -90,13 +92,15 @@ def scan_pickles(stream: BinaryIO) -> PickleScan:
     would be imported all the same.
     """
     names: dict[str, None] = {}
-    ends = []
+    ends: list[bool] = []
+    plain = False
     for data, expected in _pickles(stream):
         ends += [_add_names(data, names)]
+        plain = expected > 1 and ends == [True] and data.tell() == data.getbuffer().nbytes
         while ends[-1] and expected > 1:
             expected -= 1
             ends += [_add_names(data, names)]
-    return PickleScan(tuple(names), bool(ends) and all(ends))
+    return PickleScan(tuple(names), bool(ends) and all(ends), plain)
 
 
 def _pickles(stream: BinaryIO) -> Iterator[tuple[io.BytesIO, int]]:

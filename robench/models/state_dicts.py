@@ -30,7 +30,7 @@ def extract_state_dict(content: Any, key: str | None, *, where: object) -> dict[
     Raises:
         CheckpointError: nothing is there, or something else than named tensors.
     """
-    value, rest = content, key or ""
+    value, rest = with_names(content), key or ""
     while rest:
         if not isinstance(value, Mapping):
             raise CheckpointError(f"nothing at key {key!r}", where=where)
@@ -56,6 +56,14 @@ def extract_state_dict(content: Any, key: str | None, *, where: object) -> dict[
     else:
         return {str(name): tensor for name, tensor in value.items()}
     raise CheckpointError(problem, where=where, hint="Name the state dict's place with weights.key")
+
+
+def with_names(content: Any) -> Any:
+    """Of a list or tuple that a file holds a dictionary by place: ``(state_dict, acc)`` has the key
+    ``"0"``; all else as it is."""
+    if isinstance(content, (list, tuple)):
+        return {str(place): item for place, item in enumerate(content)}
+    return content
 
 
 def _leads(key: object, path: str) -> bool:
@@ -107,12 +115,14 @@ def is_counter(name: str) -> bool:
     return name.endswith("num_batches_tracked")
 
 
-def load_strictly(network: nn.Module, state: Mapping[str, Tensor], *, where: object) -> None:
+def load_strictly(
+    network: nn.Module, state: Mapping[str, Tensor], *, where: object, prefix: str = ""
+) -> None:
     """Copy ``state`` into ``network``; names and shapes must agree exactly.
 
     Half-precision weights are converted to the network's dtype. A missing
     ``num_batches_tracked``, which files from before 2018 lack, is no difference: evaluation
-    does not read it.
+    does not read it. ``prefix`` is what has been taken off the names; hints begin with it.
 
     Raises:
         KeyMismatchError: names missing or unexpected (both lists), shapes or kinds that differ.
@@ -128,7 +138,7 @@ def load_strictly(network: nn.Module, state: Mapping[str, Tensor], *, where: obj
         raise KeyMismatchError(
             f"parameter names differ: {'; '.join(parts)}",
             where=where,
-            hint=_key_hint(missing, unexpected),
+            hint=_key_hint(missing, unexpected, prefix),
         )
     shapes, kinds = [], []
     for name, tensor in state.items():
@@ -160,11 +170,25 @@ def _shorten(items: list[str], separator: str = ", ") -> str:
     return separator.join(items[:_SHOWN]) + (f"{separator}and {rest} more" if rest > 0 else "")
 
 
-def _key_hint(missing: list[str], unexpected: list[str]) -> str:
+def _key_hint(missing: list[str], unexpected: list[str], taken: str) -> str:
+    """What to do; ``taken``: the prefix that the names had before."""
+    there = set(unexpected)
+    whole = [
+        name.removesuffix(missing[0])
+        for name in (unexpected if missing else ())
+        if name.endswith(f".{missing[0]}")
+        and all(name.removesuffix(missing[0]) + lacking in there for lacking in missing)
+    ]
+    if whole:
+        shown = " or ".join(repr(taken + prefix) for prefix in whole[:3])
+        return (
+            f"Set weights.strip_prefix to {shown} in a card; --weights strip_prefix={taken + whole[0]}; "
+            "prefix= in Python"
+        )
     for prefix in WRAPPER_PREFIXES:
         stripped = {name.removeprefix(prefix) for name in unexpected if name.startswith(prefix)}
         if stripped & set(missing):
-            return f"Set weights.strip_prefix to {prefix!r}"
+            return f"Set weights.strip_prefix to {taken + prefix!r}"
     if missing and unexpected:
         close = near_misses(missing[0], unexpected, n=1)
         if close:

@@ -22,6 +22,7 @@ import torch
 from campaign import EXAMPLES, SEED
 from combinations import one_at_a_time
 from safetensors.torch import save_file
+from torch import nn
 
 from robench.errors import CheckpointError, RobenchError, UnsafeCheckpointError
 from robench.models import draft_card, load_checkpoint, read_checkpoint
@@ -252,11 +253,11 @@ def archive_of(*names: str) -> bytes:
         (archive_of("../../../outside", "a/data.pkl"), "is truncated, corrupt or no checkpoint"),
         (bomb, "unpacks to 60,000,000 bytes"),
         (b"\x80\x02", "is truncated, corrupt or no checkpoint"),
-        (b"\x80\x02}q\x00.", "is truncated, corrupt or no checkpoint"),
-        (b"{}", "no index of safetensors shards"),
-        (b'{"weight_map": 3}', "no index of safetensors shards"),
+        (b"\x80\x02}q\x00.", r"is a pickle that torch\.save did not write"),
+        (b"{}", "no index of shards"),
+        (b'{"weight_map": 3}', "no index of shards"),
         (b"[" * 100_000, "is not a checkpoint"),
-        (b'{"a":' * 100_000, "no index of safetensors shards"),
+        (b'{"a":' * 100_000, "no index of shards"),
         (struct.pack("<Q", 50) + b"{" + b" " * 10, "is truncated, corrupt or no checkpoint"),
         (struct.pack("<Q", 2**31) + b"{}", "is truncated, corrupt or no checkpoint"),
     ],
@@ -339,14 +340,80 @@ def test_shards_cannot_lie_elsewhere(tmp_path: Path, name: Any) -> None:
         read_checkpoint(index)
 
 
+def bin_shards(folder: Path, **changed: Any) -> Path:
+    """As the Trainer saves them: ``pytorch_model-0000i-of-00002.bin`` and an index."""
+    state = list(tensors().items())
+    files = [f"pytorch_model-0000{i}-of-00002.bin" for i in (1, 2)]
+    for file, half in zip(files, (state[:5], state[5:]), strict=True):
+        torch.save(dict(half), folder / file)
+    places = {name: files[i >= 5] for i, (name, _) in enumerate(state)}
+    index = folder / "pytorch_model.bin.index.json"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": places | changed}))
+    return index
+
+
+def test_torchs_own_shards_are_one_checkpoint(tmp_path: Path) -> None:
+    found = read_checkpoint(bin_shards(tmp_path))
+    assert found.keys() == tensors().keys()
+    assert all(torch.equal(found[k], v) for k, v in tensors().items())
+
+
+def test_no_shard_executes_anything(tmp_path: Path) -> None:
+    index = bin_shards(tmp_path)
+    (tmp_path / "pytorch_model-00002-of-00002.bin").write_bytes(
+        pickle.dumps({"w": Calls(os.mkdir, str(tmp_path / "executed"))}, 2)
+    )
+    with pytest.raises(CheckpointError):
+        read_checkpoint(index)
+    assert not (tmp_path / "executed").exists()
+
+
+def test_a_tensor_is_where_the_index_says(tmp_path: Path) -> None:
+    index = shards(tmp_path)
+    first = next(iter(tensors()))
+    later = dict(list(tensors().items())[5:])
+    save_file({**later, first: tensors()[first]}, tmp_path / "b.safetensors")
+    assert torch.equal(read_checkpoint(index)[first], tensors()[first])
+    save_file({**later, first: tensors()[first] + 1}, tmp_path / "b.safetensors")
+    with pytest.raises(CheckpointError, match=f"'{first}' is in several shards .* 'a.safetensors'"):
+        read_checkpoint(index)
+    save_file(later, tmp_path / "b.safetensors")
+    index.write_text(index.read_text().replace(f'"{first}": "a.', f'"{first}": "b.'))
+    with pytest.raises(
+        CheckpointError, match=f"places '{first}' in 'b.safetensors', which lacks it"
+    ):
+        read_checkpoint(index)
+    index.write_text('{"weight_map": {"w": "a.safetensors", "w": "b.safetensors"}}')
+    with pytest.raises(CheckpointError, match="names 'w' twice"):
+        read_checkpoint(index)
+
+
+def test_an_index_is_no_shard(tmp_path: Path) -> None:
+    index = tmp_path / "a.index.json"
+    index.write_text('{"weight_map": {"w": "a.index.json"}}')
+    with pytest.raises(CheckpointError, match="is an index, where a shard should be"):
+        read_checkpoint(index)
+
+
+@pytest.mark.parametrize("protocol", [2, 4, 5])
+def test_a_plain_pickle_is_not_called_corrupt(tmp_path: Path, protocol: int) -> None:
+    path = tmp_path / "weights.pkl"
+    path.write_bytes(pickle.dumps({k: v.numpy() for k, v in tensors().items()}, protocol))
+    with pytest.raises(CheckpointError, match=r"a pickle that torch\.save did not write") as raised:
+        read_checkpoint(path)
+    assert "corrupt" not in str(raised.value)
+
+
 def test_a_missing_shard_is_named(tmp_path: Path) -> None:
     index = shards(tmp_path)
     (tmp_path / "b.safetensors").unlink()
     with pytest.raises(CheckpointError, match=r"b\.safetensors: (the shard is missing|cannot be)"):
         read_checkpoint(index)
-    # A shard must be safetensors whatever it is called: no way round the pickle's refusal.
+    # A shard goes by its content, and a pickle's refusal holds there too.
     torch.save(tensors(), tmp_path / "b.safetensors")
-    with pytest.raises(CheckpointError, match="truncated, corrupt or no checkpoint"):
+    assert read_checkpoint(index).keys() == tensors().keys()
+    torch.save(nn.Linear(2, 2), tmp_path / "b.safetensors")
+    with pytest.raises(UnsafeCheckpointError, match=r"b\.safetensors: reading it would execute"):
         read_checkpoint(index)
 
 

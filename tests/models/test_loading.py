@@ -210,7 +210,7 @@ def test_files_without_batch_counters_still_load(network: DigitsResNet, tmp_path
         ({"net": 3}, "net", "holds int where a state dict should be"),
         ({"net": {}}, "net", "holds no tensors"),
         ({"w": torch.zeros(1), "epoch": 3}, None, "epoch are no tensors"),
-        ([torch.zeros(1)], None, "holds list"),
+        ({"w": [torch.zeros(1)]}, "w", "holds list"),
     ],
 )
 def test_wrong_places_of_the_state_dict(

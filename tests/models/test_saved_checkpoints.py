@@ -437,3 +437,41 @@ def test_what_is_read_of_many_files_is_what_was_saved(
     made: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     _check_file(made, tmp_path_factory.getbasetemp())
+
+
+@pytest.mark.parametrize("prefix", ["backbone.", "1.", "student.", "models.0."])
+def test_a_prefix_that_makes_all_names_fit_is_said(tmp_path: Path, prefix: str) -> None:
+    network = _network()
+    torch.save(_prefixed(prefix, network), tmp_path / "a.pt")
+    with pytest.raises(KeyMismatchError) as raised:
+        _load(tmp_path / "a.pt")
+    assert f"--weights strip_prefix={prefix};" in str(raised.value)
+    torch.testing.assert_close(_load(tmp_path / "a.pt", prefix=prefix)(INPUTS), network(INPUTS))
+
+
+def test_of_two_such_prefixes_both_are_said(tmp_path: Path) -> None:
+    content = {**_prefixed("student.", _network()), **_prefixed("teacher.", _network(1))}
+    torch.save(content, tmp_path / "a.pt")
+    with pytest.raises(KeyMismatchError, match=r"'student\.' or 'teacher\.'"):
+        _load(tmp_path / "a.pt")
+
+
+@pytest.mark.parametrize("prefix", ["module.", "model."])
+def test_plain_names_beside_a_prefix_are_a_network_too(tmp_path: Path, prefix: str) -> None:
+    one, other = _network(0), _network(1)
+    torch.save({**one.state_dict(), **_prefixed(prefix, other)}, tmp_path / "a.pt")
+    with pytest.raises(CheckpointError, match=f"several times, under '{prefix}' and no prefix"):
+        _load(tmp_path / "a.pt")
+    torch.testing.assert_close(_load(tmp_path / "a.pt", prefix=prefix)(INPUTS), other(INPUTS))
+    torch.save({**one.state_dict(), **_prefixed(prefix, one)}, tmp_path / "a.pt")
+    torch.testing.assert_close(_load(tmp_path / "a.pt")(INPUTS), one(INPUTS))
+
+
+def test_a_list_has_keys_by_place(tmp_path: Path) -> None:
+    one, other = _network(0), _network(1)
+    torch.save((one.state_dict(), 0.9), tmp_path / "a.pt")
+    torch.testing.assert_close(_load(tmp_path / "a.pt")(INPUTS), one(INPUTS))
+    torch.save([one.state_dict(), other.state_dict()], tmp_path / "a.pt")
+    with pytest.raises(CheckpointError, match=r"at '0', '1'.*--weights key="):
+        _load(tmp_path / "a.pt")
+    torch.testing.assert_close(_load(tmp_path / "a.pt", key="1")(INPUTS), other(INPUTS))

@@ -15,13 +15,14 @@ from pandas import DataFrame
 from torch import Tensor, nn
 
 from robench.attacks.suites import find_attack
-from robench.datasets import Dataset, load_dataset
+from robench.datasets import Dataset, from_torch, load_dataset
 from robench.devices import device_of
 from robench.errors import ModelError, UsageError
 from robench.evaluation.runner import Listener
 from robench.evaluations import Evaluation
 from robench.inspection import judging
 from robench.models import RobenchModel, list_cards, load_model
+from robench.models.given import check_models
 from robench.preparation import Prepared, prepare
 from robench.probes import undisturbed
 from robench.records import AttackSpec, Outcome, Suite, Validation
@@ -101,8 +102,8 @@ def evaluate(
 
 def attack(
     model: str | Path | nn.Module,
-    inputs: Tensor,
-    labels: Tensor,
+    inputs: Any,
+    labels: Any,
     attack: str | AttackSpec = "pgd-20",
     *,
     eps: str | float,
@@ -113,8 +114,9 @@ def attack(
 
     Args:
         model: as for :func:`evaluate`.
-        inputs: float (N, C, H, W) in [0, 1].
-        labels: whole numbers (N,), the true classes.
+        inputs: (N, C, H, W), or what else :func:`robench.datasets.from_torch` takes in a pair: a tensor
+            or array of any float type in [0, 1], or uint8 from 0 to 255, channels first or last.
+        labels: whole numbers (N,), the true classes, one-hot or names.
         attack: an entry of a suite that comes with robench, such as ``"pgd-20"``, ``"autoattack"``
             or ``"fast"``; an attack's own name, with its default parameters, such as ``"square"``;
             or an entry with parameters of yours.
@@ -123,8 +125,9 @@ def attack(
         fields: as for :func:`evaluate`: ``input`` and ``forward`` of a bare module, ``seed``, …
 
     Returns:
-        float32 (N, C, H, W) in [0, 1], each within ``eps`` of its input, on the inputs' device. What
-        was misclassified before stays as it was; what was not broken is the nearest try.
+        float32 (N, C, H, W) in [0, 1], each within ``eps`` of its input, on the inputs' device if they
+        are a tensor. What was misclassified before stays as it was; what was not broken is the nearest
+        try.
 
         Where the model fails on some, they may come back unchanged: a warning says how many.
 
@@ -133,10 +136,12 @@ def attack(
         ModelError: the model fails on every input that is attacked.
     """
     spec = find_attack(attack, parse_norm(norm)) if isinstance(attack, str) else attack
+    check_models([model])
     if not isinstance(model, nn.Module):
         model = load_model(model)
     # A batch need not have every class.
-    fields.setdefault("num_classes", _classes_of(model, inputs[:2]))
+    if "num_classes" not in fields:
+        fields["num_classes"] = _classes_of(model, inputs)
     found = evaluate(
         model,
         (inputs, labels),
@@ -145,7 +150,7 @@ def attack(
         **{**fields, "save_adversarial": True},
     )
     _say_what_failed(found[0])
-    return found.adversarial(spec.name).to(inputs.device)
+    return found.adversarial(spec.name).to(inputs.device if isinstance(inputs, Tensor) else "cpu")
 
 
 def leaderboard(results: str | Path | Iterable[StoredRecord] = "results") -> DataFrame:
@@ -279,13 +284,22 @@ def _say_what_failed(stored: StoredRecord) -> None:
     warnings.warn(f"{said}, which may be unchanged; on the first: {first}", stacklevel=3)
 
 
-def _classes_of(model: nn.Module, inputs: Tensor) -> int | None:
+def _classes_of(model: nn.Module, inputs: Any) -> int | None:
     """As many as its output has; None: the labels have to tell."""
     if isinstance(model, RobenchModel):
         return model.num_classes
     try:
+        nobodys = [0] * len(inputs)
+    except TypeError as error:
+        raise UsageError(
+            f"inputs are of type {type(inputs).__name__}, no batch",
+            hint="Give a tensor or array (N, C, H, W)",
+        ) from error
+    few = from_torch((inputs, nobodys), num_classes=2).batch(range(min(2, len(nobodys))))
+    kinds = [p.dtype for p in model.parameters() if p.is_floating_point()]
+    try:
         with undisturbed(model), torch.no_grad():
-            logits = model.eval()(inputs.to(device_of(model)).clone())
+            logits = model.eval()(few.to(device_of(model), kinds[0] if kinds else few.dtype))
     except Exception:  # What it raises is told, in one line, once the request is checked.
         return None
     return logits.shape[1] if isinstance(logits, Tensor) and logits.ndim == 2 else None

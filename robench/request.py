@@ -7,9 +7,12 @@ neither torch nor pydantic, and a request that names its models and data can be 
 
 from __future__ import annotations
 
+import operator
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import Field, dataclass, field, fields
+from numbers import Integral, Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +41,64 @@ EXECUTORS = ("local", "ray")
 
 GOALS = ("untargeted", "targeted")
 """What counts as broken: any misclassification, or the class that the sample is to be taken for."""
+
+
+def whole_number(value: Any, name: str) -> int:
+    """An integer of Python's or NumPy's as Python's.
+
+    Raises:
+        UsageError: it is none; True and 2.0 are none either.
+    """
+    if not isinstance(value, Integral) or isinstance(value, bool):
+        raise _wrong(name, value, "a whole number")
+    return operator.index(value)
+
+
+def _wrong(name: str, value: Any, wanted: str) -> UsageError:
+    # What else is given may be a tensor, whose values help nobody.
+    plain = isinstance(value, (str, int, float, os.PathLike, type(None)))
+    shown = f"{value!r:.50}" if plain else f"of type {type(value).__name__}"
+    return UsageError(f"{name} is {shown}, it must be {wanted}")
+
+
+_EXAMPLES = {"input": "{'channels': 1}", "forward": "{'output': 'logits'}"}
+
+
+def _typed(item: Field[Any], value: Any) -> Any:
+    """``value`` as the field's annotation says, NumPy's numbers as Python's.
+
+    Models, data, radii and devices have readers of their own.
+
+    Raises:
+        UsageError: it is of another type.
+    """
+    kinds = set(str(item.type).split(" | "))
+    if value is None and "None" in kinds:
+        return None
+    kinds.discard("None")
+    if kinds == {"int"} or (kinds == {"str", "int"} and not isinstance(value, str)):
+        return whole_number(value, item.name)
+    if kinds == {"float"}:
+        if not isinstance(value, Real) or isinstance(value, bool):
+            raise _wrong(item.name, value, "a number")
+        return float(value)
+    if kinds == {"bool"}:
+        if type(value).__name__ not in ("bool", "bool_"):  # NumPy's too
+            raise _wrong(item.name, value, "True or False")
+        return bool(value)
+    if kinds == {"str"} and not isinstance(value, str):
+        raise _wrong(item.name, value, "a text")
+    if kinds == {"str", "Path"} and not isinstance(value, (str, os.PathLike)):
+        raise _wrong(item.name, value, "a path")
+    modelled = hasattr(value, "model_fields_set")  # by pydantic, which is not loaded here
+    if "Suite" in kinds and not (modelled or isinstance(value, (str, os.PathLike, Sequence))):
+        raise _wrong(item.name, value, "a suite's name, or several")
+    if any(kind.startswith("Mapping") for kind in kinds) and not (
+        modelled or isinstance(value, Mapping)
+    ):
+        example = _EXAMPLES.get(item.name, "{'name': value}")
+        raise _wrong(item.name, value, f"a dictionary, as {example}")
+    return value
 
 
 @dataclass(frozen=True)
@@ -167,9 +228,12 @@ class Request:
     def __post_init__(self) -> None:
         if isinstance(self.models, str):
             raise UsageError("models is one text, not several", hint=f"Write [{self.models!r}]")
+        if not isinstance(self.models, Sequence):
+            raise _wrong("models", self.models, "a list of models")
         for item in fields(self):
             # What is left out has a default; what is given empty was meant to be something.
-            value = getattr(self, item.name)
+            value = _typed(item, getattr(self, item.name))
+            object.__setattr__(self, item.name, value)
             if isinstance(value, str) and not value and item.name != "eps":
                 raise UsageError(f"{item.name} is empty", hint="Leave it out, or say what it is")
         if self.precision not in PRECISIONS:

@@ -15,6 +15,7 @@ from robench.errors import CardError, UsageError
 from robench.models import wrap_module
 from robench.models.catalogue import SOURCES
 from robench.models.drafting import draft_card
+from robench.models.given import check_models
 from robench.models.loading import as_it_is_now, load_model
 from robench.models.wrapper import RobenchModel
 from robench.models.zoo import LocatedCard, find_card, list_cards
@@ -74,6 +75,7 @@ def choose_models(request: Request) -> tuple[list[Chosen], Any]:
             architecture, or the zoo has no model for the data set.
         CardError: a card that breaks the schema.
     """
+    check_models(request.models)
     _check_belonging(request)
     if not request.models:
         data = DEFAULT_DATASET if request.dataset is None else request.dataset
@@ -164,15 +166,12 @@ def load_samples(request: Request, preprocessing: PreprocessingSpec | None = Non
             trust_code=request.trust_code,
             **dict(request.dataset_options),
         )
+    elif isinstance(request.dataset, Dataset):
+        whole = request.dataset
     else:
-        given = request.dataset
-        if not isinstance(given, Dataset):
-            given = from_torch(given, num_classes=request.num_classes)
-        whole = given
-    n = request.n
-    if n is None:
-        n = len(whole) if request.at_most is None else min(request.at_most, len(whole))
-    samples = whole.subset(n)
+        whole = from_torch(request.dataset, num_classes=request.num_classes)
+    most = len(whole) if request.at_most is None else min(request.at_most, len(whole))
+    samples = whole.subset(most if request.n is None else request.n)
     samples.check_reads_alike()
     # Masks are needed only after the attacks; a wrong folder should not be found out then.
     samples.masks(range(min(PROBE, len(samples))))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -12,7 +13,8 @@ import torch
 from torch import nn
 
 import robench
-from robench.errors import ModelError, UnknownNameError, UsageError
+from robench.errors import ModelError, RobenchError, UnknownNameError, UsageError
+from robench.models import wrap_module
 from robench.results import Store
 
 pytestmark = pytest.mark.usefixtures("unexamined")
@@ -164,6 +166,60 @@ def test_where_a_model_fails_under_attack_it_is_said() -> None:
         found = robench.attack(Refuses(most), inputs, labels, "fgsm", **options)
     still = (found == inputs).flatten(1).all(dim=1)
     assert torch.equal(still, (inputs > most).flatten(1).any(dim=1))
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        lambda x: x.double(),
+        lambda x: x.numpy(),
+        lambda x: x.double().numpy(),
+        lambda x: x.numpy().transpose(0, 2, 3, 1),
+        lambda x: x.squeeze(1),
+        lambda x: x.numpy().tolist(),
+    ],
+)
+def test_an_attack_takes_inputs_as_an_evaluation_does(
+    evaluation: robench.Evaluation, given: Any
+) -> None:
+    inputs, labels = samples()
+    options = {"eps": EPS, "input": {"channels": 1}, "device": "cpu", "precision": "fp32"}
+    found = robench.attack(Line(), given(inputs), labels.numpy(), "fgsm", **options)
+    assert torch.equal(found, evaluation.adversarial("fgsm"))
+
+
+def test_an_attack_scales_bytes_and_refuses_other_inputs_in_one_line() -> None:
+    inputs, labels = samples()
+    options = {"eps": EPS, "input": {"channels": 1}, "device": "cpu"}
+    stored = (inputs * 255).round().to(torch.uint8)
+    found = robench.attack(Line(), stored, labels, "fgsm", **options)
+    assert torch.equal(found, robench.attack(Line(), stored / 255, labels, "fgsm", **options))
+    half = robench.attack(Line(), inputs.half(), labels, "fgsm", **options)
+    assert torch.equal(
+        half, robench.attack(Line(), inputs.half().float(), labels, "fgsm", **options)
+    )
+    for wrong in (inputs[0, 0, 0], inputs[:, None], inputs * 255, inputs[:5], 3, None, "inputs"):
+        with pytest.raises(RobenchError) as raised:
+            robench.attack(Line(), wrong, labels, "fgsm", **options)
+        assert "\n" not in str(raised.value)
+    with pytest.raises(RobenchError, match=r"the network is in torch\.float64"):
+        robench.attack(
+            nn.Sequential(nn.Flatten(), nn.Linear(16, 2)).double(), inputs, labels, **options
+        )
+
+
+def test_a_module_that_cannot_be_copied_is_wrapped_as_it_is(
+    evaluation: robench.Evaluation,
+) -> None:
+    """As the refusal says."""
+    options = {"threat_model": f"Linf-{EPS}", "device": "cpu", "precision": "fp32"}
+    module = Line()
+    module.last = module.weight * 1  # type: ignore[assignment]
+    with pytest.raises(UsageError, match=r"robench\.models\.wrap_module\(module, .*share=True\)"):
+        robench.evaluate(module, samples(), "quick", input={"channels": 1}, **options)
+    shared = wrap_module(module, num_classes=2, name="line", share=True, input={"channels": 1})
+    found = robench.evaluate(shared, samples(), "quick", **options)
+    assert found.robust_acc == evaluation.robust_acc
 
 
 def test_attacks_have_the_names_of_entries_and_of_attacks() -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import pickle
+import re
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import typer.main
@@ -350,3 +352,87 @@ def test_what_is_given_empty_is_not_left_out(name):
         Request(**{name: ""})
     with pytest.raises(UsageError, match="num_classes is 0"):
         Request(num_classes=0)
+
+
+@pytest.mark.parametrize("name", ["n", "seed", "num_classes", "batch_size", "workers", "shards"])
+def test_numpys_integers_are_pythons(name):
+    request = Request(**{name: np.int64(4)})
+    assert request == Request(**{name: 4})
+    assert type(getattr(request, name)) is int
+
+
+def test_numpys_other_values_are_pythons():
+    request = Request(cpus_per_task=np.float32(2), trust_code=np.bool_(True), save_adversarial=True)
+    assert request == Request(cpus_per_task=2.0, trust_code=True, save_adversarial=True)
+    assert type(request.cpus_per_task) is float
+    assert request.trust_code is True
+    assert type(Request(goal="targeted", targets=np.int64(2)).targets) is int
+
+
+WRONG_TYPES = {
+    "n": (2.5, "8", True, torch.tensor(3)),
+    "seed": (1.5, True, None, torch.tensor(3), np.float64(1)),
+    "batch_size": (4.0, "4", False),
+    "num_classes": (10.0, np.array([10])),
+    "cpus_per_task": ("2", True, None),
+    "save_adversarial": ("yes", 1, None),
+    "results": (123, b"out", torch.zeros(9)),
+    "data_root": (3,),
+    "input": (None, "grey", 3),
+    "forward": ("logits", None, ["output"]),
+    "settings": (None, [("a", 1)]),
+    "name": (None, Path("a"), 3),
+    "split": (None, 1),
+    "architecture": (nn.Flatten,),
+    "shard": (3,),
+    "models": (nn.Sequential(nn.Flatten()), Path("a"), None),
+    "suite": (123, None),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [(name, value) for name, values in WRONG_TYPES.items() for value in values]
+)
+def test_a_field_of_another_type_is_refused_in_one_line(name, value):
+    with pytest.raises(UsageError, match=f"^{name} is .*, it must be ") as raised:
+        Request(**{name: value})
+    assert len(str(raised.value)) < 120
+
+
+class Named(nn.Module):
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return inputs
+
+    def other(self, inputs: torch.Tensor) -> torch.Tensor:
+        return inputs
+
+
+NO_MODELS: dict[str, tuple[Any, str]] = {
+    "none": (None, "None is no model"),
+    "a class": (Named, r"the class Named is no model.*Named\(\)"),
+    "forward": (
+        Named().forward,
+        "the method forward of Named is no model. Pass the module itself$",
+    ),
+    "a method": (Named().other, "the method other of Named.*whose forward calls it"),
+    "a lambda": (lambda inputs: inputs, "the function lambda is no model.*whose forward calls it"),
+    "a state dict": (nn.Linear(2, 2).state_dict(), "a state dict is no model.*load_state_dict"),
+    "a dictionary": ({"model": 1}, r"a dictionary \(dict\) is no model"),
+    "a list": ([nn.Linear(2, 2)], r"a list of 1 is no model.*robench.Request\(models="),
+    "a tensor": (torch.full((2, 2), 0.1234), "what is of type Tensor is no model"),
+}
+
+
+@pytest.mark.parametrize(("given", "words"), NO_MODELS.values(), ids=NO_MODELS)
+def test_what_is_no_model_is_said_without_its_weights(given, words):
+    for ask in (
+        lambda: robench.evaluate(given, "digits", "quick", threat_model="Linf-0.2"),
+        lambda: robench.evaluate(
+            given, "digits", "quick", threat_model="Linf-0.2", input={"channels": 1}
+        ),
+        lambda: robench.attack(given, torch.zeros(1, 1, 2, 2), torch.zeros(1).long(), eps=0.1),
+        lambda: robench.load_model(given),
+    ):
+        with pytest.raises(UsageError, match=words) as raised:
+            ask()
+        assert not re.search(r"tensor|0\.1234", str(raised.value))

@@ -25,12 +25,13 @@ from robench.models.catalogue import SOURCES
 from robench.models.checkpoints import read_checkpoint, verify_sha256
 from robench.models.code_identity import code_identity
 from robench.models.drafting import draft_card, further_weights
+from robench.models.given import check_models, copied
 from robench.models.library_code import is_of_library
 from robench.models.programs import load_program
 from robench.models.state_dicts import extract_state_dict, fit_names, load_strictly
 from robench.models.touched import Touched
 from robench.models.weights_files import locate_weights
-from robench.models.wrapper import RobenchModel, buffer_fingerprint, is_whole_in_a_copy, unwrapped
+from robench.models.wrapper import RobenchModel, buffer_fingerprint, unwrapped
 from robench.models.zoo import LocatedCard, find_card
 from robench.records import (
     PROGRAM,
@@ -45,6 +46,7 @@ from robench.records import (
     canonical_hash,
     parse,
 )
+from robench.request import whole_number
 from robench.threat_models import ThreatModel
 from robench.trust import how_to_trust
 
@@ -259,6 +261,7 @@ def _locate(
     if isinstance(model, ModelCard):
         # A card made in Python is its maker's own.
         return LocatedCard(model, Path.cwd() / CARD_NAME, own=True)
+    check_models([model])
     path = Path(model)
     if os.path.isfile(path) and path.suffix != ".toml":
         raise UsageError(
@@ -302,22 +305,6 @@ def load_checkpoint(
     return load_model(card, device=device, trust_pickle=trust_pickle)
 
 
-def _copied(module: nn.Module, name: str) -> nn.Module:
-    if not is_whole_in_a_copy(module):
-        raise UsageError(
-            "a copy of a compiled module loses the hooks on it, and a backend of your own",
-            where=name,
-            hint="Put hooks on the module that is compiled, and pass it as it was before, or "
-            "pass share=True",
-        )
-    try:
-        return copy.deepcopy(module)
-    except (RuntimeError, TypeError) as error:
-        raise UsageError(
-            f"the module cannot be copied: {error}", where=name, hint="Pass share=True"
-        ) from error
-
-
 def wrap_module(
     module: nn.Module,
     *,
@@ -354,10 +341,10 @@ def wrap_module(
     input_spec = parse(InputSpec, input or {}, CardError, where=name)
     forward_spec = parse(ForwardSpec, forward or {}, CardError, where=name)
     attention_spec = parse(AttentionSpec, attention or {}, CardError, where=name)
-    threat = ThreatModel.parse(threat_model)
+    threat, num_classes = ThreatModel.parse(threat_model), whole_number(num_classes, "num_classes")
     module = unwrapped(module)
     if not share:
-        module = _copied(module, name)
+        module = copied(module, name)
     module = module.eval()
     for parameter in module.parameters():
         parameter.requires_grad_(False)  # TorchScript's files hold what is trained

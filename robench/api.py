@@ -289,7 +289,7 @@ def _classes_of(model: nn.Module, inputs: Any) -> int | None:
     if isinstance(model, RobenchModel):
         return model.num_classes
     try:
-        nobodys = [0] * len(inputs)
+        nobodys = torch.zeros(len(inputs), dtype=torch.int64)
     except TypeError as error:
         raise UsageError(
             f"inputs are of type {type(inputs).__name__}, no batch",

@@ -175,9 +175,9 @@ class ThreatModel:
         """
         if isinstance(text, ThreatModel):
             return text
-        norm, dash, rest = text.partition("-")
+        norm, dash, rest = text.partition("-") if isinstance(text, str) else ("", "", "")
         if not dash:
-            raise UsageError(f"{text!r} is not a threat model", hint="Write it as Linf-8/255")
+            raise UsageError(f"{text!r:.100} is not a threat model", hint="Write it as Linf-8/255")
         eps, targeted, targets = rest.partition(_TARGETED)
         found = cls.of(norm, eps.replace("_", "/"))
         return found.aimed_at(targets) if targeted else found

@@ -202,6 +202,10 @@ def test_an_attack_scales_bytes_and_refuses_other_inputs_in_one_line() -> None:
         with pytest.raises(RobenchError) as raised:
             robench.attack(Line(), wrong, labels, "fgsm", **options)
         assert "\n" not in str(raised.value)
+    with pytest.raises(RobenchError, match=r"empty|no samples"):
+        robench.attack(Line(), inputs[:0], labels[:0], "fgsm", **options)
+    with pytest.raises(UsageError, match="3 is not a threat model"):
+        robench.evaluate(Line(), samples(), "quick", threat_model=3)
     with pytest.raises(RobenchError, match=r"the network is in torch\.float64"):
         robench.attack(
             nn.Sequential(nn.Flatten(), nn.Linear(16, 2)).double(), inputs, labels, **options

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+from digits_means import class_means
 from torch import Tensor, nn
 from torch.distributions import Distribution, kl_divergence, register_kl
 from torch.nn import functional as F
@@ -39,13 +40,6 @@ PGD = Suite(name="one", attacks=(AttackSpec(name="pgd", attack="pgd", params={"s
 @functools.cache
 def data() -> Dataset:
     return load_dataset("digits", n=N)
-
-
-@functools.cache
-def class_means() -> Tensor:
-    whole = load_dataset("digits", n=200)
-    inputs = whole.batch(range(200)).flatten(1)
-    return torch.stack([inputs[whole.labels == c].mean(dim=0) for c in range(10)])
 
 
 class Net(nn.Module):

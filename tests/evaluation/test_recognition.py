@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from digits_means import class_means
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -36,13 +37,6 @@ N = 20
 @functools.cache
 def data() -> Dataset:
     return load_dataset("digits", n=N)
-
-
-@functools.cache
-def class_means() -> Tensor:
-    whole = load_dataset("digits", n=200)
-    inputs = whole.batch(range(200)).flatten(1)
-    return torch.stack([inputs[whole.labels == c].mean(dim=0) for c in range(10)])
 
 
 class Net(nn.Module):

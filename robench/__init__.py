@@ -27,14 +27,17 @@ if TYPE_CHECKING:
         validate,
     )
     from robench.request import Request
+    from robench.stored_results import check, export
 
 __all__ = [
     "Evaluation",
     "Request",
     "__version__",
     "attack",
+    "check",
     "compare",
     "evaluate",
+    "export",
     "judge",
     "leaderboard",
     "list_models",
@@ -50,7 +53,8 @@ __version__ = "0.1.0"
 __getattr__ = lazily(
     __name__,
     {
-        "api": tuple(name for name in __all__ if name not in ("Request", "__version__")),
         "request": ("Request",),
+        "stored_results": ("check", "export"),
+        "api": __all__,
     },
 )

@@ -25,6 +25,7 @@ from robench.models import RobenchModel, list_cards, load_model
 from robench.models.given import check_models
 from robench.preparation import Prepared, prepare
 from robench.probes import undisturbed
+from robench.progress import shown
 from robench.records import AttackSpec, Outcome, Suite, Validation
 from robench.reporting.compare import Comparison, compare_models
 from robench.reporting.leaderboard import build_leaderboard
@@ -62,6 +63,7 @@ def evaluate(
     threat_model: str | ThreatModel | None = None,
     n: int | None = None,
     listener: Listener | None = None,
+    progress: bool = True,
     **fields: Any,
 ) -> Evaluation:
     """Evaluate one model, or whatever a request asks for.
@@ -71,12 +73,13 @@ def evaluate(
     Args:
         model: a card's id, name or path, or any ``nn.Module`` that maps float32 (N, C, H, W) in
             [0, 1] to logits (N, K); or a whole :class:`~robench.request.Request`, which leaves
-            only ``listener`` to be given.
+            only ``listener`` and ``progress`` to be given.
         dataset: as in :class:`~robench.request.Request`; None: ``digits``.
         suite: a suite's name or file, or several; None: ``standard``.
         threat_model: such as ``"Linf-8/255"``; None: the card's.
         n: number of samples, a fixed subset; None: all.
-        listener: is told about progress.
+        listener: is told how the run gets on, in place of the bars.
+        progress: show bars where somebody watches, on a terminal or in a notebook.
         fields: all others of :class:`~robench.request.Request`, such as ``seed`` or ``results``;
             for a bare module ``input``, ``forward``, ``num_classes`` and ``name``.
 
@@ -94,10 +97,13 @@ def evaluate(
                 "a request and further fields of one",
                 hint="Put them into the request: dataclasses.replace(request, …)",
             )
-        return Evaluation(prepare(model), listener)
-    if suite is not None:
-        fields["suite"] = suite
-    return Evaluation(prepare(_request(model, dataset, threat_model, n, fields)), listener)
+        prepared = prepare(model)
+    else:
+        if suite is not None:
+            fields["suite"] = suite
+        prepared = prepare(_request(model, dataset, threat_model, n, fields))
+    with shown(prepared.jobs, listener, progress) as told:
+        return Evaluation(prepared, told)
 
 
 def attack(
@@ -108,6 +114,7 @@ def attack(
     *,
     eps: str | float,
     norm: str = "Linf",
+    progress: bool = True,
     **fields: Any,
 ) -> Tensor:
     """Adversarial inputs for a batch, in one call.
@@ -122,6 +129,7 @@ def attack(
             or an entry with parameters of yours.
         eps: the radius in [0, 1] pixel units, such as ``"8/255"``.
         norm: ``"Linf"``, ``"L2"`` or ``"L1"``.
+        progress: as for :func:`evaluate`.
         fields: as for :func:`evaluate`: ``input`` and ``forward`` of a bare module, ``seed``, …
 
     Returns:
@@ -147,6 +155,7 @@ def attack(
         (inputs, labels),
         Suite(name="one", attacks=(spec,)),
         threat_model=f"{norm}-{eps}",
+        progress=progress,
         **{**fields, "save_adversarial": True},
     )
     _say_what_failed(found[0])
@@ -248,13 +257,14 @@ def validate(
     threat_model: str | ThreatModel | None = None,
     n: int | None = None,
     listener: Listener | None = None,
+    progress: bool = True,
     **fields: Any,
 ) -> list[Validation]:
     """Say what a suite's number for a model is worth: find masked gradients, and break them.
 
     Args:
-        model, dataset, threat_model, n, listener, fields: as for :func:`evaluate`; of a whole request
-            the suite is its own.
+        model, dataset, threat_model, n, listener, progress, fields: as for :func:`evaluate`; of a whole
+            request the suite is its own.
         suite: the one whose number is judged; its records are made where they lack.
 
     Returns:
@@ -265,9 +275,12 @@ def validate(
         RobenchError: as for :func:`evaluate`; a request with targets.
     """
     if isinstance(model, Request):
-        return validate_prepared(prepare(model), listener)
-    fields["suite"] = suite
-    return validate_prepared(prepare(_request(model, dataset, threat_model, n, fields)), listener)
+        prepared = prepare(model)
+    else:
+        prepared = prepare(_request(model, dataset, threat_model, n, fields | {"suite": suite}))
+    # A validation has a run of its own for each model, beside the suite's.
+    with shown(prepared.jobs + len(prepared.planned), listener, progress) as told:
+        return validate_prepared(prepared, told)
 
 
 def _say_what_failed(stored: StoredRecord) -> None:

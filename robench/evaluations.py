@@ -19,6 +19,7 @@ from torch import Tensor
 from robench.errors import UsageError
 from robench.evaluation.runner import Listener
 from robench.preparation import Prepared
+from robench.progress import shown
 from robench.records import Flag, Outcome, Validation
 from robench.registry import unknown_name
 from robench.reporting.export import samples_frame
@@ -185,13 +186,17 @@ class Evaluation(Sequence[StoredRecord]):
             raise UsageError("there are no results to draw")
         return figure
 
-    def validate(self, listener: Listener | None = None) -> list[Validation]:
+    def validate(
+        self, listener: Listener | None = None, *, progress: bool = True
+    ) -> list[Validation]:
         """Say what the numbers are worth, as :func:`robench.validate` does: one a result.
 
         Raises:
             RobenchError: as :func:`robench.validate`.
         """
-        return validate(self.prepared, listener)
+        jobs = self.prepared.jobs + len(self.prepared.planned)
+        with shown(jobs, listener, progress) as told:
+            return validate(self.prepared, told)
 
     def save(self, folder: str | Path) -> list[Path]:
         """Write the records into a results folder, in place of those with their keys, and its

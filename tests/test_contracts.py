@@ -36,6 +36,8 @@ TORCH_FREE = (
     "robench.reporting.page",
     "robench.reporting.plots.render",
     "robench.exports",
+    "robench.progress",
+    "robench.stored_results",
     "robench.regression_check",
     "robench.pytest_plugin",
     "robench.models.zoo",

@@ -22,8 +22,8 @@ pytestmark = pytest.mark.usefixtures("unexamined")
 N = 12
 EPS = 0.05
 ALL = [
-    *("Evaluation", "Request", "__version__", "attack", "compare", "evaluate", "judge"),
-    *("leaderboard", "list_models", "load_dataset", "load_model", "prepare", "validate"),
+    *("Evaluation", "Request", "__version__", "attack", "check", "compare", "evaluate", "export"),
+    *("judge", "leaderboard", "list_models", "load_dataset", "load_model", "prepare", "validate"),
 ]
 
 
@@ -268,6 +268,35 @@ def test_two_are_compared_sample_by_sample(evaluation: robench.Evaluation) -> No
         robench.compare("line", other)
     with pytest.raises(UsageError, match="between 0 and 1"):
         robench.compare(evaluation, other, level=95)
+
+
+def test_an_evaluation_is_exported_and_gated_as_its_folder_is(
+    evaluation: robench.Evaluation, tmp_path: Path
+) -> None:
+    other = evaluated(name="leaning", bias=0.3)
+    for stored in (*evaluation, *other):
+        Store(tmp_path / "kept").write(stored.record, stored.samples)
+    of_one = robench.export(evaluation, "markdown", intervals=True)
+    assert "line" in of_one
+    assert "leaning" not in of_one
+    folder = tmp_path / "kept"
+    assert robench.export(folder, "markdown", models=["line"], intervals=True) == of_one
+    assert robench.export(folder, "parquet", tmp_path / "all.parquet", samples=True) == [
+        tmp_path / "all.parquet"
+    ]
+    assert len(pd.read_parquet(tmp_path / "all.parquet")) == 4 * N
+    with pytest.warns(UserWarning, match="stays empty for line: "):
+        robench.export(evaluation, "robustbench", tmp_path / "model_info")
+    answer = robench.check(other, evaluation, margin=50)
+    named = robench.check("leaning", "line", folder, margin=50, eps=str(EPS))
+    assert repr(answer) == repr(named)
+    assert answer.exit_code in (0, 1, 2)
+    with pytest.raises(UnknownNameError, match=r"markdwn.*markdown"):
+        robench.export(folder, "markdwn")
+    with pytest.raises(UnknownNameError, match="filter 'modle'"):
+        robench.export(folder, modle="line")
+    with pytest.raises(UsageError, match="two of a kind"):
+        robench.check("line", other)
 
 
 def test_nothing_is_left_behind() -> None:

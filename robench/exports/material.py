@@ -72,6 +72,7 @@ class Material:
         models: only these, by name, id or the start of the weights' sha256; none: all.
         choices: what is asked of the format.
         request: where models and samples are, for what reads them.
+        given: the store's records; None: all that it holds.
     """
 
     store: Store
@@ -79,6 +80,7 @@ class Material:
     models: tuple[str, ...] = ()
     choices: Choices = Choices()
     request: Request = field(default_factory=Request)
+    given: tuple[StoredRecord, ...] | None = None
     gaps: list[Gap] = field(default_factory=list, compare=False)
     """What could not be filled, in order; whoever exports says so."""
 
@@ -88,7 +90,7 @@ class Material:
 
     @cached_property
     def _all_records(self) -> list[StoredRecord]:
-        return list(self.store.records())
+        return list(self.store.records() if self.given is None else self.given)
 
     @cached_property
     def records(self) -> list[StoredRecord]:

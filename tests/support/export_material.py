@@ -30,9 +30,8 @@ def material(
         if kept:
             store.write(record, samples)
         found.append(StoredRecord.of(record, samples))
-    made = Material(store, RecordFilter(goal=goal), models, Choices(**choices))
-    made.__dict__["_all_records"] = found
-    return made
+    wanted = RecordFilter(goal=goal)
+    return Material(store, wanted, models, Choices(**choices), given=tuple(found))
 
 
 __all__ = ["material"]

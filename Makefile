@@ -17,14 +17,14 @@ pip-install := -m pip install --quiet --disable-pip-version-check
 # Tests start the package anew many times: it is compiled once.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: leaderboard test lint package bench clean
+.PHONY: leaderboard test lint package docs bench clean
 
 leaderboard: $(VENV)/installed
 	$(bin)/robench run --dataset digits --suite $(SUITE) --n $(N) --results $(RESULTS)
 	case "$(SUITE)-$(N)-$(RESULTS)" in *-results) ;; standard-500-*) \
 	  $(bin)/robench reproduce results --results $(RESULTS) --stored;; esac
 
-test: lint package
+test: lint package docs
 	$(dev)/python -m pytest --numprocesses auto
 
 lint: $(DEV_VENV)/installed
@@ -38,6 +38,10 @@ package: $(DEV_VENV)/installed
 	rm -rf build/package && mkdir -p build/package
 	$(dev)/python $(pip-install) --no-deps --target build/package .
 	cd build && PYTHONPATH=$(abspath build/package) $(dev)/python -P -m robench zoo verify --dataset digits
+
+# A broken link or reference ends the build, and so does a page that would fetch something.
+docs: $(DEV_VENV)/installed
+	NO_MKDOCS_2_WARNING=1 $(dev)/mkdocs build --strict --quiet
 
 bench: $(DEV_VENV)/installed
 	for script in benchmarks/*.py; do echo "== $$script"; $(dev)/python $$script || exit 1; done

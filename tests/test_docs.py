@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pkgutil
 import re
 import shlex
 import tomllib
@@ -12,6 +13,7 @@ import torch
 import typer.main
 from torch import nn
 
+import robench
 from robench.attacks import build_attack
 from robench.attacks.suites import list_suites, load_suite
 from robench.cli.main import app
@@ -109,7 +111,38 @@ def test_the_page_on_python(tmp_path, monkeypatch, capsys, saved_unseen):
         assert 0.1 < (found - names["inputs"]).abs().max() <= 0.2 + 1e-6
     assert names["board"]["model"].tolist() == ["pgd-at"]
     assert set(names["both"]["model"]) == {"pgd-at", "trades"}
-    assert "pgd_20_acc" in capsys.readouterr().out
+    assert names["answer"].candidate == "trades"
+    said = capsys.readouterr().out
+    assert "pgd_20_acc" in said
+    assert r"\bottomrule" in said
+
+
+def leaf_commands() -> list[str]:
+    """All that follows ``robench`` on a command line, as ``zoo list``."""
+    tree = typer.main.get_command(app)
+    found = []
+    for name, command in tree.commands.items():
+        inner = getattr(command, "commands", None)
+        if inner is not None:
+            inner = [leaf for leaf in inner if not inner[leaf].hidden]
+        found += [name] if inner is None else [f"{name} {leaf}" for leaf in inner]
+    return found
+
+
+def test_the_page_on_python_has_a_call_for_every_command():
+    """Its names are there: an attribute of the interface, or of a module."""
+    text = (ROOT / "docs/python.md").read_text()
+    rows = re.findall(r"^\| (`robench [^|]*) \| ([^|]*) \|$", text, re.M)
+    told = {
+        name.removeprefix("robench ") for row, _ in rows for name in re.findall(r"`(.*?)`", row)
+    }
+    assert {name for name in leaf_commands() if name not in told} == set()
+    for _, calls in rows:
+        names = re.findall(r"\b(robench(?:\.\w+)+)", calls)
+        assert names
+        for name in names:
+            if not name.endswith(".toml"):
+                pkgutil.resolve_name(name)
 
 
 def test_a_module_and_tensors_from_python(tmp_path, monkeypatch):
@@ -129,6 +162,11 @@ def test_a_module_and_tensors_from_python(tmp_path, monkeypatch):
     assert set(names["result"].to_frame()["attack"]) == {"fgsm", "pgd-20"}
     attacks = {stored.record.attack.name for stored in Store("results").records()}
     assert attacks == {"fgsm", "pgd-20"}
+
+
+def test_the_reference_has_the_whole_interface():
+    told = re.findall(r"^::: robench\.(\w+)$", (ROOT / "docs/api.md").read_text(), re.M)
+    assert sorted({*told, "__version__"} - {"errors"}) == sorted(robench.__all__)
 
 
 def test_reading_records_as_shown(tmp_path, monkeypatch, capsys):

@@ -113,9 +113,7 @@ class Prepared:
         with ExitStack() as stack:
             store = Store(self._folder(stack))
             cluster = stack.enter_context(RayCluster.connect(wanted))
-            jobs = Distribution(
-                cluster, cluster, store, self.suite, self.settings, listener, asked.shards
-            )
+            jobs = Distribution(cluster, store, self.suite, self.settings, listener, asked.shards)
             return jobs.run(self.planned)
 
     def _folder(self, stack: ExitStack) -> str | Path:

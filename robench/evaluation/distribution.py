@@ -10,10 +10,10 @@ from __future__ import annotations
 import math
 import threading
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any
 
 from robench.attacks import build_attack
 from robench.attacks.base import BatchAttack
@@ -32,7 +32,8 @@ from robench.evaluation.runner import (
     key_of,
 )
 from robench.evaluation.sent_jobs import Order, SentDataset, blocks_of, work
-from robench.execution import Call, Executor, Progress, Save, Task
+from robench.execution import Call, Progress, Save, Task
+from robench.execution.ray_cluster import RayCluster
 from robench.files import atomic_write
 from robench.models.loading import is_unique
 from robench.models.wrapper import RobenchModel
@@ -46,30 +47,6 @@ from robench.threat_models import ThreatModel
 
 _LEAST = 64
 """Samples in a part, where nobody says how many parts there are"""
-
-
-class Cluster(Protocol):
-    """Makes calls elsewhere; see :class:`robench.execution.ray_cluster.RayCluster`."""
-
-    @property
-    def device(self) -> str:
-        """Of each call."""
-
-    def parts(self, n: int, least: int) -> int:
-        """Into how many parts to divide a job of ``n`` samples."""
-
-    def put(self, value: Any) -> Any:
-        """What stands for a value in calls."""
-
-    def call(
-        self,
-        function: Callable[..., Any],
-        arguments: Sequence[Any],
-        progress: Progress,
-        save: Save,
-        what: str,
-    ) -> Any:
-        """``function(report, *arguments)``, made elsewhere."""
 
 
 @dataclass(eq=False)
@@ -112,9 +89,7 @@ About = tuple[_Job, Part | None]
 class Distribution:
     """The jobs of a request, on a cluster."""
 
-    cluster: Cluster
-    executor: Executor
-    """Has a worker wait for each call"""
+    cluster: RayCluster
     store: Store
     suite: Suite
     settings: Settings
@@ -148,7 +123,7 @@ class Distribution:
             self.listener.job_started(job.model.summary.name, job.spec.name, job.steps, False)
             if job.left == 0:  # all its parts are there
                 self._finish(job)
-        results = self.executor.run(tasks, self._call, self.listener.advanced, lambda _: None)
+        results = self.cluster.run(tasks, self._call, self.listener.advanced, lambda _: None)
         with closing(results):
             for task, _ in results:
                 job, _ = task.about

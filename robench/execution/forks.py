@@ -20,7 +20,7 @@ from multiprocessing.context import ForkProcess
 import torch
 
 from robench.errors import ended_process
-from robench.execution.pool import Executor
+from robench.execution.pool import Workers
 from robench.execution.worker import Call, Worker, work
 
 _STALLED = 300.0
@@ -30,7 +30,7 @@ _REHEARSAL, _SLOWER = 20.0, 50.0
 
 
 @dataclass(frozen=True)
-class Forks(Executor):
+class Forks(Workers):
     """So many processes, each a fork of this one.
 
     One that is killed, as for want of memory, has its task done at home, and so has one that makes no

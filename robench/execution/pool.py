@@ -44,16 +44,7 @@ class Executor(ABC):
     """Somewhere to do tasks: so many at a time."""
 
     size: int
-    """Tasks at a time; a single one is done in this process"""
-
-    @property
-    def patience(self) -> float:
-        """Seconds without a step after which a worker counts as hanging, and is ended."""
-        return inf
-
-    @abstractmethod
-    def start(self, number: int, call: Call) -> Worker:
-        """Have worker ``number``, from 0, make a call."""
+    """Tasks at a time"""
 
     def run(
         self,
@@ -82,7 +73,11 @@ class Executor(ABC):
             ModelError: a model's code ended a worker's process by itself.
             Exception: whatever a task or ``save`` raises.
         """
-        return _Run(self, list(tasks), prepare, progress, save, stalled).results()
+        return self._results(_Run(list(tasks), prepare, progress, save, stalled))
+
+    @abstractmethod
+    def _results(self, run: _Run[AboutT]) -> Results[AboutT]:
+        """Do all of a run's tasks."""
 
 
 @dataclass(frozen=True)
@@ -91,9 +86,26 @@ class ThisProcess(Executor):
 
     size: int = 1
 
+    def _results(self, run: _Run[AboutT]) -> Results[AboutT]:
+        return run.at_home()
+
+
+class Workers(Executor):
+    """Others, who each do a task at a time; a single one's tasks are done in this process."""
+
+    @property
+    def patience(self) -> float:
+        """Seconds without a step after which a worker counts as hanging, and is ended."""
+        return inf
+
+    @abstractmethod
     def start(self, number: int, call: Call) -> Worker:
-        """Never called: there is one task at a time."""
-        raise NotImplementedError
+        """Have worker ``number``, from 0, make a call."""
+
+    def _results(self, run: _Run[AboutT]) -> Results[AboutT]:
+        if min(self.size, len(run.tasks)) > 1:
+            yield from run.by_workers(self)
+        yield from run.at_home()
 
 
 class _Run(Generic[AboutT]):
@@ -101,14 +113,12 @@ class _Run(Generic[AboutT]):
 
     def __init__(
         self,
-        executor: Executor,
         tasks: list[Task[AboutT]],
         prepare: Callable[[Task[AboutT], int], Call],
         progress: Progress | None,
         save: Callable[[Callable[[], list[Task[AboutT]]]], None],
         stalled: Callable[[], None],
     ) -> None:
-        self.executor = executor
         self.tasks = tasks
         self.prepare = prepare
         self.progress = progress
@@ -116,10 +126,8 @@ class _Run(Generic[AboutT]):
         self.stalled = stalled
         self.workers: dict[int, tuple[Task[AboutT], Worker]] = {}
 
-    def results(self) -> Results[AboutT]:
-        """See :meth:`Executor.run`."""
-        if min(self.executor.size, len(self.tasks)) > 1:
-            yield from self._by_workers()
+    def at_home(self) -> Results[AboutT]:
+        """Do what is left in this process."""
         for task in list(self.tasks):
             result = self.prepare(task, 0)(self._report, partial(self._stepped, task))
             yield task, result
@@ -157,22 +165,23 @@ class _Run(Generic[AboutT]):
         if worker.state is not None:
             task.state, worker.state = worker.state, None
 
-    def _by_workers(self) -> Results[AboutT]:
+    def by_workers(self, executor: Workers) -> Results[AboutT]:
+        """Have workers do the tasks; what one left undone by its death is left."""
         waiting = list(self.tasks)
-        look = min(_LOOK, self.executor.patience / 10)
+        look = min(_LOOK, executor.patience / 10)
         try:
             while waiting or self.workers:
-                for number in range(self.executor.size):
+                for number in range(executor.size):
                     if waiting and number not in self.workers:
                         task = waiting.pop(0)
-                        started = self.executor.start(number, self.prepare(task, number))
+                        started = executor.start(number, self.prepare(task, number))
                         self.workers[number] = task, started
                 pipes = [worker.pipe for _, worker in self.workers.values()]
                 ready = multiprocessing.connection.wait(pipes, look)
                 for number, (task, worker) in list(self.workers.items()):
                     if worker.pipe in ready:
                         self._hear(task, worker)
-                    elif worker.silent() > self.executor.patience:
+                    elif worker.silent() > executor.patience:
                         self.stalled()
                         waiting = []
                         worker.over = True

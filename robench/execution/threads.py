@@ -9,12 +9,12 @@ import multiprocessing
 import threading
 from dataclasses import dataclass
 
-from robench.execution.pool import Executor
+from robench.execution.pool import Workers
 from robench.execution.worker import Call, Worker, work
 
 
 @dataclass(frozen=True)
-class Threads(Executor):
+class Threads(Workers):
     """So many threads. None is ever ended in the midst of a step."""
 
     size: int

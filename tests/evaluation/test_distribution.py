@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,8 @@ from robench.evaluation import sent_jobs
 from robench.evaluation.distribution import Distribution
 from robench.evaluation.prepared_model import Settings
 from robench.evaluation.runner import Listener, evaluate_model
-from robench.execution import Progress, Save, ThisProcess
+from robench.execution import Progress, Save
+from robench.execution.ray_cluster import RayCluster
 from robench.models import wrap_module
 from robench.models.wrapper import RobenchModel
 from robench.records import AttackSpec, Suite
@@ -43,22 +45,23 @@ SUITE = Suite(
 SETTINGS = Settings(precision="fp32", batch_size=16, workers=1, save_adversarial=True)
 
 
-class Cluster:
+@dataclass(frozen=True)
+class Cluster(RayCluster):
     """Calls are made here, with what was sent as it arrives elsewhere: copied, arrays read-only."""
 
-    device = "cpu"
-
-    def __init__(self) -> None:
-        self.calls: list[str] = []
-        self.puts = 0
-        self.disturb: Callable[[str], None] = lambda what: None
+    size: int = 1
+    count: int = 3
+    """Parts of a job"""
+    disturb: Callable[[list[str]], None] = lambda calls: None
+    calls: list[str] = field(default_factory=list)
+    sent: list[bytes] = field(default_factory=list)
 
     def parts(self, n: int, least: int) -> int:
-        return 3
+        return self.count
 
     def put(self, value: Any) -> bytes:
-        self.puts += 1
-        return pickle.dumps(value)
+        self.sent.append(pickle.dumps(value))
+        return self.sent[-1]
 
     def call(
         self,
@@ -69,7 +72,7 @@ class Cluster:
         what: str,
     ) -> Any:
         self.calls.append(what)
-        self.disturb(what)
+        self.disturb(self.calls)
         save(dict)
         received = [pickle.loads(a) if isinstance(a, bytes) else a for a in arguments]
         for array in received:
@@ -122,7 +125,7 @@ def whole(data: ArrayDataset, tmp_path_factory: pytest.TempPathFactory) -> list[
 
 
 def distribution(folder: Path, cluster: Cluster, **options: Any) -> Distribution:
-    options = {"executor": ThisProcess(), "suite": SUITE, "settings": SETTINGS} | options
+    options = {"suite": SUITE, "settings": SETTINGS} | options
     return Distribution(cluster, store=Store(folder), **options)
 
 
@@ -147,7 +150,7 @@ def test_one_record_comes_of_any_number_of_parts(
     found = jobs.run([(model(), THREAT, data)])
     assert [content(stored) for stored in found] == [content(stored) for stored in whole]
     assert len(cluster.calls) == 2 * (shards or 3)
-    assert cluster.puts == 2 + 5  # the model, the samples' names, and five blocks of pixels
+    assert len(cluster.sent) == 2 + 5  # the model, the samples' names, and five blocks of pixels
     assert told.said[-1] == ("model", 2)
     assert ("both", False) in told.said
     assert told.steps > 0
@@ -159,37 +162,31 @@ def test_one_record_comes_of_any_number_of_parts(
     again = Cluster()
     distribution(tmp_path, again).run([(model(), THREAT, data)])
     assert again.calls == []
-    assert again.puts == 0
+    assert again.sent == []
 
 
 def test_an_interrupted_run_goes_on_with_what_is_missing(
     data: Any, whole: list[StoredRecord], tmp_path: Path
 ) -> None:
-    cluster = Cluster()
-
-    def interrupt(what: str) -> None:
-        if len(cluster.calls) == 5:
+    def interrupt(calls: list[str]) -> None:
+        if len(calls) == 5:
             raise KeyboardInterrupt
 
-    cluster.disturb = interrupt
     with pytest.raises(KeyboardInterrupt):
-        distribution(tmp_path, cluster).run([(model(), THREAT, data)])
+        distribution(tmp_path, Cluster(disturb=interrupt)).run([(model(), THREAT, data)])
     # Whatever the size of another cluster, parts stay those that were begun.
-    again = Cluster()
-    again.parts = lambda n, least: 5  # type: ignore[method-assign]
+    again = Cluster(count=5)
     found = distribution(tmp_path, again).run([(model(), THREAT, data)])
     assert len(again.calls) == 2
     assert [content(stored) for stored in found] == [content(stored) for stored in whole]
 
 
 def test_a_job_that_fails_leaves_the_others_alone(data: Any, tmp_path: Path) -> None:
-    cluster, told = Cluster(), Told()
+    def fail(calls: list[str]) -> None:
+        if "pgd on" in calls[-1] and "part 2" in calls[-1]:
+            raise ExecutionError(f"{calls[-1]} died 3 times")
 
-    def fail(what: str) -> None:
-        if "pgd on" in what and "part 2" in what:
-            raise ExecutionError(f"{what} died 3 times")
-
-    cluster.disturb = fail
+    cluster, told = Cluster(disturb=fail), Told()
     with pytest.raises(ExecutionError, match="part 2 of 3 died 3 times"):
         distribution(tmp_path, cluster, listener=told).run([(model(), THREAT, data)])
     assert ("both", N) in told.said

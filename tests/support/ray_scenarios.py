@@ -86,9 +86,7 @@ class Scenarios:
     def run(self, name: str, network: nn.Module, **options: Any) -> dict[str, Any]:
         """A model of this network in parts, and what came of it."""
         store, self.warned[:] = Store(self.folder / name), []
-        jobs = Distribution(
-            self.cluster, self.cluster, store, SUITE, SETTINGS, **{"shards": 3} | options
-        )
+        jobs = Distribution(self.cluster, store, SUITE, SETTINGS, **{"shards": 3} | options)
         model = wrap_module(
             network, num_classes=6, input={"channels": 1}, threat_model=THREAT, share=True
         )

@@ -208,6 +208,7 @@ class Evaluation(Sequence[StoredRecord]):
         Raises:
             StoreError: something cannot be written.
         """
+        from robench.models.zoo import zoo_cards
         from robench.reporting.publish import publish
 
         store = Store(folder)
@@ -216,7 +217,7 @@ class Evaluation(Sequence[StoredRecord]):
             kept = _rows(home, key) if home.has_adversarial(key) else None
             arrays = home.read_arrays(key)
             store.write(stored.record, stored.samples, adversarial=kept, arrays=arrays)
-        return publish(store, list(store.records()))
+        return publish(store, list(store.records()), cards=zoo_cards())
 
     def __repr__(self) -> str:
         return self.to_frame().to_string(index=False, float_format="{:.1f}".format)

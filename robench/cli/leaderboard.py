@@ -45,6 +45,7 @@ def leaderboard(
     from robench.attacks.suites import load_suite
     from robench.cli.output import show_board
     from robench.files import atomic_write
+    from robench.models.zoo import zoo_cards
     from robench.reporting.export import csv_bytes
     from robench.reporting.leaderboard import build_leaderboard, leaderboard_csv
     from robench.reporting.model_results import collect
@@ -70,7 +71,7 @@ def leaderboard(
     results_with_targets = collect(records, with_targets, suite=chosen)
     targeted = targeted_table([r for r in results_with_targets if r.threat_model.targets])
     whole = wanted == RecordFilter() and chosen is None and not together
-    files = publish(store, records, plots=plots) if whole else []
+    files = publish(store, records, plots=plots, cards=zoo_cards()) if whole else []
     if csv is not None:
         own = wanted.goal == "targeted"
         atomic_write(csv, csv_bytes(targeted) if own else leaderboard_csv(frame))

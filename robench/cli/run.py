@@ -61,6 +61,7 @@ def run(
     from robench.cli.output import show_board
     from robench.cli.run_display import RunDisplay
     from robench.cli.validate import validations_text
+    from robench.models.zoo import zoo_cards
     from robench.reporting.leaderboard import build_leaderboard, with_clean_points
     from robench.reporting.model_results import collect
     from robench.reporting.publish import publish
@@ -90,12 +91,9 @@ def run(
             found = validate_prepared(prepared, display)
     store = Store(request.folder)
     stored = list(store.records())
-    files = publish(store, stored, plots=plots)
+    files = publish(store, stored, plots=plots, cards=zoo_cards())
     board = build_leaderboard(
-        records,
-        known=stored,
-        bounds=known_bounds(store),
-        validations=Validations(store).all(),
+        records, known=stored, bounds=known_bounds(store), validations=Validations(store).all()
     )
     targeted = targeted_table(collect(records, RecordFilter(goal="targeted")))
     radii = parse_radii(request.eps) if request.eps is not None else ()

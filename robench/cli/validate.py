@@ -61,6 +61,7 @@ def validate(
     from robench.cli.output import print_result
     from robench.cli.run_display import RunDisplay
     from robench.errors import RobenchError
+    from robench.models.zoo import zoo_cards
     from robench.reporting.publish import publish
     from robench.request_loading import choose_models
     from robench.results import Store
@@ -82,7 +83,7 @@ def validate(
             left_out.append(f"{name}: {error}")
             typer.echo(f"robench: warning: left out {name}: {error}", err=True)
     store = Store(request.folder)
-    files = publish(store, list(store.records()), plots=plots) if found else []
+    files = publish(store, list(store.records()), plots=plots, cards=zoo_cards()) if found else []
     content = {
         "validations": [validation.model_dump(mode="json") for validation in found],
         "left_out": left_out,

@@ -105,6 +105,14 @@ def list_cards(
     return [located[identifier] for identifier in sorted(located)]
 
 
+def zoo_cards() -> list[ModelCard]:
+    """The cards of the zoo that can be read, for what shows them where they are there."""
+    try:
+        return [located.card for located in list_cards(problems=[])]
+    except UsageError:  # ROBENCH_ZOO names no folder
+        return []
+
+
 def find_card(
     name: str | os.PathLike[str],
     dataset: str | None = None,

@@ -1,9 +1,11 @@
 """What people read of a results folder: CSV, figures, page. Needs no torch."""
 
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 
 from robench.files import atomic_write
+from robench.records import ModelCard
 from robench.reporting.catalogue import reports
 from robench.reporting.drawing import attempt
 from robench.reporting.export import write_tables
@@ -19,11 +21,18 @@ CSV_NAME = "leaderboard.csv"
 PAGE_NAME = "index.html"
 
 
-def publish(store: Store, records: list[StoredRecord], *, plots: bool = True) -> list[Path]:
+def publish(
+    store: Store,
+    records: list[StoredRecord],
+    *,
+    plots: bool = True,
+    cards: Iterable[ModelCard] = (),
+) -> list[Path]:
     """Write the leaderboard of all ``records`` into the store's folder, and what shows it.
 
     Beside it go the tables of :data:`robench.reporting.catalogue.REPORTS` and, with ``plots``, the
-    figures and the page that shows them. ``records`` are all of the store's, read once.
+    figures and the page that shows them. ``records`` are all of the store's, read once; the page shows
+    those of ``cards`` that are of their models.
 
     Returns:
         The files, the CSV first.
@@ -48,12 +57,23 @@ def publish(store: Store, records: list[StoredRecord], *, plots: bool = True) ->
         return [csv, *written]
     shown_results = [result for part in results.values() for result in part]
     figures = attempt(partial(_figures, shown_results, store)) or []
-    shown = [path for path in figures if path.suffix == ".png"]
     page = store.folder / PAGE_NAME
-    atomic_write(
-        page, build_page(frame, figures=shown, tables=tables, validations=validations).encode()
+    content = build_page(
+        frame,
+        figures=[path for path in figures if path.suffix == ".png" and not _is_of_a_model(path)],
+        tables=tables,
+        validations=validations,
+        results=results["untargeted"],
+        cards=cards,
     )
+    atomic_write(page, content.encode())
     return [csv, page, *written, *figures]
+
+
+def _is_of_a_model(figure: Path) -> bool:
+    # The page draws these itself, and a figure for each of many models would make it heavy.
+    own = figure.stem.startswith(("confusion_", "samples_"))
+    return own and figure.stem not in reports("figure")
 
 
 def _is_there(store: Store, table: str) -> bool:

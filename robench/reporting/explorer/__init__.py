@@ -1,0 +1,1 @@
+"""What the page explores: models, verdicts sample by sample, and pictures, as plain data."""

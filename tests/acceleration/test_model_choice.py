@@ -377,6 +377,7 @@ def searched(precision: str, n: int, steps: int) -> list[StoredRecord]:
     )
 
 
+@pytest.mark.usefixtures("unexamined")
 @pytest.mark.parametrize(
     ("precision", "n", "steps", "differing"),
     [

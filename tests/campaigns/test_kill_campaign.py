@@ -42,10 +42,11 @@ def csv_without_times(folder: Path) -> bytes:
     return leaderboard_csv(frame.drop(columns=["seconds"]))
 
 
+@pytest.mark.usefixtures("unexamined")
 @pytest.mark.parametrize(
     ("signals", "stops", "samples"),
     [
-        pytest.param(["INT", "KILL", "TERM"], -1, 12, id="each-attack"),
+        pytest.param(["INT", "KILL", "TERM"], -1, 6, id="each-attack"),
         pytest.param(
             ["INT", "KILL", "TERM"], 0, 12, id="each-in-each-attack", marks=pytest.mark.slow
         ),

@@ -187,12 +187,13 @@ def merged(stores: Sequence[Store], folder: Path) -> Store:
     return Store(folder)
 
 
+@pytest.mark.slow
 def test_two_forks_make_the_same_leaderboard(problem, whole, tmp_path):
     forked = problem.run(tmp_path, settings={"workers": 2}, models=(0,))
     assert_same(whole, forked, models=1)
 
 
-@pytest.mark.parametrize("count", [1, 8])
+@pytest.mark.parametrize("count", [1, pytest.param(8, marks=pytest.mark.slow)])
 def test_parts_in_any_order_make_the_same_leaderboard(problem, whole, tmp_path, count):
     order = list(range(1, count + 1))
     random.Random(count).shuffle(order)
@@ -209,7 +210,7 @@ def test_parts_of_several_folders_keep_their_adversarial_inputs(whole, thirds, t
         assert mine.tobytes() == theirs.tobytes()
 
 
-@pytest.mark.parametrize("rule", ["next", "all", "3"])
+@pytest.mark.parametrize("rule", ["all", "3", pytest.param("next", marks=pytest.mark.slow)])
 def test_parts_of_targeted_attacks(problem, tmp_path, rule):
     given = {"models": (0,), "suite": PGD, "threat_model": THREAT.aimed_at(rule)}
     whole = problem.run(tmp_path / "whole", **given)

@@ -48,17 +48,16 @@ pytestmark = pytest.mark.skipif(
     reason="needs a safe fork",
 )
 
-N = 24
+N = 18
 THREAT = ThreatModel.of("Linf", "0.02")
 CPU = torch.device("cpu")
 SPEC = AttackSpec(
-    name="three",
+    name="two",
     stages=(
         AttackSpec(name="pgd", attack="pgd", params={"steps": 3}),
         AttackSpec(
             name="apgd-t", attack="apgd", params={"loss": "dlr-targeted", "steps": 6, "targets": 3}
         ),
-        AttackSpec(name="square", attack="square", params={"queries": 12}),
     ),
 )
 
@@ -147,7 +146,7 @@ def every_snapshot() -> list[bytes]:
 
 @pytest.mark.parametrize(
     ("snapshots", "least"),
-    [pytest.param(3, 1, id="few"), pytest.param(12, 2, id="many", marks=pytest.mark.slow)],
+    [pytest.param(2, 1, id="few"), pytest.param(12, 2, id="many", marks=pytest.mark.slow)],
 )
 @pytest.mark.parametrize(
     "workers_after",
@@ -410,9 +409,10 @@ def test_as_many_as_threads_where_a_fork_is_safe(monkeypatch: pytest.MonkeyPatch
     assert worker_count(CPU, 7) == 1
 
 
+@pytest.mark.usefixtures("unexamined")
 def test_from_python() -> None:
     model, data = problem()
-    suite = Suite(name="three", attacks=(SPEC,))
+    suite = Suite(name="two", attacks=(SPEC,))
     one, *others = [
         robench.evaluate(model, data, suite, precision="fp32", batch_size=12, **where)[0].table
         for where in (

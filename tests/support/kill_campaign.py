@@ -174,7 +174,7 @@ def main(folder: Path, stops: int, seed: int, samples: int, signals: list[str]) 
         for shift in range({0: len(signals), -1: 1}.get(stops, 0))
         for number in range(len(steps))
     ]
-    attacks = suite(6, 6, 60) if plan else suite(40, 10, 300)
+    attacks = suite(4, 4, 40) if plan else suite(40, 10, 300)
     marks = Marks(counter)
     start = time.perf_counter()
     run(model, folder / "reference", attacks, samples, marks)

@@ -97,7 +97,7 @@ class Fickle(Rounded):
         return logits.roll(1, dims=1) if torch.is_grad_enabled() else logits
 
 
-def _said(module: nn.Module, n: int = 16) -> dict[str, Diagnosis]:
+def _said(module: nn.Module, n: int = 8) -> dict[str, Diagnosis]:
     _, _, inputs, labels = digits_data()
     model = wrap_module(module, num_classes=10, input={"channels": 1}, share=True)
     with torch.no_grad():

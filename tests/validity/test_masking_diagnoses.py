@@ -63,7 +63,7 @@ def _subject(module: nn.Module, inputs: Tensor, labels: Tensor, classes: int = 1
     return Subject(model, inputs, labels)
 
 
-def _around(n: int = 24, **parts: Callable[[Tensor], Tensor]) -> Subject:
+def _around(n: int = 16, **parts: Callable[[Tensor], Tensor]) -> Subject:
     return _subject(Around(**parts), *_digits(n))
 
 

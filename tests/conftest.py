@@ -17,6 +17,8 @@ from typing import Any
 import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# What tests write need not outlive a power cut; waiting for the disk would be most of a small write.
+os.fsync = lambda descriptor: None
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -141,7 +141,7 @@ def adversarial(stored: StoredRecord) -> Any:
     return Store(stored.path.parents[2]).adversarial_rows(stored.record.key)[np.arange(N)]
 
 
-@pytest.mark.parametrize("shards", [None, 1, 8])
+@pytest.mark.parametrize("shards", [None, 1, pytest.param(8, marks=pytest.mark.slow)])
 def test_one_record_comes_of_any_number_of_parts(
     shards: int | None, data: Any, whole: list[StoredRecord], tmp_path: Path
 ) -> None:

@@ -222,7 +222,7 @@ class BatchDependent(Brightness):
 @pytest.mark.parametrize("batch_size", [1, pytest.param(5, marks=pytest.mark.slow), 64])
 def test_outcome_and_prediction_never_contradict_each_other(attack: str, batch_size: int) -> None:
     """At the best point of the ball the lead is 20·(above − 0.1) + 0.002·batch: either sign."""
-    data = bright(*(0.0935 + 0.0002 * i for i in range(30)))
+    data = bright(*(0.0935 + 0.0004 * i for i in range(15)))
     budget = {"square": {"queries": 40}}.get(attack, {"steps": 4})
     stored = evaluate(BatchDependent(), data, attack, params=budget, batch_size=batch_size)
     rows = [row for row in stored.samples if row.adv_prediction is not None]

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         prepare,
         validate,
     )
+    from robench.reporting.plots.one_figure import plot
     from robench.request import Request
     from robench.stored_results import check, export
 
@@ -43,6 +44,7 @@ __all__ = [
     "list_models",
     "load_dataset",
     "load_model",
+    "plot",
     "prepare",
     "validate",
 ]
@@ -53,6 +55,7 @@ __version__ = "0.1.0"
 __getattr__ = lazily(
     __name__,
     {
+        "reporting.plots.one_figure": ("plot",),
         "request": ("Request",),
         "stored_results": ("check", "export"),
         "api": __all__,

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import pandas as pd
 import torch
@@ -170,21 +170,24 @@ class Evaluation(Sequence[StoredRecord]):
                 hint="Evaluate with save_adversarial=True",
             )
         stored = attacks[attack]
-        return torch.from_numpy(_home(stored).adversarial_rows(stored.record.key)[:])
+        return torch.from_numpy(Store(stored.folder).adversarial_rows(stored.record.key)[:])
 
-    def plot(self) -> Figure:
-        """Accuracy under each attack, with intervals.
+    def plot(self, kind: str | None = None, **options: Any) -> Figure:
+        """A figure of the records, of one radius: accuracy under each attack with intervals, with
+        targets what is reached; or another kind.
+
+        Args:
+            kind, options: as for :func:`robench.plot`.
 
         Raises:
-            UsageError: there is nothing to draw.
+            RobenchError: as :func:`robench.plot`.
         """
-        # Takes a second to load.
-        from robench.reporting.plots.accuracies import accuracy_by_attack
+        # matplotlib takes half a second.
+        from robench.reporting.plots.one_figure import plot
 
-        figure = accuracy_by_attack(self.results)
-        if figure is None:
-            raise UsageError("there are no results to draw")
-        return figure
+        targeted = self.prepared.request.goal == "targeted"
+        usual = "targeted_success" if targeted else "accuracy_by_attack"
+        return plot(kind or usual, self, **options)
 
     def validate(
         self, listener: Listener | None = None, *, progress: bool = True
@@ -213,7 +216,7 @@ class Evaluation(Sequence[StoredRecord]):
 
         store = Store(folder)
         for stored in self:
-            home, key = _home(stored), stored.record.key
+            home, key = Store(stored.folder), stored.record.key
             kept = _rows(home, key) if home.has_adversarial(key) else None
             arrays = home.read_arrays(key)
             store.write(stored.record, stored.samples, adversarial=kept, arrays=arrays)
@@ -245,12 +248,6 @@ def _only(results: Sequence[ModelResult]) -> ModelResult:
         f"there are {len(results)} results, not one" + (f": {named}" if named else ""),
         hint="Take one of .results, or all in .to_frame()",
     )
-
-
-def _home(stored: StoredRecord) -> Store:
-    """Where a record that was just read or written lies; parts of jobs have stores of their own."""
-    assert stored.path is not None
-    return Store(stored.path.parents[2])
 
 
 def _rows(store: Store, key: str) -> Rows:

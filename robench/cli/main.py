@@ -24,6 +24,7 @@ from robench.cli.export import export
 from robench.cli.judge import judge
 from robench.cli.leaderboard import leaderboard
 from robench.cli.options import flag, is_quiet
+from robench.cli.plot import plot
 from robench.cli.reproduce import reproduce
 from robench.cli.results import results_app
 from robench.cli.run import run
@@ -40,7 +41,7 @@ from robench.text import visible
 _INTERRUPTED = 130
 """128 + SIGINT, as shells report it."""
 
-_RUNS_NOTHING = ("attacks", "config", "leaderboard", "trust")
+_RUNS_NOTHING = ("attacks", "config", "leaderboard", "plot", "trust")
 """Commands that run no model; all others are supervised."""
 
 _ANSWERS = ("check", "reproduce")
@@ -172,6 +173,7 @@ app.command(short_help="Attack models and keep the results.")(run)
 app.command(short_help="Rebuild the leaderboard from the results.")(leaderboard)
 app.command(short_help="Hold models side by side.")(compare)
 app.command(short_help="Write results for papers, hubs and CI.")(export)
+app.command(short_help="Draw one figure, at a paper's size.")(plot)
 app.command(short_help="Draw robust accuracy against eps from one run.")(curve)
 app.command(short_help="Judge adversarial inputs from elsewhere.")(judge)
 app.command(short_help="Look closer at attention under attack.")(attention)

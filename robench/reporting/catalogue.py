@@ -15,6 +15,8 @@ from robench.registry import Registry, identity_of, import_target
 
 Kind = Literal["table", "figure"]
 
+Of = Literal["group", "model", "radii", "named"]
+
 
 @dataclass(frozen=True)
 class Report:
@@ -25,14 +27,22 @@ class Report:
             figure ``plots/GROUP/NAME.png`` and ``.svg``.
         make: the function, or ``"package.module:function"``. A table's takes all
             :class:`~robench.reporting.model_results.ModelResult` and returns a DataFrame; a
-            figure's takes those of one group, best first, and returns a matplotlib Figure, or
-            None where there is nothing to draw.
+            figure's takes those that it is ``of``, and returns a matplotlib Figure, or None where
+            there is nothing to draw.
+        summary: one line for people.
+        of: which results a figure is of: a ``group``'s, best first; one ``model``'s, alone in a
+            sequence; all ``radii``'s of one data set, norm and seed; or a group's in the order in
+            which a user ``named`` them, so that nobody else draws it.
+        by_attack: whether a figure's function takes an attack's name too.
         goal: which results it is of, one of :data:`robench.request.GOALS`: what was robust against
             any error, or against an adversary with targets. No report mixes the two.
     """
 
     kind: Kind
     make: str | Callable[..., Any]
+    summary: str = ""
+    of: Of = "group"
+    by_attack: bool = False
     goal: str = "untargeted"
 
     @property
@@ -45,15 +55,15 @@ class Report:
         function: Any = import_target(self.make) if isinstance(self.make, str) else self.make
         return cast(Callable[..., Any], function)
 
-    def __call__(self, results: Sequence[Any]) -> Any:
-        """What ``make`` makes of results.
+    def __call__(self, results: Sequence[Any], *attack: str | None) -> Any:
+        """What ``make`` makes of results, of a figure :attr:`by_attack` with the attack.
 
         Raises:
             UsageError: it is from outside robench, and fails.
         """
         function = self.function
         try:
-            made = function(results)
+            made = function(results, *attack)
         except RobenchError:
             raise
         except Exception as error:
@@ -77,19 +87,55 @@ for _name, _target in (
 ):
     REPORTS.add(_name, Report("table", f"robench.reporting.{_target}"))
 for _name in ("targeted_table", "target_matrix"):
-    _report = Report("table", f"robench.reporting.targeted:{_name}", "targeted")
+    _report = Report("table", f"robench.reporting.targeted:{_name}", goal="targeted")
     REPORTS.add(_name.removesuffix("_table"), _report)
-for _name, _target in (
-    ("accuracy_by_attack", "accuracies:accuracy_by_attack"),
-    ("clean_against_robust", "robust_against:clean_against_robust"),
-    ("minimum_norm_curves", "curves:minimum_norm_curves"),
-    ("attention_distributions", "distributions:attention_distributions"),
-    ("feature_distances", "distributions:feature_distances"),
+
+for _name, _target, _of, _by_attack, _summary in (
+    (
+        *("accuracy_by_attack", "accuracies:accuracy_by_attack", "group", False),
+        "models in rows: worst case, clean and each attack, with intervals",
+    ),
+    (
+        *("accuracy_heat_map", "accuracies:accuracy_heat_map", "group", False),
+        "models by attacks, as figures in a matrix",
+    ),
+    (
+        *("clean_against_robust", "robust_against:clean_against_robust", "group", False),
+        "clean against robust accuracy, and the frontier",
+    ),
+    (
+        *("attention_distributions", "distributions:attention_distributions", "group", False),
+        "attention of broken and surviving samples",
+    ),
+    (
+        *("feature_distances", "distributions:feature_distances", "group", False),
+        "distances of features: alignment and exclusion",
+    ),
+    (
+        *("robust_against_eps", "curves:robust_against_eps", "radii", True),
+        "robust accuracy through several eps, or at every one",
+    ),
+    (
+        *("confusion", "confusion:confusion_under_attack", "model", True),
+        "which classes an attack turns into which",
+    ),
+    ("samples", "samples:kept_samples", "model", True, "a few samples, clean and attacked"),
+    ("traces", "traces:search_traces", "model", False, "how searches went on, of --trace"),
+    (
+        *("differences", "accuracies:differences", "named", False),
+        "accuracies less those of the model that is named first",
+    ),
 ):
-    REPORTS.add(_name, Report("figure", f"robench.reporting.plots.{_target}"))
+    _made = f"robench.reporting.plots.{_target}"
+    REPORTS.add(_name, Report("figure", _made, _summary, cast(Of, _of), _by_attack), _summary)
 REPORTS.add(
     "targeted_success",
-    Report("figure", "robench.reporting.plots.targets:targeted_success_matrix", "targeted"),
+    Report(
+        "figure",
+        "robench.reporting.plots.targets:targeted_success_matrix",
+        "which classes are led to which targets",
+        goal="targeted",
+    ),
 )
 
 
@@ -111,7 +157,9 @@ def reports(kind: Kind) -> dict[str, Report]:
                 if measured.figure:
                     *_, column = measured.columns()
                     stem = f"robust_against_{measured.name.removeprefix('attention_')}"
-                    found[stem] = Report("figure", partial(_robust_against, column.name))
+                    said = f"robust accuracy against {measured.name.replace('_', ' ')}"
+                    draw = partial(_robust_against, column.name)
+                    found[stem] = Report("figure", draw, said)
     return found
 
 

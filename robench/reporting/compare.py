@@ -57,7 +57,7 @@ def compare_models(
     """
     if not others:
         raise UsageError("one model alone cannot be compared", hint="Name two or more")
-    names = _distinct_names([baseline, *others])
+    names = distinct_names([baseline, *others])
     notes: list[str] = []
     found: list[tuple[str, Difference]] = []
     only_baseline: dict[str, list[str]] = {}
@@ -168,7 +168,8 @@ def _verdict(item: Difference, p_holm: float, alpha: float) -> str:
     return "worse" if item.loss.estimate > 0 else "better"
 
 
-def _distinct_names(results: Sequence[ModelResult]) -> list[str]:
+def distinct_names(results: Sequence[ModelResult]) -> list[str]:
+    """The models' names; those of the same name with the start of their weights' sha256."""
     names = [result.model.name for result in results]
     return [
         name if names.count(name) == 1 else f"{name}@{result.model.weights_sha256[:8]}"

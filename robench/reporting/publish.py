@@ -83,4 +83,4 @@ def _is_there(store: Store, table: str) -> bool:
 def _figures(results: list[ModelResult], store: Store) -> list[Path]:
     from robench.reporting.plots.render import render_plots
 
-    return render_plots(results, store.folder / "plots", store=store)
+    return render_plots(results, store.folder / "plots")

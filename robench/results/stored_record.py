@@ -68,6 +68,12 @@ class StoredRecord:
             )
         return cls(_normalised(record), samples_to_table(samples))
 
+    @property
+    def folder(self) -> Path:
+        """The results folder that it was read from or written to; parts of jobs have their own."""
+        assert self.path is not None
+        return self.path.parents[2]
+
     def shown_as(
         self,
         attack: str,

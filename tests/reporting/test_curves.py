@@ -128,14 +128,16 @@ def _group() -> list[ModelResult]:
     return collect([_run("CBSS", [NAN, 0.1, 0.3, NAN]), make_stored("CBSS", attack="pgd-20")])
 
 
-def test_every_group_with_a_minimum_norm_record_has_the_figure() -> None:
-    report = reports("figure")["minimum_norm_curves"]
-    figure = report(_group())
+@pytest.mark.parametrize("attack", ["fmn", None])
+def test_a_minimum_norm_record_is_drawn_at_every_radius(attack: str | None) -> None:
+    report = reports("figure")["robust_against_eps"]
+    figure = report(_group(), attack)
     (axes,) = figure.axes
     line = axes.lines[0]
     assert line.get_drawstyle() == "steps-post"
     assert line.get_ydata().tolist()[:3] == [75.0, 50.0, 25.0]
     hollow, filled = axes.lines[1:]
     assert hollow.get_ydata().tolist() == filled.get_ydata().tolist() == [50.0]
-    assert report(collect([make_stored("CBSS", attack="pgd-20")])) is None
+    assert report(_group(), "pgd-20") is None
+    assert report(collect([make_stored("CBSS", attack="pgd-20")]), None) is None
     assert len(curves_of(_group())) == 1

@@ -14,23 +14,29 @@ from panel_factory import make_panel
 from record_factory import make_record, make_samples, make_stored
 
 from robench.records import MetricSummary
-from robench.reporting.catalogue import Report
+from robench.reporting.catalogue import reports
 from robench.reporting.compare import compare_models
 from robench.reporting.export import group_slug
 from robench.reporting.findings import attention_findings, representation_findings
 from robench.reporting.model_results import ModelResult, collect
 from robench.reporting.plots import render
-from robench.reporting.plots.accuracies import accuracy_by_attack, difference_plot
+from robench.reporting.plots.accuracies import (
+    accuracy_by_attack,
+    accuracy_heat_map,
+    difference_plot,
+)
 from robench.reporting.plots.confusion import confusion, confusion_under_attack
+from robench.reporting.plots.curves import security_curves
 from robench.reporting.plots.distributions import attention_distributions, feature_distances
+from robench.reporting.plots.palette import look
 from robench.reporting.plots.render import render_plots
 from robench.reporting.plots.robust_against import (
     clean_against_robust,
+    frontier,
     robust_against_metric,
-    security_curves,
 )
 from robench.reporting.plots.samples import resisted_by_one, sample_panel
-from robench.reporting.plots.style import look, save
+from robench.reporting.plots.style import save
 from robench.results import Store, StoredRecord
 from robench.text import file_name
 
@@ -96,6 +102,7 @@ def overlapping(figure: Figure) -> list[tuple[str, str]]:
 
 FIGURES = {
     "accuracy_by_attack": accuracy_by_attack,
+    "accuracy_heat_map": accuracy_heat_map,
     "clean_against_robust": clean_against_robust,
     "robust_against_deviation": partial(robust_against_metric, name="attention_deviation"),
     "robust_against_exclusion": partial(robust_against_metric, name="exclusion"),
@@ -124,19 +131,53 @@ def test_nothing_to_draw_is_none(draw: object) -> None:
     assert draw([]) is None  # type: ignore[operator]
 
 
-def test_bars_are_as_long_as_the_accuracies() -> None:
-    (result,) = collect([make_stored("CSSBS", attack="a"), make_stored("CSBSS", attack="b")])
-    figure = accuracy_by_attack([result])
+def test_dots_are_at_the_accuracies_best_model_first() -> None:
+    results = collect(
+        [
+            *(make_stored("CSBBS", attack="a", model="weak"), make_stored("CSSSS", attack="a")),
+            *(make_stored("CSSBS", attack="b", model="weak"), make_stored("CSSBS", attack="b")),
+        ]
+    )
+    figure = accuracy_by_attack(results[::-1])
     assert figure is not None
-    assert [bar.get_width() for bar in figure.axes[0].patches] == [80, 60, 60, 40]
+    (axes,) = figure.axes
+    named = {line.get_label(): line for line in axes.lines if line.get_label()[0] != "_"}
+    across = {name: line.get_xdata().tolist() for name, line in named.items()}  # type: ignore[union-attr]
+    assert across == {"worst case": [60, 40], "clean": [80, 80], "a": [80, 40], "b": [60, 60]}
+    assert named["worst case"].get_ydata().tolist() == [0, 1]  # type: ignore[union-attr]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["toy", "weak"]
+    low, high = results[0].robust_acc.low, results[0].robust_acc.high
+    assert [low, high] in [list(line.get_xdata()) for line in axes.lines]
+    assert f"60.0 ({low:.1f}–{high:.1f})" in {text.get_text() for text in axes.texts}
 
 
-def test_points_sit_where_the_accuracies_are() -> None:
-    (result,) = collect([make_stored("CSSBS")])
-    figure = clean_against_robust([result])
+def test_the_heat_map_says_what_each_attack_leaves_and_what_nobody_tried() -> None:
+    records = [make_stored("CSBBS", attack="a"), make_stored("CSSBS", attack="b")]
+    figure = accuracy_heat_map(collect([*records, make_stored("SSSSS", attack="a", model="best")]))
     assert figure is not None
-    (container,) = figure.axes[0].containers
-    np.testing.assert_allclose(container[0].get_xydata(), [[80, 60]])
+    (axes,) = figure.axes
+    assert [t.get_text() for t in axes.get_xticklabels()] == ["clean", "a", "b", "worst case"]
+    assert [t.get_text() for t in axes.get_yticklabels()] == ["best", "toy"]
+    cells = [text.get_text() for text in axes.texts]
+    assert cells == ["100.0", "100.0", "–", "100.0", "80.0", "40.0", "60.0", "40.0"]
+
+
+def test_the_frontier_is_what_nothing_is_better_than() -> None:
+    points = [(99.0, 50.0), (90.0, 60.0), (95.0, 55.0), (90.0, 55.0), (95.0, 55.0), (99.0, 49.0)]
+    assert frontier(points) == [1, 2, 4, 0]
+    assert frontier([]) == []
+
+
+def test_points_sit_where_the_accuracies_are_filled_on_the_frontier() -> None:
+    good, bad = collect([make_stored("CSSBS", model="good"), make_stored("CSBBS", model="bad")])
+    figure = clean_against_robust([bad, good])
+    assert figure is not None
+    drawn = {line.get_label(): line for line in figure.axes[0].lines}
+    np.testing.assert_allclose(drawn["good"].get_xydata(), [[80, 60]])
+    hollow = [
+        drawn[name].get_markerfacecolor() != drawn[name].get_color() for name in ("good", "bad")
+    ]
+    assert hollow == [False, True]
 
 
 def test_undefined_metrics_are_left_out_not_zero() -> None:
@@ -152,7 +193,7 @@ def test_undefined_metrics_are_left_out_not_zero() -> None:
 
 def test_ten_looks_differ_also_in_greyscale() -> None:
     looks = [look(i) for i in range(10)]
-    assert len({(k.colour, k.hatch) for k in looks}) == 10
+    assert len({(k.colour, k.marker) for k in looks}) == 10
     assert len({k.marker for k in looks}) == 10
 
 
@@ -163,11 +204,11 @@ def test_confusion_counts_the_correctly_classified() -> None:
     for sample in samples[:4]:
         expected[sample.label, sample.adv_prediction or 0] += 1
     np.testing.assert_array_equal(confusion(result, "pgd-20"), expected)
-    figure = confusion_under_attack(result, "pgd-20")
+    figure = confusion_under_attack([result], "pgd-20")
     assert figure is not None
     assert overlapping(figure) == []
     (all_wrong,) = collect([make_stored("CC")])
-    assert confusion_under_attack(all_wrong, "pgd-20") is None
+    assert confusion_under_attack([all_wrong], "pgd-20") is None
 
 
 def test_security_curves_go_from_clean_through_the_radii() -> None:
@@ -181,6 +222,12 @@ def test_security_curves_go_from_clean_through_the_radii() -> None:
     np.testing.assert_allclose(x, [0, 0.1, 0.2])
     assert y[0] == pytest.approx(results[0].clean_acc.estimate)
     assert overlapping(figure) == []
+    worst = security_curves(results)
+    assert worst is not None
+    radii = [result.robust_acc.estimate for result in reversed(results)]
+    np.testing.assert_allclose(worst.axes[0].lines[0].get_ydata()[1:], radii)
+    assert len(figure.axes) == 2
+    assert len(worst.axes) == 1
     assert security_curves(results[:1], "pgd-20") is None
     assert security_curves(results, "no-such-attack") is None
 
@@ -233,8 +280,9 @@ def test_the_committed_figures_are_those_that_are_drawn_now(tmp_path: Path) -> N
 def test_gallery_draws_what_changed_and_only_that(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    figure = Report("figure", clean_against_robust)
-    monkeypatch.setattr(render, "reports", lambda kind: {"clean_against_robust": figure})
+    shown = ("clean_against_robust", "confusion", "samples")
+    few = {name: report for name, report in reports("figure").items() if name in shown}
+    monkeypatch.setattr(render, "reports", lambda kind: few)
     store = Store(tmp_path / "store")
 
     def put(letters: str, **kwargs: object) -> None:
@@ -245,7 +293,7 @@ def test_gallery_draws_what_changed_and_only_that(
     put("SSBC", model="a")
     put("SBBC", model="b/odd name")
     folder = tmp_path / "plots"
-    files = render_plots(collect(store.records()), folder, store=store)
+    files = render_plots(collect(store.records()), folder)
     odd = file_name("b/odd name")
     names = sorted(f.stem for f in files if f.suffix == ".png")
     assert names == sorted(
@@ -256,18 +304,18 @@ def test_gallery_draws_what_changed_and_only_that(
     )
     assert {f.parent.name for f in files} == {"digits-Linf-0.2-n4-seed0"}
     stamps = {f: f.stat().st_mtime_ns for f in files}
-    assert render_plots(collect(store.records()), folder, store=store) == files
+    assert render_plots(collect(store.records()), folder) == files
     assert {f: f.stat().st_mtime_ns for f in files} == stamps
     put("SSSC", model="a")
     files[0].with_name(f"samples_{odd}.png").unlink()
-    assert render_plots(collect(store.records()), folder, store=store) == files
+    assert render_plots(collect(store.records()), folder) == files
     redrawn = {f.stem for f in files if f.stat().st_mtime_ns != stamps[f]}
     assert redrawn == set(names) - {f"confusion_{odd}"}
     panel = make_panel(1, size=4, grid=2)
     for damaged in (replace(panel, labels=panel.labels + 1), replace(panel, sample_ids=("x",))):
         record = store.read(store.keys()[0])
         store.write(record.record, record.samples, arrays=damaged.to_arrays())
-        caught = render_plots(collect(store.records()), tmp_path / str(id(damaged)), store=store)
+        caught = render_plots(collect(store.records()), tmp_path / str(id(damaged)))
         assert len([path for path in caught if path.stem.startswith("samples_")]) == 2
 
 
@@ -275,7 +323,8 @@ def test_gallery_draws_what_changed_and_only_that(
 def test_gallery_follows_the_code_and_forgets_models_that_went(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(render, "reports", lambda kind: {})
+    confusions = {"confusion": reports("figure")["confusion"]}
+    monkeypatch.setattr(render, "reports", lambda kind: confusions)
     folder = tmp_path / "plots"
     files = render_plots(results_for(["a", "b"]), folder)
     own = folder / files[0].parent.name / "confusion_of_mine.png"

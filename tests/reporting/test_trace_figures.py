@@ -39,7 +39,7 @@ def stored(tmp_path: Path) -> StoredRecord:
 
 def test_the_figure_shows_medians_with_the_quartiles(stored: StoredRecord) -> None:
     (result,) = collect([stored])
-    figure = search_traces(result)
+    figure = search_traces([result])
     assert figure is not None
     margins, norms = figure.axes
     (line, _) = margins.get_lines()
@@ -48,7 +48,7 @@ def test_the_figure_shows_medians_with_the_quartiles(stored: StoredRecord) -> No
     assert norms.get_lines()[0].get_ydata().tolist() == [7, 7, 7]
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["pgd-20"]
     (bare,) = collect([StoredRecord(stored.record, stored.arrow)])
-    assert search_traces(bare) is None
+    assert search_traces([bare]) is None
 
 
 def test_tensorboard_gets_every_step(

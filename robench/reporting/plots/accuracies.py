@@ -1,15 +1,26 @@
-"""Accuracies as bars and points: of every model under every attack, and against a baseline."""
+"""Accuracies as points: of every model under every attack, and against a baseline."""
 
 from collections.abc import Sequence
 
+import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from robench.formatting import fixed
 from robench.metric_catalogue import METRICS
-from robench.reporting.compare import Comparison
+from robench.reporting.compare import Comparison, compare_models, distinct_names
 from robench.reporting.model_results import ModelResult
-from robench.reporting.plots import style
+from robench.reporting.plots import palette, style
+from robench.reporting.plots.cells import draw_cells
 from robench.statistics import Interval
+
+_BELOW = (0.2, 0.33)
+"""Where a row's single attacks stand, by turns, so that close ones do not hide each other"""
+
+
+def best_first(results: Sequence[ModelResult]) -> list[ModelResult]:
+    """Results in the order of a leaderboard."""
+    return sorted(results, key=lambda result: (-result.robust_acc.estimate, result.model.id))
 
 
 def _weakest_first(results: Sequence[ModelResult]) -> list[str]:
@@ -26,46 +37,93 @@ def _weakest_first(results: Sequence[ModelResult]) -> list[str]:
 
 @style.styled
 def accuracy_by_attack(results: Sequence[ModelResult]) -> Figure | None:
-    """Horizontal bars with 95 % intervals: one block a model, one bar an attack; None without
-    results."""
+    """A row a model, best first: the worst case and the clean accuracy with 95 % intervals and a bar
+    for what the attacks take, single attacks as marks below it, the worst case in figures beside it.
+    None without results."""
     if not results:
         return None
-    attacks = _weakest_first(results)
-    series = ["clean", *attacks, *(["worst case"] if len(attacks) > 1 else [])]
-    thickness = 0.8 / len(series)
-    # Bars of a fixed height in inches, however many there are.
-    height = 1.3 + len(results) * (0.14 * len(series) + 0.12)
-    figure = style.new_figure(8.5, height)
+    rows, attacks = best_first(results), _weakest_first(results)
+    figure = style.new_figure(6.8, 1.4 + 0.36 * len(rows))
     axes = figure.add_subplot()
-    for number, name in enumerate(series):
-        shape, offset = style.look(number), (number + 0.5) * thickness - 0.4
-        found = {row + offset: _accuracy(result, name) for row, result in enumerate(results)}
-        bars = {y: interval for y, interval in found.items() if interval is not None}
-        axes.barh(
-            list(bars),
-            [interval.estimate for interval in bars.values()],
-            height=thickness,
+    robust = [result.robust_acc for result in rows]
+    clean = [result.clean_acc for result in rows]
+    for y, (low, high) in enumerate(zip(robust, clean, strict=True)):
+        axes.plot([low.estimate, high.estimate], [y, y], color=palette.LINE, linewidth=3, zorder=1)
+    worst = "worst case" if len(attacks) > 1 else attacks[0]
+    _points(axes, robust, worst, filled=True)
+    _points(axes, clean, "clean", filled=False)
+    for number, attack in enumerate(attacks if len(attacks) > 1 else ()):
+        left = [_accuracy(result, attack) for result in rows]
+        shape = palette.look(number + 1)
+        axes.plot(
+            [np.nan if share is None else share.estimate for share in left],
+            [row + _BELOW[number % len(_BELOW)] for row in range(len(rows))],
             color=shape.colour,
-            hatch=shape.hatch,
-            edgecolor="black",
-            linewidth=0.5,
-            label=name,
+            marker=shape.marker,
+            markersize=4.5,
+            markeredgecolor=palette.WHITE,
+            markeredgewidth=0.4,
+            linestyle="none",
+            label=attack,
+            clip_on=False,
         )
-        for y, interval in bars.items():
-            axes.plot([interval.low, interval.high], [y, y], color="black", linewidth=1)
-            axes.annotate(
-                fixed(interval.estimate, 1),
-                (interval.high, y),
-                xytext=(3, 0),
-                textcoords="offset points",
-                va="center",
-                fontsize=6.5,
-            )
-    style.rows_axis(axes, [result.model.name for result in results])
-    style.percent_axis(axes, "x", "accuracy in % with 95 % interval")
-    axes.set_xlim(0, 108)
-    figure.legend(loc="outside right upper")
-    style.captioned(figure, "Accuracy by attack", style.describe(results))
+    beside = axes.get_yaxis_transform()
+    for row, share in enumerate(robust):
+        text = f"{fixed(share.estimate, 1)} ({fixed(share.low, 1)}–{fixed(share.high, 1)})"
+        axes.text(1.02, row, text, transform=beside, va="center", fontsize=style.relative(0.83))
+    axes.text(
+        1.02,
+        -0.6,
+        f"{worst} (95 %)",
+        transform=beside,
+        fontsize=style.relative(0.78),
+        color=palette.REMARK,
+    )
+    style.rows_axis(axes, distinct_names(rows))
+    style.percent_axis(axes, "x", "accuracy in % (lines: 95 % intervals)")
+    figure.legend(loc="outside lower center", ncols=min(len(attacks) + 2, 4))
+    style.captioned(figure, "Accuracy by attack", style.describe(rows))
+    return figure
+
+
+def _points(axes: Axes, shares: Sequence[Interval], name: str, *, filled: bool) -> None:
+    """A dot with its interval in each row."""
+    face = palette.BLUE if filled else palette.WHITE
+    for row, share in enumerate(shares):
+        axes.plot([share.low, share.high], [row, row], color=palette.BLUE, linewidth=1.4, zorder=2)
+    axes.plot(
+        [share.estimate for share in shares],
+        range(len(shares)),
+        color=palette.BLUE,
+        marker="o",
+        markersize=6,
+        markerfacecolor=face,
+        markeredgecolor=palette.BLUE,
+        linestyle="none",
+        label=name,
+        zorder=3,
+        clip_on=False,
+    )
+
+
+@style.styled
+def accuracy_heat_map(results: Sequence[ModelResult]) -> Figure | None:
+    """Models, best first, by attacks, weakest first, between the clean accuracy and the worst case;
+    in percent, a dash where a model did not meet an attack. None without results."""
+    if not results:
+        return None
+    rows, attacks = best_first(results), _weakest_first(results)
+    columns = ["clean", *attacks, *(["worst case"] if len(attacks) > 1 else [])]
+    found = [[_accuracy(result, name) for name in columns] for result in rows]
+    shares = np.array([[np.nan if c is None else c.estimate for c in row] for row in found])
+    texts = [["–" if c is None else fixed(c.estimate, 1) for c in row] for row in found]
+    figure = style.new_figure(1.4 + 0.55 * len(columns), 1.5 + 0.27 * len(rows))
+    axes = figure.add_subplot()
+    draw_cells(axes, shares, texts, distinct_names(rows), columns, fontsize=0.83, aspect="auto")
+    # What is no attack stands apart.
+    for place in (0.5, *([len(columns) - 1.5] if len(attacks) > 1 else [])):
+        axes.axvline(place, color=palette.WHITE, linewidth=5)
+    style.captioned(figure, "Accuracy in %", style.describe(rows))
     return figure
 
 
@@ -75,6 +133,15 @@ def _accuracy(result: ModelResult, name: str) -> Interval | None:
     if name == "worst case" and name not in result.attacks:
         return result.robust_acc
     return result.attack_acc(name) if name in result.attacks else None
+
+
+def differences(results: Sequence[ModelResult]) -> Figure | None:
+    """:func:`difference_plot` of models against the first of them.
+
+    Raises:
+        UsageError: there is one alone, or another has no attack in common with it.
+    """
+    return difference_plot(compare_models(results[0], results[1:])) if results else None
 
 
 @style.styled
@@ -90,11 +157,11 @@ def difference_plot(comparison: Comparison) -> Figure | None:
     quantities = list(dict.fromkeys(table["quantity"]))
     models = list(dict.fromkeys(table["model"]))
     step = 0.7 / len(models)
-    figure = style.new_figure(7.6, 1.3 + len(quantities) * (0.22 + 0.16 * len(models)))
+    figure = style.new_figure(6.8, 1.3 + len(quantities) * (0.22 + 0.16 * len(models)))
     axes = figure.add_subplot()
-    axes.axvline(0, color="black", linewidth=0.8)
+    axes.axvline(0, color=palette.BLACK, linewidth=0.8)
     for number, model in enumerate(models):
-        shape = style.look(number)
+        shape = palette.look(number)
         for place, row in enumerate(table[table["model"] == model].to_dict("records")):
             shown = row["verdict"] in ("better", "worse")
             y = quantities.index(row["quantity"]) - 0.35 + (number + 0.5) * step
@@ -106,7 +173,7 @@ def difference_plot(comparison: Comparison) -> Figure | None:
                 color=shape.colour,
                 marker=shape.marker,
                 markersize=6,
-                markerfacecolor=shape.colour if shown else "white",
+                markerfacecolor=shape.colour if shown else palette.WHITE,
                 linestyle="none",
                 label=None if place else model,
             )
@@ -115,6 +182,6 @@ def difference_plot(comparison: Comparison) -> Figure | None:
         f"difference to {comparison.baseline} in points, {comparison.level:.0%} interval\n"
         "filled: shown, hollow: not shown (Holm over models)"
     )
-    figure.legend(loc="outside right upper")
+    style.legend(figure)
     style.captioned(figure, f"Against {comparison.baseline}", str(comparison.group))
     return figure

@@ -1,5 +1,7 @@
 """Which classes an attack turns into which."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 from matplotlib.figure import Figure
@@ -7,6 +9,7 @@ from matplotlib.figure import Figure
 from robench.formatting import fixed
 from robench.records import Outcome
 from robench.reporting.model_results import ModelResult, class_name
+from robench.reporting.plots.cells import draw_cells
 from robench.reporting.plots.style import captioned, describe, new_figure, styled
 
 
@@ -26,9 +29,10 @@ def confusion(result: ModelResult, attack: str) -> npt.NDArray[np.int64]:
 
 
 @styled
-def confusion_under_attack(result: ModelResult, attack: str) -> Figure | None:
-    """The confusion matrix in percent of each true class, numbers in the cells; None if no sample
-    was classified correctly to begin with."""
+def confusion_under_attack(results: Sequence[ModelResult], attack: str) -> Figure | None:
+    """The confusion matrix of one model in percent of each true class, numbers in the cells; None if
+    no sample was classified correctly to begin with."""
+    (result,) = results
     counts = confusion(result, attack)
     if not counts.sum():
         return None
@@ -44,17 +48,9 @@ def confusion_under_attack(result: ModelResult, attack: str) -> Figure | None:
     size = 2.2 + 0.42 * len(present)
     figure = new_figure(size + 1.0, size + 0.3)
     axes = figure.add_subplot()
-    image = axes.imshow(shares, cmap="cividis", vmin=0, vmax=100)
-    for row, column in np.ndindex(shares.shape):
-        share = shares[row, column]
-        if share >= 0.5:
-            place, colour = (column, row), "white" if share < 55 else "black"
-            axes.text(*place, fixed(share, 0), ha="center", va="center", fontsize=7, color=colour)
-    turned = 90 if max(map(len, names)) > 3 else 0
-    axes.set_xticks(range(len(names)), names, rotation=turned)
-    axes.set_yticks(range(len(names)), names)
+    texts = [[fixed(share, 0) if share >= 0.5 else "" for share in row] for row in shares.tolist()]
+    image = draw_cells(axes, shares, texts, names, names)
     axes.set(xlabel="prediction under attack", ylabel="true class")
-    axes.grid(visible=False)
     figure.colorbar(image, ax=axes, label="% of the true class", shrink=0.8)
     captioned(figure, f"{result.model.name}: confusion under {attack}", describe([result]))
     return figure

@@ -11,10 +11,12 @@ from matplotlib.patches import Patch
 from robench.metric_catalogue import METRICS
 from robench.reporting.findings import attention_findings, broken_and_survived
 from robench.reporting.model_results import ModelResult
-from robench.reporting.plots import style
+from robench.reporting.plots import palette, style
 
 _METRICS = ("attention_deviation", "attention_scatter_increase")
-_LOOKS = (style.BROKEN, style.SURVIVED)
+_LOOKS = (palette.BROKEN, palette.SURVIVED)
+_FACES = (palette.VERMILION, "none")
+"""One filled and one hollow, which paper without colours shows too"""
 
 _BOXES: dict[str, Any] = {
     "widths": 0.32,
@@ -24,10 +26,10 @@ _BOXES: dict[str, Any] = {
     "showmeans": True,
     "patch_artist": True,
     "manage_ticks": False,
-    "medianprops": {"color": "black", "linewidth": 1.6},
+    "medianprops": {"color": palette.BLACK, "linewidth": 1.6},
     "whiskerprops": {"linewidth": 0.8},
     "capprops": {"linewidth": 0.8},
-    "meanprops": {"marker": "D", "ms": 4, "mfc": "white", "mec": "black"},
+    "meanprops": {"marker": "D", "ms": 4, "mfc": palette.WHITE, "mec": palette.BLACK},
 }
 
 
@@ -44,7 +46,7 @@ def attention_distributions(results: Sequence[ModelResult]) -> Figure | None:
     if not shown:
         return None
     findings = attention_findings(shown)
-    figure = style.new_figure(10, 1.5 + 0.55 * len(shown))
+    figure = style.new_figure(6.8, 1.5 + 0.4 * len(shown))
     axes: Axes
     for column, name in enumerate(_METRICS):
         axes = figure.add_subplot(1, len(_METRICS), column + 1)
@@ -55,21 +57,30 @@ def attention_distributions(results: Sequence[ModelResult]) -> Figure | None:
         beside = axes.get_yaxis_transform()
         for row, (auc, p) in enumerate(zip(block["auc"], block["p_holm"], strict=True)):
             text = "-" if np.isnan(auc) else f"{auc:.2f}{'*' if p < 0.05 else ''}"
-            axes.text(1.01, row, text, transform=beside, va="center", fontsize=7.5)
-        axes.text(1.01, -0.55, "P(b > s)", transform=beside, fontsize=7, color="#555555")
+            axes.text(1.01, row, text, transform=beside, va="center", fontsize=style.relative(0.83))
+        axes.text(
+            1.01,
+            -0.55,
+            "P(b > s)",
+            transform=beside,
+            fontsize=style.relative(0.78),
+            color=palette.REMARK,
+        )
         item = METRICS[name]
         style.rows_axis(axes, ["" if column else result.model.name for result in shown])
-        axes.set_xlabel(f"{item.label.lower()} ({item.unit})")
+        axes.set_xlabel(f"{item.label.lower()}\n({item.unit})")
     figure.legend(
         handles=[
-            Patch(facecolor=kind.colour, hatch=kind.hatch, edgecolor="black", label=label)
-            for kind, label in zip(_LOOKS, ("broken (b)", "survived (s)"), strict=True)
+            Patch(facecolor=face, edgecolor=kind.colour, label=label)
+            for kind, face, label in zip(
+                _LOOKS, _FACES, ("broken (b)", "survived (s)"), strict=True
+            )
         ],
         loc="outside lower center",
         ncols=2,
-        title="P(b > s): chance that a broken sample's value exceeds a survivor's; "
+        title="P(b > s): chance that a broken sample's value exceeds a survivor's\n"
         "* not ½ (p < 0.05, Holm over models)",
-        title_fontsize=7.5,
+        title_fontsize=style.relative(0.83),
     )
     title = f"Attention of broken and surviving samples under {style.attention_attacks(shown)}"
     style.captioned(figure, title, style.describe(shown))
@@ -94,25 +105,24 @@ def feature_distances(results: Sequence[ModelResult]) -> Figure | None:
         return None
     columns = min(3, len(shown))
     rows = -(-len(shown) // columns)
-    figure = style.new_figure(max(5.0, 3.2 * columns), 1.2 + 2.0 * rows)
+    figure = style.new_figure(max(4.6, 2.27 * columns), 1.2 + 1.45 * rows)
     top = max(float(values.max()) for _, pair in shown for values in pair)
     bins = np.linspace(0, max(top, 1e-6), 41)
     for number, (result, pair) in enumerate(shown):
         axes = figure.add_subplot(rows, columns, number + 1)
         labels = ("own adversarial example (alignment)", "other classes' (exclusion)")
-        for values, kind, label in zip(pair, _LOOKS, labels, strict=True):
+        for values, kind, face, label in zip(pair, _LOOKS, _FACES, labels, strict=True):
             axes.hist(
                 np.clip(values, 0, None),
                 bins=bins.tolist(),
                 weights=np.full(len(values), 100 / len(values)),
-                color=kind.colour,
-                hatch=kind.hatch,
-                edgecolor="black",
-                linewidth=0.3,
-                alpha=0.65,
+                histtype="stepfilled",
+                facecolor=face,
+                edgecolor=kind.colour,
+                linewidth=1,
                 label=label if number == 0 else None,
             )
-        axes.set_title(result.model.name, fontsize=9)
+        axes.set_title(result.model.name)
         if number % columns == 0:
             axes.set_ylabel("% of samples")
         if number >= len(shown) - columns:
@@ -126,8 +136,8 @@ def feature_distances(results: Sequence[ModelResult]) -> Figure | None:
 
 def _boxes(axes: Axes, row: int, result: ModelResult, name: str) -> bool:
     groups = broken_and_survived(result, name)
-    for values, kind, offset in zip(groups, _LOOKS, (-0.2, 0.2), strict=True):
+    for values, kind, face, offset in zip(groups, _LOOKS, _FACES, (-0.2, 0.2), strict=True):
         if len(values):
-            face = {"facecolor": kind.colour, "hatch": kind.hatch, "linewidth": 0.7}
-            axes.boxplot([values], positions=[row + offset], boxprops=face, **_BOXES)
+            box = {"facecolor": face, "edgecolor": kind.colour, "linewidth": 1}
+            axes.boxplot([values], positions=[row + offset], boxprops=box, **_BOXES)
     return any(map(len, groups))

@@ -1,46 +1,33 @@
 """All figures that a set of records supports."""
 
 import json
-import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 import matplotlib
-from matplotlib.figure import Figure
 
-from robench.errors import CorruptRecordError, StoreError
 from robench.files import atomic_write, read_text
 from robench.records import canonical_hash
 from robench.registry import identity_of, source_hash
-from robench.reporting.catalogue import reports
+from robench.reporting.catalogue import Report, reports
 from robench.reporting.export import group_slug
 from robench.reporting.model_results import GroupKey, ModelResult, by_group
-from robench.reporting.plots.confusion import confusion_under_attack
-from robench.reporting.plots.robust_against import security_curves
-from robench.reporting.plots.samples import sample_panel
+from robench.reporting.plots.accuracies import best_first
 from robench.reporting.plots.style import save
-from robench.reporting.plots.traces import search_traces
 from robench.request import GOALS
-from robench.results import SamplePanel, Store
 from robench.text import file_name, unused_file_name
 
-log = logging.getLogger("robench.reporting")
 
-
-def render_plots(
-    results: Iterable[ModelResult], folder: str | Path, *, store: Store | None = None
-) -> list[Path]:
+def render_plots(results: Iterable[ModelResult], folder: str | Path) -> list[Path]:
     """Draw everything that the results support, a folder for each group.
 
-    Figures whose records changed since they were drawn are replaced. Sample panels are read from
-    ``store``; None: no panels.
+    Figures whose records changed since they were drawn are replaced.
 
     Returns:
         The files, PNG and SVG.
 
     Raises:
-        StoreError: a file cannot be written. A damaged sample panel is logged and left out.
+        StoreError: a file cannot be written.
     """
     gallery = _Gallery(Path(folder))
     groups = by_group(results)
@@ -50,25 +37,30 @@ def render_plots(
         # There may be other samples under the same name and number.
         slug = unused_file_name(group_slug(group), used, group.fingerprint[:8])
         drawn: set[str] = set()
-        best_first = sorted(members, key=lambda r: (-r.robust_acc.estimate, r.model.id))
-        targeted = best_first[0].threat_model.targets is not None
-        for name, report in figures.items():
-            if report.goal != GOALS[targeted]:
-                continue
-            code = identity_of(report.function)
-            gallery.keep(f"{slug}/{name}", report, best_first, code=code)
-        for result in best_first if not targeted else ():
+        ordered = best_first(members)
+        goal = GOALS[ordered[0].threat_model.targets is not None]
+        shown = {name: report for name, report in figures.items() if report.goal == goal}
+        for name, report in shown.items():
+            if report.of == "group":
+                gallery.keep(f"{slug}/{name}", report, ordered)
+        for result in ordered:
             attack = result.attention_attack or next(iter(result.attacks))
             mark = result.model.fingerprint[:8]
             model = unused_file_name(result.model.name, drawn, mark)
-            gallery.keep(f"{slug}/confusion_{model}", confusion_under_attack, result, attack)
-            gallery.keep(f"{slug}/traces_{model}", search_traces, result)
-            if store is not None:
-                gallery.keep(f"{slug}/samples_{model}", _panel, result, attack, store)
+            for name, report in shown.items():
+                if report.of == "model":
+                    by = [attack] if report.by_attack else []
+                    gallery.keep(f"{slug}/{name}_{model}", report, [result], *by)
     for (dataset, norm), members in _by_norm(groups).items():
-        for attack in sorted({name for result in members for name in result.attacks}):
-            stem = f"security_curves_{file_name(dataset)}_{norm}_{file_name(attack)}"
-            gallery.keep(stem, security_curves, members, attack)
+        attacks = [None, *sorted({name for result in members for name in result.attacks})]
+        for name, report in figures.items():
+            if report.of == "radii":
+                stem = f"{name}_{file_name(dataset)}_{norm}"
+                for under in attacks if report.by_attack else ():
+                    ending = "" if under is None else f"_{file_name(under)}"
+                    gallery.keep(f"{stem}{ending}", report, members, under)
+                if not report.by_attack:
+                    gallery.keep(stem, report, members)
     gallery.close()
     return gallery.files
 
@@ -97,29 +89,28 @@ class _Gallery:
     def keep(
         self,
         stem: str,
-        draw: Callable[..., Figure | None],
-        shown: ModelResult | Sequence[ModelResult],
-        *arguments: Any,
-        code: str | None = None,
+        report: Report,
+        shown: Sequence[ModelResult],
+        *attack: str | None,
     ) -> None:
-        """Have ``draw(shown, *arguments)`` as ``stem``, drawn anew if the shown records changed."""
+        """Have a report of ``shown`` as ``stem``, drawn anew if the shown records changed."""
         digest = canonical_hash(
             {
                 "matplotlib": matplotlib.__version__,
-                "code": [self._code, code],
+                "code": [self._code, identity_of(report.function)],
                 "records": [
                     [
                         stored.record.model_dump(mode="json"),
                         getattr(stored.trace_path, "name", None),
                     ]
-                    for result in ([shown] if isinstance(shown, ModelResult) else shown)
+                    for result in shown
                     for stored in result.attacks.values()
                 ],
             }
         )
         files = self._files(stem)
         if self._drawn.get(stem) != digest or not all(file.is_file() for file in files):
-            figure = draw(shown, *arguments)
+            figure = report(shown, *attack)
             if figure is None:
                 return
             save(figure, self._folder / stem)
@@ -138,24 +129,6 @@ class _Gallery:
 
     def _files(self, stem: str) -> list[Path]:
         return [self._folder / f"{stem}{suffix}" for suffix in (".png", ".svg")]
-
-
-def _panel(result: ModelResult, attack: str, store: Store) -> Figure | None:
-    stored = result.attacks[attack]
-    if stored.arrays_path is None:
-        return None
-    try:
-        panel = SamplePanel.from_arrays(store.read_arrays(stored.record.key))
-        if panel is not None:
-            rows = stored.table.set_index("sample_id").reindex(panel.sample_ids)
-            labels = rows["label"].to_numpy(dtype="float64", na_value=float("nan"))
-            if not (labels == panel.labels).all():
-                raise CorruptRecordError("the panel's samples are not the table's")
-    except StoreError as error:
-        # The record itself is sound: a lost picture is no reason to draw nothing.
-        log.warning("no sample panel: %s", error)
-        return None
-    return None if panel is None else sample_panel(panel, stored.record)
 
 
 def _by_norm(

@@ -1,33 +1,58 @@
-"""Robust accuracy against something else: clean accuracy, a metric's mean, the attack's radius."""
+"""Robust accuracy against something else: clean accuracy, or a metric's mean."""
 
 import math
-from collections.abc import Sequence
-from statistics import fmean
-from typing import Any
+from collections.abc import Collection, Sequence
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from robench.metric_catalogue import METRICS
+from robench.reporting.compare import distinct_names
 from robench.reporting.model_results import ModelResult
-from robench.reporting.plots import style
+from robench.reporting.plots import palette, style
 from robench.statistics import Interval, mean_interval
 
 
 @style.styled
 def clean_against_robust(results: Sequence[ModelResult]) -> Figure | None:
-    """Clean against worst-case robust accuracy with both 95 % intervals; None without results."""
+    """Clean against worst-case robust accuracy with both 95 % intervals, and the frontier: filled are
+    models that no other has as much of the one and more of the other than, by the estimates. None
+    without results."""
     if not results:
         return None
     clean = [result.clean_acc for result in results]
-    figure, axes = _robust_against("Clean against robust accuracy", results, clean)
-    line: dict[str, Any] = {"color": "#999999", "linewidth": 0.8, "linestyle": "--", "zorder": 1}
-    axes.plot([0, 100], [0, 100], **line, label="robust = clean")
+    best = frontier(
+        [(c.estimate, r.robust_acc.estimate) for c, r in zip(clean, results, strict=True)]
+    )
+    figure, axes = _robust_against(
+        "Clean against robust accuracy", results, clean, hollow=set(range(len(results))) - set(best)
+    )
     # Clean accuracies lie close together: the axis shows their range, not 0 to 100.
     floor = max(0, 10 * math.floor((min(interval.low for interval in clean) - 2) / 10))
+    corners = [(clean[place].estimate, results[place].robust_acc.estimate) for place in best]
+    axes.step(
+        [floor, *(x for x, _ in corners), corners[-1][0]],
+        [corners[0][1], *(y for _, y in corners), 0],
+        where="pre",
+        color=palette.GREY,
+        linewidth=1,
+        zorder=1,
+        label="frontier (filled)",
+    )
     axes.set(xlim=(floor, 100 + (100 - floor) / 50), xlabel="clean accuracy in %")
-    figure.legend(loc="outside right upper")
+    style.legend(figure)
     return figure
+
+
+def frontier(points: Sequence[tuple[float, float]]) -> list[int]:
+    """Places of the points that no other is at least as large as in both coordinates and larger in
+    one, by the first coordinate."""
+    kept = [
+        place
+        for place, (x, y) in enumerate(points)
+        if not any(a >= x and b >= y and (a, b) != (x, y) for a, b in points)
+    ]
+    return sorted(kept, key=lambda place: (points[place][0], place))
 
 
 @style.styled
@@ -48,23 +73,28 @@ def robust_against_metric(results: Sequence[ModelResult], name: str) -> Figure |
     figure, axes = _robust_against(title, results, means)
     best = {"lower": ", lower is better", "higher": ", higher is better"}.get(item.direction, "")
     under = style.attention_attacks(shown)
-    axes.set_xlabel(f"mean {item.label.lower()} under {under} ({item.unit}{best})")
+    axes.set_xlabel(f"mean {item.label.lower()} under {under}\n({item.unit}{best})")
     if item.low == 0 and item.high == 1:
         axes.set_xlim(-0.02, 1.02)
-    figure.legend(loc="outside right upper")
+    style.legend(figure)
     return figure
 
 
 def _robust_against(
-    title: str, results: Sequence[ModelResult], values: Sequence[Interval]
+    title: str,
+    results: Sequence[ModelResult],
+    values: Sequence[Interval],
+    hollow: Collection[int] = (),
 ) -> tuple[Figure, Axes]:
     """Worst-case robust accuracy against ``values``, a point a model; undefined ones have none."""
-    figure = style.new_figure(6.8, 4.6)
+    figure = style.new_figure(6.8, 4)
     axes = figure.add_subplot()
-    for number, (result, x) in enumerate(zip(results, values, strict=True)):
+    for number, (result, x, name) in enumerate(
+        zip(results, values, distinct_names(results), strict=True)
+    ):
         if not x.defined:
             continue
-        shape, y = style.look(number), result.robust_acc
+        shape, y = palette.look(number), result.robust_acc
         axes.errorbar(
             [x.estimate],
             [y.estimate],
@@ -72,94 +102,22 @@ def _robust_against(
             xerr=[[max(0.0, x.estimate - x.low)], [max(0.0, x.high - x.estimate)]],
             yerr=[[max(0.0, y.estimate - y.low)], [max(0.0, y.high - y.estimate)]],
             color=shape.colour,
-            marker=shape.marker,
-            markersize=8,
-            markeredgecolor="black",
-            markeredgewidth=0.6,
             elinewidth=1.2,
-            capsize=2,
             linestyle="none",
-            label=result.model.name,
+        )
+        axes.plot(
+            [x.estimate],
+            [y.estimate],
+            color=shape.colour,
+            marker=shape.marker,
+            markersize=7,
+            markerfacecolor=palette.WHITE if number in hollow else shape.colour,
+            markeredgewidth=1.2,
+            linestyle="none",
+            label=name,
+            clip_on=False,
+            zorder=3,
         )
     style.percent_axis(axes, "y", "worst-case robust accuracy in %")
     style.captioned(figure, title, style.describe(results))
     return figure, axes
-
-
-@style.styled
-def security_curves(results: Sequence[ModelResult], attack: str) -> Figure | None:
-    """Robust accuracy (left axis, full) and attention deviation (right, dashed) against ε.
-
-    The results are of one data set and norm, at several radii; the clean accuracy is ε = 0. Models
-    at radii without the attack are left out there. None unless some model has two radii.
-    """
-    curves: dict[str, list[ModelResult]] = {}
-    for result in results:
-        if attack in result.attacks:
-            curves.setdefault(result.model.name, []).append(result)
-    curves = {name: points for name, points in curves.items() if len(points) > 1}
-    if not curves:
-        return None
-    order = sorted(
-        curves, key=lambda name: -fmean(r.attack_acc(attack).estimate for r in curves[name])
-    )
-    figure = style.new_figure(7.4, 4.4)
-    axes = figure.add_subplot()
-    right = axes.twinx()
-    deviates = [
-        _curve(axes, right, style.look(number), name, curves[name], attack)
-        for number, name in enumerate(order)
-    ]
-    first = next(iter(curves.values()))[0]
-    norm = style.norm_text(first.threat_model)
-    style.percent_axis(axes, "y", "accuracy in % (full lines, 95 % bands)")
-    axes.set_xlabel(f"ε ({norm}, pixels in [0, 1])")
-    axes.set_xlim(left=0)
-    if any(deviates):
-        right.set(ylim=(-0.02, 1.02), ylabel="attention deviation (dashed lines)")
-        right.spines["right"].set_visible(True)
-        right.grid(visible=False)
-    else:
-        right.set_axis_off()
-    figure.legend(loc="outside right upper")
-    conditions = f"{first.dataset.name} ({first.dataset.split}), {norm}, n = {first.n}"
-    style.captioned(figure, f"Security curves under {attack}", conditions)
-    return figure
-
-
-def _curve(
-    axes: Axes,
-    right: Axes,
-    shape: style.Look,
-    name: str,
-    results: Sequence[ModelResult],
-    attack: str,
-) -> bool:
-    """One model's accuracies, and on the right its deviations; whether there are any."""
-    points = sorted(results, key=lambda result: result.threat_model.eps)
-    radii = [result.threat_model.radius for result in points]
-    accuracy = [result.attack_acc(attack) for result in points]
-    axes.plot(
-        [0.0, *radii],
-        [points[0].clean_acc.estimate, *(a.estimate for a in accuracy)],
-        color=shape.colour,
-        marker=shape.marker,
-        markeredgecolor="black",
-        markeredgewidth=0.5,
-        label=name,
-    )
-    low, high = [a.low for a in accuracy], [a.high for a in accuracy]
-    axes.fill_between(radii, low, high, color=shape.colour, alpha=0.2, linewidth=0)
-    deviations = [result.metric_mean("attention_deviation", attack) for result in points]
-    pairs = [pair for pair in zip(radii, deviations, strict=True) if not math.isnan(pair[1])]
-    if pairs:
-        right.plot(
-            *zip(*pairs, strict=True),
-            color=shape.colour,
-            marker=shape.marker,
-            markersize=4,
-            markerfacecolor="white",
-            linestyle="--",
-            linewidth=1,
-        )
-    return bool(pairs)

@@ -1,5 +1,6 @@
 """A few samples: clean, adversarial, perturbation, and where the model looked before and after."""
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,24 +11,45 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
+from robench.errors import CorruptRecordError, StoreError
 from robench.records import EvaluationRecord
-from robench.reporting.model_results import class_name
-from robench.reporting.plots.style import captioned, new_figure, styled, threat_text
-from robench.results import SamplePanel
+from robench.reporting.model_results import ModelResult, class_name
+from robench.reporting.plots import palette
+from robench.reporting.plots.style import captioned, new_figure, relative, styled, threat_text
+from robench.results import SamplePanel, Store
 from robench.top_cells import top_cells
+
+log = logging.getLogger("robench.reporting")
 
 Floats = npt.NDArray[np.floating[Any]]
 Bools = npt.NDArray[np.bool_]
 Classes = npt.NDArray[np.integer[Any]]
 
-_AFTER: dict[str, Any] = {"color": "#D55E00", "linewidth": 1.4}
-_BEFORE: dict[str, Any] = {"color": "white", "linewidth": 1.0, "linestyle": (0, (3, 2))}
+_AFTER: dict[str, Any] = {"color": palette.VERMILION, "linewidth": 1.4}
+_BEFORE: dict[str, Any] = {"color": palette.WHITE, "linewidth": 1.0, "linestyle": (0, (3, 2))}
 
 _PANEL = ("clean", "adversarial", "perturbation", "attention, clean", "attention, adversarial")
 _OVERLAYS = (*_PANEL[:2], *_PANEL[3:], "top eighths")
 
-# Light, middle and dark, so that they differ in greyscale too.
-_SHARES = {"clean only": "#56B4E9", "both": "#F0E442", "adversarial only": "#A34700"}
+
+def kept_samples(results: Sequence[ModelResult], attack: str) -> Figure | None:
+    """:func:`sample_panel` of one model's samples that are kept beside the record of an attack; None
+    where there are none. Damaged ones are logged and left out: the record itself is sound."""
+    (result,) = results
+    stored = result.attacks[attack]
+    if stored.arrays_path is None:
+        return None
+    try:
+        panel = SamplePanel.from_arrays(Store(stored.folder).read_arrays(stored.record.key))
+        if panel is not None:
+            rows = stored.table.set_index("sample_id").reindex(panel.sample_ids)
+            labels = rows["label"].to_numpy(dtype="float64", na_value=float("nan"))
+            if not (labels == panel.labels).all():
+                raise CorruptRecordError("the panel's samples are not the table's")
+    except StoreError as error:
+        log.warning("no sample panel: %s", error)
+        return None
+    return None if panel is None else sample_panel(panel, stored.record)
 
 
 @styled
@@ -73,8 +95,10 @@ def attention_overlays(panel: SamplePanel, record: EvaluationRecord) -> Figure |
         _overlay(grid[row, 2], clean, panel.clean_maps[row])
         _overlay(grid[row, 3], adversarial, panel.adv_maps[row])
         _overlap(grid[row, 4], clean, panel.clean_maps[row], panel.adv_maps[row])
-    handles = [Patch(fc=colour, ec="black", label=name) for name, colour in _SHARES.items()]
-    figure.legend(handles=handles, loc="outside lower center", ncols=len(_SHARES))
+    handles = [
+        Patch(fc=colour, ec=palette.BLACK, label=name) for name, colour in palette.OVERLAP.items()
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(palette.OVERLAP))
     method = record.attention_method or "no maps"
     title = f"Attention of {record.model.name} under {record.attack.name} ({method})"
     captioned(figure, title, _conditions(record, len(panel)))
@@ -137,18 +161,18 @@ def _grid(
     grid: npt.NDArray[np.object_]
     grid = figure.subplots(len(sample_ids), len(titles), squeeze=False)
     for axes, title in zip(grid[0], titles, strict=True):
-        axes.set_title(title, fontsize=8, loc="center", wrap=wrap)
+        axes.set_title(title, fontsize=relative(0.9), loc="center", wrap=wrap)
     for row, (name, label) in enumerate(zip(sample_ids, labels, strict=True)):
         short = name if len(name) <= 18 else f"…{name[-17:]}"
         true = class_name(record.dataset, int(label))
-        grid[row, 0].set_ylabel(f"{short}\ntrue: {true}", fontsize=7)
+        grid[row, 0].set_ylabel(f"{short}\ntrue: {true}", fontsize=relative(0.78))
         for axes, (images, predictions) in zip(grid[row], columns, strict=False):
             _show_image(axes, images[row])
             if (predicted := int(predictions[row])) >= 0:
                 wrong = predicted != label
                 text = f"{'✗' if wrong else '✓'} {class_name(record.dataset, predicted)}"
-                colour = "#B00000" if wrong else "black"
-                axes.set_xlabel(text, fontsize=8, color=colour, labelpad=2)
+                colour = palette.WRONG if wrong else palette.BLACK
+                axes.set_xlabel(text, fontsize=relative(0.9), color=colour, labelpad=2)
     return grid
 
 
@@ -177,7 +201,7 @@ def _overlay(axes: Axes, image: Floats, attention: Floats) -> None:
     place = _show_greyed(axes, image)
     if _is_defined(attention):
         shares = attention / attention.max()
-        axes.imshow(shares, cmap="cividis", vmin=0, vmax=1, alpha=0.65, **place)
+        axes.imshow(shares, cmap=palette.ATTENTION, vmin=0, vmax=1, alpha=0.65, **place)
         _outline(axes, _top_eighth(attention), image.shape, _AFTER)
     else:
         axes.text(0.5, 0.5, "empty", transform=axes.transAxes, ha="center", va="center")
@@ -192,15 +216,15 @@ def _overlap(axes: Axes, image: Floats, before: Floats, after: Floats) -> None:
         axes.text(0.5, 0.5, "undefined", transform=axes.transAxes, ha="center", va="center")
         return
     first, second = _top_eighth(before), _top_eighth(after)
-    colours = ListedColormap(list(_SHARES.values()))
+    colours = ListedColormap(list(palette.OVERLAP.values()))
     # Numbered in the order of the shares; 0 is nobody's.
     codes = np.select([first & ~second, first & second, second], [1, 2, 3])
     shown = np.ma.masked_equal(codes, 0)
-    axes.imshow(shown, cmap=colours, vmin=1, vmax=len(_SHARES), alpha=0.8, **place)
+    axes.imshow(shown, cmap=colours, vmin=1, vmax=len(palette.OVERLAP), alpha=0.8, **place)
     _outline(axes, first, image.shape, _BEFORE)
     _outline(axes, second, image.shape, _AFTER)
     deviation = 1 - (first & second).sum() / (first | second).sum()
-    axes.set_xlabel(f"deviation {deviation:.2f}", fontsize=8, labelpad=2)
+    axes.set_xlabel(f"deviation {deviation:.2f}", fontsize=relative(0.9), labelpad=2)
 
 
 def _is_defined(attention: Floats) -> bool:

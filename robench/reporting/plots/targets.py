@@ -10,6 +10,7 @@ from matplotlib.image import AxesImage
 
 from robench.formatting import fixed
 from robench.reporting.model_results import ModelResult, class_name
+from robench.reporting.plots.cells import draw_cells
 from robench.reporting.plots.style import captioned, describe, new_figure, styled
 from robench.reporting.targeted import TargetCounts, target_counts, targets_name
 
@@ -84,22 +85,19 @@ def _matrix(
     )
     shares = np.full(attacked.shape, np.nan)
     np.divide(100.0 * reached, attacked, out=shares, where=attacked > 0)
-    image = axes.imshow(shares, cmap="cividis", vmin=0, vmax=100)
     with_counts = max(len(labels), len(targets)) <= _ROOM_FOR_COUNTS
-    for row, column in np.argwhere(attacked > 0).tolist():
+
+    def text(row: int, column: int) -> str:
         share = shares[row, column]
-        text = fixed(share, 0)
-        if with_counts:
-            text += f"\n{reached[row, column]}/{attacked[row, column]}"
-        elif share == 0:
-            continue
-        colour = "white" if share < 55 else "black"
-        axes.text(column, row, text, ha="center", va="center", fontsize=6, color=colour)
+        if not attacked[row, column] or (share == 0 and not with_counts):
+            return ""
+        counts = f"\n{reached[row, column]}/{attacked[row, column]}" if with_counts else ""
+        return fixed(share, 0) + counts
+
+    texts = [[text(row, column) for column in range(len(targets))] for row in range(len(labels))]
     names, aims = (
         [class_name(result.dataset, c) for c in classes] for classes in (labels, targets)
     )
-    axes.set_xticks(range(len(aims)), aims, rotation=90 if max(map(len, aims)) > 3 else 0)
-    axes.set_yticks(range(len(names)), names)
+    image = draw_cells(axes, shares, texts, names, aims, fontsize=0.67)
     axes.set(xlabel="target", ylabel="true class", title=result.model.name)
-    axes.grid(visible=False)
     return image

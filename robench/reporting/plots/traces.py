@@ -1,5 +1,6 @@
 """How searches went on, step by step."""
 
+from collections.abc import Sequence
 from functools import partial
 
 from matplotlib.axes import Axes
@@ -8,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 from robench.reporting.model_results import ModelResult
-from robench.reporting.plots import style
+from robench.reporting.plots import palette, style
 from robench.reporting.traces import StageTrace, stage_traces
 from robench.results.traces import read_trace
 
@@ -21,9 +22,10 @@ _PANELS = {
 
 
 @style.styled
-def search_traces(result: ModelResult) -> Figure | None:
-    """Medians over the searches with the band of the quartiles, a line for each stage of each attack
+def search_traces(results: Sequence[ModelResult]) -> Figure | None:
+    """Of one model: medians over the searches with the band of the quartiles, a line for each stage of each attack
     whose trace was kept: the smallest margin so far, and the norm of the gradient. None without any."""
+    (result,) = results
     shown: list[tuple[str, StageTrace]] = []
     for name, stored in result.attacks.items():
         if stored.trace_path is not None:
@@ -32,21 +34,21 @@ def search_traces(result: ModelResult) -> Figure | None:
                 shown.append((label, trace))
     if not shown:
         return None
-    figure = style.new_figure(9.6, 3.8)
+    figure = style.new_figure(6.8, 3.2)
     for column, (quantity, label) in enumerate(_PANELS.items(), 1):
         axes = figure.add_subplot(1, 2, column)
         for number, (name, trace) in enumerate(shown):
-            _draw(axes, style.look(number), trace, quantity, name if column == 1 else None)
+            _draw(axes, palette.look(number), trace, quantity, name if column == 1 else None)
         axes.set_xscale("log")
         _plain_ticks(axes.xaxis)
         axes.set_xlabel("step")
         axes.set_ylabel(label)
         if quantity == "best_margin":
-            axes.axhline(0, color="black", linewidth=0.8)
+            axes.axhline(0, color=palette.BLACK, linewidth=0.8)
         elif any(quantity in trace.spreads for _, trace in shown):
             axes.set_yscale("log")
             _plain_ticks(axes.yaxis)
-    figure.legend(loc="outside right upper")
+    style.legend(figure)
     what = f"Searches on {result.model.name}: medians, bands from quartile to quartile"
     style.captioned(figure, what, style.describe([result]))
     return figure
@@ -60,7 +62,7 @@ def _plain_ticks(axis: Axis) -> None:
 
 
 def _draw(
-    axes: Axes, look: style.Look, trace: StageTrace, quantity: str, label: str | None
+    axes: Axes, look: palette.Look, trace: StageTrace, quantity: str, label: str | None
 ) -> None:
     spread = trace.spreads.get(quantity)
     if spread is None:

@@ -44,11 +44,11 @@ def test_a_sound_model(tmp_path, monkeypatch):
 
 
 def test_a_wrong_range_and_its_mend(checkpoint):
-    wrong = invoke("doctor", *checkpoint, "--input", "high=255")
+    wrong = invoke("doctor", *checkpoint, "--input", "high=255", "--n", 60)
     assert wrong.code == 1
     assert "input_reading" in wrong.out
     assert "Take the range" in wrong.out
-    assert invoke("doctor", *checkpoint).code == 0
+    assert invoke("doctor", *checkpoint, "--n", 60).code == 0
 
 
 def test_json_says_the_same(checkpoint):
@@ -68,7 +68,7 @@ def test_a_note_alone_is_no_fault(tmp_path, monkeypatch):
         warnings.simplefilter("ignore")
         torch.jit.trace(network.eval(), torch.rand(2, 1, 8, 8)).save("program.pt")
     words = ("program.pt", "--arch", "program", "--dataset", "digits", "--trust-pickle")
-    done = invoke("doctor", *words)
+    done = invoke("doctor", *words, "--n", 60)
     assert "note: log_softmax_outputs" in done.out
     assert done.code == 0
 
@@ -102,8 +102,8 @@ def test_errors_are_one_line(tmp_path, monkeypatch, arguments, word):
 
 
 def test_a_run_keeps_what_the_doctor_finds():
-    data = load_dataset("digits").subset(64)
-    inputs, labels = data.batch(range(64)), data.labels
+    data = load_dataset("digits").subset(20)
+    inputs, labels = data.batch(range(20)), data.labels
     network = nn.Sequential(load_model(SOURCE).network, nn.Softmax(dim=1))
     records = robench.evaluate(network, (inputs, labels), "quick", threat_model="Linf-0.1")
     flags = {flag.name: flag for flag in records[0].record.flags}
@@ -128,7 +128,8 @@ def autoattacks_network(**card: object) -> RobenchModel:
 
 
 def test_nothing_is_wrong_with_autoattacks_network():
-    assert examine(autoattacks_network(), *photographs(), brief=True) == []
+    inputs, labels = photographs()
+    assert examine(autoattacks_network(), inputs, labels, brief=True) == []
 
 
 @pytest.mark.parametrize(
@@ -141,18 +142,28 @@ def test_nothing_is_wrong_with_autoattacks_network():
     ids=["in [0, 255]", "normalised", "in [-1, 1]"],
 )
 def test_a_wrong_card_for_it(card):
-    found = examine(autoattacks_network(**card), *photographs(), brief=True)
+    inputs, labels = photographs()
+    found = examine(autoattacks_network(**card), inputs, labels, brief=True)
     (reading,) = [finding for finding in found if finding.name == "input_reading"]
     assert "read as [0, 1]" in reading.evidence
     assert reading.mend.startswith("Take the range")
 
 
-def test_a_wrong_card_for_it_shows_without_labels():
+@pytest.mark.parametrize(
+    ("name", "channels", "side"),
+    [
+        ("digits/Linf-0.2/pgd-at", 1, 8),
+        pytest.param("cifar10/Linf-8_255/pyautoattack-resnet18", 3, 32, marks=pytest.mark.slow),
+    ],
+)
+def test_a_wrong_range_shows_without_labels(name, channels, side):
     """Smooth noise is like no photograph, but it tells one range from another."""
     torch.manual_seed(0)
-    coarse = torch.rand(2, 3, 4, 4)
-    inputs = nn.functional.interpolate(coarse, size=32, mode="bilinear")
+    coarse = torch.rand(2, channels, side // 8, side // 8)
+    inputs = nn.functional.interpolate(coarse, size=side, mode="bilinear")
     labels = torch.zeros(2, dtype=torch.int64)
-    found = examine(autoattacks_network(high=255.0), inputs, labels, brief=True)
+    card = {"channels": channels, "high": 255.0}
+    model = wrap_module(load_model(name).network, num_classes=10, input=card, share=True)
+    found = examine(model, inputs, labels, brief=True)
     (reading,) = [finding for finding in found if finding.name == "input_reading"]
     assert "batch normalisation" in reading.evidence

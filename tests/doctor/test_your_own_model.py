@@ -49,11 +49,20 @@ class Followed:
     """The commands, as their first words."""
     printed: str
     """By the page's Python."""
+    whole: bool
 
 
-@pytest.fixture(scope="module")
-def followed(tmp_path_factory, unexamined) -> Iterator[Followed]:
-    """The page from top to bottom, in a folder that stays the working one.
+DEAR = ("timm", "program.pt2")
+"""What takes seconds to load or to make; both are run, smaller, in ``test_ways_in_models.py`` too"""
+
+
+@pytest.fixture(
+    scope="module",
+    params=[DEAR, pytest.param((), marks=pytest.mark.slow)],
+    ids=["quick", "whole"],
+)
+def followed(request, tmp_path_factory, unexamined) -> Iterator[Followed]:
+    """The page from top to bottom, but for some blocks, in a folder that stays the working one.
 
     Runs have a tenth of the page's samples and one step: neither their number nor the suite is the point.
     """
@@ -67,6 +76,8 @@ def followed(tmp_path_factory, unexamined) -> Iterator[Followed]:
         patch.chdir(folder)
         patch.syspath_prepend(folder)
         for language, block in re.findall(r"^```(\w*)\n(.*?)^```", TEXT, re.M | re.S):
+            if any(name in block for name in request.param):
+                continue
             if "timm" in block and importlib.util.find_spec("timm") is None:
                 continue
             # They download; fakes of them are in test_ways_in_models.py.
@@ -76,7 +87,7 @@ def followed(tmp_path_factory, unexamined) -> Iterator[Followed]:
                 (folder / named[1]).write_text(block)
             elif language == "python":
                 with contextlib.redirect_stdout(printed):
-                    exec(block, names)
+                    exec(block.replace("n=20,", "n=2,"), names)
             else:
                 for arguments in commands(block):
                     if arguments[0] == "run":
@@ -89,17 +100,18 @@ def followed(tmp_path_factory, unexamined) -> Iterator[Followed]:
                     result = invoke(*arguments)
                     assert result.code == 0, (arguments, result.err, result.out)
                     done.append(arguments[0])
-        yield Followed(folder, done, printed.getvalue())
+        yield Followed(folder, done, printed.getvalue(), request.param == ())
 
 
 def test_the_page_from_top_to_bottom(followed):
     assert "Outcome" in followed.printed
-    assert followed.done.count("doctor") >= 5
-    assert followed.done.count("run") >= 7
+    assert followed.done.count("doctor") >= 4 + followed.whole
+    assert followed.done.count("run") >= 6 + followed.whole
     # Each run ends with a row; the module from Python has its own.
     results = followed.folder / "results"
     models = {stored.record.model.name for stored in Store(results).records()}
-    assert {"my-module", "checkpoint", "own", "resnet18", "program", "mine"} <= models
+    assert {"my-module", "checkpoint", "own", "resnet18", "mine"} <= models
+    assert ("program" in models) == followed.whole
     assert (results / "leaderboard.csv").is_file()
 
 
@@ -110,6 +122,10 @@ def test_what_the_page_says_would_happen(followed):
     )
     assert forgotten.code == 1
     assert "--input low=-1.0" in forgotten.out
+
+
+@pytest.mark.slow
+def test_what_the_page_says_of_networks_that_were_never_trained(followed):
     untrained = invoke(
         *("doctor", "resnet18.pt", "--arch", "torchvision:resnet18", "--dataset", "images"),
         *("--dataset-option", "size=32", "--n", "24"),

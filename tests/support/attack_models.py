@@ -233,18 +233,21 @@ def digits_data() -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 @cache
-def digits_network(epochs: int = 4, eps: float = 0.0) -> nn.Module:
+def digits_network(
+    epochs: int = 4, eps: float = 0.0, channels: tuple[int, int] = (16, 32)
+) -> nn.Module:
     """A small network trained for a moment; with ``eps``, on one-step adversarial inputs."""
+    first, second = channels
     inputs, labels, _, _ = digits_data()
     with torch.random.fork_rng():
         torch.manual_seed(0)
         network = nn.Sequential(
-            nn.Conv2d(1, 16, 3, padding=1),
+            nn.Conv2d(1, first, 3, padding=1),
             nn.ReLU(),
-            nn.Conv2d(16, 32, 3, stride=2, padding=1),
+            nn.Conv2d(first, second, 3, stride=2, padding=1),
             nn.ReLU(),
             nn.Flatten(),
-            nn.Linear(512, 10),
+            nn.Linear(16 * second, 10),
         )
         optimizer = torch.optim.Adam(network.parameters(), lr=3e-3)
         for _ in range(epochs):

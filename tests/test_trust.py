@@ -189,6 +189,8 @@ def test_a_damaged_list_trusts_nothing_and_says_where_it_is(tmp_path: Path) -> N
             is_trusted(tmp_path / "x")
 
 
+SLOW_TO_LOAD = {"torch._dynamo", "sympy", "sklearn", "torchvision", "pandas", "matplotlib"}
+"""Large, and nothing that the doctor needs."""
 MODULES = ("typer", "numpy", "rich", "json", "difflib", "hashlib", "uuid")
 
 
@@ -202,11 +204,15 @@ def test_the_working_folder_stands_in_for_no_installed_module(
     plug_in.mkdir()
     (plug_in / "PKG-INFO").write_text("Metadata-Version: 2.1\nName: evil\nVersion: 1\n")
     (plug_in / "entry_points.txt").write_text("[torch.backends]\nevil = rich:go\n")
-    command = [sys.executable, "-m", "robench", "doctor", "digits/Linf-0.2/pgd-at", "--n", "4"]
+    python = [sys.executable, "-X", "importtime", "-m", "robench"]
+    command = [*python, "doctor", "digits/Linf-0.2/pgd-at", "--n", "1"]
     path = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
     done = subprocess.run(command, cwd=tmp_path, env=path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert not (tmp_path / "EXECUTED").exists()
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert "torch" in imported
+    assert not imported & SLOW_TO_LOAD
 
 
 def test_the_command_refuses_what_makes_no_sense(tmp_path: Path) -> None:

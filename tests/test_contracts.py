@@ -120,9 +120,15 @@ IMPORTS = (
     f"for name in {TORCH_FREE!r}:\n"
     "    importlib.import_module(name)\n"
     "    assert 'torch' not in sys.modules, name\n"
-    # Most of what a figure costs is the size of its picture.
-    "import robench.reporting.plots.style as style\n"
-    "style._DPI = 40\n"
+    # Most of what figures cost is to write them, so only the first is written.
+    "import robench.reporting.plots.render as render\n"
+    "style_save = render.save\n"
+    "def save(figure, stem):\n"
+    "    render.save = lambda _, stem: [\n"
+    "        stem.with_name(stem.name + suffix).write_bytes(b'') for suffix in ('.png', '.svg')\n"
+    "    ]\n"
+    "    return style_save(figure, stem)\n"
+    "render.save = save\n"
 )
 
 

@@ -21,7 +21,7 @@ from robench.results import Store, arrays
 
 pytestmark = pytest.mark.usefixtures("unexamined")
 
-N = 12
+N = 10
 PLACE = f"digits-Linf-0.2-n{N}-seed0/pgd-20"
 ALIKE = ("--suite", "quick", "--n", N, "--device", "cpu")
 

@@ -50,7 +50,7 @@ def started(
     ],
 )
 def test_output_that_goes_nowhere(tmp_path: Path, redirect: str, code: int, said: str) -> None:
-    done = started(tmp_path, "attacks", redirect=redirect)
+    done = started(tmp_path, "trust", redirect=redirect)
     assert done.returncode == code
     assert said in done.stderr
     assert len(done.stderr.splitlines()) <= 1

@@ -748,6 +748,16 @@ def test_what_a_builder_looks_up_shows_in_its_network_and_what_it_holds_is_a_rea
     assert all(str(reason) in evidence for evidence in told)
 
 
+def test_the_order_of_a_set_is_no_part_of_an_identity() -> None:
+    """8 falls on the place of 0: whichever came first is first."""
+    network, other = nn.Identity(), nn.Identity()
+    one, two = (frozenset(numbers) for numbers in ([0, 8], [8, 0]))
+    assert [*one] != [*two]
+    network.sets, other.sets = {"a": [one, set(one)]}, {"a": [two, set(two)]}
+    assert code_identity(network).sha256 == code_identity(other).sha256
+
+
+@pytest.mark.slow
 def test_an_identity_is_the_same_in_another_process(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -24,7 +24,7 @@ from robench.request_loading import load_requested
 
 pytestmark = pytest.mark.usefixtures("unexamined")
 
-N = 8
+N = 4
 SHORT = Suite(name="short", attacks=(AttackSpec(name="pgd-2", attack="pgd", params={"steps": 2}),))
 
 

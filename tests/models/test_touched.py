@@ -29,6 +29,8 @@ from robench.models.code_identity import code_identity
 from robench.models.touched import Touched
 from robench.records import AttackSpec, Suite
 
+pytestmark = pytest.mark.usefixtures("unexamined")
+
 SUITE = Suite(name="one", attacks=(AttackSpec(name="pgd", attack="pgd", params={"steps": 1}),))
 
 

@@ -19,6 +19,7 @@ from robench.cli.compare import compare
 from robench.cli.config import config
 from robench.cli.curve import curve
 from robench.cli.defaults import FILE_NAME, for_command, options_of, read_defaults
+from robench.cli.demo import demo
 from robench.cli.doctor import doctor
 from robench.cli.export import export
 from robench.cli.judge import judge
@@ -169,6 +170,7 @@ def _take_defaults(context: Any) -> None:
         print(visible(f"robench: note: {FILE_NAME} sets {text}"), file=sys.stderr)
 
 
+app.command(short_help="See what robench does, in half a minute.")(demo)
 app.command(short_help="Attack models and keep the results.")(run)
 app.command(short_help="Rebuild the leaderboard from the results.")(leaderboard)
 app.command(short_help="Hold models side by side.")(compare)

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from robench.errors import UsageError
 from robench.evaluation.runner import Listener
+from robench.exports.trackers import log_records, trackers
 from robench.preparation import Prepared
 from robench.progress import shown
 from robench.records import Flag, Outcome, Validation
@@ -200,6 +201,23 @@ class Evaluation(Sequence[StoredRecord]):
         jobs = self.prepared.jobs + len(self.prepared.planned)
         with shown(jobs, listener, progress) as told:
             return validate(self.prepared, told)
+
+    def log(self, *names: str, folder: str | Path = "results") -> list[str]:
+        """Tell experiment trackers of the records, as ``robench run --log`` does.
+
+        Args:
+            names: ``"mlflow"``, with its own settings, or ``"tensorboard"``.
+            folder: where TensorBoard's events go, into a folder of its name.
+
+        Returns:
+            A sentence for each: how many records it was told of, and where they are.
+
+        Raises:
+            UnknownNameError: there is no such tracker.
+            MissingDependencyError: its package is not installed.
+            StoreError: it fails.
+        """
+        return log_records(trackers(names, Path(folder)), self)
 
     def save(self, folder: str | Path) -> list[Path]:
         """Write the records into a results folder, in place of those with their keys, and its

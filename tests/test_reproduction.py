@@ -9,6 +9,7 @@ from record_factory import make_record, make_samples, make_stored
 from robench import reproduction
 from robench.errors import UsageError
 from robench.reproduction import compare_records, exit_code
+from robench.request import Request
 from robench.results import Store
 from robench.statistics import PairedCounts, tango_interval
 
@@ -107,7 +108,7 @@ def test_what_is_not_here_is_told_not_guessed(tmp_path):
 
 def test_records_lead_to_no_code(tmp_path):
     claimed = make_stored("SSBC", attack="a", kind="evil.module:Attack")
-    request = reproduction.Request(results=tmp_path)
+    request = Request(results=tmp_path)
     found = reproduction.reproduce_records([claimed], request)
     assert {item.verdict for item in found} == {"cannot tell"}
     assert "names code, evil.module:Attack" in found[0].why

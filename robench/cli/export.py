@@ -62,8 +62,8 @@ def export(
     wanted: RecordFilter,
 ) -> None:
     """Write stored results as a table (latex, markdown, csv, parquet), for others (robustbench,
-    model-index, every-eval-ever), as the gate's answer (junit, sarif), or what records keep (png,
-    tensorboard).
+    model-index, every-eval-ever), as the gate's answer (junit, sarif), as inputs that records keep (png), or as events
+    (tensorboard).
 
     The best of each column is in bold among what may be compared; what is not ranked or unreliable is
     not, and a remark says why. A field that stays empty is named on stderr, with the reason.

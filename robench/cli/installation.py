@@ -26,6 +26,7 @@ _OPTIONAL = {
     "datasets": "hf-datasets",
     "timm": "timm",
     "tensorboard": "tensorboard",
+    "mlflow": "mlflow",
     "lightning-fabric": "distributed",
 }
 _LITTLE = 2 * 2**30

@@ -17,6 +17,7 @@ from robench.request import Request
 
 if TYPE_CHECKING:
     from robench.reproduction import Finding
+    from robench.reproduction.papers import PaperTable
 
 
 @request_options(
@@ -29,14 +30,19 @@ def reproduce(
     claimed: Annotated[
         str,
         typer.Argument(
-            metavar="FOLDER|MODEL",
-            help="A results folder, or a model whose card gives figures.",
+            metavar="FOLDER|MODEL|PAPER",
+            help="A results folder; a model whose card gives figures; or ancra, agkd-bml or aerp, a paper.",
             autocompletion=model_names,
         ),
     ],
     results: Annotated[
-        Path, option("FOLDER", "Where to measure; what it holds is not run again.")
-    ] = Path("reproduced"),
+        Path | None,
+        option(
+            "FOLDER",
+            "Where to measure; what it holds is not run again. Default: reproduced. Of a paper where "
+            "its models' records are; default: results.",
+        ),
+    ] = None,
     stored: Annotated[
         bool, flag("Run nothing: hold the folder against what --results holds.", "--stored")
     ] = False,
@@ -48,14 +54,23 @@ def reproduce(
     within its interval, and what differs by how much.
 
     Of a folder data, attacks, eps, n and seed are those of its records; of a card --suite and the like
-    say what is run. Exit code 0: all found again; 1: something differs; 2: nobody can tell of
+    say what is run. Of a paper nothing is run: its table stands beside what was measured of the recipe's
+    models, with the reasons for which the two differ; the models of those names are given by their ids.
+    Exit code 0: all found again; 1: something differs; 2: nobody can tell of
     something, or an error.
     """
     from robench.cli.output import print_result
+    from robench.reproduction import PAPERS, exit_code, reproduce_paper
     from robench.results import Store
 
-    request = replace(request, results=results)
     is_folder = os.path.isdir(Path(claimed) / "records")
+    if claimed in PAPERS and not is_folder and not stored:
+        table = reproduce_paper(claimed, results or "results")
+        found = list(table.findings())
+        print_result([asdict(item) for item in found], paper_text(table), as_json=as_json)
+        raise typer.Exit(exit_code(found))
+    results = results or Path("reproduced")
+    request = replace(request, results=results)
     if is_folder and results.resolve() == Path(claimed).resolve():
         raise UsageError(
             f"{claimed} is what is claimed and cannot be what is measured",
@@ -81,7 +96,7 @@ def reproduce(
             with RunDisplay(0) as display:
                 found = reproduction.reproduce_card(claimed, request, listener=display)
     print_result([asdict(finding) for finding in found], findings_text(found), as_json=as_json)
-    raise typer.Exit(reproduction.exit_code(found))
+    raise typer.Exit(exit_code(found))
 
 
 def findings_text(found: Sequence[Finding]) -> str:
@@ -102,3 +117,30 @@ def findings_text(found: Sequence[Finding]) -> str:
     counts = Counter(item.verdict for item in found)
     said = ", ".join(f"{verdict}: {count}" for verdict, count in sorted(counts.items()))
     return f"{format_table(header, rows)}\n\n{len(found)} numbers: {said}"
+
+
+def paper_text(table: PaperTable) -> str:
+    """The paper's lines above what was measured, and why the two differ."""
+    from robench.formatting import format_table, number
+
+    paper = table.paper
+    seen = [column for model in table.measured for column in model.figures]
+    columns = [*paper.columns, *(c for c in dict.fromkeys(seen) if c not in paper.columns)]
+    rows = []
+    for row in paper.rows:
+        ball = "" if row.threat_model is None else str(row.threat_model)
+        figures = [number(row.figures.get(column), 2) for column in columns]
+        rows.append((f"paper: {row.label}", row.dataset, ball, row.network, "", *figures))
+    for model in table.measured:
+        card = model.card.card
+        figures = [number(model.figures.get(column), 2) for column in columns]
+        about = (card.dataset, str(card.threat_model), card.architecture.name)
+        rows.append((model.card.id, *about, "" if model.n is None else str(model.n), *figures))
+    header = ("", "data", "ball", "network", "n", *(c.removesuffix("_acc") for c in columns))
+    lines = [paper.paper, paper.link, f"Figures: {paper.source}", "", format_table(header, rows)]
+    for model in table.measured:
+        lines += ["", f"{model.card.id} ({model.source}) differs from the paper by"]
+        lines += [f"- {reason}" for reason in table.reasons(model)]
+    if not table.measured:
+        lines += ["", "There is no model of this recipe in the zoo."]
+    return "\n".join([*lines, "", f"On the attacks: {paper.attack}"])

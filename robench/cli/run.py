@@ -12,15 +12,19 @@ from robench.cli.options import (
     JsonFlag,
     PlotsFlag,
     flag,
+    is_quiet,
     model_names,
+    option,
     request_options,
 )
 from robench.errors import UsageError
 from robench.request import Part, Request
 
 if TYPE_CHECKING:
+    from pandas import DataFrame
+
     from robench.records import Validation
-    from robench.results import StoredRecord
+    from robench.results import Store, StoredRecord
 
 
 @request_options()
@@ -42,6 +46,10 @@ def run(
     dry_run: Annotated[
         bool, flag("Say what the run would take, from a short measurement, and stop.", "--dry-run")
     ] = False,
+    log: Annotated[
+        list[str] | None,
+        option("TRACKER", "Also tell mlflow or tensorboard of each record; may be given twice."),
+    ] = None,
     plots: PlotsFlag = True,
     as_json: JsonFlag = False,
 ) -> None:
@@ -61,19 +69,17 @@ def run(
     from robench.cli.output import show_board
     from robench.cli.run_display import RunDisplay
     from robench.cli.validate import validations_text
+    from robench.exports.trackers import log_records, trackers
     from robench.models.zoo import zoo_cards
-    from robench.reporting.leaderboard import build_leaderboard, with_clean_points
     from robench.reporting.model_results import collect
     from robench.reporting.publish import publish
     from robench.reporting.targeted import targeted_table
     from robench.results import RecordFilter, Store
-    from robench.results.bounds import known_bounds
-    from robench.results.validations import Validations
-    from robench.threat_models import parse_eps, parse_radii
+    from robench.threat_models import parse_radii
     from robench.validity.validation import validate as validate_prepared
 
-    if validate:
-        _check_validated(request)
+    _check(request, validate=validate, log=bool(log))
+    told = trackers(log or (), request.folder)
     prepared = prepare(replace(request, models=tuple(models or ())))
     if dry_run:
         from robench.cli.plan import show_plan
@@ -92,20 +98,46 @@ def run(
     store = Store(request.folder)
     stored = list(store.records())
     files = publish(store, stored, plots=plots, cards=zoo_cards())
+    board = _board(records, stored, store, request)
+    targeted = targeted_table(collect(records, RecordFilter(goal="targeted")))
+    if found and not as_json:
+        typer.echo(f"{validations_text(found)}\n")
+    radii = request.eps is not None and len(parse_radii(request.eps)) > 1
+    show_board(board, files, targeted=targeted, as_json=as_json, radii=radii)
+    for sentence in log_records(told, records):
+        if not is_quiet():
+            typer.echo(f"robench: note: {sentence}", err=True)
+
+
+def _board(
+    records: Sequence[StoredRecord],
+    stored: list[StoredRecord],
+    store: Store,
+    request: Request,
+) -> DataFrame:
+    """The leaderboard of what was run, with the clean samples as eps 0 where that was asked for."""
+    from robench.reporting.leaderboard import build_leaderboard, with_clean_points
+    from robench.results.bounds import known_bounds
+    from robench.results.validations import Validations
+    from robench.threat_models import parse_eps, parse_radii
+
     board = build_leaderboard(
         records, known=stored, bounds=known_bounds(store), validations=Validations(store).all()
     )
-    targeted = targeted_table(collect(records, RecordFilter(goal="targeted")))
-    radii = parse_radii(request.eps) if request.eps is not None else ()
-    if len(board) and radii and parse_eps(radii[0])[0] == 0:
+    if len(board) and request.eps is not None and parse_eps(parse_radii(request.eps)[0])[0] == 0:
         board = with_clean_points(board, records)
-    if found and not as_json:
-        typer.echo(f"{validations_text(found)}\n")
-    show_board(board, files, targeted=targeted, as_json=as_json, radii=len(radii) > 1)
+    return board
 
 
-def _check_validated(request: Request) -> None:
-    """Refuse what has no number to be validated."""
+def _check(request: Request, *, validate: bool, log: bool) -> None:
+    """Refuse what has no number to be validated, or to tell a tracker of."""
+    if log and request.part is not None:
+        raise UsageError(
+            "a shard is no result that a tracker could be told of",
+            hint="Merge the shards first; `robench run --log` without --shard then reads the records",
+        )
+    if not validate:
+        return
     from robench.validity.validation import check_goal
 
     check_goal(request)

@@ -91,7 +91,7 @@ for _name, _target, _kind, _summary, _takes in (
     ("junit", "gate_answers:junit", "text", "the gate's answer as JUnit XML", _GATE),
     ("sarif", "gate_answers:sarif", "text", "the gate's answer for code scanning", _GATE),
     ("png", "kept_inputs:write_pngs", "folder", "kept adversarial inputs in 8 bits", ()),
-    ("tensorboard", "kept_inputs:write_traces", "folder", "kept traces as TensorBoard events", ()),
+    ("tensorboard", "tensorboard:write_events", "folder", "figures and kept traces as events", ()),
 ):
     _format = Format(f"robench.exports.{_target}", cast(Any, _kind), _summary, _takes)
     FORMATS.add(_name, _format, _summary)

@@ -1,4 +1,4 @@
-"""Adversarial inputs and traces, which some records keep. These formats load torch."""
+"""Adversarial inputs, which some records keep. This format loads torch."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from pathlib import Path
 
 from robench.exports.material import Material
 from robench.inspection.png_export import export_pngs
-from robench.inspection.tensorboard_export import export_tensorboard
 
 
 def write_pngs(material: Material, folder: Path) -> list[Path]:
@@ -16,8 +15,3 @@ def write_pngs(material: Material, folder: Path) -> list[Path]:
     # A data set is read by the name that the user gave; one that a record gives has to be known.
     request = replace(material.request, dataset=material.wanted.dataset)
     return export_pngs(material.store, material.records, folder, request)
-
-
-def write_traces(material: Material, folder: Path) -> list[Path]:
-    """The traces, as :func:`robench.inspection.tensorboard_export.export_tensorboard` writes them."""
-    return export_tensorboard(material.records, folder)

@@ -1,19 +1,16 @@
-"""Traces as people look at them: a figure, and TensorBoard's scalars."""
+"""Traces as people look at them: a figure, TensorBoard's scalars, and what a check says of them."""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
-from types import ModuleType
-from typing import Any
 
 import numpy as np
 import pytest
+from fake_trackers import fake_tensorboard
 from invoke_cli import invoke
 from record_factory import make_record, make_samples
 
-from robench.errors import MissingDependencyError, StoreError
-from robench.inspection.tensorboard_export import export_tensorboard
+from robench.exports.tensorboard import TensorBoard
 from robench.reporting.model_results import collect
 from robench.reporting.plots.traces import search_traces
 from robench.results import Store, StoredRecord
@@ -54,44 +51,15 @@ def test_the_figure_shows_medians_with_the_quartiles(stored: StoredRecord) -> No
 def test_tensorboard_gets_every_step(
     stored: StoredRecord, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told: dict[str, list[Any]] = {}
-
-    class SummaryWriter:
-        def __init__(self, folder: str) -> None:
-            self.run = Path(folder).name
-
-        def __enter__(self) -> SummaryWriter:
-            return self
-
-        def __exit__(self, *_: object) -> None:
-            pass
-
-        def add_scalar(self, name: str, value: float, step: int) -> None:
-            told.setdefault(f"{self.run}/{name}", []).append((step, value))
-
-    module = ModuleType("torch.utils.tensorboard")
-    monkeypatch.setitem(sys.modules, module.__name__, module)
-    with pytest.raises(MissingDependencyError, match=r"robench\[tensorboard\]"):
-        export_tensorboard([stored], tmp_path / "out")
-    module.SummaryWriter = SummaryWriter  # type: ignore[attr-defined]
-    (run,) = export_tensorboard([stored], tmp_path / "out")
+    told = fake_tensorboard(monkeypatch)
+    own, run = TensorBoard(tmp_path / "out").write(stored)
+    assert (run.parent, run.name[:6]) == (own, "pgd-20")
     assert told[f"{run.name}/best_margin/median"] == [(1, 4), (2, 3), (3, 2)]
     assert told[f"{run.name}/best_margin/low"] == [(1, 3.5), (2, 2.5), (3, 1.5)]
     assert told[f"{run.name}/gradient_norm/high"] == [(1, 7), (2, 7), (3, 7)]
-    with pytest.raises(StoreError, match="--trace"):
-        export_tensorboard([StoredRecord(stored.record, stored.arrow)], tmp_path / "out")
-    folder = str(Store(tmp_path / "results").folder)
-    shown = invoke(
-        "export",
-        "--results",
-        folder,
-        "--format",
-        "tensorboard",
-        "--out",
-        str(tmp_path / "cli"),
-    )
-    assert shown.code == 0
-    assert "toy-pgd-20" in shown.out
+    assert told[f"{own.name}/robust_acc"] == [(0, 50)]
+    bare = TensorBoard(tmp_path / "out").write(StoredRecord(stored.record, stored.arrow))
+    assert bare == [own]
 
 
 def test_check_names_the_attack_that_failed(stored: StoredRecord, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Are published numbers found again? Records, or a card's figures, against what is measured here.
+"""Records, or a card's figures, against what is measured here.
 
 A number is **same** where every sample has the verdict that it had. Where some have another one, as on
 another processor, it **agrees** as long as the 95 % interval of the difference on the same samples
@@ -10,8 +10,7 @@ can tell, and a line says why.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import replace
 
 import numpy as np
 
@@ -24,43 +23,10 @@ from robench.records import Outcome, Suite
 from robench.registry import names_code, unknown_name
 from robench.reporting.leaderboard import attack_column
 from robench.reporting.model_results import Bools, ModelResult, collect
+from robench.reproduction.findings import Finding
 from robench.request import GOALS, Request
 from robench.results import RecordFilter, Store, StoredRecord
 from robench.statistics import PairedCounts, tango_interval, wilson
-
-Verdict = Literal["same", "agrees", "differs", "cannot tell"]
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One number, and whether it was found again.
-
-    Attributes:
-        model, under: whose it is, and at which data and threat model.
-        quantity: ``clean_acc``, ``robust_acc`` over all attacks, or an attack's column.
-        claimed, measured: percent; None: there is none.
-        low, high: 95 %; of records the interval of ``measured`` − ``claimed`` in points, of a card's
-            figure that of ``measured`` in percent.
-        samples: how many have another verdict than was recorded; None: not known.
-        verdict, why: what it comes to; why nobody can tell.
-    """
-
-    model: str
-    under: str
-    quantity: str
-    claimed: float | None
-    measured: float | None = None
-    low: float | None = None
-    high: float | None = None
-    samples: int | None = None
-    verdict: Verdict = "cannot tell"
-    why: str = ""
-
-
-def exit_code(findings: Iterable[Finding]) -> int:
-    """As the gate's: 0 all found again, 1 something differs, 2 nobody can tell of something."""
-    verdicts = {finding.verdict for finding in findings}
-    return 1 if "differs" in verdicts else 2 if "cannot tell" in verdicts or not verdicts else 0
 
 
 def reproduce_records(

@@ -88,9 +88,14 @@ def unexamined() -> Iterator[None]:
 
 @pytest.fixture
 def saved_unseen(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Figures are made, but their files say only that they were: rendering them is what costs."""
+    """Figures are made, but their files say only that they were: rendering them is what costs.
+
+    Panels of samples, of a hundred axes, stay empty: tests/reporting/test_plots.py looks at theirs.
+    """
+    from matplotlib.figure import Figure
+
     from robench.files import atomic_write
-    from robench.reporting.plots import render
+    from robench.reporting.plots import render, samples
 
     def save(figure: Any, stem: Path) -> tuple[Path, Path]:
         png, svg = (stem.with_name(stem.name + suffix) for suffix in (".png", ".svg"))
@@ -99,3 +104,4 @@ def saved_unseen(monkeypatch: pytest.MonkeyPatch) -> None:
         return png, svg
 
     monkeypatch.setattr(render, "save", save)
+    monkeypatch.setattr(samples, "sample_panel", lambda *_: Figure())

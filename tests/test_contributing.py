@@ -86,7 +86,6 @@ def follow(site: Path, commands: dict[str, list[str]]) -> dict[str, Any]:
     vars(METRICS).clear()
     figures = reports("figure")
     render.reports = lambda kind: {"broken_by_attack": figures["broken_by_attack"]}  # type: ignore[assignment]
-    render.confusion_under_attack = render.sample_panel = lambda *_: None  # type: ignore[assignment, return-value]
     printed: dict[str, Any] = {}
     for name, words in commands.items():
         done = invoke(*words)

@@ -6,6 +6,7 @@ import pkgutil
 import re
 import shlex
 import tomllib
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -57,10 +58,15 @@ def test_there_are_commands_to_check():
     assert len(commands()) >= 4
 
 
+@cache
+def command_line():
+    return typer.main.get_command(app)
+
+
 @pytest.mark.parametrize(("page", "line"), commands())
 def test_commands_parse(page, line):
     words = shlex.split(re.sub(r"[|>#].*", "", line))[1:]
-    group = typer.main.get_command(app)
+    group = command_line()
     # Parses without running: a wrong option or command raises.
     with group.make_context("robench", list(words), resilient_parsing=False) as context:
         name, command, rest = group.resolve_command(context, context._protected_args + context.args)
@@ -106,7 +112,7 @@ def test_the_page_on_python(tmp_path, monkeypatch, capsys, saved_unseen):
     (code,) = blocks("docs/python.md", "python")
     names = {}
     # Fewer samples than in the text, whose numbers are not the point.
-    exec(code.replace("n=20", "n=8").replace("range(20)", "range(8)"), names)
+    exec(code.replace("n=20", "n=4").replace("range(20)", "range(4)"), names)
     for found in (names["adversarial"], names["worst"]):
         assert 0.1 < (found - names["inputs"]).abs().max() <= 0.2 + 1e-6
     assert names["board"]["model"].tolist() == ["pgd-at"]

@@ -26,7 +26,9 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
     common = ("pgd-at", "--n", N, "--device", "cpu", "--results", folder / "r")
     ran = invoke("run", *common, "--suite", "quick", "--eps", "0.2,0.3", "--no-plots")
     assert ran.code == 0, ran.err
-    return folder, invoke("curve", *common, "--suite", suite)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("robench.reporting.plots.style._DPI", 40)
+        return folder, invoke("curve", *common, "--suite", suite)
 
 
 def test_it_prints_the_curve_at_the_records_radii(drawn: Any) -> None:

@@ -27,7 +27,7 @@ def test_the_matrix_of_the_documentation(tmp_path, monkeypatch):
     shards = re.search(r"shard: \[(.*)\]", workflow)
     assert shards is not None
     for shard in shards[1].split(", "):
-        line = run.replace("${{ matrix.shard }}", shard).replace("--n 60", "--n 12")
+        line = run.replace("${{ matrix.shard }}", shard).replace("--n 60", "--n 6")
         done = invoke(*shlex.split(line.replace("--results part", f"--results parts/part-{shard}")))
         assert done.code == 0, done.err
         assert f"part {shard} of 3" in done.out
@@ -37,7 +37,7 @@ def test_the_matrix_of_the_documentation(tmp_path, monkeypatch):
     assert "2 records joined" in done.err
     assert invoke(*shlex.split(board), "--no-plots").code == 0
     found = pd.read_csv("results/leaderboard.csv")
-    assert (list(found["model"]), list(found["n"])) == (["pgd-at"], [12])
+    assert (list(found["model"]), list(found["n"])) == (["pgd-at"], [6])
 
 
 def test_what_is_missing_is_listed(tmp_path, monkeypatch):
@@ -105,13 +105,14 @@ def test_a_folder_without_parts_is_named(tmp_path):
 
 def test_a_dry_run_writes_nothing(tmp_path, monkeypatch):
     for name in ("_SECONDS", "_STRETCHES_SECONDS"):
-        monkeypatch.setattr(f"robench.evaluation.plan.{name}", 0.01)
+        monkeypatch.setattr(f"robench.evaluation.plan.{name}", 0.001)
+    monkeypatch.setattr("robench.evaluation.plan._FEWEST_STEPS", 1)
     folder = tmp_path / "results"
-    done = invoke("run", *MODEL, "--results", folder, "--dry-run", "--json")
+    done = invoke("run", *MODEL, "--n", 4, "--results", folder, "--dry-run", "--json")
     assert done.code == 0, done.err
     (plan,) = done.json["models"]
     assert [job["attack"] for job in plan["jobs"]] == ["fgsm", "pgd-20"]
-    assert plan["n"] == 12
+    assert plan["n"] == 4
     assert plan["seconds"] > 0
     assert set(done.json["seconds_by_shards"]) == {"1", "4", "16", "64"}
     assert not folder.exists()

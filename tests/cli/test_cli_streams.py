@@ -26,7 +26,7 @@ pytestmark = [
 ]
 
 ASCII = {"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0", "LC_ALL": "C"}
-RUN = ("run", "standard", "--suite", "quick", "--n", "10", "--results", "r", "--no-plots")
+RUN = ("run", "standard", "--suite", "quick", "--n", "3", "--results", "r", "--no-plots")
 
 
 def started(
@@ -44,8 +44,8 @@ def started(
     [
         ("> /dev/full", 2, "No space left on device"),
         (">&-", 0, ""),
-        ("2> /dev/full", 0, ""),
-        ("> /dev/full 2>&-", 2, ""),
+        pytest.param("2> /dev/full", 0, "", marks=pytest.mark.slow),
+        pytest.param("> /dev/full 2>&-", 2, "", marks=pytest.mark.slow),
         ("| true; exit ${PIPESTATUS[0]}", 0, ""),
     ],
 )
@@ -90,7 +90,7 @@ ENDINGS = {
 QUICK_ENDINGS = {("built", "exec"), ("called", "killed")}
 
 
-CHECK = ("check", "./card.toml", "--against", "standard", "--suite", "quick", "--n", "10")
+CHECK = ("check", "./card.toml", "--against", "standard", "--suite", "quick", "--n", "3")
 
 
 def put_model(folder: Path, at: str, act: str) -> str:

@@ -201,7 +201,13 @@ WAYS: dict[str, Callable[[pytest.MonkeyPatch, Path], Made]] = {
 }
 
 
-@pytest.mark.parametrize("way", WAYS)
+SLOW = {"cifar100", "fashion-mnist", "folder, VOC boxes", "folder, COCO boxes", ".npy"}
+"""As others are; what is read of their files is in tests/datasets."""
+
+
+@pytest.mark.parametrize(
+    "way", [pytest.param(way, marks=[pytest.mark.slow] if way in SLOW else []) for way in WAYS]
+)
 def test_from_files_to_a_row(way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "one.toml").write_text(SUITE)

@@ -176,9 +176,14 @@ def _with_attribute(value: float) -> Callable[..., Any]:
     return function
 
 
+@functools.cache
+def _without() -> str:
+    return _fingerprint(Scaled())
+
+
 @pytest.mark.parametrize("kind", ATTRIBUTES)
 def test_every_attribute_of_a_wrapped_module_is_in_its_fingerprint(kind: str) -> None:
-    found = [_fingerprint(Scaled())]
+    found = [_without()]
     for value in (1.0, 1.0, 2.0):
         module = Scaled()
         module.kept = ATTRIBUTES[kind](value)  # in the module, no longer in its class

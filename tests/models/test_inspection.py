@@ -36,7 +36,7 @@ KEYS = [
     "checkpoint.model.state_dict",
 ]
 PREFIXES = [
-    *("module.", "", "_orig_mod.", "model.", "module.model."),
+    *("module.", "", "_orig_mod.", "model.", "network.", "net.", "encoder.", "module.model."),
     "_orig_mod.module.network.",
 ]
 

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import sys
+from functools import cache
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -243,13 +244,19 @@ WRONG_FIGURES = {
 }
 
 
+@cache
+def weak_board() -> tuple[ModelResult, str]:
+    """A candidate, and a leaderboard of a weaker model."""
+    board = build_leaderboard([make_stored(letters(100), model="weak")])
+    return one(letters(450), model="candidate"), leaderboard_csv(board).decode()
+
+
 @pytest.mark.parametrize("change", WRONG_FIGURES)
 def test_figures_that_cannot_be_are_refused_by_file_row_and_column(
     tmp_path: Path, change: str
 ) -> None:
-    candidate = one(letters(450), model="candidate")
+    candidate, text = weak_board()
     path = tmp_path / "leaderboard.csv"
-    text = leaderboard_csv(build_leaderboard([make_stored(letters(100), model="weak")])).decode()
     header, row = (line.split(",") for line in text.splitlines())
     column, _, value = change.partition("=")
     row[header.index(column)] = value

@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -407,6 +408,18 @@ def test_a_name_is_text_in_figures(
         return files
 
     monkeypatch.setattr(render, "save", save)
+    savefig = Figure.savefig
+
+    @wraps(savefig)
+    def laid_out_or_drawn(figure: Figure, file: Any, *, format: str, **how: Any) -> None:
+        """Of the PNG the layout alone, of which the SVG has its places."""
+        layout = figure.get_layout_engine()
+        if format == "svg":
+            savefig(figure, file, format=format, **how)
+        elif layout is not None:
+            layout.execute(figure)
+
+    monkeypatch.setattr(Figure, "savefig", laid_out_or_drawn)
     shown = [item for item in named.records() if of(item, '\x1b\u202e"<$/名x')]
     files = render.render_plots(collect(shown), tmp_path / "plots")
     own = [path for path in files if path.name.startswith("confusion")]

@@ -6,6 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+import typer
+
 from robench.cli.options import (
     CsvFile,
     JsonFlag,
@@ -15,6 +17,8 @@ from robench.cli.options import (
     flag,
     option,
 )
+from robench.errors import UsageError
+from robench.request import Request
 
 if TYPE_CHECKING:
     from robench.results import RecordFilter
@@ -34,6 +38,14 @@ def leaderboard(
     ] = False,
     csv: CsvFile = None,
     plots: PlotsFlag = True,
+    samples: Annotated[
+        bool,
+        flag(
+            "Read the clean samples of all records' data sets, and keep small pictures of them in "
+            "the folder, for the page.",
+            "--samples",
+        ),
+    ] = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Print the leaderboard and rebuild its files in the results folder from the records.
@@ -71,6 +83,17 @@ def leaderboard(
     results_with_targets = collect(records, with_targets, suite=chosen)
     targeted = targeted_table([r for r in results_with_targets if r.threat_model.targets])
     whole = wanted == RecordFilter() and chosen is None and not together
+    if samples and whole and plots:
+        # Reads the samples, and so loads torch.
+        from robench.inspection.shown_samples import keep_shown_samples
+
+        specs = [stored.record.dataset for stored in records]
+        for gap in keep_shown_samples(store, specs, Request()):
+            typer.echo(f"robench: warning: {gap}", err=True)
+    elif samples:
+        raise UsageError(
+            "--samples is for the page of all records", hint="Leave out filters and --no-plots"
+        )
     files = publish(store, records, plots=plots, cards=zoo_cards()) if whole else []
     if csv is not None:
         own = wanted.goal == "targeted"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from robench.datasets import Dataset
-from robench.inspection.verification import check_samples, positions, predictions, registered_name
+from robench.inspection.shown_samples import samples_of
+from robench.inspection.verification import positions, predictions
 from robench.records import Outcome
 from robench.reporting.compare import Comparison
 from robench.reporting.model_results import ModelResult
@@ -19,7 +19,6 @@ from robench.reporting.plots.accuracies import difference_plot
 from robench.reporting.plots.samples import resisted_by_one
 from robench.reporting.plots.style import save
 from robench.request import Request
-from robench.request_loading import load_samples
 from robench.results import Store, StoredRecord
 from robench.results.arrays import Array, ArrayRows
 from robench.text import file_name
@@ -77,7 +76,7 @@ def draw_comparison(
                 )
                 continue
             shown = shown[:_MOST]
-            samples = samples or _samples(broken, request)
+            samples = samples or samples_of(broken.dataset, request)
             fought = resisting.attacks[attack], broken.attacks[attack]
             pair = [(of, positions(of.table["sample_id"], shown).tolist()) for of in fought]
             chosen = positions(samples.sample_ids, shown)
@@ -127,15 +126,6 @@ def _deciding_attack(
         ):
             best = attack, shown
     return best
-
-
-def _samples(result: ModelResult, request: Request) -> Dataset:
-    spec = result.dataset
-    data = registered_name(spec.name) if request.dataset is None else request.dataset
-    request = replace(request, dataset=data, split=spec.split, n=spec.n)
-    samples = load_samples(request, spec.preprocessing)
-    check_samples(samples, spec)
-    return samples
 
 
 def _channels_last(images: Floats) -> Floats:

@@ -34,15 +34,8 @@ _INTRODUCTION = (
 )
 
 _SCRIPTS = (
-    "numbers",
-    "statistics",
-    "state",
-    "contents",
-    "charts",
-    "board",
-    "model",
-    "compare",
-    "main",
+    *("numbers", "statistics", "state", "contents"),
+    *("charts", "board", "model", "compare", "pictures", "samples", "main"),
 )
 """Files of ``templates/explorer``, in the order in which they build on each other."""
 
@@ -57,6 +50,7 @@ def build_page(
     validations: Iterable[Validation] = (),
     results: Iterable[ModelResult] = (),
     cards: Iterable[ModelCard] = (),
+    pictures: Mapping[str, Any] | None = None,
     title: str = "robench leaderboard",
 ) -> str:
     """Render the page of :func:`robench.reporting.leaderboard.build_leaderboard`'s table.
@@ -67,7 +61,8 @@ def build_page(
     its verdict, every test's outcome and what was tried.
 
     Untargeted ``results`` are what one can explore: a panel for each model, with its card where
-    ``cards`` has it. Without them the page has its tables alone.
+    ``cards`` has it, and samples, shown by :func:`~robench.reporting.explorer.pictures.explorer_pictures`.
+    Without them the page has its tables alone.
 
     Raises:
         StoreError: a figure cannot be read.
@@ -93,6 +88,7 @@ def build_page(
         keep_trailing_newline=True,
     )
     contents = explorer_contents(explored, cards=cards, validations=judged)
+    contents["pictures"] = pictures or {"clean": {}, "attacked": {}}
     return environment.get_template("page.html.j2").render(
         title=title,
         introduction=_INTRODUCTION if board or sections else _NO_RECORDS,

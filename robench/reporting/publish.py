@@ -8,6 +8,7 @@ from robench.files import atomic_write
 from robench.records import ModelCard
 from robench.reporting.catalogue import reports
 from robench.reporting.drawing import attempt
+from robench.reporting.explorer.pictures import explorer_pictures
 from robench.reporting.export import write_tables
 from robench.reporting.leaderboard import build_leaderboard, leaderboard_csv
 from robench.reporting.model_results import ModelResult, collect
@@ -65,6 +66,7 @@ def publish(
         validations=validations,
         results=results["untargeted"],
         cards=cards,
+        pictures=explorer_pictures(results["untargeted"], store),
     )
     atomic_write(page, content.encode())
     return [csv, page, *written, *figures]

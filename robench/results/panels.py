@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from robench.errors import StoreError
+from robench.errors import CorruptRecordError, StoreError
+
+if TYPE_CHECKING:
+    from robench.results.store import Store
+    from robench.results.stored_record import StoredRecord
 
 _PREFIX = "panel_"
 _AXES = {
@@ -95,3 +99,21 @@ class SamplePanel:
             return cls(names, **{name: arrays[f"{_PREFIX}{name}"] for name in _AXES})
         except KeyError as error:
             raise StoreError(f"the record's panel lacks {error}") from error
+
+
+def read_panel(store: Store, stored: StoredRecord) -> SamplePanel | None:
+    """The panel that was kept with a record; None if none was.
+
+    Raises:
+        StoreError: it cannot be read.
+        CorruptRecordError: it is damaged, or its labels are not those of the record's table.
+    """
+    if stored.arrays_path is None:
+        return None
+    panel = SamplePanel.from_arrays(store.read_arrays(stored.record.key))
+    if panel is not None:
+        rows = stored.table.set_index("sample_id").reindex(panel.sample_ids)
+        labels = rows["label"].to_numpy(dtype="float64", na_value=float("nan"))
+        if not (labels == panel.labels).all():
+            raise CorruptRecordError("the panel's samples are not the table's")
+    return panel

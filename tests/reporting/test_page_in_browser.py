@@ -7,18 +7,23 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pytest
 from page_browser import Opened, lacking, opened_browser
-from page_records import page_records
+from page_records import keep_pictures, page_inputs, page_records
 from record_factory import make_stored
 
 import robench
 from robench.formatting import fixed
+from robench.records import Outcome
 from robench.reporting.compare import compare_models, comparison_markdown
 from robench.reporting.explorer.contents import result_id
+from robench.reporting.explorer.pictures import explorer_pictures
 from robench.reporting.leaderboard import build_leaderboard
-from robench.reporting.model_results import collect
+from robench.reporting.model_results import ModelResult, collect
 from robench.reporting.page import build_page
+from robench.results import Store
 from robench.statistics import (
     PairedCounts,
     mcnemar,
@@ -34,13 +39,17 @@ MODEL = "<img src=x onerror=alert(1)>"
 CLASSES = ("</script><script>alert(2)</script>", "dog & <b>cat</b>", "{{ 7 * 7 }}")
 DATASET = '"><i onclick=alert(3)>data</i>'
 RECORDS = list(page_records([MODEL, "plain", "other"], dataset=DATASET, classes=CLASSES))
+INPUTS = page_inputs()
 
 
 @pytest.fixture(scope="module")
 def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three models at two radii; all names are hostile."""
-    page = build_page(build_leaderboard(RECORDS), results=collect(RECORDS))
-    path = tmp_path_factory.mktemp("page") / "index.html"
+    folder = tmp_path_factory.mktemp("page")
+    results = collect(keep_pictures(Store(folder), RECORDS, INPUTS))
+    pictures = explorer_pictures(results, Store(folder))
+    page = build_page(build_leaderboard(RECORDS), results=results, pictures=pictures)
+    path = folder / "index.html"
     path.write_text(page, "utf-8")
     return path
 
@@ -56,7 +65,8 @@ def _nothing_complains(browser: Opened) -> Iterator[None]:
     browser.said.clear()
     browser.fetched.clear()
     yield
-    assert browser.said == []
+    # It is the tests that read canvases back.
+    assert [text for text in browser.said if not text.startswith("Canvas2D: ")] == []
     assert [
         url for url in browser.fetched if not url.startswith(("file:", "data:", "about:"))
     ] == []
@@ -159,8 +169,7 @@ def compared_cells(text: str) -> list[list[str]]:
 
 def test_a_comparison_says_what_the_command_says(browser: Opened, file: Path) -> None:
     """Of accuracies, cell by cell; the command compares the worst classes and metrics too."""
-    results = [r for r in collect(RECORDS) if r.group.eps == 0.2]
-    for baseline, other in itertools.pairwise(results):
+    for baseline, other in itertools.pairwise(results_at(0.2)):
         state = f"view=compare&model={result_id(baseline)}&with={result_id(other)}"
         page = browser.show(file, state)
         shown = page.eval_on_selector_all(
@@ -173,6 +182,71 @@ def test_a_comparison_says_what_the_command_says(browser: Opened, file: Path) ->
         assert said.split("\n\n")[-1].split("\n")[-1].strip() in text
         page.click("text=Swap")
         assert page.input_value("[name=with]") == result_id(baseline)
+
+
+def results_at(radius: float) -> list[ModelResult]:
+    return [result for result in collect(RECORDS) if result.group.eps == radius]
+
+
+def test_samples_are_chosen_by_what_became_of_them(browser: Opened, file: Path) -> None:
+    one, two, _ = results_at(0.2)
+    page = browser.show(file, f"view=samples&model={result_id(one)}")
+
+    def found() -> int:
+        return int(page.inner_text("#view-samples output").split()[0])
+
+    assert found() == one.n
+    for outcome in ("broken", "survived", "clean error"):
+        page.select_option("[name=outcome]", outcome)
+        survived, clean = one.robust, one.clean_correct
+        expected = {"broken": clean & ~survived, "survived": survived, "clean error": ~clean}
+        assert found() == expected[outcome].sum(), outcome
+    page.select_option("[name=outcome]", "")
+    page.select_option("[name=class]", "1")
+    assert found() == (one.labels == 1).sum()
+    page.select_option("[name=class]", "")
+    page.select_option("[name=beside]", result_id(two))
+    assert found() == (one.robust != two.robust).sum()
+    page.select_option("[name=outcome]", "only-second")
+    assert found() == (~one.robust & two.robust).sum()
+    page.select_option("[name=beside]", "")
+    page.select_option("[name=attack]", "fgsm")
+    page.select_option("[name=broke]", "fgsm (toy)")
+    assert found() == one.outcome_is("fgsm", Outcome.BROKEN).sum()
+    text = page.inner_text("article >> nth=0")
+    assert "broken by fgsm (toy)" in text
+    assert "margin -0.25, size 0.1" in text
+
+
+def test_pictures_are_the_kept_inputs(browser: Opened, file: Path) -> None:
+    """Pixel by pixel: the clean image, the adversarial one to a fourteenth of ε, and the difference."""
+    one, *_ = results_at(0.2)
+    page = browser.show(file, f"view=samples&model={result_id(one)}&attack=pgd-20&id=00001")
+    page.wait_for_function("document.querySelectorAll('article canvas').length === 3")
+    clean, adversarial, change = drawn(page)
+    expected = np.rint(255 * INPUTS[1, 0])
+    assert np.array_equal(clean, expected)
+    moved = adversarial.astype(float) - clean
+    assert set(np.abs(moved).ravel()) <= {50, 51, 52}
+    assert set(change[moved > 0]) == {255}
+    assert set(change[moved < 0]) == {0}
+    page = browser.show(file, f"view=samples&model={result_id(one)}&attack=autoattack&id=00001")
+    names = page.locator("article figcaption").all_inner_texts()
+    assert names == [*PICTURES, "attention, clean", "attention, adversarial"]
+    page = browser.show(file, f"view=samples&model={result_id(one)}&attack=autoattack&id=00009")
+    assert page.locator("article figcaption").all_inner_texts() == ["clean"]
+    assert "--save-adversarial" in page.inner_text("#view-samples")
+
+
+PICTURES = ("clean", "adversarial", "difference")
+
+
+def drawn(page: Any) -> list[npt.NDArray[np.uint8]]:
+    """The grey values of the canvases, once each is painted."""
+    read = """() => [...document.querySelectorAll("article canvas")].map(canvas => [...canvas
+      .getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data])"""
+    page.wait_for_function(f"({read})().every(pixels => pixels.some(Boolean))")
+    return [np.array(pixels, np.uint8).reshape(6, 6, 4)[..., 0] for pixels in page.evaluate(read)]
 
 
 def test_what_cannot_be_compared_is_left_out_with_the_reason(
@@ -225,12 +299,15 @@ def test_every_control_does_its_work_without_a_complaint(
     browser: Opened, file: Path, view: str
 ) -> None:
     page = browser.show(file, f"view={view}")
-    place = f":is(header, #view-{view})"
+    place = ":is(header, #view-board)" if view == "board" else f"#view-{view}"
     for summary in page.locator(f"{place} summary:visible").all():
         summary.click()
-    for kind in ("select", "button", "input[type=checkbox]", "input[type=search]", "a"):
-        for number in range(page.locator(f"{place} {kind}:visible").count()):
-            control = page.locator(f"{place} {kind}:visible").nth(number)
+    # The many columns at once, and back.
+    page.eval_on_selector_all("#columns input", "boxes => [...boxes, ...boxes].map(b => b.click())")
+    for kind in ("select", "button", ".controls input", "input[type=search]", "a"):
+        controls = page.locator(f"{place} {kind}:visible:not([disabled])")
+        for number in range(controls.count()):
+            control = controls.nth(number)
             if not control.count():
                 continue  # an earlier one closed or changed what it stood in
             assert control.evaluate(NAME), control.evaluate("node => node.outerHTML")
@@ -238,8 +315,6 @@ def test_every_control_does_its_work_without_a_complaint(
                 control.select_option(index=control.locator("option").count() - 1)
             elif kind.endswith("search]"):
                 control.fill("x")
-            elif kind.endswith("checkbox]"):
-                control.evaluate("node => node.click()")  # of many columns, at once
             elif kind != "a" or not (control.get_attribute("href") or "").startswith("data:"):
                 control.click()
             if f"view={view}" not in page.evaluate("location.hash"):

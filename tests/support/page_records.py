@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
+import numpy.typing as npt
 from record_factory import make_record, make_samples
 
 from robench.records import Flag
-from robench.results import StoredRecord, samples_to_table
+from robench.results import SamplePanel, Store, StoredRecord, samples_to_table
+from robench.results.clean_samples import CleanSamples, keep_clean_samples
 
 ATTACKS = ("autoattack", "fgsm", "pgd-20")
 FLAG = Flag(
@@ -50,3 +52,38 @@ def page_records(
                 yield StoredRecord(
                     record.model_copy(update={"dataset": named}), samples_to_table(samples)
                 )
+
+
+def page_inputs(n: int = 24, size: int = 6, *, channels: int = 1) -> npt.NDArray[np.float32]:
+    """Clean inputs (n, C, size, size) of 8 bits, all different, away from 0 and 1."""
+    rng = np.random.default_rng(1)
+    return (rng.integers(64, 192, (n, channels, size, size)) / 255).astype(np.float32)
+
+
+def keep_pictures(
+    store: Store, records: Iterable[StoredRecord], inputs: npt.NDArray[np.float32]
+) -> list[StoredRecord]:
+    """The records, written with pictures: of ``pgd-20`` all adversarial inputs, of ``autoattack`` a
+    panel of the first four samples, and the clean samples of their data. Perturbations are ±ε."""
+    rng, kept = np.random.default_rng(2), []
+    for stored in records:
+        record = stored.record
+        signs = rng.choice([-1, 1], inputs.shape).astype(np.float32)
+        adversarial = inputs + np.float32(record.threat_model.radius) * signs
+        arrays = {}
+        if record.attack.name == "autoattack":
+            maps = rng.random((2, 4, 3, 3))
+            rows = stored.table.iloc[:4]
+            panel = SamplePanel(
+                tuple(rows["sample_id"]),
+                np.moveaxis(inputs[:4], 1, -1),
+                np.moveaxis(adversarial[:4], 1, -1),
+                *maps,
+                *(rows["label"].to_numpy(),) * 3,
+            )
+            arrays = panel.to_arrays()
+        whole = adversarial if record.attack.name == "pgd-20" else None
+        kept.append(store.write(record, stored.samples, adversarial=whole, arrays=arrays))
+        samples = CleanSamples.of(stored.table["sample_id"].tolist(), inputs)
+        keep_clean_samples(store, record.dataset.fingerprint, samples)
+    return kept

@@ -11,12 +11,13 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from robench.errors import CorruptRecordError, StoreError
+from robench.errors import StoreError
 from robench.records import EvaluationRecord
 from robench.reporting.model_results import ModelResult, class_name
 from robench.reporting.plots import palette
 from robench.reporting.plots.style import captioned, new_figure, relative, styled, threat_text
 from robench.results import SamplePanel, Store
+from robench.results.panels import read_panel
 from robench.top_cells import top_cells
 
 log = logging.getLogger("robench.reporting")
@@ -40,12 +41,7 @@ def kept_samples(results: Sequence[ModelResult], attack: str) -> Figure | None:
     if stored.arrays_path is None:
         return None
     try:
-        panel = SamplePanel.from_arrays(Store(stored.folder).read_arrays(stored.record.key))
-        if panel is not None:
-            rows = stored.table.set_index("sample_id").reindex(panel.sample_ids)
-            labels = rows["label"].to_numpy(dtype="float64", na_value=float("nan"))
-            if not (labels == panel.labels).all():
-                raise CorruptRecordError("the panel's samples are not the table's")
+        panel = read_panel(Store(stored.folder), stored)
     except StoreError as error:
         log.warning("no sample panel: %s", error)
         return None

@@ -1,6 +1,6 @@
 // Views, theme, keys; and the beginning.
 
-const views = { model: showModel, compare: showCompare };
+const views = { model: showModel, compare: showCompare, samples: showSamples };
 
 function show() {
   const view = state.get("view", "board");
@@ -44,6 +44,8 @@ function startKeys() {
       document.querySelector("#filters [name=q]")?.focus();
       event.preventDefault();
     } else if (letters[event.key]) state.set({ view: letters[event.key] });
+    else if (state.get("view") === "samples" && ["ArrowLeft", "ArrowRight"].includes(event.key))
+      document.querySelector(`.turn button:${event.key === "ArrowLeft" ? "first" : "last"}-of-type`)?.click();
   });
 }
 

@@ -25,7 +25,8 @@ def draw_cells(
     fontsize: float = 0.78,
     aspect: Literal["equal", "auto"] = "equal",
 ) -> AxesImage:
-    """Draw ``shares`` (rows, columns) in percent, NaN where there is nothing, with a text in each cell.
+    """Draw ``shares`` (rows, columns) in percent, NaN where there is nothing, which is grey, with a text in
+    each cell.
 
     ``fontsize`` is a share of that of the axes' labels. Long names of columns stand upright.
     """
@@ -45,6 +46,7 @@ def draw_cells(
     turned = 90 if max(map(len, columns), default=0) > 3 else 0
     axes.set_xticks(range(len(columns)), columns, rotation=turned)
     axes.set_yticks(range(len(rows)), rows)
+    axes.set_facecolor(palette.NOTHING)
     axes.grid(visible=False)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)

@@ -45,7 +45,7 @@ def confusion_under_attack(results: Sequence[ModelResult], attack: str) -> Figur
     with np.errstate(invalid="ignore"):
         shares = 100 * counts[np.ix_(present, present)] / totals[:, None]
     names = [class_name(result.dataset, int(label)) for label in present]
-    size = 2.2 + 0.42 * len(present)
+    size = 2.2 + 0.36 * len(present)
     figure = new_figure(size + 1.0, size + 0.3)
     axes = figure.add_subplot()
     texts = [[fixed(share, 0) if share >= 0.5 else "" for share in row] for row in shares.tolist()]

@@ -17,6 +17,9 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">")
 WHITE, LINE, REMARK = "#FFFFFF", "#DDDDDD", "#555555"
 """Paper, grid lines, and what is said in passing"""
 
+NOTHING = "#EEEEEE"
+"""Of a cell without a number: none is lighter"""
+
 WRONG = "#B00000"
 """Of a prediction that is not the true class"""
 

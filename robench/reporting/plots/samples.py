@@ -59,7 +59,7 @@ def sample_panel(panel: SamplePanel, record: EvaluationRecord) -> Figure | None:
     """
     if not len(panel):
         return None
-    figure = new_figure(7.6, 0.9 + 1.42 * len(panel))
+    figure = new_figure(6.8, 0.9 + 1.28 * len(panel))
     grid = _panel_grid(figure, panel, record, _PANEL)
     linf = record.threat_model.norm == "Linf"
     for row, (clean, adversarial) in enumerate(zip(panel.clean, panel.adversarial, strict=True)):
@@ -85,7 +85,7 @@ def attention_overlays(panel: SamplePanel, record: EvaluationRecord) -> Figure |
     """
     if not len(panel):
         return None
-    figure = new_figure(7.6, 1.2 + 1.42 * len(panel))
+    figure = new_figure(6.8, 1.2 + 1.28 * len(panel))
     grid = _panel_grid(figure, panel, record, _OVERLAYS)
     for row, (clean, adversarial) in enumerate(zip(panel.clean, panel.adversarial, strict=True)):
         _overlay(grid[row, 2], clean, panel.clean_maps[row])

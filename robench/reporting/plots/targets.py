@@ -23,7 +23,7 @@ _ROOM_FOR_COUNTS = 12
 
 @styled
 def targeted_success_matrix(results: Sequence[ModelResult]) -> Figure | None:
-    """Success in percent by true class and target, with its counts where there is room; a blank cell
+    """Success in percent by true class and target, with its counts where there is room; a grey cell
     was not tried. None where nothing was attacked.
 
     Of many classes, and of many models, those that are reached most often, 20 and 12 at most.

@@ -36,7 +36,7 @@ from robench.reporting.plots.robust_against import (
     robust_against_metric,
 )
 from robench.reporting.plots.samples import resisted_by_one, sample_panel
-from robench.reporting.plots.style import save
+from robench.reporting.plots.style import Style, save, using
 from robench.results import Store, StoredRecord
 from robench.text import file_name
 
@@ -266,9 +266,10 @@ def test_the_committed_figures_are_those_that_are_drawn_now(tmp_path: Path) -> N
     folder = Path(__file__).parents[2] / "results"
     results = collect(Store(folder).records())
     best_first = sorted(results, key=lambda r: (-r.robust_acc.estimate, r.model.id))
-    figure = accuracy_by_attack(best_first)
-    assert figure is not None
-    _, drawn = save(figure, tmp_path / "accuracy_by_attack")
+    with using(Style(dpi=150)):  # it decides the places too
+        figure = accuracy_by_attack(best_first)
+        assert figure is not None
+        _, drawn = save(figure, tmp_path / "accuracy_by_attack")
     kept = folder / "plots" / group_slug(results[0].group) / drawn.name
     made_by = f"Matplotlib v{matplotlib.__version__}"
     if made_by not in kept.read_text():

@@ -95,7 +95,7 @@ def saved_unseen(monkeypatch: pytest.MonkeyPatch) -> None:
     from matplotlib.figure import Figure
 
     from robench.files import atomic_write
-    from robench.reporting.plots import render, samples
+    from robench.reporting.plots import samples, style
 
     def save(figure: Any, stem: Path) -> tuple[Path, Path]:
         png, svg = (stem.with_name(stem.name + suffix) for suffix in (".png", ".svg"))
@@ -103,5 +103,5 @@ def saved_unseen(monkeypatch: pytest.MonkeyPatch) -> None:
             atomic_write(path, figure.get_suptitle().encode())
         return png, svg
 
-    monkeypatch.setattr(render, "save", save)
+    monkeypatch.setattr(style, "save", save)
     monkeypatch.setattr(samples, "sample_panel", lambda *_: Figure())

@@ -125,14 +125,15 @@ IMPORTS = (
     "    assert 'torch' not in sys.modules, name\n"
     # Most of what figures cost is to write them, so only the first is written; and .importlinter
     # knows that no report of robench's imports torch, so that some of them are enough.
-    "import robench.reporting.plots.render as render\n"
-    "style_save = render.save\n"
+    "import robench.reporting.plots.style as style\n"
+    "written = style.save\n"
     "def save(figure, stem):\n"
-    "    render.save = lambda _, stem: [\n"
+    "    style.save = lambda _, stem: [\n"
     "        stem.with_name(stem.name + suffix).write_bytes(b'') for suffix in ('.png', '.svg')\n"
     "    ]\n"
-    "    return style_save(figure, stem)\n"
-    "render.save = save\n"
+    "    return written(figure, stem)\n"
+    "style.save = save\n"
+    "import robench.reporting.plots.render as render\n"
     "every = render.reports\n"
     "render.reports = lambda kind: dict([*every(kind).items()][:2])\n"
 )

@@ -35,6 +35,7 @@ def demo(
     # Everything below loads torch, which --help does without.
     from robench.api import prepare
     from robench.cli.run_display import RunDisplay
+    from robench.models.zoo import zoo_cards
     from robench.reporting.model_results import collect
     from robench.reporting.publish import publish
     from robench.results import Store
@@ -61,7 +62,7 @@ def demo(
     typer.echo(_picture(usual, samples.batch(range(len(samples))), store))
     typer.echo(_numbers(usual, trained))
     typer.echo(_answer(usual, trained))
-    files = publish(store, list(store.records()), plots=plots)
+    files = publish(store, list(store.records()), plots=plots, cards=zoo_cards())
     shown = files[1] if plots else files[0]
     typer.echo(
         f"5. All of it is kept in {results}: open {shown}.\n"

@@ -6,13 +6,12 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Literal
 
-from scipy.special import ndtri
-
 from robench.regression_check.baseline import LeaderboardRow, row_differences
 from robench.regression_check.policy import Criterion, Policy
 from robench.reporting.differences import Difference, differences, targeted_name
 from robench.reporting.model_results import ModelResult, common_attacks
 from robench.statistics import holm, n_for_difference, n_for_noninferiority, smallest_difference
+from robench.statistics.numerics import normal_quantile
 
 
 class Verdict(StrEnum):
@@ -229,7 +228,7 @@ def _sizes(
     # Figures that do not vary, such as 0 % beside a row's 0 %, say nothing of how they would.
     if not item.spread > 0 or not item.n:
         return None, None, None
-    reach = (float(-ndtri(alpha)) + float(ndtri(power))) * item.spread
+    reach = (normal_quantile(power) - normal_quantile(alpha)) * item.spread
     to_pass = max(1, math.ceil((reach / margin) ** 2))
     to_fail = math.ceil((reach / loss) ** 2) if loss > 0 else None
     return to_pass, to_fail, reach / math.sqrt(item.n)

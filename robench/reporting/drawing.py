@@ -1,12 +1,15 @@
-"""Figures where they can be drawn: the numbers are more than they."""
+"""Figures where they can be drawn: the numbers are more than they. Loads no matplotlib."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, TypeVar
 
 from robench.errors import RobenchError, one_line
+
+if TYPE_CHECKING:
+    from robench.reporting.model_results import ModelResult
 
 log = logging.getLogger("robench.reporting")
 
@@ -29,3 +32,8 @@ def attempt(draw: Callable[[], T]) -> T | None:
     except Exception as error:
         log.warning("no figures: %s: %s", type(error).__name__, one_line(error))
         return None
+
+
+def best_first(results: Iterable[ModelResult]) -> list[ModelResult]:
+    """Results in the order of a leaderboard."""
+    return sorted(results, key=lambda result: (-result.robust_acc.estimate, result.model.id))

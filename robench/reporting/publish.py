@@ -13,6 +13,7 @@ from robench.reporting.export import write_tables
 from robench.reporting.leaderboard import build_leaderboard, leaderboard_csv
 from robench.reporting.model_results import ModelResult, collect
 from robench.reporting.page import build_page
+from robench.reporting.published import Published
 from robench.request import GOALS
 from robench.results import RecordFilter, Store, StoredRecord
 from robench.results.bounds import known_bounds
@@ -33,7 +34,7 @@ def publish(
 
     Beside it go the tables of :data:`robench.reporting.catalogue.REPORTS` and, with ``plots``, the
     figures and the page that shows them. ``records`` are all of the store's, read once; the page shows
-    those of ``cards`` that are of their models.
+    those of ``cards`` that are of their models. With ``plots``, what would come out the same is left.
 
     Returns:
         The files, the CSV first.
@@ -42,8 +43,11 @@ def publish(
         StoreError: a file cannot be written.
         ContradictionError: a sample is verified and broken at once; nothing is written.
     """
-    validations = list(Validations(store).all())
-    frame = build_leaderboard(records, bounds=known_bounds(store), validations=validations)
+    validations, bounds, cards = list(Validations(store).all()), known_bounds(store), list(cards)
+    published = Published(store, records, [*validations, *bounds, *cards])
+    if plots and (files := published.files()) is not None:
+        return files
+    frame = build_leaderboard(records, bounds=bounds, validations=validations)
     csv = store.folder / CSV_NAME
     atomic_write(csv, leaderboard_csv(frame))
     results = {goal: collect(records, RecordFilter(goal=goal)) for goal in GOALS}
@@ -57,7 +61,8 @@ def publish(
     if not plots:
         return [csv, *written]
     shown_results = [result for part in results.values() for result in part]
-    figures = attempt(partial(_figures, shown_results, store)) or []
+    drawn = attempt(partial(_figures, shown_results, store))
+    figures = drawn or []
     page = store.folder / PAGE_NAME
     content = build_page(
         frame,
@@ -69,7 +74,10 @@ def publish(
         pictures=explorer_pictures(results["untargeted"], store),
     )
     atomic_write(page, content.encode())
-    return [csv, page, *written, *figures]
+    files = [csv, page, *written, *figures]
+    if drawn is not None:
+        published.remember(files)
+    return files
 
 
 def _is_of_a_model(figure: Path) -> bool:

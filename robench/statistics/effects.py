@@ -14,8 +14,10 @@ import numpy.typing as npt
 
 from robench.errors import UsageError
 from robench.statistics.intervals import NUDGE, Interval, two_sided_quantile, undefined
+from robench.statistics.numerics import normal_tail, root
 
 _EXACT_PAIRS = 8
+_EXACT_GROUP = 8
 
 
 @dataclass(frozen=True)
@@ -54,12 +56,34 @@ def mann_whitney(
     if np.ptp(np.concatenate([a, b])) == 0:
         # All values tie: SciPy's variance is 0 there.
         return GroupDifference(m, n, m * n / 2, 1.0, auc_interval(0.5, m, n, level))
-    # Imported here: SciPy's statistics takes a second to load, and most commands do without.
-    from scipy.stats import mannwhitneyu
+    ranks, ties = _ranks(np.concatenate([a, b]))
+    u = float(ranks[:m].sum() - m * (m + 1) / 2)
+    if min(m, n) <= _EXACT_GROUP and len(ties) == m + n:
+        # Imported here: SciPy's statistics takes a second to load, and most commands do without.
+        from scipy.stats import mannwhitneyu
 
-    test = mannwhitneyu(a, b, alternative="two-sided")
-    u = float(test.statistic)
-    return GroupDifference(m, n, u, float(test.pvalue), auc_interval(u / (m * n), m, n, level))
+        p = float(mannwhitneyu(a, b, alternative="two-sided").pvalue)
+    else:
+        p = _normal_p(u, m, n, ties)
+    return GroupDifference(m, n, u, p, auc_interval(u / (m * n), m, n, level))
+
+
+def _ranks(
+    values: npt.NDArray[np.float64],
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
+    """The values' ranks from 1, equal ones their mean's, (n,); how many there are of each value."""
+    _, which, counts = np.unique(values, return_inverse=True, return_counts=True)
+    ranks: npt.NDArray[np.float64] = (np.cumsum(counts) - (counts - 1) / 2)[which]
+    return ranks, counts
+
+
+def _normal_p(u: float, m: int, n: int, ties: npt.NDArray[np.int64]) -> float:
+    """Two-sided p-value by the normal approximation, corrected for ties and for continuity."""
+    size = m + n
+    together = (ties**3 - ties).sum() / (size * (size - 1))
+    spread = math.sqrt(m * n / 12 * (size + 1 - together))
+    z = (max(u, m * n - u) - m * n / 2 - 0.5) / spread
+    return min(1.0, 2 * normal_tail(z))
 
 
 @dataclass(frozen=True)
@@ -94,20 +118,24 @@ def rank_correlation(
     n = len(a)
     if n < 2 or (a == a[0]).all() or (b == b[0]).all():
         return RankCorrelation(n, undefined(level), math.nan)
-    # Imported here: SciPy's statistics takes a second to load, and most commands do without.
-    from scipy.stats import rankdata, spearmanr
-
-    a, b = rankdata(a), rankdata(b)
-    test = spearmanr(a, b)
-    rho = float(np.clip(test.statistic, -1, 1))
+    a, b = _ranks(a)[0], _ranks(b)[0]
+    rho = float(np.clip(np.corrcoef(a, b)[1, 0], -1, 1))
     low = high = math.nan
     if n > 3:
         # An estimate of ±1 has an infinite transform; the interval then ends there.
         centre = math.atanh(min(max(rho, -1 + NUDGE), 1 - NUDGE))
         half = z * math.sqrt((1 + rho**2 / 2) / (n - 3))
         low, high = math.tanh(centre - half), math.tanh(centre + half)
-    p = _exact_rank_p(a, b, rho) if n <= _EXACT_PAIRS else float(test.pvalue)
-    return RankCorrelation(n, Interval(rho, low, high, level), p)
+    return RankCorrelation(n, Interval(rho, low, high, level), _rank_p(a, b, rho))
+
+
+def _rank_p(a: npt.NDArray[np.float64], b: npt.NDArray[np.float64], rho: float) -> float:
+    if len(a) <= _EXACT_PAIRS:
+        return _exact_rank_p(a, b, rho)
+    # Imported here, as above.
+    from scipy.stats import spearmanr
+
+    return float(spearmanr(a, b).pvalue)
 
 
 def _exact_rank_p(a: npt.NDArray[np.float64], b: npt.NDArray[np.float64], rho: float) -> float:
@@ -130,10 +158,7 @@ def auc_interval(auc: float, m: int, n: int, level: float = 0.95) -> Interval:
         bracket = 1 + star * ((1 - theta) / (2 - theta) + theta / (1 + theta))
         return (auc - theta) ** 2 - z**2 * theta * (1 - theta) * bracket / (m * n)
 
-    # Imported here: SciPy's optimisation takes a moment to load, and most commands do without.
-    from scipy.optimize import brentq
-
     # At 0 and 1 the estimate is itself a root but no limit, hence the nudge.
-    low = 0.0 if auc <= 0 else float(brentq(excess, 0.0, min(auc, 1 - NUDGE)))
-    high = 1.0 if auc >= 1 else float(brentq(excess, max(auc, NUDGE), 1.0))
+    low = 0.0 if auc <= 0 else root(excess, 0.0, min(auc, 1 - NUDGE))
+    high = 1.0 if auc >= 1 else root(excess, max(auc, NUDGE), 1.0)
     return Interval(auc, low, high, level)

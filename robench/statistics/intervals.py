@@ -15,9 +15,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import ndtri
 
 from robench.errors import UsageError
+from robench.statistics.numerics import normal_quantile
 
 NUDGE = 1e-9
 """How far a root is looked for beside an estimate that is itself a root, but no limit."""
@@ -56,7 +56,7 @@ def check_level(level: float) -> float:
 
 def two_sided_quantile(level: float) -> float:
     """Standard deviations that a normal interval of confidence ``level`` reaches to each side."""
-    return float(-ndtri((1 - check_level(level)) / 2))
+    return -normal_quantile((1 - check_level(level)) / 2)
 
 
 def undefined(level: float) -> Interval:
@@ -74,7 +74,7 @@ def wilson(hits: int, n: int, level: float = 0.95) -> Interval:
     _check_counts(hits, n)
     if n == 0:
         return undefined(level)
-    p, z = hits / n, float(ndtri(0.5 + 0.5 * check_level(level)))
+    p, z = hits / n, normal_quantile(0.5 + 0.5 * check_level(level))
     width = 2 * (n + z**2)
     centre = (2 * n * p + z**2) / width
     half = z / width * math.sqrt(4 * n * p * (1 - p) + z**2)

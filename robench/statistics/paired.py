@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from robench.errors import UsageError
 from robench.statistics.intervals import NUDGE, Interval, check_level, two_sided_quantile, undefined
+from robench.statistics.numerics import root
 
 Alternative = Literal["two-sided", "greater", "less"]
 
@@ -88,9 +89,6 @@ def tango_interval(counts: PairedCounts, level: float = 0.95) -> Interval:
     z = two_sided_quantile(level)
     if counts.n == 0:
         return undefined(level)
-    # Imported here: SciPy's optimisation takes a moment to load, and most commands do without.
-    from scipy.optimize import brentq
-
     estimate = counts.difference
 
     def excess(delta: float) -> float:
@@ -103,7 +101,7 @@ def tango_interval(counts: PairedCounts, level: float = 0.95) -> Interval:
         # The variance may vanish at the estimate itself, which is then a root but no limit.
         start = estimate + math.copysign(NUDGE, end)
         inside = abs(start) < 1 and excess(end) > 0
-        limits.append(float(brentq(excess, start, end)) if inside else end)
+        limits.append(root(excess, start, end) if inside else end)
     return Interval(estimate, limits[0], limits[1], level)
 
 

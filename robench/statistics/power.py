@@ -7,10 +7,9 @@ hypothesis for non-inferiority). `benchmarks/gate_simulation.py` holds them agai
 
 import math
 
-from scipy.special import ndtri
-
 from robench.errors import UsageError
 from robench.statistics.intervals import check_level
+from robench.statistics.numerics import normal_quantile, root
 
 
 def n_for_difference(
@@ -55,10 +54,7 @@ def smallest_difference(
 
     if discordant == 0 or excess(discordant) < 0:
         return None
-    # Imported here: SciPy's optimisation takes a moment to load, and most commands do without.
-    from scipy.optimize import brentq
-
-    return float(brentq(excess, 0.0, discordant))
+    return root(excess, 0.0, discordant)
 
 
 def n_for_noninferiority(
@@ -99,7 +95,7 @@ def n_for_noninferiority(
 
 
 def _quantiles(tail: float, power: float) -> tuple[float, float]:
-    return float(-ndtri(check_level(tail))), float(ndtri(check_level(power)))
+    return -normal_quantile(check_level(tail)), normal_quantile(check_level(power))
 
 
 def _check_shares(difference: float, discordant: float) -> None:

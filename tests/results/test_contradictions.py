@@ -397,17 +397,17 @@ def test_a_name_is_text_in_figures(
 
     Of a model's own, that of the first is rendered.
     """
-    rendered = []
+    rendered, written = [], style.save
 
     def save(figure: Figure, stem: Path) -> tuple[Path, Path]:
         own = stem.name.startswith("confusion")
         if own and any(path.name.startswith("confusion") for path in rendered):
             return render_nothing(stem)
-        files = style.save(figure, stem)
+        files = written(figure, stem)
         rendered.extend(files)
         return files
 
-    monkeypatch.setattr(render, "save", save)
+    monkeypatch.setattr(style, "save", save)
     savefig = Figure.savefig
 
     @wraps(savefig)

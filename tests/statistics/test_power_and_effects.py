@@ -150,6 +150,19 @@ def test_auc_interval_covers() -> None:
     assert 0.925 < covered / 400 < 0.985
 
 
+@pytest.mark.parametrize(("m", "n"), [(3, 4), (3, 40), (9, 12), (40, 60), (8, 200)])
+@pytest.mark.parametrize("ties", [0, 4, 12])
+def test_mann_whitney_is_scipys(m: int, n: int, ties: int) -> None:
+    """Exact where a group is small and nothing ties, else by the normal approximation."""
+    random = np.random.default_rng(m + n + ties)
+    first, second = random.normal(0.5, 1, m), random.normal(0, 1, n)
+    if ties:
+        first, second = np.round(first * ties) / ties, np.round(second * ties) / ties
+    found, expected = mann_whitney(first, second), stats.mannwhitneyu(first, second)
+    assert found.u == expected.statistic
+    assert found.p_value == pytest.approx(expected.pvalue, rel=1e-14)
+
+
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=9, max_size=25))
 def test_rank_correlation_is_spearmans(pairs: list[tuple[int, int]]) -> None:
     a, b = np.array(pairs, dtype=float).T

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from robench.formatting import fixed
 from robench.metric_catalogue import METRICS
 from robench.reporting.compare import Comparison, compare_models, distinct_names
+from robench.reporting.drawing import best_first
 from robench.reporting.model_results import ModelResult
 from robench.reporting.plots import palette, style
 from robench.reporting.plots.cells import draw_cells
@@ -16,11 +17,6 @@ from robench.statistics import Interval
 
 _BELOW = (0.2, 0.33)
 """Where a row's single attacks stand, by turns, so that close ones do not hide each other"""
-
-
-def best_first(results: Sequence[ModelResult]) -> list[ModelResult]:
-    """Results in the order of a leaderboard."""
-    return sorted(results, key=lambda result: (-result.robust_acc.estimate, result.model.id))
 
 
 def _weakest_first(results: Sequence[ModelResult]) -> list[str]:

@@ -10,8 +10,8 @@ from matplotlib.figure import Figure
 from robench.errors import UsageError
 from robench.registry import unknown_name
 from robench.reporting.catalogue import Report, reports
+from robench.reporting.drawing import best_first
 from robench.reporting.model_results import ModelResult, collect, results_of
-from robench.reporting.plots.accuracies import best_first
 from robench.reporting.plots.style import Style, check_ending, using, write
 from robench.results import RecordFilter, Store, StoredRecord
 

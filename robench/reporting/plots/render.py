@@ -4,16 +4,13 @@ import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-import matplotlib
-
 from robench.files import atomic_write, read_text
 from robench.records import canonical_hash
-from robench.registry import identity_of, source_hash
+from robench.registry import identity_of, installed_versions, source_hash
 from robench.reporting.catalogue import Report, reports
+from robench.reporting.drawing import best_first
 from robench.reporting.export import group_slug
 from robench.reporting.model_results import GroupKey, ModelResult, by_group
-from robench.reporting.plots.accuracies import best_first
-from robench.reporting.plots.style import save
 from robench.request import GOALS
 from robench.text import file_name, unused_file_name
 
@@ -79,6 +76,7 @@ class _Gallery:
         self._code = source_hash(
             "robench.reporting", "robench.statistics", "robench.metric_catalogue"
         )
+        self._made_with = installed_versions("matplotlib")
         try:
             self._drawn: dict[str, str] = dict(json.loads(read_text(self._manifest)))
         except (OSError, ValueError, TypeError, RecursionError):
@@ -96,8 +94,8 @@ class _Gallery:
         """Have a report of ``shown`` as ``stem``, drawn anew if the shown records changed."""
         digest = canonical_hash(
             {
-                "matplotlib": matplotlib.__version__,
-                "code": [self._code, identity_of(report.function)],
+                **self._made_with,
+                "code": [self._code, _code_of(report)],
                 "records": [
                     [
                         stored.record.model_dump(mode="json"),
@@ -110,6 +108,9 @@ class _Gallery:
         )
         files = self._files(stem)
         if self._drawn.get(stem) != digest or not all(file.is_file() for file in files):
+            # Loads matplotlib, which takes as long as all of the tables.
+            from robench.reporting.plots.style import save
+
             figure = report(shown, *attack)
             if figure is None:
                 return
@@ -129,6 +130,12 @@ class _Gallery:
 
     def _files(self, stem: str) -> list[Path]:
         return [self._folder / f"{stem}{suffix}" for suffix in (".png", ".svg")]
+
+
+def _code_of(report: Report) -> str | None:
+    """What decides a figure beside robench's own code; a function of robench's own is not imported."""
+    own = isinstance(report.make, str) and report.make.startswith("robench.")
+    return None if own else identity_of(report.function)
 
 
 def _by_norm(

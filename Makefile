@@ -33,7 +33,7 @@ lint: $(DEV_VENV)/installed
 	$(dev)/mypy
 	$(dev)/lint-imports
 
-# A wheel brings the zoo along and works from any folder.
+# A wheel brings the digits' zoo along and works from any folder.
 package: $(DEV_VENV)/installed
 	rm -rf build/package && mkdir -p build/package
 	$(dev)/python $(pip-install) --no-deps --target build/package .

@@ -23,6 +23,7 @@ from robench.preparation import Prepared
 from robench.progress import shown
 from robench.records import Flag, Outcome, Validation
 from robench.registry import unknown_name
+from robench.reporting.corruptions import corruption_shares, main_attack
 from robench.reporting.export import samples_frame
 from robench.reporting.model_results import ModelResult, collect
 from robench.results import RecordFilter, Store, StoredRecord
@@ -103,8 +104,12 @@ class Evaluation(Sequence[StoredRecord]):
 
     @property
     def by_attack(self) -> dict[str, float]:
-        """Robust accuracy under each attack alone. UsageError: of several results."""
+        """Robust accuracy under each attack alone; of corruptions the accuracy under each, a mean over
+        severities, and of all, ``corruptions_acc``. UsageError: of several results."""
         result = self.result
+        if result.threat_model.corrupted is not None:
+            shares = corruption_shares(result, main_attack(result))
+            return {name: float(share.mean()) for name, share in shares.items()}
         return {name: result.attack_acc(name).estimate for name in result.attacks}
 
     @property
@@ -175,7 +180,7 @@ class Evaluation(Sequence[StoredRecord]):
 
     def plot(self, kind: str | None = None, **options: Any) -> Figure:
         """A figure of the records, of one radius: accuracy under each attack with intervals, with
-        targets what is reached; or another kind.
+        targets what is reached, of corruptions by severity; or another kind.
 
         Args:
             kind, options: as for :func:`robench.plot`.
@@ -186,8 +191,8 @@ class Evaluation(Sequence[StoredRecord]):
         # matplotlib takes half a second.
         from robench.reporting.plots.one_figure import plot
 
-        targeted = self.prepared.request.goal == "targeted"
-        usual = "targeted_success" if targeted else "accuracy_by_attack"
+        others = {"targeted": "targeted_success", "corrupted": "corruption_map"}
+        usual = others.get(self.prepared.request.goal, "accuracy_by_attack")
         return plot(kind or usual, self, **options)
 
     def validate(

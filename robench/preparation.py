@@ -7,7 +7,7 @@ import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from robench.attacks import build_attack
-from robench.attacks.suites import load_suite
+from robench.attacks.suites import has_corruptions, load_suite
 from robench.attacks.suites.variants import combined, with_settings
+from robench.attacks.trials import Trials
 from robench.attention.catalogue import AttentionExtractor
 from robench.datasets import Dataset
 from robench.devices import device_of, resolve_devices, single_precision
@@ -35,12 +36,13 @@ from robench.models.touched import Touched
 from robench.models.wrapper import RobenchModel
 from robench.probes import FirstState, precision_named, resolve_layer
 from robench.records import Suite
+from robench.registry import near_misses
 from robench.request import Request
-from robench.request_loading import PROBE, load_requested, targets_for, threat_models_for
+from robench.request_loading import PROBE, load_requested, threat_models_for
 from robench.results import Store, StoredRecord
 from robench.seeding import own_stream
 from robench.stand_ins.catalogue import find_stand_in
-from robench.threat_models import ThreatModel, parse_norm
+from robench.threat_models import CORRUPTIONS, TARGET_RULES, ThreatModel, class_number, parse_norm
 
 ResultT = TypeVar("ResultT")
 
@@ -69,7 +71,8 @@ class Prepared:
     def jobs(self) -> int:
         """Number of records that the run will give."""
         return sum(
-            len(self.suite.for_model(item.threat.norm, item.model.outputs)) for item in self.planned
+            len(self.suite.for_model(item.threat.family, item.model.outputs))
+            for item in self.planned
         )
 
     @property
@@ -172,6 +175,12 @@ def prepare(request: Request) -> Prepared:
         for one in several
     ]
     suite = with_settings(combined(suites), request.settings)
+    if has_corruptions(suite):
+        request = _corrupted(request, suite)
+    elif request.goal == "corrupted":
+        raise UsageError(
+            f"the suite {suite.name!r} has no corruptions", hint="Write --suite corruptions"
+        )
     if request.eps is not None:
         # The widest norm: whether ε fits the model's own is seen once that is known.
         ThreatModel.each("L1" if request.norm is None else request.norm, request.eps)
@@ -202,12 +211,7 @@ def prepare(request: Request) -> Prepared:
     models = {id(item.model): item for item in planned}.values()
     for item in models:
         check_fit(item.model, item.dataset, device)
-    for threat in {item.threat.identity: item.threat for item in planned}.values():
-        for spec in suite.for_norm(threat.norm):
-            for stage in spec.stages or (spec,):
-                build_attack(stage, threat)
-                if stage.through is not None:
-                    find_stand_in(stage.through)
+    _check_entries(suite, [item.threat for item in planned])
     if request.shards is not None:
         for _, _, dataset in planned:
             if request.shards > len(dataset):
@@ -218,7 +222,7 @@ def prepare(request: Request) -> Prepared:
                 )
     if request.part is not None:
         for model, threat, dataset in planned:
-            for spec in suite.for_model(threat.norm, model.outputs):
+            for spec in suite.for_model(threat.family, model.outputs):
                 check_divisible(spec, threat, len(dataset), request.part)
     if request.results is not None:
         for model, _, dataset in models:
@@ -226,6 +230,70 @@ def prepare(request: Request) -> Prepared:
             check_recognised(model, dataset, Store(request.results), device)
             model.to(home)
     return Prepared(request, suite, device, planned, tuple(further))
+
+
+def targets_for(request: Request, dataset: Dataset) -> str | None:
+    """The targets that a request names for a data set's samples, as a threat model has them.
+
+    Raises:
+        UsageError: they are no rule and no class of the data set.
+    """
+    if request.targets is None:
+        return None
+    asked, names = str(request.targets), list(dataset.class_names)
+    if asked in TARGET_RULES:
+        return asked
+    # A text is a name before it is a number: folders may be called 1 to 10.
+    if asked in names and not isinstance(request.targets, int):
+        return str(names.index(asked))
+    number = class_number(asked)
+    if number is not None and number < dataset.num_classes:
+        return asked
+    close = (
+        [] if asked.removeprefix("-").isdecimal() else near_misses(asked, [*TARGET_RULES, *names])
+    )
+    raise UsageError(
+        f"targets {asked!r:.100} are no rule, and no class of {dataset.name}",
+        hint=f"Did you mean {' or '.join(map(repr, close))}?"
+        if close
+        else f"Use {', '.join(TARGET_RULES)}, a class's name, or its number from 0 to "
+        f"{dataset.num_classes - 1}",
+    )
+
+
+def _corrupted(request: Request, suite: Suite) -> Request:
+    """The request for a suite of corruptions.
+
+    Raises:
+        UsageError: it has attacks as well, or the request names a ball or targets.
+    """
+    if any(spec.norms != (CORRUPTIONS,) for spec in suite.attacks):
+        raise UsageError(
+            f"the suite {suite.name!r} has attacks and corruptions, which no number joins",
+            hint="Run them one after the other, each with its own --suite",
+        )
+    if request.norm is not None or request.eps is not None or request.goal == "targeted":
+        raise UsageError(
+            "corruptions have no adversary: no norm, no radius and no targets",
+            hint="Leave out --norm, --eps, --goal and --targets",
+        )
+    return replace(request, goal="corrupted")
+
+
+def _check_entries(suite: Suite, threats: Sequence[ThreatModel]) -> None:
+    """Refuse entries that cannot be built for what the models are evaluated under."""
+    for threat in {threat.identity: threat for threat in threats}.values():
+        for spec in suite.for_norm(threat.family):
+            for stage in spec.stages or (spec,):
+                trials = isinstance(build_attack(stage, threat), Trials)
+                if trials != (threat.corrupted is not None) or (trials and spec.stages):
+                    raise UsageError(
+                        f"{stage.name} is no entry of its own for {threat.family}",
+                        where=f"suite {suite.name}",
+                        hint='Corruptions are an entry without stages and with norms = ["corruptions"]',
+                    )
+                if stage.through is not None:
+                    find_stand_in(stage.through)
 
 
 def check_fit(model: RobenchModel, dataset: Dataset, device: torch.device) -> None:

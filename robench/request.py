@@ -39,8 +39,9 @@ PRECISIONS = ("auto", "fp32", "tf32", "bf16", "fp16")
 EXECUTORS = ("local", "ray")
 """Where jobs run: in this process and its forks, or on a Ray cluster."""
 
-GOALS = ("untargeted", "targeted")
-"""What counts as broken: any misclassification, or the class that the sample is to be taken for."""
+GOALS = ("untargeted", "targeted", "corrupted")
+"""What counts as broken: any misclassification, or the class that the sample is to be taken for; or
+there is no adversary, and inputs are as corruptions leave them."""
 
 
 def whole_number(value: Any, name: str) -> int:
@@ -150,7 +151,8 @@ class Request:
         norm, eps: in place of the models' own threat model; weights files and modules need them.
             Several radii, ``"0,1/255,2/255"`` or a sequence, are evaluated one after the other;
             0 stands for the clean samples, which every record has.
-        goal: one of :data:`GOALS`; ``targeted``: an attack counts where the prediction is a target.
+        goal: one of :data:`GOALS`; ``targeted``: an attack counts where the prediction is a target;
+            ``corrupted`` is what a suite of corruptions is for, and follows from it.
         targets: of that goal, each sample's target: ``next``, ``least-likely``, ``random``, ``all``,
             or one class for all, by its name or number.
         seed: keys every draw.

@@ -29,9 +29,8 @@ from robench.records import (
     parse,
 )
 from robench.records.base import Frozen
-from robench.registry import near_misses
 from robench.request import DEFAULT_DATASET, Request
-from robench.threat_models import TARGET_RULES, ThreatModel, class_number, parse_norm, parse_radii
+from robench.threat_models import ThreatModel, parse_norm, parse_radii
 
 PROBE = 8
 """Samples that are tried out before hours are spent."""
@@ -332,6 +331,8 @@ def _check_belonging(request: Request) -> None:
 
 def threat_models_for(request: Request, own: ThreatModel) -> tuple[ThreatModel, ...]:
     """What to evaluate under, for a model whose own threat model is ``own``: one for each radius."""
+    if request.goal == "corrupted":
+        return (ThreatModel.corruptions(),)
     if request.norm is None and request.eps is None:
         return (own,)
     if request.eps is None:
@@ -360,36 +361,9 @@ def _is_list(request: Request) -> bool:
     return request.eps is not None and len(parse_radii(request.eps)) > 1
 
 
-def targets_for(request: Request, dataset: Dataset) -> str | None:
-    """The targets that a request names for a data set's samples, as a threat model has them.
-
-    Raises:
-        UsageError: they are no rule and no class of the data set.
-    """
-    if request.targets is None:
-        return None
-    asked, names = str(request.targets), list(dataset.class_names)
-    if asked in TARGET_RULES:
-        return asked
-    # A text is a name before it is a number: folders may be called 1 to 10.
-    if asked in names and not isinstance(request.targets, int):
-        return str(names.index(asked))
-    number = class_number(asked)
-    if number is not None and number < dataset.num_classes:
-        return asked
-    close = (
-        [] if asked.removeprefix("-").isdecimal() else near_misses(asked, [*TARGET_RULES, *names])
-    )
-    raise UsageError(
-        f"targets {asked!r:.100} are no rule, and no class of {dataset.name}",
-        hint=f"Did you mean {' or '.join(map(repr, close))}?"
-        if close
-        else f"Use {', '.join(TARGET_RULES)}, a class's name, or its number from 0 to "
-        f"{dataset.num_classes - 1}",
-    )
-
-
 def _assumed_threat(request: Request, model: str) -> ThreatModel:
+    if request.goal == "corrupted":
+        return ThreatModel.corruptions()
     if request.eps is None:
         raise UsageError(
             f"{model} does not say what to evaluate it under",

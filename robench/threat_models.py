@@ -1,4 +1,5 @@
-"""What the adversary may do, a norm and an exact radius, and what for: any error, or a target.
+"""What the adversary may do, a norm and an exact radius, and what for: any error, or a target; or, with
+no adversary, which corruptions images have met.
 
 ε is kept as an exact fraction together with the way it was written. ``8/255`` and ``0.031`` are
 different radii, and robench never merges them: they differ in every key, column and folder.
@@ -23,6 +24,10 @@ from robench.registry import unknown_name
 Norm = Literal["Linf", "L2", "L1"]
 NORMS: tuple[Norm, ...] = get_args(Norm)
 
+CORRUPTIONS: Literal["corruptions"] = "corruptions"
+Family = Norm | Literal["corruptions"]
+"""What an attack is meant for: a norm's balls, or corruptions"""
+
 Radius = str | float | Fraction
 """An ε as people give it."""
 
@@ -33,6 +38,8 @@ draw keyed by the sample; every one in turn. A class's number is a rule as well:
 _TARGETED = "-targeted-"
 _CLASS = re.compile(r"\d{1,9}", re.ASCII)
 _EPS = re.compile(r"\s*(\d+(?:\.\d*)?|\.\d+)(?:\s*/\s*(\d+(?:\.\d*)?))?\s*", re.ASCII)
+
+_SET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,49}", re.ASCII)
 
 _LONGEST = 100
 """Characters of an ε; it is part of a folder's name."""
@@ -116,12 +123,21 @@ class ThreatModel:
             part in comparisons.
         targets: one of :data:`TARGET_RULES`, or a class's number as text, of an adversary who is
             after a certain class; None: any misclassification is what it wants.
+        corrupted: which common corruptions stand in an adversary's place, ``generated`` or a
+            published set's name; None: there is an adversary. They may change all of an image, so
+            their ball is the box: Linf of radius 1.
     """
 
     norm: Norm
     eps: Fraction
     written: str = field(compare=False)
     targets: str | None = None
+    corrupted: str | None = None
+
+    @classmethod
+    def corruptions(cls, which: str = "generated") -> ThreatModel:
+        """No adversary: images as common corruptions leave them."""
+        return cls("Linf", Fraction(1), which, corrupted=which)
 
     @classmethod
     def of(cls, norm: str, eps: Radius) -> ThreatModel:
@@ -176,6 +192,8 @@ class ThreatModel:
         if isinstance(text, ThreatModel):
             return text
         norm, dash, rest = text.partition("-") if isinstance(text, str) else ("", "", "")
+        if norm == CORRUPTIONS and _SET.fullmatch(rest or "generated"):
+            return cls.corruptions(rest or "generated")
         if not dash:
             raise UsageError(f"{text!r:.100} is not a threat model", hint="Write it as Linf-8/255")
         eps, targeted, targets = rest.partition(_TARGETED)
@@ -195,6 +213,18 @@ class ThreatModel:
         return replace(self, targets=str(number))  # 07 and 7 are one class
 
     @property
+    def family(self) -> Family:
+        """What attacks have to be meant for."""
+        return self.norm if self.corrupted is None else CORRUPTIONS
+
+    @property
+    def goal(self) -> str:
+        """One of :data:`robench.request.GOALS`: results of two are never mixed."""
+        if self.corrupted is not None:
+            return "corrupted"
+        return "untargeted" if self.targets is None else "targeted"
+
+    @property
     def radius(self) -> float:
         """ε as a float, in [0, 1] pixel units."""
         return float(self.eps)
@@ -207,10 +237,10 @@ class ThreatModel:
     @property
     def identity(self) -> str:
         """A canonical form for hashing: equal exactly if the threat models are equal."""
-        return f"{self.norm}-{self.eps}{self._aim}"
+        return str(self) if self.corrupted else f"{self.norm}-{self.eps}{self._aim}"
 
     def __str__(self) -> str:
-        return f"{self.norm}-{self.written}{self._aim}"
+        return f"{self.family}-{self.written}{self._aim}"
 
     @property
     def _aim(self) -> str:

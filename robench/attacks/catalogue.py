@@ -25,6 +25,7 @@ from robench.threat_models import ThreatModel
 
 if TYPE_CHECKING:
     from robench.attacks.base import Attack, BatchAttack
+    from robench.attacks.trials import Trials
 
 ATTACKS: Registry[Any] = Registry("attack", "robench.attacks")
 ATTACKS.add("pgd", "robench.attacks.pgd:PGD", "fixed-step gradient ascent; FGSM and CW-Linf too")
@@ -48,6 +49,11 @@ ATTACKS.add(
 )
 ATTACKS.add("fmn", "robench.attacks.fmn:FMN", "fast minimum-norm attack under any norm")
 ATTACKS.add("grid-pgd", "robench.attacks.grid_pgd:GridPGD", "PGD on the grey levels of its inputs")
+ATTACKS.add(
+    "corruptions",
+    "robench.attacks.corruptions:Corruptions",
+    "no search: common corruptions at five severities, each judged for every sample",
+)
 ATTACKS.add("ddn", "robench.attacks.ddn:DDN", "decoupled direction and norm, minimum-norm L2")
 
 ADAPTERS: Registry[Any] = Registry("attack adapter")
@@ -69,7 +75,7 @@ _OURS = {"threat_model", "name", "foreign_name"}
 """Arguments of every attack that an entry does not give as parameters."""
 
 
-def build_attack(spec: AttackSpec, threat_model: ThreatModel) -> Attack[Any] | BatchAttack:
+def build_attack(spec: AttackSpec, threat_model: ThreatModel) -> Attack[Any] | BatchAttack | Trials:
     """The attack that an entry describes, under a threat model.
 
     A class that an entry names as ``package.module:Class`` is imported: whether its author is
@@ -88,7 +94,7 @@ def build_attack(spec: AttackSpec, threat_model: ThreatModel) -> Attack[Any] | B
         arguments["foreign_name"] = foreign
     try:
         _check_parameters(spec, inspect.signature(factory).parameters)
-        built: Attack[Any] | BatchAttack = factory(threat_model, **arguments)
+        built: Attack[Any] | BatchAttack | Trials = factory(threat_model, **arguments)
     except RobenchError:
         raise
     except TypeError as error:
@@ -97,7 +103,7 @@ def build_attack(spec: AttackSpec, threat_model: ThreatModel) -> Attack[Any] | B
         raise AttackError(
             f"{spec.attack} cannot be built: {type(error).__name__}: {error}", where=spec.name
         ) from error
-    if not (hasattr(built, "step") or hasattr(built, "propose")):
+    if not any(hasattr(built, name) for name in ("step", "propose", "trial")):
         raise AttackError(f"{spec.attack} builds no attack", where=spec.name)
     if spec.through is not None and not hasattr(built, "step"):
         raise AttackError(

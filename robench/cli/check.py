@@ -84,6 +84,7 @@ def check(
     if margin is not None:
         rules = rules.with_margin(margin)
     check_one_radius(request)
+    request = _with_goal(request)
     models = (candidate,) if baseline_from is not None else (candidate, against)
     wanted = RecordFilter(**{name: getattr(request, name) for name in _FILTERS})
     _evaluate_missing(replace(request, models=models), wanted, fill=fill)
@@ -101,6 +102,17 @@ def check(
             atomic_write(path, render(outcome).encode())
     typer.echo((gate.check_json(outcome) if as_json else gate.check_markdown(outcome)).rstrip())
     raise typer.Exit(outcome.exit_code)
+
+
+def _with_goal(request: Request) -> Request:
+    """The request with the goal that a suite of corruptions has."""
+    from robench.attacks.suites import has_corruptions, load_suite
+
+    if not isinstance(request.suite, str | Path):
+        return request  # attacks of several suites
+    # Nothing is built of it here.
+    corrupted = has_corruptions(load_suite(request.suite, trust_code=True))
+    return replace(request, goal="corrupted") if corrupted else request
 
 
 def _evaluate_missing(request: Request, wanted: RecordFilter, *, fill: bool) -> None:

@@ -51,13 +51,14 @@ def leaderboard(
     """Print the leaderboard and rebuild its files in the results folder from the records.
 
     With a filter, --suite or --together only --csv is written: the folder's own files always
-    show all of its records. What was attacked with targets has a table of its own, which --csv
-    writes with --goal targeted.
+    show all of its records. What was attacked with targets, and what was corrupted, has a table of
+    its own, which --csv writes with --goal targeted, or --goal corrupted.
     """
     from robench.attacks.suites import load_suite
     from robench.cli.output import show_board
     from robench.files import atomic_write
     from robench.models.zoo import zoo_cards
+    from robench.reporting.corruptions import corruption_table
     from robench.reporting.export import csv_bytes
     from robench.reporting.leaderboard import build_leaderboard, leaderboard_csv
     from robench.reporting.model_results import collect
@@ -82,6 +83,9 @@ def leaderboard(
     with_targets = replace(wanted, goal="targeted") if wanted.goal is None else wanted
     results_with_targets = collect(records, with_targets, suite=chosen)
     targeted = targeted_table([r for r in results_with_targets if r.threat_model.targets])
+    when_corrupted = replace(wanted, goal=wanted.goal or "corrupted")
+    found = collect(records, when_corrupted, suite=chosen)
+    corrupted = corruption_table([r for r in found if r.threat_model.corrupted])
     whole = wanted == RecordFilter() and chosen is None and not together
     if samples and whole and plots:
         # Reads the samples, and so loads torch.
@@ -96,7 +100,7 @@ def leaderboard(
         )
     files = publish(store, records, plots=plots, cards=zoo_cards()) if whole else []
     if csv is not None:
-        own = wanted.goal == "targeted"
-        atomic_write(csv, csv_bytes(targeted) if own else leaderboard_csv(frame))
+        own = {"targeted": targeted, "corrupted": corrupted}.get(wanted.goal or "")
+        atomic_write(csv, leaderboard_csv(frame) if own is None else csv_bytes(own))
         files.append(csv)
-    show_board(frame, files, targeted=targeted, as_json=as_json)
+    show_board(frame, files, targeted=targeted, corrupted=corrupted, as_json=as_json)

@@ -156,13 +156,14 @@ def _judged_facts(judged: JudgedInputs) -> list[tuple[str, str]]:
 def show_board(
     frame: pd.DataFrame,
     files: list[Path],
-    *,
     targeted: pd.DataFrame | None = None,
+    corrupted: pd.DataFrame | None = None,
+    *,
     as_json: bool,
     radii: bool = False,
 ) -> None:
-    """Print a leaderboard, of several ``radii`` in one table, the table of what was attacked with
-    targets, and which files were written; as JSON with all of their columns."""
+    """Print a leaderboard, of several ``radii`` in one table, the tables of what was attacked with
+    targets and of what was corrupted, and which files were written; as JSON with all of their columns."""
     from robench.reporting.leaderboard import as_written  # pandas
 
     content: dict[str, Any] = {"leaderboard": rows_of(as_written(frame))}
@@ -170,6 +171,9 @@ def show_board(
     if targeted is not None and len(targeted):
         content["targeted"] = rows_of(targeted)
         parts = [*(parts if len(frame) else []), targeted_text(targeted)]
+    if corrupted is not None and len(corrupted):
+        content["corruptions"] = rows_of(corrupted)
+        parts = [*(parts if len(content) > 2 or len(frame) else []), corruptions_text(corrupted)]
     content["files"] = [str(path) for path in files]
     print_result(content, "\n\n".join(parts), as_json=as_json)
     if files and not as_json:
@@ -206,6 +210,28 @@ def targeted_text(frame: pd.DataFrame) -> str:
                 number(row["targeted_success"]),
                 f"{number(row['targeted_success_low'])} – {number(row['targeted_success_high'])}",
                 *(number(row[n]) for n in ("pair_success", "targeted_robust_acc", "clean_acc")),
+                str(row["validity"]),
+            ]
+            for row in rows_of(block)
+        ]
+        parts.append(f"{title}\n{format_table(header, body)}")
+    return "\n\n".join(parts)
+
+
+def corruptions_text(frame: pd.DataFrame) -> str:
+    """Accuracy on corrupted samples, for a terminal: a table for each group of comparable rows."""
+    severities = [name for name in frame.columns if name.startswith("severity_")]
+    header = ["model", "corruptions_acc", "95 % interval", *(["mCE"] if "mce" in frame else [])]
+    header += ["clean_acc", *(name.removesuffix("_acc") for name in severities), "validity"]
+    parts = []
+    for title, block in frame.groupby("group", sort=False):
+        body = [
+            [
+                str(row["model"]),
+                number(row["corruptions_acc"]),
+                f"{number(row['corruptions_acc_low'])} – {number(row['corruptions_acc_high'])}",
+                *([number(row["mce"])] if "mce" in frame else []),
+                *(number(row[name]) for name in ("clean_acc", *severities)),
                 str(row["validity"]),
             ]
             for row in rows_of(block)

@@ -71,10 +71,8 @@ def run(
     from robench.cli.validate import validations_text
     from robench.exports.trackers import log_records, trackers
     from robench.models.zoo import zoo_cards
-    from robench.reporting.model_results import collect
     from robench.reporting.publish import publish
-    from robench.reporting.targeted import targeted_table
-    from robench.results import RecordFilter, Store
+    from robench.results import Store
     from robench.threat_models import parse_radii
     from robench.validity.validation import validate as validate_prepared
 
@@ -99,14 +97,26 @@ def run(
     stored = list(store.records())
     files = publish(store, stored, plots=plots, cards=zoo_cards())
     board = _board(records, stored, store, request)
-    targeted = targeted_table(collect(records, RecordFilter(goal="targeted")))
     if found and not as_json:
         typer.echo(f"{validations_text(found)}\n")
     radii = request.eps is not None and len(parse_radii(request.eps)) > 1
-    show_board(board, files, targeted=targeted, as_json=as_json, radii=radii)
+    show_board(board, files, *_other_boards(records), as_json=as_json, radii=radii)
     for sentence in log_records(told, records):
         if not is_quiet():
             typer.echo(f"robench: note: {sentence}", err=True)
+
+
+def _other_boards(records: Sequence[StoredRecord]) -> tuple[DataFrame, DataFrame]:
+    """What was reached of targets, and what was right of what was corrupted."""
+    from robench.reporting.corruptions import corruption_table
+    from robench.reporting.model_results import collect
+    from robench.reporting.targeted import targeted_table
+    from robench.results import RecordFilter
+
+    return (
+        targeted_table(collect(records, RecordFilter(goal="targeted"))),
+        corruption_table(collect(records, RecordFilter(goal="corrupted"))),
+    )
 
 
 def _board(

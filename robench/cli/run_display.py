@@ -50,6 +50,9 @@ class RunDisplay(ProgressBars):
         if records and records[0].record.threat_model.targets is not None:
             self._targeted_finished(model, records)
             return
+        if records and records[0].record.threat_model.corrupted is not None:
+            self._corrupted_finished(model, records)
+            return
         for result in collect(records):
             robust, clean = result.robust_acc, result.clean_acc
             attacks = " · ".join(
@@ -59,6 +62,19 @@ class RunDisplay(ProgressBars):
                 f"{model}: robust {number(robust.estimate)} % "
                 f"({number(robust.low)} – {number(robust.high)}) at {result.threat_model}, "
                 f"clean {number(clean.estimate)} % · {attacks}",
+                soft_wrap=True,
+            )
+
+    def _corrupted_finished(self, model: str, records: Sequence[StoredRecord]) -> None:
+        from robench.reporting.corruptions import corruption_table
+        from robench.reporting.model_results import collect
+        from robench.results import RecordFilter
+
+        for row in rows_of(corruption_table(collect(records, RecordFilter(goal="corrupted")))):
+            self._console.print(
+                f"{model}: {number(row['corruptions_acc'])} % under {row['attack']} "
+                f"({number(row['corruptions_acc_low'])} – {number(row['corruptions_acc_high'])}), "
+                f"clean {number(row['clean_acc'])} %",
                 soft_wrap=True,
             )
 
@@ -84,6 +100,8 @@ def _job_line(record: EvaluationRecord, cached: bool) -> str:
     said = f"{number(robust_acc(record))} % survive"
     if record.threat_model.targets is not None:
         said = f"{number(targeted_success(record))} % reach their target under"
+    if record.threat_model.corrupted is not None:
+        said = f"{number(robust_acc(record))} % are classified correctly under each of"
     parts = [f"{record.model.name} · {record.attack.name}: {said} {record.threat_model}"]
     parts += [f"{errored} errored"] if errored else []
     parts += [f"part {p.index} of {p.count}"] if (p := record.part) is not None else []

@@ -20,6 +20,7 @@ from torch import Tensor
 from robench.acceleration.search_models import SearchModel
 from robench.attacks import build_attack
 from robench.attacks.base import Attack, BatchAttack, Others
+from robench.attacks.trials import Trials
 from robench.errors import AttackError
 from robench.evaluation.adjudicate import Adjudicator
 from robench.evaluation.adversarial_inputs import Inputs
@@ -32,6 +33,7 @@ from robench.evaluation.queries import Queries
 from robench.evaluation.samples import Samples, SearchResult
 from robench.evaluation.search import Search
 from robench.evaluation.traces import Tracer
+from robench.evaluation.trials import run_trials
 from robench.execution import Call, Progress, Save, Task, ThisProcess
 from robench.records import AttackSpec, Flag
 from robench.results.traces import Traced, TraceParts, write_trace
@@ -101,7 +103,7 @@ class Cascade:
         spec = self.stages[stage]
         if spec.output is not None or spec.through is not None:
             return False
-        if isinstance(self.attacks[stage], BatchAttack):
+        if isinstance(self.attacks[stage], BatchAttack | Trials):
             return False
         model = self._model_of(StageRun(stage, "all"))
         # What runs on the original model anyway would only be repeated.
@@ -285,6 +287,13 @@ class Cascade:
             made = self.search_of(run, task.about, samples, worker)
             return vars(made.run(task.state, save=save, progress=progress))
 
+        def tried(progress: Progress, save: Save) -> dict[str, Any]:
+            assert isinstance(attack, Trials)
+            judge, state = prepared.adjudicator, task.state
+            return vars(run_trials(attack, judge, samples, state, save=save, progress=progress))
+
+        if isinstance(attack, Trials):
+            return tried
         return at_once if isinstance(attack, BatchAttack) else search
 
     def search_of(
@@ -304,7 +313,7 @@ class Cascade:
         ranking = search_model if aside else prepared.models.exact
         classes = samples.clean_logits.shape[1]
         near = self._near(run, rows).to(samples.inputs.device) if run.recheck else None
-        assert not isinstance(attack, BatchAttack)
+        assert isinstance(attack, Attack)
         return Search(
             attack,
             Queries(search_model, classes, self.batch_size),
@@ -350,7 +359,7 @@ class Cascade:
         if run.recheck:
             return prepared.models.exact
         attack = self.attacks[run.stage]
-        if isinstance(attack, BatchAttack):
+        if isinstance(attack, BatchAttack | Trials):
             return prepared.models.search
         return prepared.models.for_attack(attack.kind)
 

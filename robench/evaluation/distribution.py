@@ -142,7 +142,7 @@ class Distribution:
 
     def _specs(self, item: tuple[RobenchModel, ThreatModel, Dataset]) -> tuple[AttackSpec, ...]:
         model, threat, _ = item
-        return self.suite.for_model(threat.norm, model.outputs)
+        return self.suite.for_model(threat.family, model.outputs)
 
     def _job(
         self, model: RobenchModel, threat: ThreatModel, dataset: Dataset, spec: AttackSpec

@@ -105,9 +105,10 @@ def some_of(prepared: PreparedModel, chosen: Sequence[int]) -> PreparedModel:
     mine = place[prepared.rows] >= 0
     aimed = mine[prepared.aims.sample]
     rows = place[prepared.rows[mine]]
-    subset = Subset(data, chosen)
+    right = place[prepared.metrics.rows]
+    right, subset = right[right >= 0], Subset(data, chosen)
     metrics = SampleMetrics(
-        prepared.model, subset, rows, prepared.settings.device, prepared.metrics.batch_size
+        prepared.model, subset, right, prepared.settings.device, prepared.metrics.batch_size
     )
     metrics.methods = prepared.metrics.methods  # found out on the first sample of all
     return replace(

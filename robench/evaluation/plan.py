@@ -22,6 +22,7 @@ from torch import Tensor
 from robench.acceleration.timing import threads_of, tiled
 from robench.attacks.base import BatchAttack
 from robench.attacks.suites import load_suite
+from robench.attacks.trials import Trials
 from robench.errors import AttackError
 from robench.evaluation.cascade import Cascade
 from robench.evaluation.cascade_state import StageRun
@@ -177,12 +178,14 @@ class Planner:
         return JobPlan(spec.name, stages, self._metrics_seconds)
 
     def _reference(self) -> float:
+        if self.prepared.threat_model.corrupted is not None:
+            return math.nan
         norm = self.prepared.threat_model.norm
         (spec,) = load_suite("aa-standard").for_norm(norm)
         cascade, every = Cascade(spec, self.few), len(self.prepared)
         seconds = 0.0
         for number, attack in enumerate(cascade.attacks):
-            if isinstance(attack, BatchAttack):
+            if isinstance(attack, BatchAttack | Trials):
                 continue
             steps = steps_a_sample(attack, self.prepared.model.num_classes)
             samples = every if number == 0 else self._pilot[0] * every
@@ -203,6 +206,8 @@ class Planner:
         name = cascade.stages[number].name
         if isinstance(attack, BatchAttack):
             return StagePlan(name, standing + falling, math.nan, math.nan)
+        if isinstance(attack, Trials):
+            return StagePlan(name, every, float(every * len(attack.names)), math.nan)
         searches = steps_a_sample(attack, self.prepared.model.num_classes) / attack.most_steps()
         # Where none stands, those that fall are timed, with the steps that this saves.
         share = 1.0 if attack.runs_to_the_end or not standing else early

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any
@@ -16,9 +16,10 @@ from robench import seeding
 from robench.acceleration.model_choice import SearchChoice, choose_search_model
 from robench.acceleration.search_models import SearchModel, SearchModels
 from robench.attacks import build_attack
-from robench.attacks.base import Attack, BatchAttack, Others
+from robench.attacks.base import Attack, Others
 from robench.attacks.goals import Goal
 from robench.attacks.losses import LOSSES, Loss, margin
+from robench.attacks.trials import Trials
 from robench.datasets import Dataset
 from robench.doctor import examine
 from robench.errors import AttackError
@@ -93,7 +94,8 @@ class PreparedModel:
     errors: dict[int, str]
     """Sample → why the model gave no logits for it"""
     rows: Tensor
-    """int64 (m,): the correctly classified samples that have something to be attacked for"""
+    """int64 (m,): the correctly classified samples that have something to be attacked for; of
+    corruptions, which are no attack, all that the model answers"""
     aims: Aims
     """What is attacked of them, and towards what; attacks go by positions among these"""
     flags: tuple[Flag, ...]
@@ -166,6 +168,12 @@ class PreparedModel:
     def margins(self) -> Tensor:
         """Clean ones, float32 (n,); without meaning where there are errors."""
         return margin(self.logits, self.dataset.labels)
+
+    @property
+    def right(self) -> Tensor:
+        """int64 (r,): places among ``rows`` of the correctly classified samples: all but for corruptions."""
+        labels = self.dataset.labels[self.rows]
+        return (self.predictions[self.rows] == labels).nonzero().squeeze(1)
 
     def clean_margins_of(self, positions: Tensor) -> Tensor:
         """float32 (k,): how far clean inputs are from the goal, of what is attacked at positions."""
@@ -298,8 +306,8 @@ def prepare_model(
         # What is chosen by time would draw in another order the next time.
         precision, size = "fp32", batch_size
     correct = logits.argmax(dim=1) == dataset.labels
-    correct[list(errors)] = False
-    rows, aims = choose_aims(threat_model.targets, dataset, logits, correct, settings.seed)
+    due = _due(threat_model, correct, errors)
+    rows, aims = choose_aims(threat_model.targets, dataset, logits, due, settings.seed)
     # Passes that leave something behind, or draw from one stream, must not overlap.
     alone = bool({flag.name for flag in flags} & ONE_AT_A_TIME)
     further = () if alone else settings.further_devices
@@ -335,9 +343,16 @@ def prepare_model(
         choice=replace(choice, batch_size=choice.batch_size * (1 + len(further)) // sharing),
         executor=_executor(workers if pays else 1, len(further), every_pass),
         shard_size=max(64, _SHARD_VALUES // (_STATE_COPIES * math.prod(dataset.input_shape))),
-        metrics=SampleMetrics(model, dataset, rows, device, _BATCH),
+        metrics=SampleMetrics(model, dataset, rows[correct[rows]], device, _BATCH),
         replicas=replicas(model, adjudicator, choice.models, further, probe[:2]),
     )
+
+
+def _due(threat_model: ThreatModel, correct: Tensor, errors: Collection[int]) -> Tensor:
+    """bool (n,): of samples that the model does not fail on those that are ``correct``, bool (n,); all of
+    them for corruptions."""
+    known = torch.tensor([row not in errors for row in range(len(correct))], dtype=torch.bool)
+    return known if threat_model.corrupted is not None else known & correct
 
 
 def _executor(workers: int, further: int, every_pass: Callable[[], None]) -> Executor:
@@ -358,8 +373,10 @@ def _every_pass(
         searched_on.gradient(inputs, loss)
 
 
-def steps_a_sample(attack: Attack[Any], num_classes: int) -> int:
+def steps_a_sample(attack: Attack[Any] | Trials, num_classes: int) -> int:
     """Steps of all searches of a sample that survives; 0 where the attack will be skipped."""
+    if isinstance(attack, Trials):
+        return len(attack.names)
     try:
         return attack.searches(num_classes) * attack.most_steps()
     except AttackError:  # not defined for so few classes
@@ -374,7 +391,7 @@ def _planned_passes(
     for spec in planned:
         for index, stage in enumerate(spec.for_outputs(model.outputs)):
             attack = build_attack(stage, threat_model)
-            if isinstance(attack, BatchAttack):
+            if not isinstance(attack, Attack):
                 continue
             samples = count
             if spec.audit is not None and index >= spec.audit.first_stage:

@@ -11,7 +11,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from robench.evaluation.adversarial_inputs import ReadInputs
+from robench.attacks import build_attack
+from robench.attacks.trials import Trials
+from robench.evaluation.adversarial_inputs import PickedInputs, ReadInputs
 from robench.evaluation.aims import by_sample
 from robench.evaluation.cascade_state import CascadeState
 from robench.evaluation.environment import describe_environment
@@ -27,6 +29,7 @@ from robench.records import (
     Outcome,
     SampleOutcome,
 )
+from robench.records.corruptions import CORRECT
 from robench.results import SamplePanel
 from robench.results.arrays import Rows
 
@@ -39,8 +42,7 @@ _ROWS_AT_A_TIME = 32
 class RecordBuilder:
     """One job's record, table and arrays.
 
-    ``prepared`` is what the attack started from, ``attacked`` what it did to the correctly classified
-    samples.
+    ``prepared`` is what the attack started from, ``attacked`` what it did to the samples that were due.
     """
 
     def __init__(self, attack: AttackSpec, prepared: PreparedModel, attacked: CascadeState) -> None:
@@ -51,13 +53,27 @@ class RecordBuilder:
         self.found = by_sample(attacked, prepared.aims, prepared.model.num_classes, every)
         self.attacked = attacked = self.found.state
         self.dataset = prepared.dataset
-        self.shown, self.passes_known = attacked.shown, attacked.passes_known
-        survived = torch.zeros_like(self.shown)
+        self.passes_known, self.right = attacked.passes_known, prepared.right
+        right = torch.zeros_like(attacked.shown)
+        right[self.right] = True
+        survived = torch.zeros_like(right)
         survived[attacked.survivors()] = True
-        errored = torch.zeros_like(self.shown)
+        errored = torch.zeros_like(right)
         errored[list(attacked.errors)] = True
-        self.broken, self.survived = ~survived & ~errored, survived
-        self.values = prepared.metrics.values(self.found.adv_inputs, self.shown)
+        # What was misclassified as it is neither broke nor survived anything.
+        self.broken, self.survived = ~survived & ~errored & right, survived & right
+        self.shown = attacked.shown & right
+        self.adv_inputs = PickedInputs(self.found.adv_inputs, self.right)
+        measured = prepared.metrics.values(self.adv_inputs, self.shown[self.right])
+        self.values = {name: self._placed(column) for name, column in measured.items()}
+        tried = build_attack(attack, prepared.threat_model) if not attack.stages else None
+        self.trials = tuple(tried.names) if isinstance(tried, Trials) else ()
+
+    def _placed(self, column: Tensor) -> Tensor:
+        """Values of what was classified correctly, among those of all that were due; NaN elsewhere."""
+        placed = column.new_full((len(self.broken),), torch.nan)
+        placed[self.right] = column
+        return placed
 
     @cached_property
     def samples(self) -> list[SampleOutcome]:
@@ -91,9 +107,11 @@ class RecordBuilder:
             "forwards": int(attacked.forwards[i]) if self.passes_known[i] else None,
             "backwards": int(attacked.backwards[i]) if self.passes_known[i] else None,
         }
-        found["values"] = self._aimed_at(i)
+        found["values"] = self._aimed_at(i) | self._tried(i)
         if i in attacked.errors:
             return found | {"outcome": Outcome.ERRORED, "message": attacked.errors[i]}
+        if not (self.broken[i] or self.survived[i]):
+            return found | {"outcome": Outcome.CLEAN_ERROR}
         found["values"] |= {name: float(column[i]) for name, column in self.values.items()}
         if math.isfinite(smallest := float(attacked.found_size[i])):
             found["values"]["minimum_size"] = smallest
@@ -114,6 +132,13 @@ class RecordBuilder:
             known = enumerate(self.found.reached[i].tolist())
             values |= {f"{REACHED}{c}": value for c, value in known if not math.isnan(value)}
         return values
+
+    def _tried(self, i: int) -> dict[str, float]:
+        """Of trials: whether the sample was classified correctly in each that means something."""
+        if not self.trials:
+            return {}
+        margins = zip(self.trials, self.attacked.search_margins[0][i].tolist(), strict=True)
+        return {f"{CORRECT}{name}": float(m > 0) for name, m in margins if m != math.inf}
 
     def record(
         self,
@@ -188,16 +213,17 @@ class RecordBuilder:
     def features(self) -> tuple[Tensor, Tensor] | None:
         """Those of the clean and the adversarial inputs that metrics are made of, (m, D) each."""
         # Where metrics could not be measured, nothing can.
-        return self.prepared.metrics.features(self.found.adv_inputs) if self.values else None
+        return self.prepared.metrics.features(self.adv_inputs) if self.values else None
 
     def panel(self, count: int = PANEL_SAMPLES) -> dict[str, NDArray[Any]]:
         """``count`` samples with their maps for the plot, half of them broken if there are so many."""
+        right = self.right
         panel = panel_of(
             self.prepared.metrics,
-            half_broken(self.broken, self.survived & self.shown, count),
-            self.found.adv_inputs,
-            self.prepared.predictions[self.prepared.rows],
-            self.attacked.prediction,
+            half_broken(self.broken[right], (self.survived & self.shown)[right], count),
+            self.adv_inputs,
+            self.prepared.predictions[self.prepared.rows[right]],
+            self.attacked.prediction[right],
         )
         return {} if panel is None else panel.to_arrays()
 

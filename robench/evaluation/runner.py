@@ -108,9 +108,9 @@ def evaluate_model(
         ContradictionError: a sample was broken that the store's bounds verify. The record is kept.
     """
     threat = threat_model or model.summary.threat_model
-    specs = suite.for_model(threat.norm, model.outputs)
+    specs = suite.for_model(threat.family, model.outputs)
     if not specs:
-        raise UsageError(f"suite {suite.name!r} has no attack for {threat.norm}")
+        raise UsageError(f"suite {suite.name!r} has no attack for {threat.family}")
     job = _ModelJob(
         model,
         dataset,
@@ -160,7 +160,7 @@ def plan_model(
     Raises:
         ModelError: as that.
     """
-    specs = suite.for_model(threat_model.norm, model.outputs)
+    specs = suite.for_model(threat_model.family, model.outputs)
     job = _ModelJob(
         model, dataset, threat_model, specs, store, Silent(), settings, examination, part
     )

@@ -101,7 +101,7 @@ def work(
         _known.clear()
         dataset.blocks = blocks
         model = model.to(settings.device)
-        attacks = order.suite.for_model(order.threat_model.norm, model.outputs)
+        attacks = order.suite.for_model(order.threat_model.family, model.outputs)
         prepared = prepare_for(model, dataset, attacks, order.threat_model, settings)
         _known[order.token] = model, prepared
     model, prepared = _known[order.token]

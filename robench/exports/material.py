@@ -12,6 +12,7 @@ import pandas as pd
 from robench.errors import UsageError
 from robench.models.zoo import list_cards
 from robench.records import ModelCard, Validation
+from robench.reporting.corruptions import corruption_table
 from robench.reporting.leaderboard import (
     NO_FLAG,
     build_leaderboard,
@@ -20,7 +21,7 @@ from robench.reporting.leaderboard import (
 )
 from robench.reporting.model_results import ModelResult, collect, results_of
 from robench.reporting.targeted import targeted_table
-from robench.request import Request
+from robench.request import GOALS, Request
 from robench.results import RecordFilter, Store, StoredRecord
 from robench.results.bounds import known_bounds
 from robench.results.validations import Validations
@@ -124,10 +125,8 @@ class Material:
     @staticmethod
     def _fingerprints(records: Sequence[StoredRecord], query: str) -> set[str]:
         # One record a model and goal is enough to tell what a name stands for.
-        models = {
-            (s.record.model.fingerprint, bool(s.record.threat_model.targets)): s for s in records
-        }
-        pool = collect(models.values()) + collect(models.values(), RecordFilter(goal="targeted"))
+        models = {(s.record.model.fingerprint, s.record.threat_model.goal): s for s in records}
+        pool = [r for goal in GOALS for r in collect(models.values(), RecordFilter(goal=goal))]
         return {result.model.fingerprint for result in results_of(pool, query)}
 
     @cached_property
@@ -141,9 +140,9 @@ class Material:
         found = collect(self.records, self.wanted)
         if not found:
             raise UsageError(
-                "all records that are wanted are of targeted attacks",
+                "all records that are wanted are of targeted attacks or of corruptions",
                 where=self.store.folder,
-                hint="Write --goal targeted for tables of them; the other formats have no field for it",
+                hint="Write --goal targeted or corrupted for tables of them; the other formats have no field for it",
             )
         return found
 
@@ -154,10 +153,10 @@ class Material:
         Raises:
             UsageError: those with targets were asked for.
         """
-        if self.wanted.goal == "targeted":
+        if self.wanted.goal not in (None, "untargeted"):
             raise UsageError(
-                "this format has no field for what attacks with targets reach",
-                hint="Export latex, markdown, csv or parquet with --goal targeted",
+                f"this format has no field for {self.wanted.goal} results",
+                hint=f"Export latex, markdown, csv or parquet with --goal {self.wanted.goal}",
             )
         return self.results
 
@@ -167,6 +166,8 @@ class Material:
         results = self.results
         if self.wanted.goal == "targeted":
             return targeted_table(results)
+        if self.wanted.goal == "corrupted":
+            return corruption_table(results)
         return build_leaderboard(
             [stored for result in results for stored in result.attacks.values()],
             known=self._all_records,

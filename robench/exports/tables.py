@@ -80,7 +80,7 @@ class Grid:
 def csv(material: Material) -> str:
     """The leaderboard with the digits of ``leaderboard.csv``, or all samples with all of theirs."""
     frame = _frame(material)
-    plain = material.choices.samples or material.wanted.goal == "targeted"
+    plain = material.choices.samples or material.wanted.goal in ("targeted", "corrupted")
     return (csv_bytes(frame) if plain else leaderboard_csv(frame)).decode()
 
 
@@ -127,6 +127,9 @@ def make_grid(material: Material) -> Grid:
     if material.wanted.goal == "targeted":
         default = ["model", "attack", "clean_acc", "targeted_success", "targeted_robust_acc"]
         group = ["group"]
+    elif material.wanted.goal == "corrupted":
+        severities = [name for name in frame.columns if name.startswith("severity_")]
+        default, group = ["model", "clean_acc", *severities, "corruptions_acc"], ["group"]
     else:
         shown = [name for name in frame.columns if name in attacks]
         default = ["model", "clean_acc", *shown, "robust_acc"]

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Protocol
 
 from robench.errors import StoreError, one_line
 from robench.registry import Registry
-from robench.request import GOALS
 
 if TYPE_CHECKING:
     from robench.results import StoredRecord
@@ -111,16 +110,21 @@ def figures(stored: StoredRecord) -> dict[str, float]:
     """A record's numbers by name: accuracies with their 95 % interval in percent, or with targets what
     was reached; counts, cost, and the metrics' means. What is undefined is left out."""
     # Loads pandas.
+    from robench.reporting.corruptions import corruption_table
     from robench.reporting.model_results import collect
     from robench.reporting.targeted import targeted_table
     from robench.results import RecordFilter
 
     record = stored.record
-    targeted = record.threat_model.targets is not None
+    goal = record.threat_model.goal
     found: dict[str, float] = {}
-    for result in collect([stored], RecordFilter(goal=GOALS[targeted])):
+    for result in collect([stored], RecordFilter(goal=goal)):
         found["clean_acc"] = result.clean_acc.estimate
-        if targeted:
+        if goal == "corrupted":
+            whole = corruption_table([result]).iloc[0]
+            told = [n for n in whole.index if "_acc" in n or n == "mce"]
+            found |= {name: float(whole[name]) for name in told if whole[name] == whole[name]}
+        elif goal == "targeted":
             row = targeted_table([result]).iloc[-1]
             names = ("targeted_success", "targeted_success_low", "targeted_success_high")
             found |= {name: float(row[name]) for name in names}

@@ -225,8 +225,10 @@ class ModelCard(Frozen):
     @field_validator("threat_model")
     @classmethod
     def _untargeted(cls, threat_model: ThreatModel) -> ThreatModel:
-        if threat_model.targets is not None:
-            raise ValueError("a card's threat model has no targets; evaluate with --goal targeted")
+        if threat_model.goal != "untargeted":
+            raise ValueError(
+                "a card's threat model is a ball; evaluate with --goal targeted, or --suite corruptions"
+            )
         return threat_model
 
     @property

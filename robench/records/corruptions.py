@@ -32,3 +32,12 @@ BENCHMARK = tuple(ALEXNET_ERRORS)
 
 FURTHER = ("speckle_noise", "gaussian_blur", "spatter", "saturate")
 """Four more, meant for choosing parameters; in no mean"""
+
+CORRECT = "correct_"
+"""With a trial's name behind it, a column of samples: 1 where the corrupted sample is classified
+correctly, 0 where it is not or the model failed; absent where the corruption means nothing"""
+
+
+def trial_name(corruption: str, severity: int) -> str:
+    """``fog`` at severity 3 → ``fog_3``."""
+    return f"{corruption}_{severity}"

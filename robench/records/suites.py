@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import Field, model_validator
 
 from robench.records.base import Frozen, Name, Real, SchemaVersion, Shown, Table, Whole
-from robench.threat_models import Norm
+from robench.threat_models import NORMS, Family
 
 JUDGED = "judged"
 """The attack of records whose adversarial inputs were made elsewhere"""
@@ -37,8 +37,8 @@ class AttackSpec(Frozen):
     """A registered attack, ``art:CLASS``, ``pyautoattack:VERSION``, ``package.module:Class``, or
     ``cascade`` with stages."""
     params: Table = Field(default_factory=dict)
-    norms: tuple[Norm, ...] = Field(("Linf", "L2", "L1"), min_length=1)
-    """Norms for which a suite uses this entry."""
+    norms: tuple[Family, ...] = Field(NORMS, min_length=1)
+    """Norms for which a suite uses this entry, or ``corruptions``."""
     output: str | None = None
     """Pattern (``auxiliary_*``) for the names of other outputs of the model to attack, one after
     the other; the verdict is always the final output's. Models without such an output do not run
@@ -113,7 +113,7 @@ class AttackSpec(Frozen):
         content["stages"] = [{"name": s.name, **s.identity} for s in self.stages]
         return content
 
-    def for_norm(self, norm: Norm) -> AttackSpec | None:
+    def for_norm(self, norm: Family) -> AttackSpec | None:
         """The same attack with only the stages that are meant for ``norm``; None: it is not."""
         if norm not in self.norms:
             return None
@@ -154,12 +154,12 @@ class Suite(Frozen):
                 seen.add((spec.name, norm))
         return self
 
-    def for_norm(self, norm: Norm) -> tuple[AttackSpec, ...]:
+    def for_norm(self, norm: Family) -> tuple[AttackSpec, ...]:
         """The entries that are meant for ``norm``."""
         fitting = (spec.for_norm(norm) for spec in self.attacks)
         return tuple(spec for spec in fitting if spec is not None)
 
-    def for_model(self, norm: Norm, outputs: Iterable[str]) -> tuple[AttackSpec, ...]:
+    def for_model(self, norm: Family, outputs: Iterable[str]) -> tuple[AttackSpec, ...]:
         """The entries for ``norm`` that a model with these further outputs runs."""
         names = list(outputs)
         return tuple(spec for spec in self.for_norm(norm) if spec.for_outputs(names))

@@ -63,9 +63,9 @@ def leaderboard_row(path: str | Path, model: str, candidate: ModelResult) -> Lea
         UsageError: the file is no leaderboard, or has no such row under the candidate's data and
             threat model, or one with figures that cannot be.
     """
-    if candidate.threat_model.targets is not None:
+    if candidate.threat_model.goal != "untargeted":
         raise UsageError(
-            f"a leaderboard's row is of untargeted attacks, {candidate.group} of targeted ones",
+            f"a leaderboard's row is of untargeted attacks, {candidate.group} is not",
             where=path,
             hint="Name a results folder with the baseline's records",
         )

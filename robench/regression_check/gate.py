@@ -94,7 +94,9 @@ def check(
             common.
     """
     rules = policy or Policy()
-    criteria, level = rules.criteria, 1 - 2 * rules.alpha
+    level = 1 - 2 * rules.alpha
+    corrupted = candidate.threat_model.corrupted is not None
+    criteria = rules.corrupted_criteria if corrupted else rules.criteria
     if isinstance(baseline, LeaderboardRow):
         name, identical = baseline.name, False
         compared: tuple[ModelResult, ...] = (candidate,)

@@ -39,9 +39,11 @@ class Policy(Frozen):
     clean_acc: Criterion = Criterion(margin=2.0)
     worst_class_robust_acc: Criterion = Criterion(margin=10.0)
     """Wide, as a class has only a part of the samples."""
+    corruptions_acc: Criterion = Criterion(margin=1.0)
+    """Of corruptions, which are judged by this and the clean accuracy alone; attacks by the others."""
     attention_deviation: Criterion = Criterion(margin=0.05, required=False)
 
-    @field_validator("robust_acc", "clean_acc", "worst_class_robust_acc")
+    @field_validator("robust_acc", "clean_acc", "worst_class_robust_acc", "corruptions_acc")
     @classmethod
     def _in_points(cls, criterion: Criterion) -> Criterion:
         if criterion.margin > _POINTS:
@@ -66,7 +68,7 @@ class Policy(Frozen):
         return parse(cls, content, UsageError, where=path)
 
     def with_margin(self, margin: float) -> Policy:
-        """The same with another margin of robust accuracy, in percentage points.
+        """The same with another margin of robust accuracy, and of that under corruption, in points.
 
         Raises:
             UsageError: it is not from 1e-6 to 100.
@@ -76,12 +78,21 @@ class Policy(Frozen):
                 f"a margin of {margin} points is not from {_FINEST:g} to {_POINTS}",
                 hint="Write --margin 1.0",
             )
-        return self.model_copy(
-            update={"robust_acc": self.robust_acc.model_copy(update={"margin": margin})}
-        )
+        names = ("robust_acc", "corruptions_acc")
+        changed = {n: getattr(self, n).model_copy(update={"margin": margin}) for n in names}
+        return self.model_copy(update=changed)
 
     @property
     def criteria(self) -> dict[str, Criterion]:
-        """The enabled criteria by quantity."""
+        """The enabled criteria by quantity, of attacks."""
+        return {k: v for k, v in self._enabled.items() if k != "corruptions_acc"}
+
+    @property
+    def corrupted_criteria(self) -> dict[str, Criterion]:
+        """The same of corruptions."""
+        return {k: v for k, v in self._enabled.items() if k in ("clean_acc", "corruptions_acc")}
+
+    @property
+    def _enabled(self) -> dict[str, Criterion]:
         named = {name: getattr(self, name) for name in type(self).model_fields}
         return {k: v for k, v in named.items() if isinstance(v, Criterion) and v.enabled}

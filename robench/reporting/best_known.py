@@ -43,7 +43,7 @@ class BestKnown:
         for stored in records:
             record = stored.record
             if has_finds(record):
-                about = record.model.fingerprint, record.threat_model.norm
+                about = record.model.fingerprint, record.threat_model.family
                 self._finding[about].append(stored)
         for item in bounds:
             about = item.model.fingerprint, item.threat_model.norm
@@ -65,7 +65,7 @@ class BestKnown:
     def found(self, samples: SamplesInBall) -> Bools:
         """Which of the samples some record has broken in their ball, (n,)."""
         found = np.zeros(len(samples.sample_ids), dtype=np.bool_)
-        for stored in self._finding[samples.model, samples.threat_model.norm]:
+        for stored in self._finding[samples.model, samples.threat_model.family]:
             found |= found_in(stored, samples)
         return found
 

@@ -35,7 +35,7 @@ class Report:
             which a user ``named`` them, so that nobody else draws it.
         by_attack: whether a figure's function takes an attack's name too.
         goal: which results it is of, one of :data:`robench.request.GOALS`: what was robust against
-            any error, or against an adversary with targets. No report mixes the two.
+            any error, or against an adversary with targets, or corrupted. No report mixes them.
     """
 
     kind: Kind
@@ -89,6 +89,10 @@ for _name, _target in (
 for _name in ("targeted_table", "target_matrix"):
     _report = Report("table", f"robench.reporting.targeted:{_name}", goal="targeted")
     REPORTS.add(_name.removesuffix("_table"), _report)
+REPORTS.add(
+    "corruptions",
+    Report("table", "robench.reporting.corruptions:corruption_table", goal="corrupted"),
+)
 
 for _name, _target, _of, _by_attack, _summary in (
     (
@@ -135,6 +139,15 @@ REPORTS.add(
         "robench.reporting.plots.targets:targeted_success_matrix",
         "which classes are led to which targets",
         goal="targeted",
+    ),
+)
+REPORTS.add(
+    "corruption_map",
+    Report(
+        "figure",
+        "robench.reporting.plots.corruptions:corruption_map",
+        "accuracy by corruption and severity",
+        goal="corrupted",
     ),
 )
 

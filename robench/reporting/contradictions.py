@@ -142,13 +142,14 @@ class _Pair:
 def contradictions(records: Iterable[StoredRecord]) -> list[Contradiction]:
     """Every rule that records of the same model, samples and norm break, worst first.
 
-    Records of attacks after targets take no part: of those, another number is asked.
+    Records of attacks after targets, and of corruptions, take no part: of those, another number is
+    asked.
     """
     groups: dict[Any, list[StoredRecord]] = {}
     for stored in records:
         record = stored.record
-        if record.threat_model.targets is None and not record.attack.is_judged:
-            about = record.model.fingerprint, record.dataset.fingerprint, record.threat_model.norm
+        if record.threat_model.goal == "untargeted" and not record.attack.is_judged:
+            about = record.model.fingerprint, record.dataset.fingerprint, record.threat_model.family
             groups.setdefault(about, []).append(stored)
     found: list[Contradiction] = []
     for members in groups.values():

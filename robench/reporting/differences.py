@@ -12,8 +12,9 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from robench.metric_catalogue import METRICS
+from robench.metric_catalogue import METRICS, Direction
 from robench.records import Outcome
+from robench.reporting.corruptions import corruption_shares, main_attack
 from robench.reporting.leaderboard import attack_column
 from robench.reporting.model_results import ModelResult
 from robench.statistics import (
@@ -26,6 +27,7 @@ from robench.statistics import (
 )
 
 Bools = npt.NDArray[np.bool_]
+Floats = npt.NDArray[np.float64]
 
 RESAMPLES = 1999
 
@@ -74,17 +76,27 @@ def differences(
     wanted: Collection[str] | None = None,
 ) -> list[Difference]:
     """Of two models of a group with the same attacks: clean, robust, every attack's and the worst
-    class's accuracy, and the metrics that both have defined; or only the ``wanted`` of these."""
+    class's accuracy, and the metrics that both have defined; or only the ``wanted`` of these. Of
+    corruptions their columns stand in the attacks' place: means over each sample's images."""
+    shares: list[tuple[str, Floats, Floats]] = []
     verdicts = [
         ("clean_acc", first.clean_correct, second.clean_correct),
         ("robust_acc", first.robust, second.robust),
     ]
-    for attack in first.attacks:
+    if first.threat_model.corrupted is not None:
+        ours, theirs = (corruption_shares(r, main_attack(r)) for r in (first, second))
+        shares = [(name, ours[name], theirs[name]) for name in ours if name in theirs]
+    for attack in first.attacks if not shares else ():
         one, two = (result.outcome_is(attack, Outcome.SURVIVED) for result in (first, second))
         verdicts.append((attack_column(attack), one, two))
     found = [
         accuracy_difference(name, one, two, level)
         for name, one, two in verdicts
+        if wanted is None or name in wanted
+    ]
+    found += [
+        mean_difference(name, one, two, "higher", level)
+        for name, one, two in shares
         if wanted is None or name in wanted
     ]
     if wanted is None or "worst_class_robust_acc" in wanted:
@@ -157,16 +169,24 @@ def worst_class_difference(
 def metric_difference(
     name: str, first: ModelResult, second: ModelResult, attack: str, level: float = 0.95
 ) -> Difference:
-    """Of the means of a per-sample metric, over samples where both models have it defined.
+    """Of the means of a per-sample metric, as :func:`mean_difference`."""
+    known = METRICS.get(name)
+    better = "neutral" if known is None else known.direction
+    return mean_difference(
+        name, first.column(attack, name), second.column(attack, name), better, level
+    )
+
+
+def mean_difference(
+    quantity: str, one: Floats, two: Floats, better: Direction, level: float = 0.95
+) -> Difference:
+    """Of the means of aligned per-sample values (n,), over samples where both are defined.
 
     BCa bootstrap interval of the mean difference, paired t-tests.
     """
-    one, two = first.column(attack, name), second.column(attack, name)
     both = ~np.isnan(one) & ~np.isnan(two)
     one, two = one[both], two[both]
     change = one - two
-    known = METRICS.get(name)
-    better = "neutral" if known is None else known.direction
     p = less = greater = math.nan
     if len(change) > 1 and np.ptp(change) == 0:
         # Equal everywhere: no variance to test against, no evidence either.
@@ -179,7 +199,7 @@ def metric_difference(
         less = float(ttest_1samp(change, 0, alternative="less").pvalue)
         greater = 1 - less
     return Difference(
-        quantity=name,
+        quantity=quantity,
         better=better,
         first=float(one.mean()) if len(one) else math.nan,
         second=float(two.mean()) if len(two) else math.nan,

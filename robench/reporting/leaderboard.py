@@ -70,7 +70,7 @@ _HEAD = (
     _Column("architecture", "text", lambda result: result.model.architecture),
     _Column("parameters", "whole", lambda result: result.model.parameters),
     _Column("dataset", "text", lambda result: result.dataset.name),
-    _Column("norm", "text", lambda result: result.threat_model.norm),
+    _Column("norm", "text", lambda result: result.threat_model.family),
     _Column("eps", "text", lambda result: result.threat_model.written),
     _Column("n", "whole", lambda result: result.n),
     _Column("seed", "whole", lambda result: result.group.seed),
@@ -146,7 +146,9 @@ def build_leaderboard(
         ContradictionError: a sample is verified and broken at once.
     """
     records = list(source.records() if isinstance(source, Store) else source)
-    results = [r for r in collect(records, wanted, suite=suite) if r.threat_model.targets is None]
+    results = [
+        r for r in collect(records, wanted, suite=suite) if r.threat_model.goal == "untargeted"
+    ]
     groups = [results] if together else by_group(results).values()
     best = BestKnown(records if known is None else known, bounds)
     judged = list(validations)
@@ -227,7 +229,7 @@ def _ranked(
     met = [stored.record.attack for other in members for stored in other.attacks.values()]
     rows = []
     for result in members:
-        asked = met if suite is None else suite.for_norm(result.threat_model.norm)
+        asked = met if suite is None else suite.for_norm(result.threat_model.family)
         row = _row(result, {spec.name for spec in asked if not spec.is_optional}, newest)
         brackets = {
             "best_known_acc": best.robust_acc(result),

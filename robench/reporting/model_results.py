@@ -250,7 +250,7 @@ def collect(
     *,
     suite: Suite | None = None,
 ) -> list[ModelResult]:
-    """Records by group, then model, all but targeted ones; or those that are ``wanted``, by goal too.
+    """Records by group, then model, all untargeted ones; or those that are ``wanted``, by goal too.
 
     With a suite only attacks that are its own, with its very parameters, under its names.
     """
@@ -266,13 +266,13 @@ def collect(
         named = [stored]
         if suite is not None:
             # A suite may call an attack by another name than the one it was recorded under.
-            same = [s for s in suite.for_norm(threat.norm) if s.identity == record.attack.identity]
-            named = [stored.shown_as(spec.name) for spec in same]
+            entries, own = suite.for_norm(threat.family), record.attack.identity
+            named = [stored.shown_as(spec.name) for spec in entries if spec.identity == own]
         if not named:
             continue
         group = GroupKey(
             dataset=record.dataset.name,
-            norm=threat.norm,
+            norm=threat.family,
             eps=threat.radius,
             threat=threat.identity,
             n=record.n,

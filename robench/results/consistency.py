@@ -14,13 +14,15 @@ import pandas as pd
 
 from robench.errors import CorruptRecordError, RobenchError, one_line
 from robench.records import REACHED, AuditResult, EvaluationRecord, MetricSummary, Outcome
+from robench.records.corruptions import CORRECT
 from robench.results.stored_record import StoredRecord
 from robench.results.tables import metric_columns
 from robench.text import visible
 from robench.threat_models import class_number
 
 _NO_MEAN = {"minimum_size", "target"}
-"""Columns beside the fixed ones that are no metrics, and those that start with ``REACHED``."""
+"""Columns beside the fixed ones that are no metrics, and those that start with ``REACHED``
+or ``CORRECT``."""
 
 _ROUNDING = {"Linf": 1e-6, "L2": 1e-3, "L1": 2.5}
 """How far rounding can carry float32 images of ten million pixels out of their ball, by norm."""
@@ -95,7 +97,7 @@ def _contradictions(
     names = {
         visible(name): name
         for name in metrics
-        if name not in _NO_MEAN and not name.startswith(REACHED)
+        if name not in _NO_MEAN and not name.startswith((REACHED, CORRECT))
     }
     if lacking := sorted(names.keys() - record.metrics.keys()):
         yield f"it lacks the mean of {lacking[0]}, which its samples have"
@@ -127,10 +129,12 @@ def _of_rows(record: EvaluationRecord, table: pd.DataFrame) -> Iterator[str]:
     if (number or 0) >= classes or not (_among(aim, classes) | ~judged).all():
         yield "a target is none of the classes"
     right = rows["clean_prediction"] == label
+    # Corruptions are tried on what is misclassified as well.
+    attacked_in_vain = (outcome == Outcome.ERRORED) & (record.threat_model.corrupted is None)
     reached = (rows["adv_prediction"] == aim) == (targets is not None)
     # What each input has to be taken for: where it must be known, where it is as the label says.
     rules = {
-        "clean": (judged | error, right, judged | (outcome == Outcome.ERRORED), error),
+        "clean": (judged | error, right, judged | attacked_in_vain, error),
         "adv": (broken, ~reached, outcome == Outcome.SURVIVED, broken),
     }
     for kind, (known, holds, must_hold, must_not) in rules.items():
@@ -145,6 +149,9 @@ def _of_rows(record: EvaluationRecord, table: pd.DataFrame) -> Iterator[str]:
     tried = [name for name in table.columns if name.startswith(REACHED)]
     if targets == "all" and ((table[tried] == 1).any(axis=1) != broken).any():
         yield "the targets that were reached are not those of the broken samples"
+    tried = [name for name in table.columns if name.startswith(CORRECT)]
+    if tried and (((table[tried] == 0).any(axis=1) != broken) & judged).any():
+        yield "the corruptions that a sample does not stand are not what its outcome says"
     if (table["broken_by"].notna() != broken).any():
         yield "what broke a sample is not what its outcome says"
     threat, size = record.threat_model, rows["perturbation_size"]

@@ -90,9 +90,9 @@ def has_finds(record: EvaluationRecord) -> bool:
 
 def is_about(record: EvaluationRecord, samples: SamplesInBall) -> bool:
     """Whether they are of one model and norm."""
-    return (record.model.fingerprint, record.threat_model.norm) == (
+    return (record.model.fingerprint, record.threat_model.family) == (
         samples.model,
-        samples.threat_model.norm,
+        samples.threat_model.family,
     )
 
 

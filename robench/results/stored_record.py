@@ -169,11 +169,11 @@ class RecordFilter:
         threat = record.threat_model
         return (
             self.dataset in (None, record.dataset.name)
-            and (self.norm is None or parse_norm(self.norm) == threat.norm)
+            and (self.norm is None or parse_norm(self.norm) == threat.family)
             and (self.eps is None or threat.eps in _values(self.eps))
             and self.n in (None, record.n)
             and self.seed in (None, record.seed)
-            and self.goal in (None, GOALS[threat.targets is not None])
+            and self.goal in (None, threat.goal)
             and (self.targets is None or str(self.targets) in _names_of_targets(record))
         )
 

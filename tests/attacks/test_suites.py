@@ -23,10 +23,11 @@ def test_every_entry_of_every_suite_becomes_an_attack(name: str) -> None:
     assert suite.name == name
     assert suite.description
     built = 0
-    for norm in NORMS:
-        for spec in suite.for_norm(norm):
+    threats = [ThreatModel.of(norm, EPS[norm]) for norm in NORMS]
+    for threat in (*threats, ThreatModel.corruptions()):
+        for spec in suite.for_norm(threat.family):
             for stage in spec.stages or (spec,):
-                attack = build_attack(stage, ThreatModel.of(norm, EPS[norm]))
+                attack = build_attack(stage, threat)
                 assert attack.name == stage.name
                 built += 1
     assert built

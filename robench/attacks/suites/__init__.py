@@ -16,10 +16,10 @@ from robench.errors import UsageError
 from robench.files import read_text
 from robench.records import AttackSpec, Suite, parse
 from robench.registry import names_code, unknown_name, untrusted_target
-from robench.threat_models import Norm
+from robench.threat_models import CORRUPTIONS, Norm
 from robench.trust import is_trusted
 
-__all__ = ["find_attack", "list_suites", "load_suite"]
+__all__ = ["find_attack", "has_corruptions", "list_suites", "load_suite"]
 
 _FOLDER = Path(__file__).parent
 
@@ -43,6 +43,11 @@ def load_suite(name: str | Path, *, trust_code: bool = False) -> Suite:
         UsageError: the file is not valid, or names code and is not trusted.
     """
     return _load(name, (), trust_code)
+
+
+def has_corruptions(suite: Suite) -> bool:
+    """Whether it has an entry for corruptions, which have no adversary."""
+    return any(CORRUPTIONS in spec.norms for spec in suite.attacks)
 
 
 def find_attack(name: str, norm: Norm) -> AttackSpec:

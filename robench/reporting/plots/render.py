@@ -11,7 +11,6 @@ from robench.reporting.catalogue import Report, reports
 from robench.reporting.drawing import best_first
 from robench.reporting.export import group_slug
 from robench.reporting.model_results import GroupKey, ModelResult, by_group
-from robench.request import GOALS
 from robench.text import file_name, unused_file_name
 
 
@@ -35,7 +34,7 @@ def render_plots(results: Iterable[ModelResult], folder: str | Path) -> list[Pat
         slug = unused_file_name(group_slug(group), used, group.fingerprint[:8])
         drawn: set[str] = set()
         ordered = best_first(members)
-        goal = GOALS[ordered[0].threat_model.targets is not None]
+        goal = ordered[0].threat_model.goal
         shown = {name: report for name, report in figures.items() if report.goal == goal}
         for name, report in shown.items():
             if report.of == "group":
@@ -144,7 +143,7 @@ def _by_norm(
     # Only radii of the same samples and seed make a curve: those of the largest such set.
     families: dict[tuple[str, str], dict[tuple[str, int], list[ModelResult]]] = {}
     for group, members in groups.items():
-        if members[0].threat_model.targets is not None:
+        if members[0].threat_model.goal != "untargeted":
             continue
         family = families.setdefault((group.dataset, group.norm), {})
         family.setdefault((group.fingerprint, group.seed), []).extend(members)

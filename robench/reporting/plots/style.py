@@ -168,6 +168,8 @@ def norm_text(threat_model: ThreatModel) -> str:
 
 def threat_text(threat_model: ThreatModel) -> str:
     """``L∞, ε = 8/255``."""
+    if threat_model.corrupted is not None:
+        return f"{threat_model.corrupted} corruptions"
     return f"{norm_text(threat_model)}, ε = {threat_model.written}"
 
 

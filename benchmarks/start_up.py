@@ -3,7 +3,8 @@
     python benchmarks/start_up.py
 
 Each command runs in a process of its own, in turns, after once unmeasured: seconds by the clock, and of
-the processors. ``robench leaderboard`` reads a copy of the committed results, whose figures are there.
+the processors. ``robench leaderboard`` reads a copy of the committed results, in which nothing has changed
+since its unmeasured run; with ``--no-plots`` it makes the tables anew.
 The wheel is built from this tree. Writes ``benchmarks/results/start_up.md``.
 """
 

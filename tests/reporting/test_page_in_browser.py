@@ -145,6 +145,38 @@ def test_a_panel_says_what_the_records_hold(browser: Opened, file: Path) -> None
     assert "Attention deviation" in page.inner_text("#view-model")
 
 
+def test_the_keyboard_keeps_its_place(browser: Opened, file: Path) -> None:
+    page = browser.show(file, "view=samples")
+    page.focus("[name=outcome]")
+    for expected in ("clean error", "broken"):
+        page.keyboard.press("ArrowDown")
+        assert page.evaluate("document.activeElement.name") == "outcome"
+        assert page.input_value("[name=outcome]") == expected
+    page.select_option("[name=outcome]", "")
+    page.evaluate("document.activeElement.blur()")
+    page.keyboard.press("ArrowRight")
+    assert "13 to 24 are shown" in page.inner_text("#view-samples output")
+    page.keyboard.press("ArrowLeft")
+    assert "1 to 12 are shown" in page.inner_text("#view-samples output")
+
+
+@pytest.mark.slow
+def test_many_models_are_one_small_page(browser: Opened, tmp_path: Path) -> None:
+    """How long it takes to open and to filter is measured by ``benchmarks/page.py``."""
+    radii = ("2/255", "4/255", "8/255")
+    records = list(page_records([f"model-{number}" for number in range(40)], radii, n=500))
+    content = build_page(build_leaderboard(records), results=collect(records))
+    assert len(content.encode()) < 10_000_000
+    path = tmp_path / "many.html"
+    path.write_text(content, "utf-8")
+    page = browser.show(path, "view=samples")
+    assert "500 of 500 samples" in page.inner_text("#view-samples output")
+    page = browser.show(path)
+    assert len(shown_models(page)) == 120
+    page.fill("[name=q]", "model-17 8/255")
+    assert shown_models(page) == ["model-17"]
+
+
 def test_keys_and_theme(browser: Opened, file: Path) -> None:
     page = browser.show(file, "view=reports")
     page.keyboard.press("/")

@@ -25,7 +25,7 @@ function startBoard(form) {
 
   function usual(box) {
     // Metrics and what tables of models seldom turn on wait in the list of columns.
-    return !/^(parameters|attention_|alignment|exclusion|separation|worst_class_)/.test(box.value);
+    return !/^(architecture|parameters|attention_|alignment|exclusion|separation|worst_class)/.test(box.value);
   }
   function textOf(item) {
     if (item.text === null) {

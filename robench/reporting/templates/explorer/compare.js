@@ -52,7 +52,7 @@ function showCompare(view) {
   const controls = element("form", { class: "controls", onsubmit: event => event.preventDefault() },
     choice("model", "Baseline", modelOptions(), first.id, value => state.set({ model: value })),
     choice("with", "Model", pair, second.id, value => state.set({ with: value })),
-    element("button", { type: "button",
+    element("button", { type: "button", name: "swap",
       onclick: () => state.set({ model: second.id, with: first.id }) }, "Swap"));
   const caption = `${name(second)} against ${name(first)}, on ${groupOf(first).label}`;
   const shown = table(caption, ["quantity", [name(first), "the baseline"], name(second),

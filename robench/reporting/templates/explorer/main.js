@@ -10,7 +10,12 @@ function show() {
     else link.removeAttribute("aria-current");
     document.getElementById(`view-${link.dataset.view}`).hidden = !own;
   }
-  if (view in views) views[view](document.getElementById(`view-${view}`));
+  if (!(view in views)) return;
+  const place = document.getElementById(`view-${view}`), { name } = document.activeElement;
+  views[view](place);
+  // What had the focus was made anew.
+  if (name && document.activeElement === document.body)
+    place.querySelector(`[name="${CSS.escape(name)}"]`)?.focus();
 }
 
 function startTheme(button) {
@@ -45,7 +50,7 @@ function startKeys() {
       event.preventDefault();
     } else if (letters[event.key]) state.set({ view: letters[event.key] });
     else if (state.get("view") === "samples" && ["ArrowLeft", "ArrowRight"].includes(event.key))
-      document.querySelector(`.turn button:${event.key === "ArrowLeft" ? "first" : "last"}-of-type`)?.click();
+      document.querySelector(`[name=${event.key === "ArrowLeft" ? "earlier" : "later"}]`)?.click();
   });
 }
 

@@ -40,7 +40,7 @@ function showSamples(view) {
         (attackOf(row) ? "" : ", each under an attack that broke it, if one did")
       : "No sample fits. Choose other outcomes or classes.")),
     turn(start, found.length),
-    element("div", { class: "samples" }, page.map(k => card(shown, fates, attackOf, group, k))),
+    element("div", { class: beside ? "samples pair" : "samples" }, page.map(k => card(shown, fates, attackOf, group, k))),
     element("p", { class: "note" }, kept(row, group)),
   );
 }
@@ -69,7 +69,7 @@ function sampleControls(row, beside, pool, group, fates, attackOf) {
   const broke = [...new Set(fates[0].flatMap(one => one.broke))].sort();
   const differ = beside ? [["differ", "the two differ"], ["only-first", `only ${row.name} resists`],
     ["only-second", `only ${beside.name} resists`]] : [];
-  const pictured = element("input", { type: "checkbox", checked: state.get("pictures") !== "",
+  const pictured = element("input", { type: "checkbox", name: "pictures", checked: state.get("pictures") !== "",
     onchange: event => again({ pictures: event.target.checked ? "yes" : "" }) });
   return element("form", { class: "controls", onsubmit: event => event.preventDefault() },
     choice("model", "Model", modelOptions(), row.id, value => again({ model: value, beside: "" })),
@@ -89,14 +89,10 @@ function sampleControls(row, beside, pool, group, fates, attackOf) {
 }
 
 function turn(start, total) {
-  const button = (label, to, possible) => element("button", { type: "button", disabled: !possible,
-    onclick: () => turnTo(to) }, label);
-  return element("p", { class: "turn" }, button("← Earlier", start - A_PAGE, start > 0), " ",
-    button("Later →", start + A_PAGE, start + A_PAGE < total));
-}
-
-function turnTo(place) {
-  state.set({ from: place > 0 ? String(place) : "" });
+  const button = (name, label, to, possible) => element("button", { type: "button", name,
+    disabled: !possible, onclick: () => state.set({ from: to > 0 ? String(to) : "" }) }, label);
+  return element("p", { class: "turn" }, button("earlier", "← Earlier", start - A_PAGE, start > 0), " ",
+    button("later", "Later →", start + A_PAGE, start + A_PAGE < total));
 }
 
 function card(shown, fates, attackOf, group, k) {
@@ -117,7 +113,8 @@ function card(shown, fates, attackOf, group, k) {
       lines.map((line, place) => element("div", { class: place ? "" : `outcome-${outcome}` }, line)));
   });
   const heading = `${group.ids[k]}, true class ${className(group, label)}`;
-  return element("article", { "aria-label": heading }, element("h3", {}, heading), parts);
+  return element("article", { "aria-label": heading }, element("h3", {}, heading),
+    element("div", { class: "side" }, parts));
 }
 
 // What is kept of these samples, what is not, and how to keep it.

@@ -22,7 +22,7 @@ _LIBRARIES = ("jinja2", "matplotlib", "numpy", "pandas", "pyarrow")
 
 class Published:
     """The files of a folder that were made of certain ``records`` and ``documents`` (bounds,
-    validations, cards), by this code; a file beside them remembers it.
+    validations, cards), and of its clean samples, by this code; a file beside them remembers it.
 
     Records have to be those that are stored; of others nothing is remembered.
     """
@@ -31,7 +31,7 @@ class Published:
         self, store: Store, records: Sequence[StoredRecord], documents: Iterable[BaseModel]
     ) -> None:
         self._folder = store.folder
-        self._made_of = _digest(records, documents)
+        self._made_of = _digest(records, documents, sorted(self._folder.glob("samples/*.npz")))
 
     def files(self) -> list[Path] | None:
         """What was made of just this and is still as it was, in order; None: it has to be made."""
@@ -57,14 +57,16 @@ class Published:
         atomic_write(self._folder / NAME, content.encode())
 
 
-def _digest(records: Sequence[StoredRecord], documents: Iterable[BaseModel]) -> str | None:
+def _digest(
+    records: Sequence[StoredRecord], documents: Iterable[BaseModel], samples: Iterable[Path]
+) -> str | None:
     digest = hashlib.sha256()
     try:
         # A record's JSON has the checksums of its other files.
         parts = [read_bytes(stored.path) for stored in records if stored.path is not None]
         package = Path(__file__).parents[1]
         code = [path for path in package.rglob("*") if path.suffix in _CODE]
-        parts += [read_bytes(path) for path in sorted(code)]
+        parts += [read_bytes(path) for path in (*sorted(code), *samples)]
     except OSError:
         return None
     outside = [

@@ -5,12 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from record_factory import make_record, make_samples
 
 from robench.reporting import publish as publishing
 from robench.reporting.published import NAME
 from robench.results import Store
+from robench.results.clean_samples import CleanSamples, keep_clean_samples
 
 
 def put(store: Store, model: str, letters: str) -> None:
@@ -49,6 +51,9 @@ def test_only_what_would_come_out_otherwise_is_made(
     put(store, "two", "SBBC")
     assert [publish(), publish()] == [1, 0]
     put(store, "three", "BBBC")
+    assert [publish(), publish()] == [1, 0]
+    samples = CleanSamples.of(["a"], np.zeros((1, 1, 4, 4)))
+    keep_clean_samples(store, "0" * 64, samples)
     assert [publish(), publish()] == [1, 0]
     board = tmp_path / "leaderboard.csv"
     content = board.read_bytes()

@@ -105,10 +105,11 @@ def _places(result: ModelResult) -> dict[str, int]:
 
 def _in_rounds(results: Sequence[ModelResult]) -> Iterator[tuple[ModelResult, str]]:
     """The attack that is reported of every model, then their others."""
-    orders = [
-        sorted(result.attacks, key=lambda name, first=result.attention_attack: name != first)
-        for result in results
-    ]
+    orders = []
+    for result in results:
+        reported, others = result.attention_attack, list(result.attacks)
+        first = [] if reported is None else [reported]
+        orders.append(list(dict.fromkeys([*first, *others])))
     for place in range(max(map(len, orders), default=0)):
         for result, order in zip(results, orders, strict=True):
             if place < len(order):

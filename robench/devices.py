@@ -9,7 +9,7 @@ from itertools import chain
 from typing import Generic, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from robench.errors import DeviceError
 
@@ -17,6 +17,8 @@ ResultT = TypeVar("ResultT")
 
 
 _MOST_LOOPS = 256
+_ENOUGH, _ENOUGH_A_THREAD, _ENOUGH_FOR_ANY = 4, 8, 32
+"""Inputs of a pass on a CPU, by one thread and by several"""
 
 
 def resolve_devices(name: str | torch.device) -> tuple[torch.device, ...]:
@@ -98,6 +100,24 @@ def single_precision() -> Iterator[None]:
     finally:
         torch.set_default_dtype(before[0])
         matmul.allow_tf32, cudnn.allow_tf32 = before[1:]
+
+
+def filled(part: slice, device: torch.device, at_most: int) -> slice | Tensor:
+    """Positions from ``part.start`` to ``part.stop`` for a pass; where these are few on a CPU, int64 (k,)
+    with the last one again and again, ``at_most`` so many.
+
+    For a few inputs processors take other kernels, which round otherwise. From four on, or eight a thread,
+    what a network gives for an input does not depend on how many are beside it
+    (``benchmarks/results/executors.md``).
+    """
+    if device.type != "cpu":
+        return part
+    threads = torch.get_num_threads()
+    enough = _ENOUGH if threads == 1 else min(_ENOUGH_A_THREAD * threads, _ENOUGH_FOR_ANY)
+    count, wanted = part.stop - part.start, min(enough, at_most)
+    if not 0 < count < wanted:
+        return part
+    return torch.arange(part.start, part.start + wanted).clamp_(max=part.stop - 1)
 
 
 def synchronise() -> None:

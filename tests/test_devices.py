@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from robench import devices
+from robench.acceleration.timing import threads_of
 from robench.errors import DeviceError
 
 
@@ -86,3 +87,24 @@ def test_no_tf32_inside_single_precision() -> None:
     with devices.single_precision():
         assert not torch.backends.cudnn.allow_tf32
     assert before == (torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32)
+
+
+@pytest.mark.parametrize(
+    "count, workers, at_most, found",
+    [(1, 2, 64, 4), (3, 2, 64, 4), (4, 2, 64, 4), (9, 2, 64, 9), (1, 2, 1, 1), (2, 2, 3, 3)],
+)
+def test_small_passes_on_a_cpu_are_filled_up(
+    count: int, workers: int, at_most: int, found: int
+) -> None:
+    """By one thread from four on, and never beyond what was asked for at a time."""
+    numbers = torch.arange(20, 20 + count + 7)
+    with threads_of(workers):
+        chosen = numbers[devices.filled(slice(2, 2 + count), torch.device("cpu"), at_most)]
+    assert chosen.tolist() == [*range(22, 22 + count), *[21 + count] * (found - count)]
+
+
+def test_passes_by_several_threads_are_filled_up_further(monkeypatch: pytest.MonkeyPatch) -> None:
+    for threads, enough in ((2, 16), (3, 24), (64, 32)):
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        assert len(devices.filled(slice(0, 5), torch.device("cpu"), 99)) == enough
+    assert devices.filled(slice(0, 5), torch.device("cuda"), 99) == slice(0, 5)

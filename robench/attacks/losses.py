@@ -40,8 +40,8 @@ class Loss:
         value, gradient = self.function(logits, self.labels, best_other(logits, self.labels)[1])
         return -value, -gradient
 
-    def at(self, rows: Tensor) -> Loss:
-        """The same loss for the slots in ``rows``, int64 (B′,)."""
+    def at(self, rows: Tensor | slice) -> Loss:
+        """The same loss for the slots in ``rows``, int64 (B′,) or a range."""
         return replace(self, labels=self.labels[rows], targets=self.targets[rows])
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from robench.attacks.goals import Goal
-from robench.devices import Parts
+from robench.devices import Parts, filled
 from robench.errors import ModelError
 from robench.geometry import norm_of, norm_tolerance
 from robench.threat_models import ThreatModel
@@ -77,10 +77,12 @@ class Adjudicator:
         """
 
         def call(part: slice) -> tuple[int, Any]:
-            out = self.model(points[part])
+            asked = points[filled(part, points.device, self.parts.size)]
+            count, out = part.stop - part.start, self.model(asked)
             if isinstance(out, Tensor) and out.dim() == 2:
                 self._width = out.shape[1]
-            return part.stop - part.start, out
+                out = out[:count] if len(out) == len(asked) else out
+            return count, out
 
         def unjudged(position: int, error: Exception) -> tuple[int, Any]:
             if self._width is None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from robench.acceleration.search_models import SearchModel
 from robench.attacks.base import Gradient
 from robench.attacks.losses import Loss, cross_entropy
-from robench.devices import Parts
+from robench.devices import Parts, filled
 from robench.errors import first_line
 from robench.geometry import norm_of
 from robench.threat_models import Norm
@@ -84,10 +84,8 @@ class Queries:
         """One forward and one backward pass; non-finite gradients come back as zero, noted."""
         rows = self._spend(points, rows, backwards=1)
 
-        def call(part: Tensor, here: slice) -> tuple[Tensor, ...]:
-            whole = len(part) == len(points)
-            at = torch.arange(here.start, here.stop, device=points.device)
-            return self.model.gradient(part, loss if whole else loss.at(at))
+        def call(part: Tensor, here: slice | Tensor) -> tuple[Tensor, ...]:
+            return self.model.gradient(part, loss.at(here))
 
         logits, losses, gradient = self._guarded(points, rows, call, (), points.shape[1:])
         if loss.function is cross_entropy:
@@ -150,7 +148,7 @@ class Queries:
         self,
         points: Tensor,
         rows: Tensor,
-        call: Callable[[Tensor, slice], tuple[Tensor, ...]],
+        call: Callable[[Tensor, slice | Tensor], tuple[Tensor, ...]],
         *shapes: tuple[int, ...],
     ) -> tuple[Tensor, ...]:
         """``call`` for all points, in parts: logits, and tensors of these shapes for each point.
@@ -167,9 +165,15 @@ class Queries:
             self.failures[int(rows[position])] = f"{type(error).__name__}: {first_line(error)}"
             return blank(1)
 
+        def asked(part: slice) -> tuple[Tensor, ...]:
+            here = filled(part, points.device, self.parts.size)
+            columns = call(points[here], here)
+            count = part.stop - part.start
+            return columns if here is part else tuple(column[:count] for column in columns)
+
         if len(points) == 0:  # many models refuse an empty batch
             return blank(0)
-        done = self.parts.map(len(points), lambda here: call(points[here], here), alone)
+        done = self.parts.map(len(points), asked, alone)
         columns = done[0] if len(done) == 1 else tuple(map(torch.cat, zip(*done, strict=True)))
         if not bool(columns[0].sum().isfinite()):
             finite = columns[0].isfinite()

@@ -11,6 +11,7 @@ from torch import Tensor
 from robench.attention.catalogue import AttentionExtractor
 from robench.attention.masks import downsample_masks
 from robench.datasets import Dataset
+from robench.devices import filled
 from robench.errors import RobenchError, first_line
 from robench.evaluation.adversarial_inputs import ReadInputs
 from robench.metric_catalogue import measure
@@ -209,17 +210,20 @@ class SampleMetrics:
         methods, inputs = self.methods, inputs.to(self.device)
         maps = None
         if methods.extractor is not None:
-            targets = self._targets(inputs, labels.to(self.device))
-            maps = methods.extractor(inputs, targets).detach().cpu()
+            here = filled(slice(0, len(inputs)), self.device, self.batch_size)
+            asked = inputs[here]
+            targets = self._targets(asked, labels.to(self.device)[here])
+            maps = methods.extractor(asked, targets).detach().cpu()[: len(inputs)]
         return maps, self._features(inputs)
 
     def _features(self, inputs: Tensor) -> Tensor | None:
         """Of one batch on the device, on the CPU."""
         if not self.methods.has_features:
             return None
+        asked = inputs[filled(slice(0, len(inputs)), self.device, self.batch_size)]
         with torch.no_grad():
-            found, *_ = penultimate_features(self.model, inputs, layer=self.methods.feature_layer)
-        return found.cpu()
+            found, *_ = penultimate_features(self.model, asked, layer=self.methods.feature_layer)
+        return found.cpu()[: len(inputs)]
 
     def _targets(self, inputs: Tensor, labels: Tensor) -> Tensor:
         if self.target == "true":

@@ -241,6 +241,23 @@ def test_values_are_those_of_the_maps(problem, target, method, batch_size):
     assert metrics.description.startswith(f"{method}@")
 
 
+class RoundsFewOtherwise(TinyCNN):
+    """As libraries do."""
+
+    def forward(self, inputs):
+        return super().forward(inputs if len(inputs) >= 4 else inputs * (1 - 2.0**-10))
+
+
+def test_a_last_batch_of_one_sample_is_measured_as_the_others(problem):
+    _, dataset, rows, adv_inputs = problem
+    network = RoundsFewOtherwise(classes=3)
+    model = wrap_module(network, num_classes=3, threat_model="Linf-0.1", input={"channels": 1})
+    whole, cut = (SampleMetrics(model, dataset, rows, CPU, size) for size in (100, 8))
+    values = cut.values(adv_inputs)
+    for name, column in whole.values(adv_inputs).items():
+        assert torch.equal(values[name].nan_to_num(9), column.nan_to_num(9)), name
+
+
 def test_a_network_without_a_spatial_layer_says_so_and_keeps_its_features():
     inputs = torch.rand(6, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     dataset = ArrayDataset(inputs, torch.arange(6) % 2, num_classes=2)

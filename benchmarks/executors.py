@@ -20,6 +20,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import shlex
 import subprocess
 import sys
 import threading
@@ -244,13 +245,15 @@ def table(rows: list[Row]) -> str:
 def write(rows: list[Row], options: argparse.Namespace) -> None:
     """The results file."""
     here = describe_environment([torch.device("cpu")], "", 0)
+    losing = f" Where a machine is killed, suite `{options.losing_suite}` in eight parts, on three of them."
+    losing = losing if LOSING in options.only else ""
+    given = [word for word in sys.argv[1:] if word not in ("--work", str(options.work), "--write")]
     text = f"""# One leaderboard, made in many ways
 
-`python benchmarks/executors.py {" ".join(sys.argv[1:])}`, {date.today()}
+`python benchmarks/executors.py {shlex.join(given)}`, {date.today()}
 
 {", ".join(options.models)} on digits, suite `{options.suite}`, n = {options.n}, beside what one process makes of it:
-the leaderboard's CSV without {", ".join(LEFT_OUT)}, and every number of the records' tables but passes. Where a machine is
-killed, suite `{options.losing_suite}` in eight parts, on three simulated machines.
+the leaderboard's CSV without {", ".join(LEFT_OUT)}, and every number of the records' tables but passes.{losing}
 
 {table(rows)}
 

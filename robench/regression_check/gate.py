@@ -121,7 +121,7 @@ def check(
     for result in compared:
         if count := int(result.errored.sum()):
             problems.append(f"{count} samples of {result.model.name} errored")
-    found = {change.quantity: change for change in changes if change.interval.defined}
+    found = {change.quantity: change for change in changes if change.interval.defined or identical}
     adjusted = holm([found[key].p_worse if key in found else math.nan for key in criteria])
     results = tuple(
         _judge(

@@ -30,6 +30,7 @@ Bools = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.float64]
 
 RESAMPLES = 1999
+_FEWEST_IN_A_CLASS = 5
 
 
 @dataclass(frozen=True)
@@ -136,7 +137,8 @@ def worst_class_difference(
 
     A minimum has no simple distribution: interval and p-values come from a bootstrap of the
     samples inside each class (percentiles of 1,999 resamples), and are approximate, the more so
-    the fewer samples a class has.
+    the fewer samples a class has. Undefined where one has fewer than 5: drawn again and again, a few
+    equal outcomes look certain.
     """
     classes = [
         PairedCounts.of(first.robust[chosen], second.robust[chosen])
@@ -146,10 +148,11 @@ def worst_class_difference(
         100 * min((c.both + c.only_first) / c.n for c in classes),
         100 * min((c.both + c.only_second) / c.n for c in classes),
     ]
-    estimate = lowest[0] - lowest[1]
+    few = min(c.n for c in classes) < _FEWEST_IN_A_CLASS
+    estimate = math.nan if few else lowest[0] - lowest[1]
     draws = 100 * bootstrap_worst_class(classes, resamples=RESAMPLES, seed=seed)
     tail = (1 - level) / 2
-    low, high = np.quantile(draws, [tail, 1 - tail])
+    low, high = (math.nan,) * 2 if few else np.quantile(draws, [tail, 1 - tail])
     # Counting the samples themselves as one more draw keeps p above 0.
     worse = float((1 + np.sum(draws >= 0)) / (1 + RESAMPLES))
     above = float((1 + np.sum(draws <= 0)) / (1 + RESAMPLES))
@@ -159,8 +162,8 @@ def worst_class_difference(
         first=lowest[0],
         second=lowest[1],
         interval=Interval(estimate, float(low), float(high), level),
-        p=min(1.0, 2 * min(worse, above)),
-        p_worse=worse,
+        p=math.nan if few else min(1.0, 2 * min(worse, above)),
+        p_worse=math.nan if few else worse,
         n=first.n,
         spread=float(draws.std()) * math.sqrt(first.n),
     )

@@ -108,6 +108,15 @@ def test_worst_classes_may_differ() -> None:
     assert (same.p, same.p_worse, same.interval.low, same.interval.high) == (1, 1, 0, 0)
 
 
+def test_worst_classes_of_a_few_samples_are_no_evidence() -> None:
+    """A class of one sample that is lost is the same in every resample, and says next to nothing."""
+    first, second = one("BSBSBSBB", model="a"), one("SSSSSSSS", model="b")
+    item = worst_class_difference(first, second)
+    assert not item.interval.defined
+    assert math.isnan(item.p_worse)
+    assert worst_class_difference(one("BS" * 5, model="a"), one("S" * 10, model="b")).p_worse < 0.05
+
+
 def test_loss_follows_the_direction() -> None:
     item = accuracy_difference("x", np.array([True, False]), np.array([True, True]))
     assert item.loss.estimate == 50

@@ -10,6 +10,7 @@ from robench.formatting import fixed
 from robench.records.corruptions import BENCHMARK, FURTHER, SEVERITIES
 from robench.reporting.corruptions import corruptions_acc, main_attack, trial_verdicts
 from robench.reporting.model_results import ModelResult
+from robench.reporting.plots import palette
 from robench.reporting.plots.style import captioned, describe, new_figure, styled
 
 _MOST_MODELS = 12
@@ -38,10 +39,10 @@ def corruption_map(results: Sequence[ModelResult]) -> Figure | None:
         for row, name in enumerate(names):
             if name in verdicts:
                 shares[row] = verdicts[name].mean(axis=0)
-        image = axes.imshow(shares, cmap="cividis", vmin=0, vmax=100, aspect="auto")
+        image = axes.imshow(shares, cmap=palette.SHARES, vmin=0, vmax=100, aspect="auto")
         for row, column in np.argwhere(~np.isnan(shares)).tolist():
             share = shares[row, column]
-            colour = "white" if share < 55 else "black"
+            colour = palette.WHITE if share > 60 else palette.BLACK
             axes.text(
                 column, row, fixed(share, 0), ha="center", va="center", fontsize=6, color=colour
             )

@@ -11,6 +11,7 @@ where opening takes 2 seconds or a filter 100 ms. Run by hand, on an idle machin
 from __future__ import annotations
 
 import argparse
+import os
 import platform
 import statistics
 import sys
@@ -111,7 +112,7 @@ def main() -> int:
         print(f"| {step} | {times[0][step]:.0f} | {times[1][step]:.0f} |")
     print(
         f"\n`python benchmarks/page.py`, {date.today()}; Chromium {version}, Python "
-        f"{platform.python_version()}."
+        f"{platform.python_version()}; load average {os.getloadavg()[0]:.1f} on {os.cpu_count()} processors."
     )
     slow = [
         step

@@ -326,7 +326,17 @@ def test_statistics_are_those_of_python(browser: Opened) -> None:
         assert row == pytest.approx(expected, rel=1e-8, abs=1e-9), counts
 
 
-@pytest.mark.parametrize("view", ["board", "model", "compare", "samples", "reports"])
+# Quick is the view with controls of every kind; other tests touch what is in the others.
+@pytest.mark.parametrize(
+    "view",
+    [
+        "samples",
+        *(
+            pytest.param(view, marks=pytest.mark.slow)
+            for view in ("board", "model", "compare", "reports")
+        ),
+    ],
+)
 def test_every_control_does_its_work_without_a_complaint(
     browser: Opened, file: Path, view: str
 ) -> None:

@@ -34,6 +34,7 @@ from robench.evaluation.runner import (
 from robench.evaluation.sent_jobs import Order, SentDataset, blocks_of, work
 from robench.execution import Call, Progress, Save, Task
 from robench.execution.ray_cluster import RayCluster
+from robench.execution.scheduling import largest_first
 from robench.files import atomic_write
 from robench.models.loading import is_unique
 from robench.models.wrapper import RobenchModel
@@ -58,7 +59,7 @@ class _Job:
     dataset: Dataset
     spec: AttackSpec
     key: str
-    count: int
+    count: int = 0
     """Parts; 0: it goes as a whole"""
     failure: RobenchError | None = None
     whole_instead: bool = False
@@ -115,7 +116,11 @@ class Distribution:
         """
         jobs = [[self._job(*item, spec) for spec in self._specs(item)] for item in planned]
         todo = [job for of_model in jobs for job in of_model if not self._take_kept(job)]
+        steps = sum(job.steps for job in todo)
+        for job in todo:
+            job.count = self._count(job, job.steps / steps if steps else 1.0)
         tasks = [Task((job, part)) for job in todo for part in self._missing(job)]
+        tasks = largest_first(tasks, lambda task: task.about[0].steps / (task.about[0].count or 1))
         for task in tasks:
             task.about[0].left += 1
         for job in todo:
@@ -148,27 +153,20 @@ class Distribution:
         self, model: RobenchModel, threat: ThreatModel, dataset: Dataset, spec: AttackSpec
     ) -> _Job:
         key = key_of(model, dataset.spec(), threat, spec, self.settings)
-        return _Job(
-            model, threat, dataset, spec, key, self._count(key, model, threat, dataset, spec)
-        )
+        return _Job(model, threat, dataset, spec, key)
 
-    def _count(
-        self,
-        key: str,
-        model: RobenchModel,
-        threat: ThreatModel,
-        dataset: Dataset,
-        spec: AttackSpec,
-    ) -> int:
-        begun = [d for d in divisions([self.store]) if d.whole == key]
-        count = self.shards or self.cluster.parts(len(dataset), _LEAST)
+    def _count(self, job: _Job, share: float) -> int:
+        """Of its parts; it is such a share of all the work."""
+        begun = [d for d in divisions([self.store]) if d.whole == job.key]
+        n = len(job.dataset)
+        count = self.shards or self.cluster.parts(n, share, _LEAST)
         if begun and self.shards is None:
             count = max(begun, key=lambda d: len(d.parts) / d.count).count
         try:
-            check_divisible(spec, threat, len(dataset), Part(1, count))
+            check_divisible(job.spec, job.threat_model, n, Part(1, count))
         except UsageError:
             return 0
-        return 0 if count == 1 or is_unique(model) else count
+        return 0 if count == 1 or is_unique(job.model) else count
 
     def _take_kept(self, job: _Job) -> bool:
         """Whether the store has its record."""

@@ -22,6 +22,7 @@ from types import TracebackType
 from typing import Any
 
 from robench.errors import ExecutionError, MissingDependencyError, one_line
+from robench.execution.scheduling import parts_of
 from robench.execution.threads import Threads
 from robench.execution.worker import Progress, Save
 from robench.registry import installed_versions
@@ -33,8 +34,6 @@ _ANSWER = 60.0
 """Seconds that a machine has to say which versions it has"""
 _REACH = 5.0
 """Seconds that a cluster's address has to answer"""
-_CALLS_AHEAD = 4
-"""Parts of a job for each call at a time, where nobody says how many"""
 
 _ALIKE = ("robench", "torch")
 """Packages of which all machines must have the same version"""
@@ -118,9 +117,9 @@ class RayCluster(Threads):
         if self._ours:
             _ray().shutdown()
 
-    def parts(self, n: int, least: int) -> int:
-        """Into how many parts to divide a job of ``n`` samples: none of fewer than ``least``."""
-        return max(1, min(n // least, _CALLS_AHEAD * self.size))
+    def parts(self, n: int, share: float, least: int) -> int:
+        """Into how many parts to divide a job; see :func:`robench.execution.scheduling.parts_of`."""
+        return parts_of(n, share, self.size, least)
 
     def put(self, value: Any) -> Any:
         """What stands for a value in calls, which is sent to every machine once.

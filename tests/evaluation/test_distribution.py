@@ -56,7 +56,7 @@ class Cluster(RayCluster):
     calls: list[str] = field(default_factory=list)
     sent: list[bytes] = field(default_factory=list)
 
-    def parts(self, n: int, least: int) -> int:
+    def parts(self, n: int, share: float, least: int) -> int:
         return self.count
 
     def put(self, value: Any) -> bytes:

@@ -16,6 +16,7 @@ import pytest
 from robench.errors import ExecutionError, ModelError
 from robench.execution import ray_cluster
 from robench.execution.ray_cluster import RayCluster, Wanted, _check_versions
+from robench.execution.scheduling import largest_first, parts_of
 
 SUPPORT = Path(__file__).parents[1] / "support"
 needs_ray = pytest.mark.skipif(
@@ -163,3 +164,22 @@ def test_a_machine_that_is_lost_costs_its_parts_only(seed: int, tmp_path: Path) 
     told = scenarios(tmp_path, str(seed))
     assert told["lost"]["contents"] == told["alone"]["contents"]
     assert len(told["lost"]["warned"]) <= 1
+
+
+@pytest.mark.parametrize(
+    "n, share, workers, parts",
+    [
+        (5000, 1.0, 4, 32),  # eight a worker
+        (5000, 1.0, 16, 78),  # of 64 samples
+        (5000, 1.0, 256, 1024),  # four a worker, of fewer
+        (5000, 0.01, 256, 21),  # of a small job, at most its share of eight a worker
+        (10, 1.0, 256, 10),
+        (10, 0.0, 4, 1),
+    ],
+)
+def test_parts_keep_workers_busy(n: int, share: float, workers: int, parts: int) -> None:
+    assert parts_of(n, share, workers, 64) == parts
+
+
+def test_the_largest_are_begun_first() -> None:
+    assert largest_first(["a", "bbb", "c", "ddd"], len) == ["bbb", "ddd", "a", "c"]

@@ -1,0 +1,194 @@
+"""How busy 4 to 256 workers are kept, by simulation: slow machines, lost calls, the end of a job.
+
+What a sample takes is measured: passes of each sample in stored records of a model (``--results``), drawn
+again and again until there are ``--n``. Parts and their order are decided by :mod:`robench.execution.scheduling`, as ``--executor ray`` has it. Assumed, and said in the table: how many
+passes a second a worker makes; seconds before a call's first pass; one machine in twenty at half speed and
+one in a hundred at a fifth; one call in two hundred lost on its way and made again.
+
+Efficiency is the work, at each machine's own speed, over what all machines could have done until the last
+record was there. Of several seeds the mean. Takes a minute; run by hand::
+
+    python benchmarks/stragglers.py --write
+"""
+
+from __future__ import annotations
+
+import argparse
+import heapq
+import itertools
+import statistics
+import sys
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from robench.execution.scheduling import largest_first, parts_of
+from robench.results import Store
+
+RESULT = Path(__file__).parent / "results" / "stragglers.md"
+WORKERS = (4, 16, 64, 256)
+SLOW = ((0.01, 0.2), (0.05, 0.5))
+"""Share of the machines, and their speed"""
+LOST = 1 / 200
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What the scheduler does."""
+
+    name: str
+    by_share: bool = True
+    """The number of a job's parts"""
+    sort: bool = True
+
+
+BEFORE = Rules(
+    "four parts a worker of each job, of 64 samples at least", by_share=False, sort=False
+)
+SORTED = Rules("and largest first", by_share=False)
+NOW = Rules("by the job's share, down to four a worker, largest first")
+
+
+@dataclass(frozen=True, eq=False)
+class Call:
+    """A part of a job."""
+
+    seconds: float
+    """At full speed"""
+    estimate: float
+    """What is known of it beforehand"""
+
+
+@dataclass(frozen=True)
+class Jobs:
+    """Passes of each sample, by attack."""
+
+    passes: dict[str, NDArray[np.float64]]
+    n: int
+    rate: float
+    """Passes a second"""
+    start: float
+    """Seconds before the first pass of a worker's first call"""
+    again: float
+    """And of a later one"""
+
+    def calls(self, workers: int, rules: Rules, draw: np.random.Generator) -> list[Call]:
+        """All parts of all jobs."""
+        found = []
+        total = sum(float(passes.max()) for passes in self.passes.values())
+        for passes in self.passes.values():
+            share = float(passes.max()) / total
+            count = parts_of(self.n, share, workers, 64)
+            if not rules.by_share:  # as it was once
+                count = max(1, min(self.n // 64, 4 * workers))
+            taken = draw.choice(passes, self.n)
+            for part in range(count):
+                work = float(taken[part::count].sum()) / self.rate
+                found.append(Call(work, float(passes.max()) * self.n / count))
+        return largest_first(found, lambda call: call.estimate) if rules.sort else found
+
+
+def simulate(jobs: Jobs, workers: int, rules: Rules, seed: int) -> float:
+    """The efficiency of one run."""
+    draw = np.random.default_rng(seed)
+    dice, speeds = draw.random(workers), np.ones(workers)
+    for share, speed in sorted(SLOW, reverse=True):
+        speeds[dice < share] = speed
+    waiting = jobs.calls(workers, rules, draw)
+    total = sum(call.seconds for call in waiting)
+    number = itertools.count()
+    # When, who, with which call, and whether it is lost.
+    events: list[tuple[float, int, int, Call, bool]] = []
+    begun: set[int] = set()
+    left, idle, now = len(waiting), list(range(workers)), 0.0
+    while left:
+        while idle and waiting:
+            worker, call = idle.pop(0), waiting.pop(0)
+            start = jobs.again if worker in begun else jobs.start
+            begun.add(worker)
+            seconds, lost = (start + call.seconds) / speeds[worker], bool(draw.random() < LOST)
+            seconds *= draw.random() if lost else 1.0
+            heapq.heappush(events, (now + seconds, next(number), worker, call, lost))
+        now, _, worker, call, lost = heapq.heappop(events)
+        idle.append(worker)
+        if lost:
+            waiting.insert(0, call)
+        else:
+            left -= 1
+    return total / (now * float(speeds.sum()))
+
+
+def measured(results: Path, model: str) -> dict[str, NDArray[np.float64]]:
+    """Passes of every sample, by attack."""
+    found = {}
+    for stored in Store(results).records():
+        if stored.record.model.name == model and stored.record.part is None:
+            table = stored.table[["forwards", "backwards"]].astype(float)
+            found[stored.record.attack.name] = table.sum(axis=1).to_numpy()
+    if not found:
+        raise SystemExit(f"{results} has no records of {model}")
+    return found
+
+
+def main() -> int:
+    """Simulate, and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--results", type=Path, default=Path("results"))
+    parser.add_argument("--model", default="pgd-at")
+    parser.add_argument("--n", type=int, default=5000)
+    parser.add_argument("--rates", type=float, nargs="+", default=[400.0, 40.0])
+    parser.add_argument("--start", type=float, default=20.0)
+    parser.add_argument("--again", type=float, default=20.0)
+    parser.add_argument("--seeds", type=int, default=20)
+    parser.add_argument("--write", action="store_true", help=f"write {RESULT.name}")
+    options = parser.parse_args()
+    passes = measured(options.results, options.model)
+    sections = []
+    for rate in options.rates:
+        jobs = Jobs(passes, options.n, rate, options.start, options.again)
+        hours = sum(float(np.mean(p)) for p in passes.values()) * options.n / rate / 3600
+        lines = [
+            f"{rate:g} passes a second: {hours:.0f} hours of one worker",
+            "",
+            "| " + " | ".join(["scheduler", *(f"{count} workers" for count in WORKERS)]) + " |",
+            "|---" + "|---:" * len(WORKERS) + "|",
+        ]
+        for rules in (BEFORE, SORTED, NOW):
+            cells = [_cell(jobs, workers, rules, options.seeds) for workers in WORKERS]
+            lines.append(f"| {rules.name} | " + " | ".join(cells) + " |")
+        sections.append("\n".join(lines))
+    text = "\n\n".join(sections)
+    print(text)
+    if options.write:
+        RESULT.write_text(_page(text, options))
+    return 0
+
+
+def _cell(jobs: Jobs, workers: int, rules: Rules, seeds: int) -> str:
+    found = [simulate(jobs, workers, rules, seed) for seed in range(seeds)]
+    return f"{statistics.mean(found):.2f} (worst {min(found):.2f})"
+
+
+def _page(text: str, options: argparse.Namespace) -> str:
+    return f"""# How busy many workers are kept
+
+`python benchmarks/stragglers.py {" ".join(sys.argv[1:])}`, {date.today()}
+
+A simulation of {options.n:,} samples against the attacks of `standard`, with the passes that each sample of
+`{options.model}` took ([`results`](../../results)). Efficiency, 1 being all machines at work at their own speed all
+the time: the mean of {options.seeds} seeds, and the worst. {options.start:g} s pass before the first pass of a
+worker's first call and {options.again:g} s before that of a later one (on GPUs each call is a process of its own), one
+machine in twenty has half the speed and one in a hundred a fifth, one call in two hundred is lost.
+
+{text}
+
+What is below 0.9 are slow machines that hold a part to the end, as no part is given to a second worker, and starts:
+fourteen hours are 200 s for each of 256 workers, of which several starts take a good share.
+"""
+
+
+if __name__ == "__main__":
+    sys.exit(main())

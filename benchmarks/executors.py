@@ -115,7 +115,7 @@ def lose_a_machine(options: argparse.Namespace, asked: dict[str, Any], seed: int
     """Of three that Ray takes for machines, one is killed at a moment of the seed's."""
     from ray.cluster_utils import Cluster  # an extra
 
-    machines = Cluster(
+    machines: Any = Cluster(
         initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False}
     )
     draw = random.Random(seed)

@@ -125,8 +125,8 @@ def whole(data: ArrayDataset, tmp_path_factory: pytest.TempPathFactory) -> list[
 
 
 def distribution(folder: Path, cluster: Cluster, **options: Any) -> Distribution:
-    options = {"suite": SUITE, "settings": SETTINGS} | options
-    return Distribution(cluster, store=Store(folder), **options)
+    given: dict[str, Any] = {"suite": SUITE, "settings": SETTINGS, **options}
+    return Distribution(cluster, store=Store(folder), **given)
 
 
 def content(stored: StoredRecord) -> dict[str, Any]:

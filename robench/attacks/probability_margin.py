@@ -58,8 +58,8 @@ class _Parts(Loss):
         slopes = torch.stack((-down, down, rival, q_best * up + p_label * down, self.direction))
         return value, slopes[self.part, torch.arange(len(logits), device=logits.device)]
 
-    def at(self, rows: Tensor) -> Loss:
-        """The same for the slots in ``rows``, int64 (B′,)."""
+    def at(self, rows: Tensor | slice) -> Loss:
+        """The same for the slots in ``rows``, int64 (B′,) or a range."""
         return replace(
             self,
             labels=self.labels[rows],

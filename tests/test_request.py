@@ -101,7 +101,7 @@ def typed(monkeypatch):
 def test_every_field_of_a_request_is_an_option_and_every_option_is_a_field():
     group = typer.main.get_command(app)
     options = {item.name for item in group.commands["run"].params} - {
-        *("plots", "as_json", "validate", "dry_run")
+        *("plots", "as_json", "validate", "dry_run", "log")
     }
     names = {item.name for item in fields(Request)}
     assert options == names - PYTHON_ONLY.keys()

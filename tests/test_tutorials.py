@@ -89,7 +89,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def readme(folder: Path, unexamined: None) -> Followed:
     section = page("README.md").partition("## In five minutes each\n")[2].partition("\n## ")[0]
     # Its Python has a test of its own, with a module and tensors.
-    return follow(section.partition("```python")[0])
+    # The demonstration has a test of its own too.
+    return follow(re.sub(r"^robench demo .*\n", "", section.partition("```python")[0], flags=re.M))
 
 
 def test_the_readmes_five_minutes(readme: Followed, folder: Path) -> None:

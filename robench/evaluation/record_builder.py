@@ -66,7 +66,8 @@ class RecordBuilder:
         self.adv_inputs = PickedInputs(self.found.adv_inputs, self.right)
         measured = prepared.metrics.values(self.adv_inputs, self.shown[self.right])
         self.values = {name: self._placed(column) for name, column in measured.items()}
-        tried = build_attack(attack, prepared.threat_model) if not attack.stages else None
+        corrupted = prepared.threat_model.corrupted is not None
+        tried = build_attack(attack, prepared.threat_model) if corrupted else None
         self.trials = tuple(tried.names) if isinstance(tried, Trials) else ()
 
     def _placed(self, column: Tensor) -> Tensor:

@@ -27,6 +27,7 @@ pytestmark = [
 
 LINF = ThreatModel.of("Linf", 0.15)
 L2 = ThreatModel.of("L2", 0.8)
+CORRUPTED = ThreatModel.corruptions()
 N = 300
 NETWORKS = ["small", pytest.param("zoo", marks=pytest.mark.slow)]
 
@@ -334,7 +335,7 @@ def test_the_reference_is_not_defined_for_three_classes() -> None:
 
 def test_entries_of_a_suite_become_attacks() -> None:
     for name in ATTACKS:
-        threat_model = L2 if name in ("cw-l2", "ddn") else LINF
+        threat_model = {"cw-l2": L2, "ddn": L2, "corruptions": CORRUPTED}.get(name, LINF)
         built = build_attack(AttackSpec(name="column", attack=name), threat_model)
         assert built.name == "column"
         assert built.threat_model == threat_model

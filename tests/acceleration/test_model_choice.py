@@ -382,7 +382,7 @@ def searched(precision: str, n: int, steps: int) -> list[StoredRecord]:
     ("precision", "n", "steps", "differing"),
     [
         ("auto", 50, 25, 0),
-        ("bf16", 30, 10, 1),
+        pytest.param("bf16", 30, 10, 1, marks=pytest.mark.slow),
         pytest.param("auto", 100, 30, 0, marks=pytest.mark.slow),
         pytest.param("bf16", 100, 30, 2, marks=pytest.mark.slow),
     ],

@@ -173,7 +173,7 @@ def test_cw_l2_equals_arts(radius: float) -> None:
 @pytest.mark.parametrize(
     ("network", "n", "rounds", "steps"),
     [
-        ("small", 20, 3, 15),
+        ("small", 8, 3, 15),
         pytest.param("small", 20, 5, 40, marks=pytest.mark.slow),
         pytest.param("zoo", 100, 5, 40, marks=pytest.mark.slow),
     ],

@@ -46,7 +46,7 @@ def csv_without_times(folder: Path) -> bytes:
 @pytest.mark.parametrize(
     ("signals", "stops", "samples"),
     [
-        pytest.param(["INT", "KILL", "TERM"], -1, 6, id="each-attack"),
+        pytest.param(["INT", "KILL", "TERM"], -1, 6, id="each-attack", marks=pytest.mark.slow),
         pytest.param(
             ["INT", "KILL", "TERM"], 0, 12, id="each-in-each-attack", marks=pytest.mark.slow
         ),

@@ -69,6 +69,12 @@ ATTACKS: dict[str, Callable[[], Attack[Any]]] = {
     "cw-l2": lambda: CarliniWagnerL2(L2, rounds=3, steps=8),
 }
 
+LIKE_ANOTHER = {
+    *("pgd-short", "pgd-l2", "pma-l2", "apgd-t-malt", "fab-t-malt", "fab-t-short", "fab-t-l1"),
+    *("square-l1", "hop-skip-jump-l2", "fmn-l2", "fmn-l1"),
+}
+"""Their states have the same parts as another one's of the attack"""
+
 
 def _problem() -> tuple[nn.Module, Tensor, Tensor]:
     model = ExactNetwork()
@@ -136,7 +142,13 @@ class _InterruptedError(Exception):
         pytest.param(((0, 11), (0.5, 11), (0.75, 6)), id="more", marks=pytest.mark.slow),
     ],
 )
-@pytest.mark.parametrize("name", ATTACKS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow if name in LIKE_ANOTHER else ())
+        for name in ATTACKS
+    ],
+)
 def test_a_resumed_run_ends_as_an_uninterrupted_one(
     name: str, places: Sequence[tuple[float, int]]
 ) -> None:

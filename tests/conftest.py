@@ -26,7 +26,7 @@ def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("markexpr") == "not slow":
         from hypothesis import settings
 
-        settings.register_profile("quick", max_examples=25)
+        settings.register_profile("quick", max_examples=15)
         settings.load_profile("quick")
 
 

@@ -42,7 +42,11 @@ def installed(tmp_path: Path) -> dict[str, str]:
 
 @pytest.mark.parametrize(
     "named",
-    ["not", pytest.param("on the command line", marks=pytest.mark.slow), "in conftest.py"],
+    [
+        "not",
+        pytest.param("on the command line", marks=pytest.mark.slow),
+        pytest.param("in conftest.py", marks=pytest.mark.slow),
+    ],
 )
 def test_the_plugin_loads_by_itself_and_is_light(
     tmp_path: Path, installed: dict[str, str], named: str

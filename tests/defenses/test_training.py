@@ -257,6 +257,7 @@ def train_noise(folder: Path) -> Path:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="forks")
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 def test_killed_at_any_point_and_resumed_gives_the_same_weights(tmp_path: Path) -> None:

@@ -124,6 +124,7 @@ def test_every_recipe_has_float32_terms_and_nearly_the_float32_gradient(name: st
     assert float(F.cosine_similarity(found["fp32"], found["bf16"], dim=0)) > 0.9
 
 
+@pytest.mark.slow
 def test_a_run_in_bfloat16_learns_and_repeats(tmp_path: Path) -> None:
     parts = TrainingSplits(*hold_out(pictures(120), 24))
     cards = [

@@ -96,7 +96,7 @@ def followed(request, tmp_path_factory, unexamined) -> Iterator[Followed]:
                         arguments[arguments.index("quick")] = "one.toml"
                         arguments.append("--no-plots")
                     elif arguments[0] == "doctor" and "--n" not in arguments:
-                        arguments += ["--n", "30"]
+                        arguments += ["--n", "12"]
                     result = invoke(*arguments)
                     assert result.code == 0, (arguments, result.err, result.out)
                     done.append(arguments[0])

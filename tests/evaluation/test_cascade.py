@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from combinations import one_at_a_time
 from torch import Tensor, nn
 
 import robench
@@ -475,8 +476,10 @@ def test_what_a_stage_finds_when_it_is_searched_again_is_the_stage_s() -> None:
 @pytest.mark.parametrize(
     "every", [pytest.param(9, id="some"), pytest.param(1, id="each", marks=pytest.mark.slow)]
 )
-@pytest.mark.parametrize("minimum", [0, 4])
-@pytest.mark.parametrize("more", [(), (pgd("last", steps=1, relative_step_size=0.1),)])
+@pytest.mark.parametrize(
+    ("minimum", "more"),
+    one_at_a_time([4, 0], [(pgd("last", steps=1, relative_step_size=0.1),), ()]),
+)
 def test_a_cascade_stopped_anywhere_goes_on_to_the_same_end(
     minimum: int, more: tuple[AttackSpec, ...], every: int
 ) -> None:

@@ -110,7 +110,7 @@ class Scenarios:
 def main(folder: Path, names: Sequence[str]) -> None:
     """Run these."""
     told: dict[str, Any] = {}
-    with RayCluster.connect(Wanted(at_once=2)) as cluster:
+    with RayCluster.connect(Wanted(at_once=1)) as cluster:
         scenarios = Scenarios(folder, cluster)
         runs: dict[str, Callable[[], dict[str, Any]]] = {
             "alone": scenarios.alone,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -202,42 +202,46 @@ def targeted_text(frame: pd.DataFrame) -> str:
     """How often targets were reached, for a terminal: a table for each group of comparable rows."""
     header = ["model", "attack", "reached", "attacked", "success %", "95 % interval", "pairs %"]
     header += ["targeted robust %", "clean %", "validity"]
-    parts = []
-    for title, block in frame.groupby("group", sort=False):
-        body = [
-            [
-                *(str(row[name]) for name in ("model", "attack", "reached", "attacked")),
-                number(row["targeted_success"]),
-                f"{number(row['targeted_success_low'])} – {number(row['targeted_success_high'])}",
-                *(number(row[n]) for n in ("pair_success", "targeted_robust_acc", "clean_acc")),
-                str(row["validity"]),
-            ]
-            for row in rows_of(block)
+
+    def cells(row: dict[str, Any]) -> list[str]:
+        return [
+            *(str(row[name]) for name in ("model", "attack", "reached", "attacked")),
+            number(row["targeted_success"]),
+            f"{number(row['targeted_success_low'])} – {number(row['targeted_success_high'])}",
+            *(number(row[n]) for n in ("pair_success", "targeted_robust_acc", "clean_acc")),
+            str(row["validity"]),
         ]
-        parts.append(f"{title}\n{format_table(header, body)}")
-    return "\n\n".join(parts)
+
+    return _by_group(frame, header, cells)
 
 
 def corruptions_text(frame: pd.DataFrame) -> str:
     """Accuracy on corrupted samples, for a terminal: a table for each group of comparable rows."""
     severities = [name for name in frame.columns if name.startswith("severity_")]
-    header = ["model", "corruptions_acc", "95 % interval", *(["mCE"] if "mce" in frame else [])]
+    mce = ["mce"] if "mce" in frame else []
+    header = ["model", "corruptions_acc", "95 % interval", *(["mCE"] if mce else [])]
     header += ["clean_acc", *(name.removesuffix("_acc") for name in severities), "validity"]
-    parts = []
-    for title, block in frame.groupby("group", sort=False):
-        body = [
-            [
-                str(row["model"]),
-                number(row["corruptions_acc"]),
-                f"{number(row['corruptions_acc_low'])} – {number(row['corruptions_acc_high'])}",
-                *([number(row["mce"])] if "mce" in frame else []),
-                *(number(row[name]) for name in ("clean_acc", *severities)),
-                str(row["validity"]),
-            ]
-            for row in rows_of(block)
+
+    def cells(row: dict[str, Any]) -> list[str]:
+        return [
+            str(row["model"]),
+            number(row["corruptions_acc"]),
+            f"{number(row['corruptions_acc_low'])} – {number(row['corruptions_acc_high'])}",
+            *(number(row[name]) for name in (*mce, "clean_acc", *severities)),
+            str(row["validity"]),
         ]
-        parts.append(f"{title}\n{format_table(header, body)}")
-    return "\n\n".join(parts)
+
+    return _by_group(frame, header, cells)
+
+
+def _by_group(
+    frame: pd.DataFrame, header: list[str], cells: Callable[[dict[str, Any]], list[str]]
+) -> str:
+    tables = (
+        f"{title}\n{format_table(header, [cells(row) for row in rows_of(block)])}"
+        for title, block in frame.groupby("group", sort=False)
+    )
+    return "\n\n".join(tables)
 
 
 def rows_of(frame: pd.DataFrame) -> list[dict[str, Any]]:

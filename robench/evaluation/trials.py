@@ -80,8 +80,8 @@ def _keep(result: SearchResult, number: int, name: str, points: Tensor, verdicts
     result.search_margins = result.search_margins.index_copy(
         1, torch.tensor([number], device=points.device), margins[:, None]
     )
-    for index in failed.nonzero().squeeze(1).tolist():
-        result.errors = {index: _UNJUDGED.format(name), **result.errors}
+    told = dict.fromkeys(failed.nonzero().squeeze(1).tolist(), _UNJUDGED.format(name))
+    result.errors = {**told, **result.errors}  # of several trials the first is said
     closer = (margins < result.closest_margin).nonzero().squeeze(1)
     result.keep(closer, points[closer], verdicts.at(closer))
     result.closest_margin = torch.minimum(result.closest_margin, margins.nan_to_num(nan=torch.inf))

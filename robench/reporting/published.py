@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
-from robench.files import atomic_write, read_bytes, read_text
+from robench.files import atomic_write, file_sha256, read_bytes, read_text
 from robench.registry import identity_of, installed_versions
 from robench.reporting.catalogue import reports
 from robench.results import Store, StoredRecord
@@ -39,7 +39,8 @@ class Published:
             told = json.loads(read_text(self._folder / NAME))
             files = {self._folder / name: str(digest) for name, digest in told["files"].items()}
             same = told["made_of"] == self._made_of and all(
-                path.resolve().is_relative_to(self._folder.resolve()) and _sha256(path) == digest
+                path.resolve().is_relative_to(self._folder.resolve())
+                and file_sha256(path) == digest
                 for path, digest in files.items()
             )
         except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
@@ -52,7 +53,7 @@ class Published:
         Raises:
             StoreError: that cannot be written.
         """
-        names = {path.relative_to(self._folder).as_posix(): _sha256(path) for path in files}
+        names = {path.relative_to(self._folder).as_posix(): file_sha256(path) for path in files}
         content = json.dumps({"made_of": self._made_of, "files": names}, indent=1)
         atomic_write(self._folder / NAME, content.encode())
 
@@ -84,7 +85,3 @@ def _digest(
 
 _CODE = (".py", ".j2", ".css", ".js", ".toml")
 """What decides how something looks, styles and scripts of the page too"""
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(read_bytes(path)).hexdigest()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -197,24 +197,20 @@ def _measured(located: LocatedCard, results: list[ModelResult], folder: str | Pa
 
 def _finding(model: Measured, row: PaperRow, column: str, why: str) -> Finding:
     claimed, measured, n = row.figures.get(column), model.figures.get(column), model.n
-    base = {
-        "model": model.card.id,
-        "under": f"{row.label}, {row.dataset}, {row.network or 'an unknown network'}",
-        "quantity": column,
-        "claimed": claimed,
-        "measured": measured,
-    }
+    finding = partial(
+        Finding,
+        model=model.card.id,
+        under=f"{row.label}, {row.dataset}, {row.network or 'an unknown network'}",
+        quantity=column,
+        claimed=claimed,
+        measured=measured,
+    )
     if why or claimed is None or measured is None or not n:
         missing = "the paper's figure is not here" if claimed is None else "it was not measured"
-        return Finding(**base, why=why or missing)  # type: ignore[arg-type]
+        return finding(why=why or missing)
     share = wilson(round(measured / 100 * n), n).scaled(100)
     agrees = share.low <= claimed <= share.high
-    return Finding(
-        **base,  # type: ignore[arg-type]
-        low=share.low,
-        high=share.high,
-        verdict="agrees" if agrees else "differs",
-    )
+    return finding(low=share.low, high=share.high, verdict="agrees" if agrees else "differs")
 
 
 def _network(name: str, arguments: Mapping[str, Any]) -> str:

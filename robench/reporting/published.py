@@ -40,6 +40,7 @@ class Published:
             files = {self._folder / name: str(digest) for name, digest in told["files"].items()}
             same = told["made_of"] == self._made_of and all(
                 path.resolve().is_relative_to(self._folder.resolve())
+                and path.is_file()  # a pipe would be waited for
                 and file_sha256(path) == digest
                 for path, digest in files.items()
             )

@@ -29,6 +29,7 @@ from robench.evaluation.plan import ModelPlan
 from robench.evaluation.prepared_model import Examination, Settings
 from robench.evaluation.recognition import check_recognised
 from robench.evaluation.runner import Listener, Silent, evaluate_model, plan_model
+from robench.evaluation.trials import met_by
 from robench.execution.ray_cluster import RayCluster, Wanted
 from robench.files import ensure_writable
 from robench.models.loading import as_it_ran
@@ -203,9 +204,11 @@ def prepare(request: Request) -> Prepared:
             "there is one search on each of several devices, and --workers says how many",
             hint="Leave out --workers",
         )
+    loaded = load_requested(request)
+    met = {dataset: _met_by(request, dataset, suite) for dataset in {d for _, d in loaded}}
     planned = [
-        Planned(model, threat.aimed_at(targets_for(request, dataset)), dataset)
-        for model, dataset in load_requested(request)
+        Planned(model, met[dataset] or threat.aimed_at(targets_for(request, dataset)), dataset)
+        for model, dataset in loaded
         for threat in threat_models_for(request, model.summary.threat_model)
     ]
     models = {id(item.model): item for item in planned}.values()
@@ -278,6 +281,22 @@ def _corrupted(request: Request, suite: Suite) -> Request:
             hint="Leave out --norm, --eps, --goal and --targets",
         )
     return replace(request, goal="corrupted")
+
+
+def _met_by(request: Request, dataset: Dataset, suite: Suite) -> ThreatModel | None:
+    """The corruptions that a data set's samples are evaluated under; None: there is an adversary.
+
+    Raises:
+        UsageError: the data set comes with corrupted images that the request has no use for.
+        RobenchError: as :func:`robench.evaluation.trials.met_by`.
+    """
+    corrupted = request.goal == "corrupted"
+    if dataset.published is not None and (not corrupted or request.executor == "ray"):
+        raise UsageError(
+            "a folder of corrupted images is for --suite corruptions, and no cluster has it",
+            hint="Leave out --dataset-option corrupted=FOLDER, or else --executor ray",
+        )
+    return met_by(dataset, suite) if corrupted else None
 
 
 def _check_entries(suite: Suite, threats: Sequence[ThreatModel]) -> None:

@@ -25,6 +25,9 @@ Norm = Literal["Linf", "L2", "L1"]
 NORMS: tuple[Norm, ...] = get_args(Norm)
 
 CORRUPTIONS: Literal["corruptions"] = "corruptions"
+GENERATED = "generated"
+"""The corruptions that robench makes itself, beside sets that somebody published"""
+
 Family = Norm | Literal["corruptions"]
 """What an attack is meant for: a norm's balls, or corruptions"""
 
@@ -135,7 +138,7 @@ class ThreatModel:
     corrupted: str | None = None
 
     @classmethod
-    def corruptions(cls, which: str = "generated") -> ThreatModel:
+    def corruptions(cls, which: str = GENERATED) -> ThreatModel:
         """No adversary: images as common corruptions leave them."""
         return cls("Linf", Fraction(1), which, corrupted=which)
 
@@ -192,8 +195,8 @@ class ThreatModel:
         if isinstance(text, ThreatModel):
             return text
         norm, dash, rest = text.partition("-") if isinstance(text, str) else ("", "", "")
-        if norm == CORRUPTIONS and _SET.fullmatch(rest or "generated"):
-            return cls.corruptions(rest or "generated")
+        if norm == CORRUPTIONS and _SET.fullmatch(rest or GENERATED):
+            return cls.corruptions(rest or GENERATED)
         if not dash:
             raise UsageError(f"{text!r:.100} is not a threat model", hint="Write it as Linf-8/255")
         eps, targeted, targets = rest.partition(_TARGETED)

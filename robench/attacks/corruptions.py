@@ -15,7 +15,7 @@ from robench.corruptions import CONSTANTS, CORRUPTIONS, Constants, constants_for
 from robench.errors import AttackError
 from robench.records.corruptions import BENCHMARK, FURTHER, SEVERITIES, trial_name
 from robench.registry import unknown_name
-from robench.threat_models import ThreatModel
+from robench.threat_models import GENERATED, ThreatModel
 
 
 @dataclass(eq=False)
@@ -54,6 +54,12 @@ class Corruptions:
                 raise unknown_name("corruption", name, list(CORRUPTIONS))
         if self.constants is not None and self.constants not in CONSTANTS:
             raise unknown_name("set of constants", self.constants, list(CONSTANTS))
+        if self.constants is not None and self.threat_model.corrupted != GENERATED:
+            raise AttackError(
+                "constants are what images are made with, and these were published",
+                where=self.name,
+                hint="Leave out the constants, or the folder of corrupted images",
+            )
 
     @cached_property
     def chosen(self) -> tuple[str, ...]:
@@ -68,6 +74,14 @@ class Corruptions:
     def names(self) -> tuple[str, ...]:
         """One for each corruption and severity."""
         return tuple(trial_name(name, s) for name in self.chosen for s in SEVERITIES)
+
+    @cached_property
+    def needed(self) -> tuple[str, ...]:
+        """Of :attr:`names` those that published images have to be there for: those that were chosen,
+        else the benchmark's."""
+        if self.only is not None:
+            return self.names
+        return tuple(trial_name(name, s) for name in BENCHMARK for s in SEVERITIES)
 
     def trial(self, number: int, inputs: Tensor, keys: Tensor) -> Tensor | None:
         """Inputs (B, C, H, W) as a corruption leaves them; None: it has no meaning for them."""

@@ -19,6 +19,8 @@ class Trials(Protocol):
     threat_model: ThreatModel
     names: Sequence[str]
     """Of the trials, in order"""
+    needed: Sequence[str]
+    """Those of them that have to be there where their images are read, not made"""
 
     def trial(self, number: int, inputs: Tensor, keys: Tensor) -> Tensor | None:
         """Trial ``number`` of inputs (B, C, H, W) in [0, 1] with their samples' keys, int64 (B,): of

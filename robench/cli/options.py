@@ -238,7 +238,8 @@ _NAME_VALUES = {
 
 _TEXTS = {
     "--dataset-option": frozenset(
-        {"masks", "name", "samples", "config", "image", "label", "labels", "class_names"}
+        {"masks", "name", "samples", "config", "image", "label", "labels"}
+        | {"class_names", "corrupted"}
     ),
     "--weights": frozenset({"key", "strip_prefix"}),
 }

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from robench.datasets.pixels import check_brightness, check_unit_range, is_dark
+from robench.datasets.published_corruptions import PublishedCorruptions
 from robench.errors import DataError, UsageError
 from robench.records import DatasetSpec, PreprocessingSpec
 
@@ -129,6 +130,8 @@ class Dataset(ABC):
     """Whether the samples are floats so dark that white may be another value than 1"""
     reads_alike = False
     """Whether a sample that is read again is sure to be the same pixels."""
+    published: PublishedCorruptions | None = None
+    """The samples as common corruptions left them, where a folder of such images is named"""
 
     @property
     def num_classes(self) -> int:
@@ -291,6 +294,7 @@ class Subset(Dataset):
         )
         self.reads_alike = parent.reads_alike
         self.dark = parent.dark
+        self.published = None if parent.published is None else parent.published.at(chosen)
         self._parent = parent
         self._indices = chosen
 

@@ -12,6 +12,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from robench.datasets.arrays import ARRAY_SUFFIXES, load_arrays
 from robench.datasets.base import Dataset, hold_out
+from robench.datasets.corrupted_files import open_published
 from robench.datasets.image_files import FolderDataset
 from robench.datasets.preprocessing import PREPROCESSING_OPTIONS, Preprocessing
 from robench.datasets.torchvision_sets import TORCHVISION_SETS, load_torchvision
@@ -64,6 +65,7 @@ def load_dataset(
     download: bool = False,
     preprocessing: PreprocessingSpec | None = None,
     trust_code: bool = False,
+    corrupted: str | Path | None = None,
     **options: Any,
 ) -> Dataset:
     """A data set by registered name, from a folder, a file of arrays, or the Hugging Face Hub.
@@ -79,6 +81,8 @@ def load_dataset(
         preprocessing: what a model's card asks for; taken where images are of any size and
             ``options`` say nothing of it. Sets of one size and arrays stay as they are.
         trust_code: import a loader that is written out, ``package.module:function``.
+        corrupted: a folder of the same samples under common corruptions, as CIFAR-10-C or ImageNet-C is,
+            for the suite ``corruptions``.
         options: the loader's own, such as ``size`` and ``masks`` for folders.
 
     Raises:
@@ -105,6 +109,8 @@ def load_dataset(
             where=str(name),
             hint="Let it return robench.datasets.from_torch(…) of what it has",
         )
+    if corrupted is not None:
+        dataset.published = open_published(corrupted, dataset)
     return dataset if n is None else dataset.subset(n)
 
 

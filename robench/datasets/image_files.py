@@ -52,6 +52,8 @@ class ImageFiles(ImageByImage):
     """
 
     reads_alike = True
+    files: Sequence[str]
+    """Paths relative to the folder, with ``/`` and composed Unicode"""
 
     def __init__(
         self,
@@ -79,7 +81,7 @@ class ImageFiles(ImageByImage):
                 where=root,
                 hint=f"A mask lies under its image's path, such as {ids[0]}, with its own suffix",
             )
-        self._relative = ids
+        self.files = ids
         super().__init__(
             name=name,
             split=split,
@@ -91,7 +93,7 @@ class ImageFiles(ImageByImage):
         )
 
     def _image(self, index: int) -> Tensor:
-        with _opened(self._place(index)) as image:
+        with opened_image(self._place(index)) as image:
             return self._preparation.image(image)
 
     def _place(self, index: int) -> Path:
@@ -103,9 +105,9 @@ class ImageFiles(ImageByImage):
         result = torch.zeros((len(indices), *self.input_shape[1:]), dtype=torch.bool)
         for row, index in enumerate(indices):
             # The size is in the header; the pixels are not decoded again.
-            with _opened(self._place(index)) as image:
+            with opened_image(self._place(index)) as image:
                 size = upright_size(image) if self._preparation.upright else image.size
-            mask = self._masks.mask(self._relative[index], size)
+            mask = self._masks.mask(self.files[index], size)
             if mask is not None:
                 result[row] = self._preparation.mask(mask)
         return result
@@ -293,7 +295,8 @@ def _few(names: set[str]) -> str:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
+def opened_image(path: Path) -> Iterator[Image.Image]:
+    """An image file, open; DataError with its path: it cannot be read, or what is done with it fails."""
     try:
         with Image.open(path) as image:
             yield image

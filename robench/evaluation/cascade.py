@@ -33,7 +33,7 @@ from robench.evaluation.queries import Queries
 from robench.evaluation.samples import Samples, SearchResult
 from robench.evaluation.search import Search
 from robench.evaluation.traces import Tracer
-from robench.evaluation.trials import run_trials
+from robench.evaluation.trials import images_of, run_trials
 from robench.execution import Call, Progress, Save, Task, ThisProcess
 from robench.records import AttackSpec, Flag
 from robench.results.traces import Traced, TraceParts, write_trace
@@ -289,8 +289,19 @@ class Cascade:
 
         def tried(progress: Progress, save: Save) -> dict[str, Any]:
             assert isinstance(attack, Trials)
-            judge, state = prepared.adjudicator, task.state
-            return vars(run_trials(attack, judge, samples, state, save=save, progress=progress))
+            rows = prepared.rows[prepared.aims.sample[task.about]]
+            images = images_of(attack, samples, prepared.dataset, rows)
+            return vars(
+                run_trials(
+                    attack,
+                    prepared.adjudicator,
+                    samples,
+                    images,
+                    task.state,
+                    save=save,
+                    progress=progress,
+                )
+            )
 
         if isinstance(attack, Trials):
             return tried

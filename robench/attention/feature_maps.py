@@ -20,7 +20,8 @@ from robench.probes import (
 
 
 def find_spatial_layer(model: nn.Module, inputs: Tensor) -> str:
-    """The last module to finish whose output is a feature map with more than one cell.
+    """The last module to finish whose output is a feature map with more than one cell, and on the way to
+    the logits: no map that a module hands on beside what it made of it, as backbones do.
 
     Where layers put out tokens (N, T, C), as a transformer's do, a map is either the tokens' grid
     or one that has the inputs' aspect, and besides it has to be the whole that the logits are made
@@ -61,29 +62,44 @@ def find_spatial_layer(model: nn.Module, inputs: Tensor) -> str:
             model(probe.clone())
     called = {module: name for name, module in reversed(names.items())}
     has_tokens = any(module not in maps for module in grids)
-    candidates = dict.fromkeys(reversed(grids if has_tokens else maps[-1:]))
-    for module in candidates:
-        if not has_tokens or _is_the_whole(model, called[module], probe, prefix):
+    for module in dict.fromkeys(reversed(grids if has_tokens else maps)):
+        past, through = _ways(model, called[module], probe)
+        if through is not None and (
+            not has_tokens or _is_the_whole(model, called[module], probe, prefix, past, through)
+        ):
             return called[module]
     raise ModelError(
         "no layer's tokens are a map of the image that the logits are made of"
         if has_tokens
-        else "no layer puts out a spatial feature map (N, C, h, w)",
+        else "no layer on the way to the logits puts out a spatial feature map (N, C, h, w)",
         hint="Use rollout for a transformer, or method = 'none' in the card's attention",
     )
 
 
-def _is_the_whole(model: nn.Module, layer: str, inputs: Tensor, prefix: int | None) -> bool:
-    """Whether the logits depend on the inputs through the patches of this layer's output alone."""
+def _ways(model: nn.Module, layer: str, inputs: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    """The largest logit's gradient in the inputs past this layer's output, and in that output; None:
+    there is no such way, or no gradient at all."""
     with torch.inference_mode(False), torch.enable_grad():
         probe = inputs.detach().clone().requires_grad_()
         with tapped(model, layer, leaf=True) as feature_map:
             model.eval()
             score = checked_logits(model(probe.clone()), len(probe)).amax(dim=1).sum()
         if not score.requires_grad:
-            return False
+            return None, None
         past, through = torch.autograd.grad(score, (probe, feature_map()), allow_unused=True)
-    if through is None or (past is not None and bool(past.any())):
+    return past, through
+
+
+def _is_the_whole(
+    model: nn.Module,
+    layer: str,
+    inputs: Tensor,
+    prefix: int | None,
+    past: Tensor | None,
+    through: Tensor,
+) -> bool:
+    """Whether the logits depend on the inputs through the patches of this layer's output alone."""
+    if past is not None and bool(past.any()):
         return False
     # Where all gradients vanish, as behind a softmax that is saturated, nothing is known.
     reached = bool(as_map(through, inputs, prefix).any()) or not bool(through.any())

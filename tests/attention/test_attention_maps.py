@@ -115,7 +115,7 @@ def test_the_layer_is_searched_for_once() -> None:
     extractor = AttentionExtractor(model)
     extractor(INPUTS, TARGETS)
     extractor(INPUTS, TARGETS)
-    assert sizes == [1, 4, 4]
+    assert sizes == [1, 1, 4, 4]
 
 
 def test_wrong_names_are_caught_before_any_pass() -> None:

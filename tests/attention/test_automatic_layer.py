@@ -223,3 +223,37 @@ def test_a_network_in_another_precision_is_named(dtype: torch.dtype) -> None:
     model = _built("torchvision ConvNeXt").to(dtype)
     with pytest.raises(ModelError, match=rf"in {dtype} and fails.*\.float\(\)"):
         attention_maps(model, INPUTS, TARGETS)
+
+
+class _Backbone(nn.Module):
+    """Hands its map on beside what it made of it, and a second map that nothing is made of."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stages = nn.Sequential(nn.Conv2d(3, 4, 3, 4, 1), nn.ReLU(), nn.Conv2d(4, 6, 3, 2, 1))
+        self.aside = nn.Conv2d(6, 6, 1)
+
+    def forward(self, inputs: Tensor) -> dict[str, Tensor]:
+        features = self.stages(inputs)
+        self.aside(features)
+        return {"map": features, "pooled": features.mean(dim=(2, 3))}
+
+
+class _Pooled(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone = _Backbone()
+        self.head = nn.Linear(6, 5)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.backbone(inputs)["pooled"])
+        return logits
+
+
+def test_a_map_beside_what_was_made_of_it_is_not_chosen() -> None:
+    torch.manual_seed(0)
+    model = _Pooled().eval()
+    assert find_spatial_layer(model, INPUTS) == "backbone.stages"
+    maps = grad_cam(model, INPUTS, TARGETS)
+    torch.testing.assert_close(maps, grad_cam(model, INPUTS, TARGETS, layer="backbone.stages.2"))
+    assert float(maps.sum()) > 0

@@ -206,7 +206,7 @@ def test_names_that_lead_nowhere_are_unknown(layer: str) -> None:
 
 def test_network_without_spatial_layers_is_refused() -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 12, 5))
-    with pytest.raises(ModelError, match="no layer puts out a spatial feature map"):
+    with pytest.raises(ModelError, match="no layer on the way to the logits puts out a spatial"):
         grad_cam(model, *batch())
 
 

@@ -266,7 +266,7 @@ def test_a_network_without_a_spatial_layer_says_so_and_keeps_its_features():
     assert set(values) == {"alignment", "exclusion", "separation"}
     (flag,) = metrics.methods.flags
     assert (flag.name, flag.severity) == ("no_attention", "note")
-    assert "no layer puts out a spatial feature map" in flag.evidence
+    assert "puts out a spatial feature map" in flag.evidence
 
 
 def test_no_rows_no_values(problem):

@@ -324,13 +324,14 @@ def check_fit(model: RobenchModel, dataset: Dataset, device: torch.device) -> No
     Raises:
         ModelError, UsageError, CardError: the model does not fit the data, or its card.
     """
+    inputs = dataset.batch(range(min(PROBE, len(dataset))))  # whose files are not the model's
     # What a randomised model draws here is not drawn from the caller's generators.
     with own_stream(0, device), Touched() as touched:
-        _try_out(model, dataset)
+        _try_out(model, dataset, inputs.to(device_of(model)))
     as_it_ran(model, touched)
 
 
-def _try_out(model: RobenchModel, dataset: Dataset) -> None:
+def _try_out(model: RobenchModel, dataset: Dataset, inputs: Tensor) -> None:
     if model.num_classes != dataset.num_classes:
         raise UsageError(
             f"the model has {model.num_classes} classes, {dataset.name} has {dataset.num_classes}",
@@ -341,7 +342,6 @@ def _try_out(model: RobenchModel, dataset: Dataset) -> None:
         )
     model.first = FirstState.of(model.network)
     _check_layers(model)
-    inputs = dataset.batch(range(min(PROBE, len(dataset)))).to(device_of(model))
     try:
         with torch.no_grad(), precision_named(model):
             logits = model(inputs)

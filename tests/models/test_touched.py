@@ -19,14 +19,19 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 import robench
-from robench.datasets import ArrayDataset
+from robench.datasets import ArrayDataset, load_dataset
+from robench.models import wrap_module
 from robench.models.code_identity import code_identity
+from robench.models.loading import is_unique
 from robench.models.touched import Touched
+from robench.preparation import check_fit
 from robench.records import AttackSpec, Suite
 
 pytestmark = pytest.mark.usefixtures("unexamined")
@@ -168,6 +173,17 @@ def test_lines_of_a_warning_and_logs_are_not_read(here: Path) -> None:
         shown = warnings.formatwarning("text", UserWarning, __file__, 1)
     assert "What a model's code touches" in shown
     assert list(touched.reads) == []
+
+
+def test_the_samples_files_are_not_the_models(tmp_path: Path) -> None:
+    for number, name in enumerate(("dark", "bright") * 3):
+        (tmp_path / "images" / name).mkdir(parents=True, exist_ok=True)
+        levels = 255 * np.uint8(number % 2) * np.ones((4, 4), np.uint8)
+        Image.fromarray(levels).save(tmp_path / "images" / name / f"{number}.png")
+    folder = load_dataset(tmp_path / "images", grey=True)
+    model = wrap_module(own(lambda self: 2.0), num_classes=2, input={"channels": 1})
+    check_fit(model, folder, torch.device("cpu"))
+    assert not is_unique(model)
 
 
 def test_another_threads_files_are_not_the_models(here: Path) -> None:

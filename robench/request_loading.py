@@ -20,6 +20,7 @@ from robench.models.loading import as_it_is_now, load_model
 from robench.models.wrapper import RobenchModel
 from robench.models.zoo import LocatedCard, find_card, list_cards
 from robench.records import (
+    LIBRARIES,
     ArchitectureSpec,
     Flag,
     ForwardSpec,
@@ -199,7 +200,7 @@ def _load(request: Request, model: Chosen, samples: Samples) -> tuple[RobenchMod
     card = draft_requested(request, model, dataset)
     loaded = load_model(card, trust_pickle=request.trust_pickle)
     library, colon, _ = card.architecture.name.partition(":")
-    if colon and library in ("timm", "torchvision") and card.input.mean is None:
+    if colon and library in LIBRARIES and card.input.mean is None:
         _remark(
             loaded,
             "normalisation_unknown",

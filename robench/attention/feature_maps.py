@@ -123,11 +123,14 @@ def as_map(features: Tensor, inputs: Tensor, prefix: int | None = None) -> Tenso
     Hierarchical transformers keep theirs as (N, h, w, C). A map is read so only if that reading
     has the inputs' aspect, within a cell's rounding, and the usual one has not. Tokens (N, T, C)
     become the grid of their patches, without the ``prefix`` tokens before them (None: inferred).
+    (N, C, 1) are channels after pooling, never tokens.
 
     Raises:
         ModelError: the tokens form no grid.
     """
     size = (int(inputs.shape[2]), int(inputs.shape[3]))
+    if features.ndim == 3 and features.shape[2] == 1:
+        raise ModelError("the layer puts out one value for each of its channels, and no map")
     if features.ndim == 3:
         before, grid = token_grid(int(features.shape[1]), size, prefix)
         patches = features[:, before:].transpose(1, 2)

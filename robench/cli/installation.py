@@ -25,6 +25,7 @@ _OPTIONAL = {
     "huggingface_hub": "hub",
     "datasets": "hf-datasets",
     "timm": "timm",
+    "transformers": "transformers",
     "tensorboard": "tensorboard",
     "mlflow": "mlflow",
     "lightning-fabric": "distributed",

@@ -116,7 +116,7 @@ class RequestOptions:
         option(
             "NAME",
             "Architecture of weights without a card: robench's, torchvision:NAME, timm:NAME, "
-            "package.module:callable, or program.",
+            "transformers:TYPE, package.module:callable, or program.",
             "--arch",
         ),
     ]

@@ -49,7 +49,11 @@ for _name, _target, _summary in (
 SOURCES: Final[Registry[Callable[[str], ModelCard | RobenchModel]]] = Registry("model source")
 """Name before the colon → function of what comes after it. Their packages are optional."""
 
-SOURCES.add("hf", "robench.models.sources:hub_card", "hf:OWNER/NAME[@REVISION], timm's models")
+SOURCES.add(
+    "hf",
+    "robench.models.sources:hub_card",
+    "hf:OWNER/NAME[@REVISION] or hf:./FOLDER, models of timm and transformers",
+)
 SOURCES.add(
     "robustbench",
     "robench.models.sources:load_from_robustbench",

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from robench.errors import CardError, CheckpointError
 from robench.models.architectures.build import build_architecture
+from robench.models.architectures.transformers_library import in_own_names
 from robench.models.checkpoints import (
     checkpoint_sha256,
     detect_format,
@@ -165,7 +166,7 @@ def draft_card(
         name: the card's name; None: the file's.
         defense: recipe's name.
         input: range and normalisation; None: [0, 1] as it is.
-        forward: arguments and output path.
+        forward: arguments and output path; None: ``logits`` of a network of transformers, else the output.
         preprocessing: how images of other sizes are prepared for it.
         key: place of the state dict; None: guessed.
         prefix: prefix to strip; None: guessed, with the architecture's own names as the judge.
@@ -201,10 +202,17 @@ def draft_card(
             "strip_prefix": prefix or "",
         },
         "input": input,
-        "forward": forward or ForwardSpec(),
+        "forward": _forward(spec, forward or ForwardSpec()),
         "preprocessing": preprocessing,
     }
     return parse(ModelCard, card, CardError, where=path)
+
+
+def _forward(architecture: ArchitectureSpec, asked: ForwardSpec) -> ForwardSpec:
+    """What was asked for; of transformers, whose networks give several things by name, the logits."""
+    if asked.output or not architecture.name.startswith("transformers:"):
+        return asked
+    return asked.model_copy(update={"output": ("logits",)})
 
 
 def _state_dicts_at(
@@ -283,7 +291,10 @@ def _fits(
     wanted = network.state_dict()
     fits: dict[str | None, _Fit] = {}
     shaped: dict[str | None, _Fit] = {}
-    for key, tensors in found.items():
+    for key, stored in found.items():
+        tensors = in_own_names(
+            network, stored, _common_prefix(stored) if prefix is None else prefix
+        )
         chosen = matching_prefix(network, tensors) if prefix is None else prefix
         if chosen is None:
             continue
@@ -298,6 +309,12 @@ def _fits(
         if all(own[name].shape == wanted[name].shape for name in wanted if name in own):
             shaped[key] = fits[key]
     return shaped or fits
+
+
+def _common_prefix(names: Mapping[str, object]) -> str:
+    """The longest chain of wrapper prefixes that all names begin with."""
+    chains = (p for p in _growing_prefixes(names) if all(name.startswith(p) for name in names))
+    return max(chains, key=len, default="")
 
 
 def _same(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,11 +12,18 @@ from typing import Any, Final
 
 from torch import nn
 
-from robench.errors import CheckpointError, MissingDependencyError, UsageError, one_line
-from robench.files import cache_folder, read_text
+from robench.errors import (
+    CardError,
+    CheckpointError,
+    MissingDependencyError,
+    UsageError,
+    one_line,
+)
+from robench.files import cache_folder, expanded, read_text
 from robench.models.checkpoints import shard_names
 from robench.models.drafting import draft_card
 from robench.models.loading import wrap_module
+from robench.models.transformers_repositories import Described, described, is_classifier
 from robench.models.wrapper import RobenchModel
 from robench.records import ArchitectureSpec, Flag, InputSpec, ModelCard, PreprocessingSpec
 from robench.registry import near_misses
@@ -38,6 +46,20 @@ def _split(address: str) -> tuple[str, str | None]:
     return match["repo"], match["revision"]
 
 
+def local_folder(address: str) -> Path | None:
+    """The folder that an address names by its path, such as ``./tiny``: what a repository would hold.
+
+    Raises:
+        CheckpointError: it names one that does not exist.
+    """
+    if not address.startswith((".", "/", "~", os.sep)) and not os.path.isabs(address):
+        return None
+    folder = expanded(address)
+    if not folder.is_dir():
+        raise CheckpointError("the folder does not exist", where=f"hf:{address}")
+    return folder
+
+
 def fetch_hub_file(address: str, name: str) -> Path | None:
     """Download one file of a repository into the Hub's own cache.
 
@@ -53,6 +75,8 @@ def fetch_hub_file(address: str, name: str) -> Path | None:
         UsageError: the address has another form.
         CheckpointError: no such repository, no access, or no connection.
     """
+    if (folder := local_folder(address)) is not None:
+        return folder / name if (folder / name).is_file() else None
     repo, revision = _split(address)
     try:
         # Optional package, needed for this source only.
@@ -112,52 +136,73 @@ def _read_json(path: Path, address: str) -> Mapping[str, Any]:
 
 
 def hub_card(address: str) -> ModelCard:
-    """Download a model that timm published or can read, and describe it.
+    """Download a model that timm or transformers can read, and describe it.
 
-    Architecture, classes, input size and normalisation come from the repository's
-    ``config.json``. The hash in the card is the downloaded file's own: name a revision to pin it.
+    Architecture, classes, input size and normalisation come from the repository's ``config.json``, of
+    transformers also from its ``preprocessor_config.json``. The hash in the card is the downloaded file's
+    own: name a revision to pin it.
+
+    Args:
+        address: ``OWNER/NAME[@REVISION]``, or the path of a folder with the same files.
 
     Raises:
-        CheckpointError: the repository is not timm's kind, or cannot be reached.
+        CheckpointError: the repository is of neither kind, or cannot be reached.
         MissingDependencyError, UsageError: as :func:`fetch_hub_file`.
     """
-    repo, _ = _split(address)
+    folder = local_folder(address)
+    name = _split(address)[0] if folder is None else folder.resolve().name
     path = fetch_hub_file(address, "config.json")
     config = {} if path is None else _read_json(path, address)
-    details = config.get("pretrained_cfg")
-    name = config.get("architecture")
-    if not (isinstance(name, str) and isinstance(details, Mapping)):
-        raise CheckpointError(
-            "its config.json does not describe a timm model",
-            where=f"hf:{address}",
-            hint="Download the weights yourself and use them with --arch",
-        )
-    weights = fetch_hub_weights(address)
     try:
-        channels, height, width = details.get("input_size", (3, 224, 224))
-        spec = InputSpec(
-            channels=channels,
-            size=(height, width),
-            mean=details.get("mean"),
-            std=details.get("std"),
-        )
-        architecture = ArchitectureSpec(
-            name=f"timm:{name}", arguments=config.get("model_args") or {}
-        )
-        preprocessing = _preprocessing(details, height, width)
-        num_classes = int(config.get("num_classes", details.get("num_classes", 1000)))
-    except (TypeError, ValueError) as error:
+        found = _described(config, address)
+    except (TypeError, ValueError, CardError) as error:
         raise CheckpointError(
             f"config.json: {' '.join(str(error).split())}", where=f"hf:{address}"
         ) from error
     return draft_card(
-        weights,
-        architecture,
-        num_classes=num_classes,
-        dataset="imagenet" if num_classes == 1000 else "custom",
-        name=repo.replace("/", "_"),
-        input=spec,
-        preprocessing=preprocessing,
+        fetch_hub_weights(address),
+        found.architecture,
+        num_classes=found.num_classes,
+        dataset="imagenet" if found.num_classes == 1000 else "custom",
+        name=name.replace("/", "_"),
+        input=found.input,
+        preprocessing=found.preprocessing,
+    )
+
+
+def _described(config: Mapping[str, Any], address: str) -> Described:
+    details, name = config.get("pretrained_cfg"), config.get("architecture")
+    if isinstance(name, str) and isinstance(details, Mapping):
+        return _timms(name, details, config)
+    if not is_classifier(config):
+        raise CheckpointError(
+            "its config.json describes no image classifier of timm or transformers",
+            where=f"hf:{address}",
+            hint="Download the weights yourself and use them with --arch",
+        )
+    path = fetch_hub_file(address, "preprocessor_config.json")
+    if path is None:
+        raise CheckpointError(
+            "has no preprocessor_config.json, which says how images are scaled and normalised",
+            where=f"hf:{address}",
+            hint="Save the image processor beside the model; or use the weights with --arch "
+            "transformers:TYPE and --input mean=… --input std=…",
+        )
+    return described(config, _read_json(path, address))
+
+
+def _timms(name: str, details: Mapping[str, Any], config: Mapping[str, Any]) -> Described:
+    channels, height, width = details.get("input_size", (3, 224, 224))
+    return Described(
+        ArchitectureSpec(name=f"timm:{name}", arguments=config.get("model_args") or {}),
+        int(config.get("num_classes", details.get("num_classes", 1000))),
+        InputSpec(
+            channels=channels,
+            size=(height, width),
+            mean=details.get("mean"),
+            std=details.get("std"),
+        ),
+        _preprocessing(details, height, width),
     )
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from robench.errors import CheckpointError, KeyMismatchError
+from robench.models.architectures.transformers_library import in_own_names
 from robench.registry import near_misses
 
 WRAPPER_PREFIXES: Final = ("module.", "_orig_mod.", "model.", "network.", "net.", "encoder.")
@@ -88,7 +89,7 @@ def fit_names(
             where=where,
             hint=f"They are like {next(iter(state), '')!r}; correct weights.strip_prefix",
         )
-    wanted = set(network.state_dict())
+    state, wanted = in_own_names(network, state, prefix), set(network.state_dict())
     own = {n.removeprefix(prefix): t for n, t in state.items() if n.startswith(prefix)}
     own = {inner_name(name, wanted): tensor for name, tensor in own.items()}
     others = {n: t for n, t in state.items() if not n.startswith(prefix)}

@@ -40,7 +40,7 @@ Size = tuple[Annotated[Whole, Field(ge=1)], Annotated[Whole, Field(ge=1)]]
 PROGRAM = "program"
 """The architecture's name in the card of a file that brings its network."""
 
-LIBRARIES = ("torchvision", "timm")
+LIBRARIES = ("torchvision", "timm", "transformers")
 """Collections whose architectures are named ``LIBRARY:NAME``."""
 
 
@@ -48,7 +48,7 @@ class ArchitectureSpec(Frozen):
     """Which module to build, without weights."""
 
     name: str
-    """A registered architecture, ``torchvision:NAME``, ``timm:NAME``, ``package.module:callable``,
+    """A registered architecture, ``torchvision:NAME``, ``timm:NAME``, ``transformers:TYPE``, ``package.module:callable``,
     or :data:`PROGRAM`."""
     arguments: Table = Field(default_factory=dict)
 

@@ -257,3 +257,27 @@ def test_a_map_beside_what_was_made_of_it_is_not_chosen() -> None:
     maps = grad_cam(model, INPUTS, TARGETS)
     torch.testing.assert_close(maps, grad_cam(model, INPUTS, TARGETS, layer="backbone.stages.2"))
     assert float(maps.sum()) > 0
+
+
+class _PoolsTokens(nn.Module):
+    """16 tokens of 16 channels, whose mean goes through a pooling that leaves (N, 16, 1)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Conv2d(3, 16, 8, 8)
+        self.block = nn.Sequential(nn.Linear(16, 16), nn.Tanh())
+        self.pool = nn.AdaptiveAvgPool1d(1)
+        self.head = nn.Linear(16, 5)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        tokens = self.block(self.embed(inputs).flatten(2).transpose(1, 2))
+        logits: Tensor = self.head(self.pool(tokens.transpose(1, 2)).flatten(1))
+        return logits
+
+
+def test_pooled_channels_are_no_tokens() -> None:
+    torch.manual_seed(0)
+    model = _PoolsTokens().eval()
+    assert find_spatial_layer(model, INPUTS) == "block"
+    with pytest.raises(ModelError, match="one value for each of its channels"):
+        grad_cam(model, INPUTS, TARGETS, layer="pool")

@@ -131,8 +131,8 @@ def test_pickles_of_the_hub_are_refused_like_any_other(hub: Path, network: nn.Mo
 @pytest.mark.parametrize(
     "config, words",
     [
-        (None, "does not describe a timm model"),
-        ({"architectures": ["ViTForImageClassification"]}, "does not describe a timm model"),
+        (None, "describes no image classifier"),
+        ({"architectures": ["ViTForImageClassification"]}, "describes no image classifier"),
         ("{", "config.json is damaged"),
         ([], "config.json is no JSON object"),
         ({**CONFIG, "pretrained_cfg": {"input_size": 3}}, "config.json: "),
@@ -159,7 +159,7 @@ def test_unreachable_and_malformed_addresses(hub: Path, monkeypatch: pytest.Monk
     (hub / "config.json").write_text(json.dumps(CONFIG))
     with pytest.raises(CheckpointError, match=r"has none of model\.safetensors"):
         load_model(ADDRESS)
-    for address in ("hf:vit", "hf:a/b/c", "hf:../../etc"):
+    for address in ("hf:vit", "hf:a/b/c", "hf:a b/c"):
         with pytest.raises(UsageError, match="is not a repository of the Hub"):
             load_model(address)
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)

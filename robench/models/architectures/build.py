@@ -16,6 +16,7 @@ from robench.errors import (
     UnknownNameError,
     one_line,
 )
+from robench.models.architectures import transformers_library
 from robench.models.catalogue import ARCHITECTURES
 from robench.records import ArchitectureSpec
 from robench.registry import import_target, near_misses, unknown_name
@@ -28,6 +29,7 @@ keeps the builder busy until memory ends."""
 _FORBIDDEN: Final = {
     "torchvision": {"weights", "weights_backbone"},
     "timm": {"pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path"},
+    "transformers": transformers_library.FORBIDDEN,
 }
 
 
@@ -35,8 +37,8 @@ def foreign_builder(spec: ArchitectureSpec) -> object | None:
     """What builds the network, if its code is from outside: the numbers depend on it.
 
     Returns:
-        None for robench's own networks and those of torchvision and timm, which compute the same
-        function in all their versions.
+        None for robench's own networks and those of torchvision, timm and transformers, which compute
+        the same function in all their versions.
 
     Raises:
         UnknownNameError, UsageError: as for :func:`build_architecture`.
@@ -52,7 +54,7 @@ def build_architecture(spec: ArchitectureSpec, num_classes: int, in_channels: in
     """Build the network that ``spec`` names, with fresh random weights.
 
     Args:
-        spec: a registered name, ``torchvision:NAME``, ``timm:NAME`` or
+        spec: a registered name, ``torchvision:NAME``, ``timm:NAME``, ``transformers:TYPE`` or
             ``package.module:callable``, with arguments. The two sizes below are passed to a
             foreign callable only where it has parameters of that name.
         num_classes: number of logits.
@@ -78,6 +80,10 @@ def build_architecture(spec: ArchitectureSpec, num_classes: int, in_channels: in
     if library == "timm":
         sizes = {"pretrained": False, "num_classes": num_classes, "in_chans": in_channels}
         return _call(_timm_builder(name), spec, sizes, strict=True)
+    if library == "transformers":
+        sizes = {"num_labels": num_classes, "num_channels": in_channels}
+        build = transformers_library.transformers_builder(name)
+        return _call(build, spec, sizes, strict=True)
     if library == "torchvision":
         if in_channels != 3:
             raise CardError(
@@ -156,7 +162,7 @@ def _call(
     accepted = {k: v for k, v in sizes.items() if takes_any or k in parameters}
     try:
         network = builder(**{**accepted, **spec.arguments})
-    except UnknownNameError:
+    except (UnknownNameError, CardError):
         raise
     except (Exception, SystemExit) as error:  # Foreign code may raise anything.
         raise ModelError(

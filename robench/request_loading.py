@@ -18,7 +18,7 @@ from robench.models.drafting import draft_card
 from robench.models.given import check_models
 from robench.models.loading import as_it_is_now, load_model
 from robench.models.wrapper import RobenchModel
-from robench.models.zoo import LocatedCard, find_card, list_cards
+from robench.models.zoo import LocatedCard, find_card, list_cards, zoo_folders
 from robench.records import (
     LIBRARIES,
     ArchitectureSpec,
@@ -126,9 +126,16 @@ def _zoo_name(dataset: Any) -> str | None:
             return None
         _refuse_unknown(str(dataset))
         return str(dataset)
-    if isinstance(dataset, Dataset) and list_cards(dataset.name, problems=[]):
+    if isinstance(dataset, Dataset) and _has_models(dataset.name):
         return dataset.name
     return None
+
+
+def _has_models(dataset: str) -> bool:
+    """Whether the zoo has a model for a data set of this name; most that are given are in no folder of
+    it, and no card is read for them."""
+    there = any((folder / dataset).is_dir() for folder in zoo_folders())
+    return there and bool(list_cards(dataset, problems=[]))
 
 
 def _is_registered(dataset: str) -> bool:
@@ -137,8 +144,9 @@ def _is_registered(dataset: str) -> bool:
 
 def _refuse_unknown(dataset: str) -> None:
     """A misspelt data set has no models either: say that it is the data set's name."""
-    known = {located.card.dataset for located in list_cards(problems=[])}
-    if _is_registered(dataset) and dataset not in known:
+    if not _is_registered(dataset) or dataset in DATASETS:
+        return
+    if dataset not in {located.card.dataset for located in list_cards(problems=[])}:
         DATASETS.summary(dataset)
 
 

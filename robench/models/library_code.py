@@ -9,6 +9,7 @@ import os
 import sys
 import sysconfig
 import types
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,17 @@ def is_of_standard_library(top: str) -> bool:
     if top not in sys.stdlib_module_names or top == "__main__":
         return False
     file = getattr(sys.modules.get(top), "__file__", None)
-    return file is None or Path(file).is_relative_to(_STANDARD)
+    return file is None or _is_standard(file)
+
+
+@lru_cache(maxsize=1024)
+def _is_standard(file: str) -> bool:
+    return Path(file).is_relative_to(_STANDARD)
+
+
+@lru_cache(maxsize=1024)
+def _is_in_packages(file: str) -> bool:
+    return bool(_INSTALLED & set(Path(file).parts))
 
 
 def is_librarys_own(value: Any) -> bool:
@@ -63,15 +74,15 @@ def is_foreign(function: types.FunctionType) -> bool:
 
 def is_installed(code: types.CodeType) -> bool:
     """Whether it is from an installed package, which changes as a whole or not at all."""
-    return bool(_INSTALLED & set(Path(code.co_filename).parts))
+    return _is_in_packages(code.co_filename)
 
 
 def is_librarys_file(path: object) -> bool:
     """Whether a path is of a file or folder of Python's installation."""
     if not isinstance(path, (str, bytes)):
         return False
-    place = Path(os.fsdecode(path))
-    return bool(_INSTALLED & set(place.parts)) or place.is_relative_to(_STANDARD)
+    place = os.fsdecode(path)
+    return _is_in_packages(place) or _is_standard(place)
 
 
 def is_patched(member: object, name: str) -> bool:

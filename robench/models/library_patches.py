@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from robench.models.library_code import is_foreign, is_of_library
 
+_OF_C = (types.BuiltinFunctionType, types.ModuleType, int, str, torch.dtype)
+"""Kinds of most of what torch holds: nothing of these calls another's code"""
 _PLAIN = (type(None), bool, int, float, complex, str, bytes)
 
 
@@ -27,6 +29,7 @@ def put_in_torch() -> list[Any]:
     # No layer calls torch.compile, which libraries wrap when they are imported.
     held = [*vars(nn.functional).values()]
     held += [value for name, value in vars(torch).items() if name != "compile"]
+    held = [value for value in held if type(value) not in _OF_C]
     return [value for value in held if not isinstance(value, type) and is_others(value)]
 
 

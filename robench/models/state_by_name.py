@@ -203,13 +203,18 @@ def _functions_of(value: Any) -> list[types.FunctionType]:
 def _imported_in(code: types.CodeType) -> set[str]:
     """Names of modules in import statements, inside too; those of relative ones lack their package,
     which is loaded."""
-    steps = dis.get_instructions(code)
-    found = {step.argval for step in steps if step.opname == "IMPORT_NAME"}
+    found = {step.argval for step in _steps(code) if step.opname == "IMPORT_NAME"}
     inner = (c for c in code.co_consts if isinstance(c, types.CodeType))
     return found.union(*map(_imported_in, inner))
 
 
 _NOTHING = object()
+
+
+@functools.lru_cache(maxsize=512)
+def _steps(code: types.CodeType) -> tuple[dis.Instruction, ...]:
+    """Kept, as a model is hashed several times on its way to a record."""
+    return tuple(dis.get_instructions(code))
 
 
 def _looked_up(function: types.FunctionType, readers: dict[int, str]) -> Iterator[str]:
@@ -225,7 +230,7 @@ def _in_code(
     """Follows names and attributes of modules; what else is on the stack is not known."""
     local, imported = dict(local), None
     value: Any = _NOTHING
-    for step, after in pairwise([*dis.get_instructions(code), None]):
+    for step, after in pairwise([*_steps(code), None]):
         assert step is not None
         kind, name = step.opname, step.argval
         if kind == "IMPORT_NAME":

@@ -33,6 +33,8 @@ def draw_cells(
     colours = matplotlib.colormaps[palette.SHARES]
     image = axes.imshow(shares, cmap=colours, vmin=0, vmax=100, aspect=aspect)
     for row, column in np.ndindex(shares.shape):
+        if not texts[row][column]:
+            continue  # it would be measured at every layout
         colour = palette.WHITE if shares[row, column] >= _DARK else palette.BLACK
         axes.text(
             column,

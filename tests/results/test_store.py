@@ -4,17 +4,18 @@ import errno
 import itertools
 import json
 import math
-import multiprocessing
 import os
 import signal
-import subprocess
 import sys
 import tempfile
 import time
+from multiprocessing.connection import Connection
+from multiprocessing.synchronize import Event
 from pathlib import Path
 
 import numpy as np
 import pytest
+from fresh_process import PROCESSES, in_a_fresh_process
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from record_factory import make_record, make_samples
@@ -26,9 +27,6 @@ from robench.results import Store, samples_to_table, table_to_samples
 from robench.results.tables import parquet_bytes, table_from_parquet
 
 KEY = "ab" * 32
-PROCESSES = multiprocessing.get_context("forkserver")
-"""Fresh processes, of which all together import what is large but once."""
-PROCESSES.set_forkserver_preload(["hypothesis", "pytest", "pyarrow.parquet", "robench.results"])
 INT64 = st.integers(-(2**63), 2**63 - 1)
 REALS = st.floats(allow_nan=True, allow_infinity=True)
 TEXT = st.text(st.characters(codec="utf-8"), max_size=12)
@@ -96,14 +94,14 @@ def write(store: Store, letters: str = "CBSE", **kwargs: object) -> str:
 # --- round trip ----------------------------------------------------------------------------
 
 
-@settings(max_examples=20, deadline=None)
+@settings(deadline=None)
 @given(SAMPLES)
 def test_any_samples_come_back_from_parquet_as_they_were(samples: list[SampleOutcome]) -> None:
     table = table_from_parquet(parquet_bytes(samples_to_table(samples)))
     assert plain(table_to_samples(table)) == plain(samples)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(deadline=None)
 @given(SAMPLES.filter(bool))
 def test_any_record_comes_back_from_disk_as_it_was(samples: list[SampleOutcome]) -> None:
     samples = [consistent(sample) for sample in samples]
@@ -231,7 +229,7 @@ def test_every_flipped_bit_and_truncation_is_noticed(store: Store) -> None:
     rng = np.random.default_rng(1)
     for path in files_of(store):
         good = path.read_bytes()
-        for _ in range(60):
+        for _ in range(20):
             bad = bytearray(good)
             bad[rng.integers(len(bad))] ^= 1 << int(rng.integers(8))
             path.write_bytes(bytes(bad))
@@ -370,33 +368,22 @@ def test_full_disk_leaves_nothing_half_written(
     assert store.read(record.key).record == record
 
 
+def write_beyond_a_limit(folder: str) -> str:
+    """What the store says where the kernel itself refuses large files."""
+    import resource
+
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    samples = make_samples("BS" * 8)
+    noise = np.random.default_rng(0).random((16, 3, 32, 32))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+    with pytest.raises(StoreError) as raised:
+        Store(folder).write(make_record(samples), samples, adversarial=noise)
+    return str(raised.value)
+
+
 def test_real_full_disk(store: Store) -> None:
-    """A limit on the file size makes the kernel itself refuse the write."""
-    script = """
-import resource, signal, sys
-import numpy as np
-sys.path.insert(0, sys.argv[2])
-from record_factory import make_record, make_samples
-from robench import files
-from robench.errors import StoreError
-from robench.results import Store
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-samples = make_samples("BS" * 8)
-noise = np.random.default_rng(0).random((16, 3, 32, 32))
-resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
-try:
-    Store(sys.argv[1]).write(make_record(samples), samples, adversarial=noise)
-except StoreError as error:
-    print(error)
-"""
-    support = Path(__file__).parents[1] / "support"
-    done = subprocess.run(
-        [sys.executable, "-c", script, str(store.folder), str(support)],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert "cannot be written: File too large" in done.stdout
+    said = in_a_fresh_process(write_beyond_a_limit, str(store.folder))
+    assert "cannot be written: File too large" in said
     assert files_of(store) == []
 
 
@@ -435,7 +422,7 @@ def test_progress_is_kept_replaced_and_cleared(store: Store) -> None:
 
 
 @given(st.binary(max_size=40), st.data())
-@settings(max_examples=20, deadline=None)
+@settings(deadline=None)
 def test_damaged_progress_starts_over_and_is_set_aside(content: bytes, data: st.DataObject) -> None:
     with tempfile.TemporaryDirectory() as folder:
         store = Store(folder)
@@ -471,6 +458,19 @@ def test_prune_removes_what_crashes_leave_and_nothing_else(store: Store) -> None
 # --- several processes ---------------------------------------------------------------------
 
 
+def threads_started(content: bytes) -> int:
+    """By reading and writing a table."""
+    before = len(os.listdir("/proc/self/task"))
+    parquet_bytes(table_from_parquet(content))
+    return len(os.listdir("/proc/self/task")) - before
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks at /proc")
+def test_reading_a_table_starts_no_thread() -> None:
+    content = parquet_bytes(samples_to_table(make_samples("CBSE")))
+    assert in_a_fresh_process(threads_started, content) == 0
+
+
 def test_claim_excludes_and_releases(store: Store) -> None:
     with store.claim(KEY) as claim:
         assert claim.held
@@ -482,7 +482,7 @@ def test_claim_excludes_and_releases(store: Store) -> None:
         pass
 
 
-def hold(folder: str, ready: multiprocessing.synchronize.Event) -> None:
+def hold(folder: str, ready: Event) -> None:
     claim = Store(folder).claim(KEY)
     ready.set()
     time.sleep(60)
@@ -503,32 +503,29 @@ def test_claim_expires_with_its_process(store: Store) -> None:
         pass
 
 
+def hold_with_a_fork(folder: str, forked: Connection) -> None:
+    claim = Store(folder).claim(KEY)
+    if child := os.fork():
+        forked.send(child)
+    time.sleep(60)
+    claim.release()
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_claim_expires_with_its_process_though_its_forks_live(store: Store) -> None:
-    script = """
-import os, sys, time
-from robench.results import Store
-claim = Store(sys.argv[1]).claim(sys.argv[2])
-child = os.fork()
-if child:
-    print(child, flush=True)
-time.sleep(60)
-"""
-    process = subprocess.Popen(
-        [sys.executable, "-c", script, str(store.folder), KEY], stdout=subprocess.PIPE, text=True
-    )
-    assert process.stdout is not None
-    child = int(process.stdout.readline())
+    forked, sender = PROCESSES.Pipe(duplex=False)
+    process = PROCESSES.Process(target=hold_with_a_fork, args=(str(store.folder), sender))
+    process.start()
+    child = forked.recv()
     try:
         with pytest.raises(StoreError, match=f"process {process.pid} on"):
             store.claim(KEY)
         process.kill()
-        process.wait()
-        process.stdout.close()
         with store.claim(KEY, wait=10):
-            pass
+            os.kill(child, 0)  # it lives
     finally:
         os.kill(child, signal.SIGKILL)
+        process.join()
 
 
 @pytest.mark.parametrize("refusal", [OSError(errno.ENOLCK, "No locks"), NotImplementedError()])
@@ -601,7 +598,7 @@ def test_reading_while_writing_sees_one_or_the_other(store: Store) -> None:
     assert seen == {"bbs", "bss"}
 
 
-def write_on(folder: str, begun: multiprocessing.synchronize.Event) -> None:
+def write_on(folder: str, begun: Event) -> None:
     """Writes one record after the other, and never ends."""
     for number in itertools.count():
         samples = make_samples("BSC")

@@ -125,6 +125,7 @@ def test_a_folder_is_not_held_against_itself(tmp_path):
 def test_a_cards_figures_are_held_against_a_run(tmp_path):
     done = invoke(
         *("reproduce", "digits/Linf-0.2/standard", "--suite", "quick", "-n", 8),
+        *("--set", "pgd-20.steps=3"),
         *("--results", tmp_path, "--device", "cpu", "--json"),
     )
     found = {item["quantity"]: item for item in done.json}

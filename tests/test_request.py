@@ -299,7 +299,7 @@ def test_a_module_needs_a_threat_model():
 
 
 def test_a_request_and_keywords_give_the_same_records():
-    common = {"seed": 3, "device": "cpu"}
+    common = {"seed": 3, "device": "cpu", "settings": {"pgd-20.steps": 2}}
     words = robench.evaluate(MODEL, "digits", "quick", threat_model="L2-1/2", n=3, **common)
     request = Request((MODEL,), "digits", suite="quick", norm="L2", eps="1/2", n=3, **common)
     asked = robench.evaluate(request)
@@ -315,7 +315,13 @@ def test_a_request_takes_no_second_opinion():
 def test_several_models_of_all_kinds_in_one_request(tmp_path):
     data = load_dataset("digits", n=4)
     request = Request(
-        (MODEL, linear(64)), data, suite="quick", eps="0.1", results=tmp_path, name="mine"
+        (MODEL, linear(64)),
+        data,
+        suite="quick",
+        settings={"pgd-20.steps": 2},
+        eps="0.1",
+        results=tmp_path,
+        name="mine",
     )
     prepared = prepare(request)
     assert prepared.jobs == 4

@@ -44,7 +44,7 @@ def test_robust_means_survived_every_attack() -> None:
     assert row["validity"] == NO_FLAG
 
 
-@settings(max_examples=20, deadline=None)
+@settings(deadline=None)
 @given(
     st.integers(1, 12).flatmap(
         lambda n: st.lists(st.text("BSE", min_size=n, max_size=n), min_size=1, max_size=4)
@@ -83,7 +83,7 @@ def test_ranks_tie_where_intervals_overlap() -> None:
     assert list(frame["rank"]) == [1, 1, 3]
 
 
-@settings(max_examples=15, deadline=None)
+@settings(deadline=None)
 @example([39, 52])
 @given(st.lists(st.integers(0, 60), min_size=1, max_size=6))
 def test_ranks_follow_from_the_columns(survivors: list[int]) -> None:

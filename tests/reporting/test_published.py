@@ -10,6 +10,8 @@ import pytest
 from record_factory import make_record, make_samples
 
 from robench.reporting import publish as publishing
+from robench.reporting.catalogue import reports
+from robench.reporting.plots import render
 from robench.reporting.published import NAME
 from robench.results import Store
 from robench.results.clean_samples import CleanSamples, keep_clean_samples
@@ -22,8 +24,10 @@ def put(store: Store, model: str, letters: str) -> None:
 
 @pytest.fixture
 def pages(monkeypatch: pytest.MonkeyPatch, saved_unseen: None) -> list[str]:
-    """One for each time that a page was made."""
+    """One for each time that a page was made; of figures there is one of each model."""
     made: list[str] = []
+    confusion = {"confusion": reports("figure")["confusion"]}
+    monkeypatch.setattr(render, "reports", lambda kind: confusion)
 
     def build(*_: Any, **__: Any) -> str:
         made.append("")

@@ -227,6 +227,7 @@ def test_a_target_that_is_no_class() -> None:
             check_consistency(stored)
 
 
+@pytest.mark.usefixtures("saved_unseen")
 def test_a_folder_shows_what_was_attacked_with_targets(tmp_path: Path) -> None:
     store = Store(tmp_path)
     plain = make_stored("BBSC")

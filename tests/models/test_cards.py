@@ -56,7 +56,7 @@ def test_none_is_left_out_of_free_form_tables() -> None:
     assert again.architecture.arguments == {"b": {"d": 1}, "e": [{}]}
 
 
-@settings(max_examples=20, deadline=None)
+@settings(deadline=None)
 @given(arguments=TABLES, recipe=TABLES, output=st.lists(st.integers(-3, 3) | TEXT, max_size=3))
 @example({"0\n": {}, "a": 1e300, "b": [{"x": [{"y": 1}]}, {}], "c": "\x7f"}, {}, [])
 def test_cards_round_trip(

@@ -425,7 +425,7 @@ def _check_file(made: dict[str, Any], folder: Path) -> None:
 
 
 @given(made=FILES)
-@settings(max_examples=25, deadline=None)
+@settings(deadline=None)
 def test_what_is_read_is_what_was_saved(
     made: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
 ) -> None:

@@ -59,7 +59,7 @@ class TrainsItself(nn.Module):
         return maps, maps.mean(dim=(2, 3))
 
 
-@settings(max_examples=20, deadline=None)
+@settings(deadline=None)
 @given(
     low=st.floats(-4, 4),
     span=st.floats(0.5, 300),

@@ -39,9 +39,17 @@ LOOSE = Policy.model_validate(
 )
 
 
-def one(letters: str, **kwargs: object) -> ModelResult:
-    (result,) = collect([make_stored(letters, **kwargs)])  # type: ignore[arg-type]
+def one(letters: str, model: str = "toy", **kwargs: object) -> ModelResult:
+    return made(letters, model, **kwargs) if kwargs else plain(letters, model)
+
+
+def made(letters: str, model: str, **kwargs: object) -> ModelResult:
+    (result,) = collect([make_stored(letters, model=model, **kwargs)])  # type: ignore[arg-type]
     return result
+
+
+plain = cache(made)
+"""Of nothing but verdicts; made once for all tests."""
 
 
 def letters(robust: int, n: int = 500) -> str:

@@ -14,9 +14,7 @@ from robench.errors import StoreError
 from robench.results.progress import RowFile
 
 
-@settings(
-    max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.tuples(st.integers(0, 6), st.floats(-3, 3, width=32)), max_size=20))
 def test_it_behaves_like_an_array(tmp_path: Path, writes: list[tuple[int, float]]) -> None:
     path = tmp_path / "progress" / "a.rows"

@@ -180,7 +180,14 @@ MASKS: dict[str, tuple[dict[str, Any], set[str]]] = {
 }
 
 
-@pytest.mark.parametrize("mask", MASKS)
+@pytest.mark.parametrize(
+    "mask",
+    [
+        # Scaled, and far away, are masks of their own.
+        pytest.param(mask, marks=pytest.mark.slow if mask == "scaled and far away" else ())
+        for mask in MASKS
+    ],
+)
 def test_a_mask_is_named_for_what_it_is(mask: str):
     parts, wanted = MASKS[mask]
     said = _said(_around(**parts))

@@ -28,7 +28,7 @@ def _points(seed: int, count: int = 5, dims: int = 6) -> tuple[Tensor, Tensor]:
     return torch.where(untouched, inputs, points), inputs
 
 
-@settings(max_examples=20, deadline=None)
+@settings(deadline=None)
 @given(seeds, norms, radii)
 def test_projections_are_inside_ball_and_box(seed: int, norm: Norm, eps: float) -> None:
     points, inputs = _points(seed)
@@ -38,7 +38,7 @@ def test_projections_are_inside_ball_and_box(seed: int, norm: Norm, eps: float) 
     assert bool((size <= eps + geometry.norm_tolerance(norm, 6)).all())
 
 
-@settings(max_examples=20, deadline=None)
+@settings(deadline=None)
 @given(seeds, norms, radii)
 def test_projecting_twice_changes_nothing(seed: int, norm: Norm, eps: float) -> None:
     points, inputs = _points(seed)
@@ -48,7 +48,7 @@ def test_projecting_twice_changes_nothing(seed: int, norm: Norm, eps: float) -> 
     )
 
 
-@settings(max_examples=20, deadline=None)
+@settings(deadline=None)
 @given(seeds, norms)
 def test_points_inside_stay_where_they_are(seed: int, norm: Norm) -> None:
     points, inputs = _points(seed)
@@ -59,7 +59,7 @@ def test_points_inside_stay_where_they_are(seed: int, norm: Norm) -> None:
     )
 
 
-@settings(max_examples=25, deadline=None)
+@settings(deadline=None)
 @given(seeds, st.sampled_from([0.05, 0.4, 1.5]))
 def test_l1_projection_is_the_nearest_point(seed: int, eps: float) -> None:
     """Against a general solver: split δ = u − v, u, v ≥ 0, Σ(u + v) ≤ ε, box on x + u − v."""

@@ -126,7 +126,7 @@ def test_seeds_and_samples_get_distinct_keys() -> None:
     assert len(set(keys.tolist())) == len(keys)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(deadline=None)
 @given(st.permutations(range(9)), st.integers(1, 9))
 def test_draws_do_not_depend_on_order_or_batch(order: list[int], size: int) -> None:
     keys = seeding.sample_keys(3, [f"s{index}" for index in range(9)])

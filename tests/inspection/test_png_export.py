@@ -16,7 +16,7 @@ from robench.errors import UsageError
 from robench.inspection.png_export import _mode, picture_names, png_bytes
 
 
-@settings(max_examples=20, deadline=None)
+@settings(deadline=None)
 @given(st.lists(st.text(max_size=150), unique=True, max_size=6))
 def test_every_picture_has_a_name_of_its_own_inside_the_folder(ids: list[str]) -> None:
     names = picture_names(ids)

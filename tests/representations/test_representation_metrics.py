@@ -105,7 +105,7 @@ def test_catalogue_names_what_is_returned() -> None:
     assert set(representation_values(*drawn(9, 4, 2))) == columns_on("features")
 
 
-@settings(max_examples=20, deadline=None)
+@settings(deadline=None)
 @given(
     st.integers(2, 25),
     st.integers(1, 6),

@@ -86,7 +86,7 @@ def test_the_bound_in_a_large_population_leaves_the_level(hits: int, n: int) -> 
     assert missed_share_upper(n, n, population=10**8) == 1
 
 
-@settings(max_examples=20)
+@settings(deadline=None)
 @given(st.integers(1, 60).flatmap(lambda p: st.tuples(st.just(p), st.integers(1, p))), st.data())
 def test_finite_bound_is_the_largest_not_rejected(
     sizes: tuple[int, int], data: st.DataObject
@@ -104,7 +104,7 @@ def test_finite_bound_is_the_largest_not_rejected(
         assert bound == hits / population
 
 
-@settings(max_examples=20)
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 9), min_size=3, max_size=4), st.data())
 def test_a_bound_for_the_stages_after_the_last_find_holds_in_19_of_20_audits(
     groups: list[int], data: st.DataObject

@@ -20,7 +20,7 @@ def test_by_hand() -> None:
     ]
 
 
-@settings(max_examples=20, deadline=None)
+@settings(deadline=None)
 @given(st.lists(sizes, min_size=1, max_size=30))
 def test_it_counts_and_never_rises(values: list[float]) -> None:
     thresholds, shares = shares_above(values)

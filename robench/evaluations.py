@@ -243,7 +243,7 @@ class Evaluation(Sequence[StoredRecord]):
             kept = _rows(home, key) if home.has_adversarial(key) else None
             arrays = home.read_arrays(key)
             store.write(stored.record, stored.samples, adversarial=kept, arrays=arrays)
-        return publish(store, list(store.records()), cards=zoo_cards())
+        return publish(store, cards=zoo_cards()).files
 
     def __repr__(self) -> str:
         return self.to_frame().to_string(index=False, float_format="{:.1f}".format)

@@ -242,7 +242,7 @@ class Evaluation(Sequence[StoredRecord]):
             home, key = Store(stored.folder), stored.record.key
             kept = _rows(home, key) if home.has_adversarial(key) else None
             arrays = home.read_arrays(key)
-            store.write(stored.record, stored.samples, adversarial=kept, arrays=arrays)
+            store.write(stored.record, stored.rows, adversarial=kept, arrays=arrays)
         return publish(store, cards=zoo_cards()).files
 
     def __repr__(self) -> str:

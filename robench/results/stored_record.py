@@ -8,8 +8,7 @@ from __future__ import annotations
 import functools
 import json
 import os
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -30,7 +29,7 @@ from robench.records import (
     canonical_hash,
     parse,
 )
-from robench.results.tables import samples_to_table, table_to_frame, table_to_samples
+from robench.results.tables import SampleRows, samples_to_table, table_to_frame
 
 _FORMAT = "robench-record"
 
@@ -50,19 +49,20 @@ class StoredRecord:
     """The trace's place, if one was kept: :func:`robench.results.traces.read_trace`."""
 
     @classmethod
-    def of(cls, record: EvaluationRecord, samples: Sequence[SampleOutcome]) -> StoredRecord:
+    def of(cls, record: EvaluationRecord, samples: Collection[SampleOutcome]) -> StoredRecord:
         """Record and rows that were just computed.
 
         Raises:
             StoreError: the rows contradict the record's counts, or do not make a table.
         """
-        counts = Counter(sample.outcome for sample in samples)
-        if {k: v for k, v in record.counts.items() if v} != dict(counts):
+        rows = SampleRows.of(samples)
+        counts = rows.counts()
+        if {k: v for k, v in record.counts.items() if v} != counts:
             raise StoreError(
-                f"record counts {dict(record.counts)} but its samples are {dict(counts)}",
+                f"record counts {dict(record.counts)} but its samples are {counts}",
                 where=record.key,
             )
-        return cls(_normalised(record), samples_to_table(samples))
+        return cls(_normalised(record), rows.table)
 
     @property
     def folder(self) -> Path:
@@ -100,14 +100,12 @@ class StoredRecord:
             arrow = arrow.set_column(place, arrow.field(place), column)
         return StoredRecord(changed, arrow, self.path, self.arrays_path, self.trace_path)
 
-    def same_outcomes(self, samples: Sequence[SampleOutcome]) -> bool:
+    def same_outcomes(self, samples: Collection[SampleOutcome]) -> bool:
         """Whether rows say the same as these of every sample: all but names, passes, messages."""
-        told = {"broken_by": None, "forwards": 0, "backwards": 0, "message": None}
-        one, two = (
-            samples_to_table([row.model_copy(update=told) for row in rows])
-            for rows in (self.samples, samples)
-        )
-        return table_to_frame(one).equals(table_to_frame(two))
+        told = ["broken_by", "forwards", "backwards", "message"]
+        tables = (self.arrow, samples_to_table(samples))
+        one, two = (table_to_frame(table.drop_columns(told)) for table in tables)
+        return one.equals(two)
 
     @functools.cached_property
     def table(self) -> pd.DataFrame:
@@ -122,7 +120,12 @@ class StoredRecord:
     @functools.cached_property
     def samples(self) -> list[SampleOutcome]:
         """The rows as :class:`SampleOutcome`, exactly as they were written."""
-        return table_to_samples(self.arrow)
+        return list(self.rows)
+
+    @property
+    def rows(self) -> SampleRows:
+        """The same, each made when it is asked for."""
+        return SampleRows(self.arrow)
 
 
 def _normalised(record: EvaluationRecord) -> EvaluationRecord:

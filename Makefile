@@ -1,6 +1,5 @@
-# make leaderboard: attack the embedded zoo in a folder that is not committed, and say whether the committed
-# results are found again: of the first N samples, each by itself; N=500 is all of them.
-# make test: everything that guards a change.
+# make leaderboard: evaluate the embedded zoo in a folder that is not committed, and say whether the
+# committed results are found again.  make test: everything that guards a change.
 # Both make their own virtual environment first; PYTHON chooses the interpreter.
 
 PYTHON ?= python3
@@ -8,7 +7,7 @@ VENV ?= .venv-run
 DEV_VENV ?= .venv-dev
 RESULTS ?= build/leaderboard
 SUITE ?= standard
-N ?= 200
+N ?= 500
 
 bin := $(VENV)/bin
 dev := $(abspath $(DEV_VENV))/bin
@@ -22,8 +21,8 @@ unexport PYTHONDONTWRITEBYTECODE
 
 leaderboard: $(VENV)/installed
 	$(bin)/robench run --dataset digits --suite $(SUITE) --n $(N) --results $(RESULTS)
-	case "$(SUITE)-$(RESULTS)" in *-results) ;; standard-*) \
-	  $(bin)/robench reproduce results --results $(RESULTS) --stored --n $(N);; esac
+	case "$(SUITE)-$(N)-$(RESULTS)" in *-results) ;; standard-500-*) \
+	  $(bin)/robench reproduce results --results $(RESULTS) --stored;; esac
 
 test: lint package docs
 	$(dev)/python -m pytest --numprocesses auto

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         load_dataset,
         load_model,
         prepare,
+        transfer,
         validate,
     )
     from robench.reporting.plots.one_figure import plot
@@ -46,6 +47,7 @@ __all__ = [
     "load_model",
     "plot",
     "prepare",
+    "transfer",
     "validate",
 ]
 

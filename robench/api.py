@@ -7,6 +7,7 @@ the records; :func:`evaluate` is both.
 
 import warnings
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from robench.errors import ModelError, UsageError
 from robench.evaluation.runner import Listener
 from robench.evaluations import Evaluation
 from robench.inspection import judging
+from robench.inspection.transfer import Transfer, attack_suite, prepare_transfer
 from robench.models import RobenchModel, list_cards, load_model
 from robench.models.given import check_models
 from robench.preparation import Prepared, prepare
@@ -51,6 +53,7 @@ __all__ = [
     "load_dataset",
     "load_model",
     "prepare",
+    "transfer",
     "validate",
 ]
 
@@ -247,6 +250,51 @@ def judge(
         RobenchError: as for :func:`evaluate`, and inputs of another shape, range, order or number.
     """
     return judging.judge(_request(model, dataset, threat_model, n, fields), adv_inputs)
+
+
+def transfer(
+    models: Sequence[str | Path | nn.Module],
+    dataset: str | Path | Dataset | Iterable[Any] | tuple[Tensor, Tensor] | None = None,
+    attack: str | AttackSpec | Suite = "pgd-20",
+    *,
+    ensembles: Sequence[Sequence[str]] = (),
+    mean: str = "logits",
+    threat_model: str | ThreatModel | None = None,
+    n: int | None = None,
+    listener: Listener | None = None,
+    progress: bool = True,
+    **fields: Any,
+) -> Transfer:
+    """Judge the adversarial inputs of each model on every other.
+
+    Args:
+        models: two or more, as for :func:`evaluate`, none: all of the zoo for the data set; of bare
+            modules one alone, others through :func:`robench.models.wrap_module` with a name.
+        dataset, threat_model, n, listener, progress, fields: as for :func:`evaluate`.
+        attack: what makes the inputs: an entry as for :func:`attack`, or a suite, each of whose attacks
+            has a matrix.
+        ensembles: inputs are also made for these, each two or more of the models by name, together.
+        mean: what an ensemble answers with, the mean of its models' ``"logits"`` or
+            ``"probabilities"``.
+
+    Returns:
+        ``.to_frame()``, a row for each pair; ``.matrix()``, sources by targets in percent; ``.plot()``.
+
+    Raises:
+        UsageError: one model alone; models of several threat models, or that see the samples prepared
+            in several ways.
+        RobenchError: as for :func:`evaluate`.
+    """
+    if isinstance(models, str | Path | nn.Module):
+        raise UsageError("one model alone has nobody to transfer to", hint="Give a list of models")
+    if isinstance(attack, str):
+        attack = attack_suite(attack)
+    elif isinstance(attack, AttackSpec):
+        attack = Suite(name="transfer", attacks=(attack,))
+    request = _request(None, dataset, threat_model, n, fields | {"suite": attack})
+    prepared = prepare_transfer(replace(request, models=tuple(models)), ensembles, mean)
+    with shown(prepared.jobs, listener, progress) as told:
+        return prepared.run(told)
 
 
 def validate(

@@ -24,7 +24,7 @@ EPS = 0.05
 ALL = [
     *("Evaluation", "Request", "__version__", "attack", "check", "compare", "evaluate", "export"),
     *("judge", "leaderboard", "list_models", "load_dataset", "load_model", "plot", "prepare"),
-    "validate",
+    *("transfer", "validate"),
 ]
 
 

@@ -32,6 +32,7 @@ from robench.cli.run import run
 from robench.cli.streams import lost_output, make_tolerant
 from robench.cli.supervise import supervise, tell
 from robench.cli.train import train
+from robench.cli.transfer import transfer
 from robench.cli.trust import trust
 from robench.cli.validate import validate
 from robench.cli.verify_bounds import verify_bounds
@@ -178,6 +179,7 @@ app.command(short_help="Write results for papers, hubs and CI.")(export)
 app.command(short_help="Draw one figure, at a paper's size.")(plot)
 app.command(short_help="Draw robust accuracy against eps from one run.")(curve)
 app.command(short_help="Judge adversarial inputs from elsewhere.")(judge)
+app.command(short_help="Judge each model's adversarial inputs on every other.")(transfer)
 app.command(short_help="Look closer at attention under attack.")(attention)
 app.command(short_help="Gate a checkpoint: is it worse than a baseline?")(check)
 app.command(short_help="Run again what is claimed, and say what agrees.")(reproduce)

@@ -17,15 +17,16 @@ from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import MISSING, fields
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
 from robench.errors import UsageError
 from robench.files import expanded
 from robench.request import EXECUTORS, GOALS, PRECISIONS, Request
-from robench.results import RecordFilter
-from robench.threat_models import parse_radii
+
+if TYPE_CHECKING:
+    from robench.results import RecordFilter
 
 
 def option(metavar: str, text: str, *names: str, min: int | None = None) -> Any:
@@ -286,7 +287,13 @@ def filter_options(command: Command) -> Command:
     """The command's parameter ``wanted`` becomes the options of a filter of stored records."""
     hints = get_type_hints(_FilterOptions, include_extras=True)
     declared = [_parameter(name, option, None) for name, option in hints.items()]
-    return _options("wanted", RecordFilter, declared)(command)
+    return _options("wanted", _filter, declared)(command)
+
+
+def _filter(**given: Any) -> RecordFilter:
+    from robench.results import RecordFilter
+
+    return RecordFilter(**given)
 
 
 def _parameter(name: str, option: Any, default: Any) -> inspect.Parameter:
@@ -301,7 +308,7 @@ def _options(
     """Options in place of a parameter that is made from them."""
 
     def decorate(command: Command) -> Command:
-        # Commands import RecordFilter for the type checker only.
+        # RecordFilter is imported for the type checker only: it loads pydantic.
         hints = get_type_hints(command, localns={"RecordFilter": Any}, include_extras=True)
         listed: list[inspect.Parameter] = []
         for own in inspect.signature(command).parameters.values():
@@ -363,6 +370,8 @@ def check_one_radius(request: Request) -> None:
     Raises:
         UsageError: ``--eps`` holds several.
     """
+    from robench.threat_models import parse_radii  # pydantic
+
     if request.eps is not None and len(radii := parse_radii(request.eps)) > 1:
         raise UsageError(f"--eps holds {len(radii)} radii, and one is needed", hint="Choose one")
 
@@ -373,8 +382,7 @@ def record_name(model: str) -> str:
     Raises:
         CardError: the card breaks the schema.
     """
-    from robench.models.cards import read_card  # pydantic
-    from robench.models.zoo_folders import CARD_NAME
+    from robench.models.cards import CARD_NAME, read_card  # pydantic
 
     path = expanded(model)
     if os.path.isdir(path):

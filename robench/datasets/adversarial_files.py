@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -51,6 +51,16 @@ class MatchedInputs:
     """float32 (k, C, H, W), not clipped"""
     rows: Tensor
     """int64 (k,): the sample of each, by its position in the data set"""
+
+    @classmethod
+    def of(
+        cls, name: str, read_as: str, inputs: Tensor, ids: Sequence[str], dataset: Dataset
+    ) -> Self:
+        """Inputs float32 (k, C, H, W) of the samples with these ids, all the data set's; the hash is of
+        what they hold."""
+        place = {name: row for row, name in enumerate(dataset.sample_ids)}
+        rows = torch.tensor([place[sample] for sample in ids], dtype=torch.int64)
+        return cls(name, _content_sha256(inputs, dataset, rows), read_as, inputs, rows)
 
 
 @dataclass(frozen=True)

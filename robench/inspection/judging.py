@@ -23,14 +23,14 @@ from robench.evaluation.adversarial_inputs import room_for
 from robench.evaluation.batch_attacks import judge_proposals
 from robench.evaluation.cascade_state import CascadeState, PhaseCounts, StageRun
 from robench.evaluation.environment import PeakMemory
-from robench.evaluation.prepared_model import PreparedModel, prepare_model
+from robench.evaluation.prepared_model import ONE_AT_A_TIME, PreparedModel, prepare_model
 from robench.evaluation.record_builder import RecordBuilder
-from robench.evaluation.runner import kept_record, key_of
+from robench.evaluation.runner import Listener, Silent, kept_record, key_of
 from robench.evaluation.samples import SearchResult
 from robench.inspection.eight_bits import in_eight_bits
 from robench.metric_catalogue import foreign_metrics
 from robench.preparation import Planned, Prepared, prepare
-from robench.records import JUDGED, AttackSpec, JudgedInputs
+from robench.records import JUDGED, AttackSpec, JudgedInputs, MadeFor
 from robench.request import Request
 from robench.results import Store, StoredRecord
 from robench.results.bounds import check_bounds, known_bounds
@@ -44,6 +44,9 @@ OUTSIDE_BALL = "outside the ball"
 MODEL_FAILS = "the model fails on it"
 RIGHT = "classified correctly"
 """Why an input does not count, in the order in which it is asked"""
+
+TRANSFERRED = "transfer"
+"""What the columns of inputs begin with that were made for another model"""
 
 _LONGEST_NAME = 60
 
@@ -87,28 +90,69 @@ def judge(request: Request, source: Any) -> StoredRecord:
         folder = request.results or stack.enter_context(
             tempfile.TemporaryDirectory(prefix="robench-")
         )
-        return _file(Store(folder), prepared, planned, matched)
+        return Judge(Store(folder), prepared, planned).file(matched)
 
 
-def _file(
-    store: Store, prepared: Prepared, planned: Planned, matched: MatchedInputs
-) -> StoredRecord:
-    model, threat_model, dataset = planned
-    model = model.to(prepared.device)
-    # Nothing is searched: what searches run on, and how many, decides nothing.
-    settings = replace(prepared.settings, precision="fp32", workers=1, save_adversarial=True)
-    name = f"{JUDGED}-{file_name(matched.name)[:_LONGEST_NAME]}-{matched.sha256[:8]}"
-    spec = AttackSpec(name=name, attack=JUDGED, params={"sha256": matched.sha256})
-    data, foreign = dataset.spec(), foreign_metrics()
-    key = key_of(model, data, threat_model, spec, settings, foreign)
-    with store.claim(key, wait=float("inf")):
-        stored = kept_record(store, key, adversarial=True)
-        if stored is None:
-            with own_stream(settings.seed, settings.device):
-                job = prepare_model(model, dataset, threat_model, settings, ())
-                stored = _judge(job, spec, matched, key, foreign, store)
-    check_bounds([stored], known_bounds(store))
-    return stored.shown_as(spec.name, model.summary, data)
+class Judge:
+    """Judges inputs for the samples of one model, and files what becomes of them."""
+
+    def __init__(
+        self,
+        store: Store,
+        prepared: Prepared,
+        planned: Planned,
+        listener: Listener | None = None,
+    ) -> None:
+        self._store = store
+        self._listener = listener or Silent()
+        self._model = planned.model.to(prepared.device)
+        self._planned = planned
+        # Nothing is searched: what searches run on, and how many, decides nothing.
+        self._settings = replace(
+            prepared.settings, precision="fp32", workers=1, save_adversarial=True
+        )
+        self._bounds = known_bounds(store)
+        self._ready: PreparedModel | None = None
+
+    def file(self, matched: MatchedInputs, made_for: MadeFor | None = None) -> StoredRecord:
+        """The record of the inputs, from the store or made now.
+
+        Inputs that were ``made_for`` another model are kept by its record, and not once more.
+
+        Raises:
+            RobenchError: as :func:`judge`.
+        """
+        store, model, settings = self._store, self._model, self._settings
+        spec = _spec(matched, made_for)
+        data, foreign = self._planned.dataset.spec(), foreign_metrics()
+        key = key_of(model, data, self._planned.threat, spec, settings, foreign)
+        with store.claim(key, wait=float("inf")):
+            stored = kept_record(store, key, adversarial=made_for is None)
+            self._listener.job_started(model.summary.name, spec.name, 1, stored is not None)
+            if stored is None:
+                with own_stream(settings.seed, settings.device):
+                    stored = _judge(self._job(), spec, matched, key, foreign, store, made_for)
+        check_bounds([stored], self._bounds)
+        stored = stored.shown_as(spec.name, model.summary, data)
+        self._listener.job_finished(stored)
+        return stored
+
+    def _job(self) -> PreparedModel:
+        """What judging starts from: once for all inputs, unless the model draws or changes."""
+        if (job := self._ready) is None:
+            planned = self._planned
+            job = prepare_model(self._model, planned.dataset, planned.threat, self._settings, ())
+            if ONE_AT_A_TIME.isdisjoint(flag.name for flag in job.flags):
+                self._ready = job
+        return job
+
+
+def _spec(matched: MatchedInputs, made_for: MadeFor | None) -> AttackSpec:
+    kind, params = JUDGED, {"sha256": matched.sha256}
+    if made_for is not None:
+        kind, params = TRANSFERRED, {**params, "record": made_for.record}
+    name = f"{kind}-{file_name(matched.name)[:_LONGEST_NAME]}-{matched.sha256[:8]}"
+    return AttackSpec(name=name, attack=JUDGED, params=params)
 
 
 @dataclass
@@ -141,6 +185,7 @@ def _judge(
     key: str,
     foreign: dict[str, str],
     store: Store,
+    made_for: MadeFor | None,
 ) -> StoredRecord:
     started, memory = time.perf_counter(), PeakMemory(job.settings.device)
     given = torch.full((len(job.dataset),), -1)
@@ -162,14 +207,20 @@ def _judge(
     state = replace(state, stage_names=(spec.name,), runs=runs)
     flags = [*job.model.remarks, *job.flags]
     builder = RecordBuilder(spec, job, state)
-    summary = _summary(matched, left_out, int(builder.broken.sum()), saved)
+    summary = _summary(matched, left_out, int(builder.broken.sum()), saved, made_for)
     record = builder.record(key, foreign, flags, time.perf_counter() - started, memory.mib())
     record = record.model_copy(update={"judged": summary})
     samples = [
         sample.model_copy(update={"message": sample.message or left_out.messages.get(row)})
         for row, sample in enumerate(builder.samples)
     ]
-    stored = store.write(record, samples, adversarial=builder.adversarial(), arrays=builder.panel())
+    own = made_for is None
+    stored = store.write(
+        record,
+        samples,
+        adversarial=builder.adversarial() if own else None,
+        arrays=builder.panel() if own else None,
+    )
     progress.clear()
     return stored
 
@@ -209,7 +260,9 @@ def _judge_part(
     return result, saved
 
 
-def _summary(matched: MatchedInputs, left_out: _LeftOut, finds: int, saved: int) -> JudgedInputs:
+def _summary(
+    matched: MatchedInputs, left_out: _LeftOut, finds: int, saved: int, made_for: MadeFor | None
+) -> JudgedInputs:
     asked = (CLEAN_ERROR, NOT_FINITE, OUTSIDE_BOX, OUTSIDE_BALL, MODEL_FAILS, RIGHT)
     return JudgedInputs(
         source=matched.name,
@@ -223,4 +276,5 @@ def _summary(matched: MatchedInputs, left_out: _LeftOut, finds: int, saved: int)
         outside_ball_by=left_out.extent(OUTSIDE_BALL),
         outside_box_by=left_out.extent(OUTSIDE_BOX),
         finds_in_8_bits=saved,
+        made_for=made_for,
     )

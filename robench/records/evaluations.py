@@ -196,6 +196,17 @@ class AuditResult(Frozen):
     """95 % upper bound on the share of survivors that the audit may have missed."""
 
 
+class MadeFor(Frozen):
+    """The model that adversarial inputs were made for, before another one judged them."""
+
+    record: Sha256
+    """The key of the record that holds them"""
+    model: ModelSummary
+    attack: AttackSpec
+    members: tuple[Sha256, ...] = ()
+    """Of an ensemble: the fingerprints of its models"""
+
+
 class JudgedInputs(Frozen):
     """What became of adversarial inputs that were made elsewhere."""
 
@@ -216,6 +227,8 @@ class JudgedInputs(Frozen):
     """Least and most, of those that lie outside; of the largest coordinate"""
     finds_in_8_bits: int
     """Finds that are finds still, once their pixels are rounded to the 256 grey levels"""
+    made_for: MadeFor | None = None
+    """Of inputs that robench made, for another model; None: it does not know for which"""
 
 
 class Cost(Frozen):
@@ -305,6 +318,11 @@ class EvaluationRecord(Frozen):
         if self.part is not None:
             return self.part.whole in keys and self.key == self.part.key
         return self.key in keys
+
+    @property
+    def made_for(self) -> MadeFor | None:
+        """Of a transfer, what its inputs were made for; None: it is none."""
+        return None if self.judged is None else self.judged.made_for
 
     @property
     def n(self) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -78,6 +78,8 @@ class Validation(Frozen):
     """Of the searches, as asked for."""
     base: tuple[Sha256, ...] = Field(min_length=1)
     """The keys of the suite's records."""
+    transfers: tuple[Sha256, ...] = ()
+    """The keys of records of inputs that the suite's attacks made for other models"""
     protocol: Sha256
     """Of the tests and countermeasures that there were."""
     robust_acc: Real = Field(ge=0, le=100)
@@ -98,7 +100,8 @@ class Validation(Frozen):
 
     def has_its_key(self) -> bool:
         """Whether the key is the content's."""
-        return self.key == validation_key(self.model.fingerprint, self.base, self.protocol)
+        about = self.model.fingerprint, self.base, self.protocol, self.transfers
+        return self.key == validation_key(*about)
 
     @property
     def masked(self) -> tuple[Diagnosis, ...]:
@@ -106,12 +109,17 @@ class Validation(Frozen):
         return tuple(item for item in self.diagnoses if item.outcome == "masked")
 
 
-def validation_key(model: str, base: Iterable[str], protocol: str) -> str:
+def validation_key(
+    model: str, base: Iterable[str], protocol: str, transfers: Iterable[str] = ()
+) -> str:
     """The content address of a validation.
 
     ``model`` is its fingerprint, ``base`` the keys of the records whose number is judged, which hold
     data, threat model, attacks, seed and precision, ``protocol`` the hash of the tests and
-    countermeasures.
+    countermeasures, ``transfers`` the keys of the records of inputs that were made for other models.
     """
-    content = {"revision": VALIDATION_REVISION, "model": model, "protocol": protocol}
-    return canonical_hash({**content, "base": sorted(base)})
+    content: dict[str, Any] = {"revision": VALIDATION_REVISION, "model": model}
+    content |= {"protocol": protocol, "base": sorted(base)}
+    if others := sorted(transfers):  # as before there were any
+        content["transfers"] = others
+    return canonical_hash(content)

@@ -8,8 +8,13 @@ from typing import Literal
 
 from robench.regression_check.baseline import LeaderboardRow, row_differences
 from robench.regression_check.policy import Criterion, Policy
-from robench.reporting.differences import Difference, differences, targeted_name
-from robench.reporting.model_results import ModelResult, common_attacks
+from robench.reporting.differences import (
+    Difference,
+    common_attacks,
+    differences,
+    targeted_name,
+)
+from robench.reporting.model_results import ModelResult
 from robench.statistics import holm, n_for_difference, n_for_noninferiority, smallest_difference
 from robench.statistics.numerics import normal_quantile
 

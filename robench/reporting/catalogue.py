@@ -34,6 +34,7 @@ class Report:
             sequence; all ``radii``'s of one data set, norm and seed; or a group's in the order in
             which a user ``named`` them, so that nobody else draws it.
         by_attack: whether a figure's function takes an attack's name too.
+        if_any: whether a table without rows is not written at all.
         goal: which results it is of, one of :data:`robench.request.GOALS`: what was robust against
             any error, or against an adversary with targets, or corrupted. No report mixes them.
     """
@@ -44,6 +45,7 @@ class Report:
     of: Of = "group"
     by_attack: bool = False
     goal: str = "untargeted"
+    if_any: bool = False
 
     @property
     def function(self) -> Callable[..., Any]:
@@ -86,6 +88,8 @@ for _name, _target in (
     ("per_class", "metric_tables:class_table"),
 ):
     REPORTS.add(_name, Report("table", f"robench.reporting.{_target}"))
+for _name, _target in (("transfers", "transfer_table"), ("transfer_matrix", "transfer_matrix")):
+    REPORTS.add(_name, Report("table", f"robench.reporting.transfers:{_target}", if_any=True))
 for _name in ("targeted_table", "target_matrix"):
     _report = Report("table", f"robench.reporting.targeted:{_name}", goal="targeted")
     REPORTS.add(_name.removesuffix("_table"), _report)
@@ -114,6 +118,10 @@ for _name, _target, _of, _by_attack, _summary in (
     (
         *("feature_distances", "distributions:feature_distances", "group", False),
         "distances of features: alignment and exclusion",
+    ),
+    (
+        *("transfer", "transfer:transfer_map", "group", True),
+        "models by models: robust accuracy on inputs that were made for others",
     ),
     (
         *("robust_against_eps", "curves:robust_against_eps", "radii", True),

@@ -14,9 +14,14 @@ import pandas as pd
 from robench.errors import UsageError
 from robench.formatting import fixed, is_undefined, number, p_value, signed_interval
 from robench.metric_catalogue import METRICS
-from robench.reporting.differences import Difference, differences, targeted_name
+from robench.reporting.differences import (
+    Difference,
+    common_attacks,
+    differences,
+    targeted_name,
+)
 from robench.reporting.export import csv_bytes
-from robench.reporting.model_results import GroupKey, ModelResult, common_attacks
+from robench.reporting.model_results import GroupKey, ModelResult
 from robench.statistics import holm, smallest_difference
 from robench.text import markdown
 

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from robench.formatting import fixed
-from robench.records import AttackSpec, Outcome
+from robench.records import AttackSpec, EvaluationRecord, Outcome
 from robench.reporting.model_results import Bools
 from robench.results import StoredRecord
 from robench.statistics import (
@@ -91,7 +91,7 @@ RULES = {
         ),
         Rule(
             "transfer_beats_direct",
-            "what breaks a stand-in breaks more than the attack on the model itself",
+            "what breaks another model breaks more than the attack on the model itself",
             ("bpda", "smoothed", "transfer", "distilled", "square-more"),
         ),
         Rule(
@@ -148,7 +148,9 @@ def contradictions(records: Iterable[StoredRecord]) -> list[Contradiction]:
     groups: dict[Any, list[StoredRecord]] = {}
     for stored in records:
         record = stored.record
-        if record.threat_model.goal == "untargeted" and not record.attack.is_judged:
+        # Of inputs from elsewhere nobody knows how hard they were looked for.
+        known = not record.attack.is_judged or record.made_for is not None
+        if record.threat_model.goal == "untargeted" and known:
             about = record.model.fingerprint, record.dataset.fingerprint, record.threat_model.family
             groups.setdefault(about, []).append(stored)
     found: list[Contradiction] = []
@@ -193,6 +195,8 @@ def _pairs(records: Sequence[StoredRecord]) -> Iterator[_Pair]:
             for name, holds in _WEAKER.items():
                 if holds(one.attack, two.attack):
                     yield _pair(name, weaker, [stronger])
+            if _made_elsewhere_by(one, two.attack):
+                yield _pair("transfer_beats_direct", weaker, [stronger])
         elif (
             one.threat_model.eps < two.threat_model.eps
             and one.attack.identity == two.attack.identity
@@ -258,6 +262,12 @@ def _less(weak: AttackSpec, strong: AttackSpec) -> bool:
     ]
     fewer = all(a <= b for a, b in zip(*budgets, strict=True)) and budgets[0] != budgets[1]
     return rest[0] == rest[1] and fewer and _steps(weak) != 1
+
+
+def _made_elsewhere_by(record: EvaluationRecord, strong: AttackSpec) -> bool:
+    """Whether it is of inputs that the same attack made for another model."""
+    made_for = record.made_for
+    return made_for is not None and made_for.attack.identity == strong.identity and _direct(strong)
 
 
 def _through(weak: AttackSpec, strong: AttackSpec) -> bool:

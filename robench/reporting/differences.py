@@ -12,11 +12,12 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from robench.errors import UsageError
 from robench.metric_catalogue import METRICS, Direction
 from robench.records import Outcome
 from robench.reporting.corruptions import corruption_shares, main_attack
 from robench.reporting.leaderboard import attack_column
-from robench.reporting.model_results import ModelResult
+from robench.reporting.model_results import SAME_CONDITIONS, ModelResult
 from robench.statistics import (
     Interval,
     PairedCounts,
@@ -61,6 +62,38 @@ class Difference:
             return plain
         # Subtracting from 0 keeps an exact 0 from turning into −0.
         return Interval(0 - plain.estimate, 0 - plain.high, 0 - plain.low, plain.level)
+
+
+def common_attacks(
+    first: ModelResult, second: ModelResult
+) -> tuple[ModelResult, ModelResult, list[str]]:
+    """Both models with only the attacks that both faced with the same parameters, and a sentence for
+    each attack left out.
+
+    Raises:
+        UsageError: they are of different groups, or no attack remains.
+    """
+    if first.group != second.group:
+        raise UsageError(
+            f"{first.model.name} was evaluated on {first.group}, "
+            f"{second.model.name} on {second.group}",
+            hint=SAME_CONDITIONS,
+        )
+    shared, notes = [], []
+    for name in sorted({*first.attacks, *second.attacks}):
+        lacking = [r.model.name for r in (first, second) if name not in r.attacks]
+        if lacking:
+            notes.append(f"{name} is left out: there is no record of it for {lacking[0]}")
+        elif first.parameters_of(name) != second.parameters_of(name):
+            notes.append(f"{name} is left out: its parameters differ between the two")
+        else:
+            shared.append(name)
+    if not shared:
+        raise UsageError(
+            f"{first.model.name} and {second.model.name} have no attack in common",
+            hint="Run the same suite on both",
+        )
+    return first.restricted(shared), second.restricted(shared), notes
 
 
 def targeted_name(quantity: str) -> str:

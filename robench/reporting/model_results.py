@@ -25,12 +25,13 @@ from robench.statistics import Interval, wilson
 from robench.threat_models import ThreatModel
 
 Bools = npt.NDArray[np.bool_]
+_Transfers = dict[tuple[str, str], StoredRecord]
 
 ATTENTION_ATTACK = "pgd-20"
 """The attack whose adversarial inputs attention and representation are reported for. It is the
 one that every suite has; a model without it is reported for its first attack with metrics."""
 
-_SAME_CONDITIONS = "Evaluate both with the same --dataset, --norm, --eps, --goal, --n and --seed"
+SAME_CONDITIONS = "Evaluate both with the same --dataset, --norm, --eps, --goal, --n and --seed"
 
 
 @dataclass(frozen=True, order=True)
@@ -61,10 +62,13 @@ class ModelResult:
         group: data, threat model, n and seed.
         attacks: the records by the attack's column name, in order of that name. Where a model
             has several records under one name, the newest.
+        transfers: records of inputs that were made for other models, the newest for each of these
+            and each attack. They are no attack on this one, and in none of its numbers.
     """
 
     group: GroupKey
     attacks: Mapping[str, StoredRecord]
+    transfers: tuple[StoredRecord, ...] = ()
 
     @property
     def model(self) -> ModelSummary:
@@ -185,7 +189,7 @@ class ModelResult:
     def restricted(self, attacks: Iterable[str]) -> ModelResult:
         """The same model with only these attacks; the worst case is then over them alone."""
         wanted = set(attacks)
-        return ModelResult(self.group, {k: v for k, v in self.attacks.items() if k in wanted})
+        return replace(self, attacks={k: v for k, v in self.attacks.items() if k in wanted})
 
     def parameters_of(self, attack: str) -> dict[str, Any]:
         """What decides an attack's numbers: its kind and parameters, not its name."""
@@ -256,17 +260,18 @@ def collect(
     """
     wanted = wanted or RecordFilter()
     wanted = replace(wanted, goal=wanted.goal or "untargeted")
-    found: dict[tuple[GroupKey, str, str], dict[str, StoredRecord]] = {}
+    found: dict[tuple[GroupKey, str, str], tuple[dict[str, StoredRecord], _Transfers]] = {}
     # What was chosen for one model by its diagnoses is no attack that others lack.
     protocol = (stored for stored in records if not stored.record.attack.escalation)
     kept = [stored for stored in protocol if wanted.matches(stored.record)]
     # ISO 8601 in UTC sorts by time; the key makes the choice the same on every machine.
     for stored in sorted(kept, key=lambda item: (item.record.created, item.record.key)):
         record, threat = stored.record, stored.record.threat_model
-        named = [stored]
+        named, source = [stored], record.made_for
         if suite is not None:
             # A suite may call an attack by another name than the one it was recorded under.
-            entries, own = suite.for_norm(threat.family), record.attack.identity
+            entries = suite.for_norm(threat.family)
+            own = (record.attack if source is None else source.attack).identity
             named = [stored.shown_as(spec.name) for spec in entries if spec.identity == own]
         if not named:
             continue
@@ -280,11 +285,18 @@ def collect(
             seed=record.seed,
             written=str(threat),
         )
-        attacks = found.setdefault((group, record.model.id, record.model.fingerprint), {})
-        attacks |= {shown.record.attack.name: shown for shown in named}
+        about = group, record.model.id, record.model.fingerprint
+        attacks, transfers = found.setdefault(about, ({}, {}))
+        if source is None:
+            attacks |= {shown.record.attack.name: shown for shown in named}
+        else:
+            transfers[source.model.fingerprint, source.attack.name] = stored
     return [
-        ModelResult(group, dict(sorted(attacks.items())))
-        for (group, *_), attacks in sorted(found.items(), key=lambda item: item[0])
+        ModelResult(
+            group, dict(sorted(attacks.items())), tuple(transfers[k] for k in sorted(transfers))
+        )
+        for (group, *_), (attacks, transfers) in sorted(found.items(), key=lambda item: item[0])
+        if attacks
     ]
 
 
@@ -322,7 +334,7 @@ def find_pair(
         raise UsageError(
             f"{first!r} and {second!r} were not evaluated on the same samples under the same "
             f"threat model: {one} against {two}",
-            hint=_SAME_CONDITIONS,
+            hint=SAME_CONDITIONS,
         )
     if len(shared) > 1:
         raise UsageError(
@@ -331,38 +343,6 @@ def find_pair(
             hint="Choose one with --dataset, --norm, --eps, --targets, --n or --seed",
         )
     return left[shared[0]], right[shared[0]]
-
-
-def common_attacks(
-    first: ModelResult, second: ModelResult
-) -> tuple[ModelResult, ModelResult, list[str]]:
-    """Both models with only the attacks that both faced with the same parameters, and a sentence for
-    each attack left out.
-
-    Raises:
-        UsageError: they are of different groups, or no attack remains.
-    """
-    if first.group != second.group:
-        raise UsageError(
-            f"{first.model.name} was evaluated on {first.group}, "
-            f"{second.model.name} on {second.group}",
-            hint=_SAME_CONDITIONS,
-        )
-    shared, notes = [], []
-    for name in sorted({*first.attacks, *second.attacks}):
-        lacking = [r.model.name for r in (first, second) if name not in r.attacks]
-        if lacking:
-            notes.append(f"{name} is left out: there is no record of it for {lacking[0]}")
-        elif first.parameters_of(name) != second.parameters_of(name):
-            notes.append(f"{name} is left out: its parameters differ between the two")
-        else:
-            shared.append(name)
-    if not shared:
-        raise UsageError(
-            f"{first.model.name} and {second.model.name} have no attack in common",
-            hint="Run the same suite on both",
-        )
-    return first.restricted(shared), second.restricted(shared), notes
 
 
 def results_of(results: Iterable[ModelResult], query: str) -> list[ModelResult]:

@@ -242,13 +242,14 @@ def report_section(name: str, frame: pd.DataFrame) -> Section:
         heading = "Pairs of classes"
     else:
         caption, heading = f"{name}.csv", name.replace("_", " ").capitalize()
-    shown = {
-        str(column): Column(
-            str(column).replace("_", " "), f"{name}.csv", not pd.api.types.is_numeric_dtype(kind), 4
-        )
-        for column, kind in frame.dtypes.items()
-    }
+    shown = {str(column): _plain_column(frame[column], f"{name}.csv") for column in frame.columns}
     return Section(heading, [_table(caption, frame, shown)])
+
+
+def _plain_column(values: pd.Series, meaning: str) -> Column:
+    """A column as it is, with as many digits as its table has."""
+    label, text = str(values.name).replace("_", " "), not pd.api.types.is_numeric_dtype(values)
+    return Column(label, meaning, text, 4 if text or not values.round(2).equals(values) else 2)
 
 
 def validation_section(validation: Validation) -> Section:

@@ -8,10 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from robench.formatting import fixed
 from robench.records import Diagnosis, Flag, Outcome
 from robench.reporting.contradictions import contradictions
 from robench.results import StoredRecord
 from robench.results.validations import ERRORED
+
+TRANSFER = "transfer_beats_direct"
+"""The rule that inputs made for other models break no more than the same attack on the model"""
 
 ASKS: dict[str, tuple[str, ...]] = {
     "no_gradients": ("bpda", "distilled", "square-more"),
@@ -34,11 +38,14 @@ _BEARABLE = {"randomised"}
 """Flags that are severe for a number of the usual suites, and no more once their countermeasure ran"""
 
 
-def free_diagnoses(records: Sequence[StoredRecord]) -> list[Diagnosis]:
+def free_diagnoses(
+    records: Sequence[StoredRecord], transfers: Sequence[StoredRecord] = ()
+) -> list[Diagnosis]:
     """What the records of one model, data set and threat model say together.
 
     One diagnosis for each flag that is severe or speaks of gradients, for samples without a verdict,
-    and for each rule that records break; a sound one each where there is none.
+    and for each rule that records break; a sound one each where there is none. ``transfers`` are
+    records of inputs that the same attacks made for other models.
     """
     flags: dict[str, Flag] = {}
     for stored in records:
@@ -52,7 +59,7 @@ def free_diagnoses(records: Sequence[StoredRecord]) -> list[Diagnosis]:
         evidence = f"no flag of {len(records)} records speaks of masked gradients (flags: {kinds})"
         found = [Diagnosis(test="flags", outcome="sound", evidence=evidence)]
     found.append(_errors(records))
-    broken = contradictions(records)
+    broken = contradictions([*records, *transfers])
     found += [
         Diagnosis(
             test=item.rule,
@@ -64,9 +71,33 @@ def free_diagnoses(records: Sequence[StoredRecord]) -> list[Diagnosis]:
         for item in broken
     ]
     if not broken:
-        evidence = f"{len(records)} records contradict each other in no rule"
+        count = len(records) + len(transfers)
+        evidence = f"{count} records contradict each other in no rule"
         found.append(Diagnosis(test="consistency", outcome="sound", evidence=evidence))
+    if transfers and all(item.rule != TRANSFER for item in broken):
+        found.append(_of_transfers(records, transfers))
     return found
+
+
+def _of_transfers(records: Sequence[StoredRecord], transfers: Sequence[StoredRecord]) -> Diagnosis:
+    """Inputs that were made for other models break no more than the attack itself."""
+
+    def left(stored: StoredRecord) -> float:
+        return 100 * stored.record.count(Outcome.SURVIVED) / stored.record.n
+
+    lowest = min(transfers, key=left)
+    source = lowest.record.made_for
+    assert source is not None
+    own = min(left(s) for s in records if s.record.attack.identity == source.attack.identity)
+    return Diagnosis(
+        test=TRANSFER,
+        outcome="sound",
+        evidence=f"of what was made for {len(transfers)} other models that for {source.model.name} by "
+        f"{source.attack.name} breaks most: it leaves {fixed(left(lowest), 1)} % of "
+        f"{lowest.record.n} samples, the attack itself {fixed(own, 1)} %",
+        value=left(lowest),
+        threshold=own,
+    )
 
 
 def _tells(flag: Flag) -> bool:

@@ -12,7 +12,7 @@ import logging
 import tempfile
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
@@ -24,7 +24,7 @@ from robench import seeding
 from robench.datasets import Dataset
 from robench.devices import device_of, single_precision
 from robench.doctor.subject import Subject
-from robench.errors import AttackError, UsageError
+from robench.errors import AttackError, StoreError, UsageError
 from robench.evaluation.as_given import as_given
 from robench.evaluation.prepared_model import Settings
 from robench.evaluation.runner import Listener, evaluate_model
@@ -144,12 +144,33 @@ class _Job:
         (result,) = collect(self.base)
         return result
 
+    @cached_property
+    def transfers(self) -> list[StoredRecord]:
+        """What the store has of inputs that the suite's attacks made for other models."""
+        record = self.base[0].record
+        attacks = [stored.record.attack.identity for stored in self.base]
+        about = record.model.fingerprint, record.dataset.fingerprint
+        found = []
+        for key in self.store.keys_naming(*about, '"made_for": {'):
+            with suppress(StoreError):  # what is damaged is told by whoever reads it all
+                found.append(self.store.read(key))
+        return [
+            stored
+            for stored in found
+            if (source := stored.record.made_for) is not None
+            and source.attack.identity in attacks
+            and (stored.record.model.fingerprint, stored.record.dataset.fingerprint) == about
+            and stored.record.threat_model == record.threat_model
+            and stored.record.seed == record.seed
+        ]
+
     def run(self) -> Validation:
         """The validation, from the store or made now."""
         model = self.planned.model.summary
         base = tuple(sorted(stored.record.key for stored in self.base))
+        transfers = tuple(sorted(stored.record.key for stored in self.transfers))
         told = protocol()
-        key = validation_key(model.fingerprint, base, told)
+        key = validation_key(model.fingerprint, base, told, transfers)
         validations = Validations(self.store)
         with self.store.claim(key, wait=float("inf")):
             known = validations.find(key)
@@ -171,6 +192,7 @@ class _Job:
                 seed=self.settings.seed,
                 precision=self.settings.precision,
                 base=base,
+                transfers=transfers,
                 protocol=told,
                 robust_acc=100 * robust / n,
                 best_known_acc=100 * (robust - finds) / n,
@@ -222,7 +244,7 @@ class _Job:
         subject = subject_of(model, self.planned.dataset, self.result, settings)
         with own_stream(settings.seed, settings.device), undisturbed(model):
             tested = diagnose(subject, self.planned.threat, settings.seed)
-        return [*free_diagnoses(self.base), *tested]
+        return [*free_diagnoses(self.base, self.transfers), *tested]
 
     def _trials(self, diagnoses: Sequence[Diagnosis]) -> list[Trial]:
         model, threat = self.planned.model, self.planned.threat

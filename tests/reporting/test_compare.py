@@ -13,10 +13,11 @@ from robench.records import MetricSummary
 from robench.reporting.compare import compare_models, comparison_csv, comparison_markdown
 from robench.reporting.differences import (
     accuracy_difference,
+    common_attacks,
     metric_difference,
     worst_class_difference,
 )
-from robench.reporting.model_results import ModelResult, collect, common_attacks, find_pair
+from robench.reporting.model_results import ModelResult, collect, find_pair
 from robench.results import StoredRecord
 from robench.statistics import PairedCounts, holm, mcnemar, tango_interval
 

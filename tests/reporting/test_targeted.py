@@ -231,16 +231,12 @@ def test_a_target_that_is_no_class() -> None:
 def test_a_folder_shows_what_was_attacked_with_targets(tmp_path: Path) -> None:
     store = Store(tmp_path)
     plain = make_stored("BBSC")
-    store.write(plain.record, plain.samples)
-    publish(store, plots=False)
+    publish(store, [plain], plots=False)
     assert not (tmp_path / "targeted.csv").exists()
     board = (tmp_path / "leaderboard.csv").read_bytes()
-    aimed = next_target("BBSCSS")
-    store.write(aimed.record, aimed.samples)
-    publish(store, plots=False)
+    publish(store, [plain, next_target("BBSCSS")], plots=False)
     assert (tmp_path / "leaderboard.csv").read_bytes() == board
-    store.delete(plain.record.key)
-    files = publish(store, plots=True).files
+    files = publish(store, [next_target("BBSCSS")], plots=True)
     table = pd.read_csv(tmp_path / "targeted.csv")
     assert table["reached"].tolist() == [2, 2]
     assert len(pd.read_csv(tmp_path / "target_matrix.csv")) == 9

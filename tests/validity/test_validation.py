@@ -14,6 +14,7 @@ import robench
 from robench.datasets import ArrayDataset
 from robench.errors import UsageError
 from robench.evaluation.runner import Silent
+from robench.models import wrap_module
 from robench.records import AttackSpec, Diagnosis, Suite, Validation
 from robench.reporting.leaderboard import build_leaderboard, leaderboard_csv
 from robench.reporting.page import build_page
@@ -116,6 +117,38 @@ def test_what_nothing_answers_is_unreliable(
     store = Store(tmp_path)
     board = build_leaderboard(store, validations=Validations(store).all())
     assert board["unreliable"][0] == "mine"
+
+
+def test_inputs_that_were_made_for_another_model_are_evidence(tmp_path: Path) -> None:
+    """The sound model's inputs break the masked one, which its own attack does not."""
+    spec = AttackSpec(name="pgd-8", attack="pgd", params={"steps": 8})
+    suite = Suite(name="more", attacks=(spec,))
+    masked, sound = (
+        wrap_module(
+            Stairs(mask),
+            num_classes=2,
+            name=name,
+            threat_model="Linf-0.1",
+            input={"channels": 1},
+        )
+        for mask, name in ((True, "masked"), (False, "sound"))
+    )
+    options: Any = {"results": tmp_path, "device": "cpu", "precision": "fp32", "progress": False}
+    (alone,) = robench.validate(masked, data(), suite, **options)
+    robench.transfer([masked, sound], data(), suite, **options)
+    (found,) = robench.validate(masked, data(), suite, **options)
+    (key,) = found.transfers
+    assert Store(tmp_path).read(key).record.made_for.model.name == "sound"  # type: ignore[union-attr]
+    assert (alone.transfers, alone.key == found.key) == ((), False)
+    assert "transfer_beats_direct" in {item.test for item in found.masked}
+    assert robench.validate(masked, data(), suite, **options) == [found]
+    (other,) = robench.validate(sound, data(), suite, **options)
+    (told,) = (item for item in other.diagnoses if item.test == "transfer_beats_direct")
+    assert (told.outcome, told.value, told.threshold) == ("sound", 100.0, 0.0)
+    assert told.evidence == (
+        "of what was made for 1 other models that for masked by pgd-8 breaks most: it leaves 100.0 % "
+        "of 24 samples, the attack itself 0.0 %"
+    )
 
 
 class _Jobs(Silent):

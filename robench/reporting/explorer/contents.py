@@ -112,7 +112,16 @@ def _row(
         else {"verdict": validation.verdict, "reasons": list(validation.reasons)},
         "margin": packed(result.clean_margin),
         "attacks": [_attack(result, name, stored) for name, stored in result.attacks.items()],
+        "transfers": [_transfer(stored) for stored in result.transfers],
     }
+
+
+def _transfer(stored: StoredRecord) -> list[Any]:
+    """Of inputs that were made for another model: this one, by what, what survives and what does not."""
+    record, made_for = stored.record, stored.record.made_for
+    assert made_for is not None
+    counts = [record.count(outcome) for outcome in (Outcome.SURVIVED, Outcome.BROKEN)]
+    return [made_for.model.name, made_for.attack.name, *counts, len(made_for.members)]
 
 
 def _interval(interval: Interval) -> list[Any]:

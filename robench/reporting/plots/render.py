@@ -101,7 +101,7 @@ class _Gallery:
                         getattr(stored.trace_path, "name", None),
                     ]
                     for result in shown
-                    for stored in result.attacks.values()
+                    for stored in (*result.attacks.values(), *result.transfers)
                 ],
             }
         )

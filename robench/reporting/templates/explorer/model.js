@@ -16,6 +16,7 @@ function showModel(view) {
       " · ", element("a", { href: state.link({ view: "compare", model: row.id }) }, "Compare it")),
     doubts(row),
     element("div", { class: "side" }, attacksTable(row, group), classesTable(row, group)),
+    transfersTable(row, group),
     curve(row),
     element("h3", {}, "One attack"),
     element("form", { class: "controls", onsubmit: event => event.preventDefault() },
@@ -66,6 +67,16 @@ function attacksTable(row, group) {
   return table(`Survivors of each attack, n = ${group.n}`, ["attack", ["survivors", "share, 95 % interval"],
     "broken", ["by it alone", "broken by no other attack"], "clean error", "errored", "forwards",
     "backwards", "seconds"], lines);
+}
+
+function transfersTable(row, group) {
+  if (!row.transfers.length) return "";
+  const lines = [...row.transfers].sort((one, two) => one[2] - two[2])
+    .map(([source, attack, survivors, broken, members]) => [
+      element("td", { class: "text" }, members ? `${source}, an ensemble` : source),
+      element("td", { class: "text" }, attack), bar(wilson(survivors, group.n)), broken]);
+  return table(`Inputs made for other models, n = ${group.n}`,
+    ["made for", "by", ["survivors", "share, 95 % interval"], "broken"], lines);
 }
 
 function curve(row) {

@@ -13,18 +13,29 @@ Run by hand; what is done stays in ``--work``, so a run that was ended goes on::
     python benchmarks/executors.py --n 200 --write
 
 Every way is a process of its own: none may fork once Ray has run in it. Fails where anything differs.
+
+With ``--speed`` it is asked instead how long ``aa-standard`` takes on the first of the models: one process
+and two forks, and Ray with eight parts, one and two at once, on a thread each. What is timed comes after the
+start-up: a first, small evaluation, for which Ray starts its processes and these load what they need. By
+hand, on an idle machine::
+
+    python benchmarks/executors.py --speed --n 500 --write
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import random
 import shlex
+import statistics
 import subprocess
 import sys
+import tempfile
 import threading
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -56,6 +67,14 @@ WAYS: dict[str, dict[str, Any]] = {
     "Ray, 4 at once": {"executor": "ray", "workers": 4, "cpus_per_task": 0.5},
 }
 LOSING = "Ray, one of three machines killed"
+SPEED_RESULT = RESULT.with_name("executors_speed.md")
+TIMED: dict[str, tuple[dict[str, Any], str]] = {
+    "one process": ({"workers": 1, "device": "cpu"}, "one process"),
+    "two forks": ({"workers": 2, "device": "cpu"}, "one process"),
+    "Ray, 8 shards, 1 at once": ({"executor": "ray", "workers": 1, "shards": 8}, "one process"),
+    "Ray, 8 shards, 2 at once": ({"executor": "ray", "workers": 2, "shards": 8}, "two forks"),
+}
+"""How it is asked for, and what it is held against"""
 
 
 def main() -> int:
@@ -67,13 +86,24 @@ def main() -> int:
     parser.add_argument("--only", nargs="+", choices=[*WAYS, LOSING], default=[*WAYS, LOSING])
     parser.add_argument("--losses", type=int, default=10, help="runs in which a machine is killed")
     parser.add_argument("--losing-suite", default="quick", help="of these runs")
+    parser.add_argument("--speed", action="store_true", help="how long it takes, instead")
+    parser.add_argument("--rounds", type=int, default=3, help="of timing, one way after the other")
     parser.add_argument("--work", type=Path, default=Path("build/executors"))
     parser.add_argument("--write", action="store_true", help=f"write {RESULT.name}")
     parser.add_argument("--worker", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker:
         name, folder = options.worker
-        run(name, Path(folder), options)
+        if options.speed:
+            print(json.dumps(timed(name, Path(folder), options)))
+        else:
+            run(name, Path(folder), options)
+        return 0
+    if options.speed:
+        text = speed_table(time_all(options))
+        print(text)
+        if options.write:
+            SPEED_RESULT.write_text(speed_page(text, options))
         return 0
     rows = compare_all(options)
     print(table(rows))
@@ -221,7 +251,86 @@ def column_difference(one: pd.Series[Any], two: pd.Series[Any]) -> tuple[int, fl
     return apart, float((one - two)[~same].abs().max())
 
 
+# --- how long it takes ---------------------------------------------------------------------
+
+
+def timed(name: str, folder: Path, options: argparse.Namespace) -> dict[str, float]:
+    """Seconds of the start-up, and of what comes after it."""
+    asked, started = TIMED[name][0] | {"dataset": "digits"}, time.perf_counter()
+    with ExitStack() as stack:
+        if "executor" in asked:  # what is asked for later finds the cluster that is there
+            from robench.execution.ray_cluster import RayCluster, Wanted
+
+            stack.enter_context(RayCluster.connect(Wanted(at_once=asked["workers"])))
+        evaluate(options.models[:1], "quick", n=16, results=folder / "first", **asked)
+        ready = time.perf_counter()
+        evaluate(options.models[:1], "aa-standard", n=options.n, results=folder / "then", **asked)
+        ended = time.perf_counter()
+    return {"start-up": ready - started, "seconds": ended - ready}
+
+
+def time_all(options: argparse.Namespace) -> dict[str, list[dict[str, float]]]:
+    """Each way's rounds; the ways take turns, as machines have faster and slower hours."""
+    found: dict[str, list[dict[str, float]]] = {name: [] for name in TIMED}
+    alone = dict(os.environ, OMP_NUM_THREADS="1")
+    about = ["--speed", "--n", str(options.n), "--models", options.models[0]]
+    for _ in range(options.rounds):
+        for name, rounds in found.items():
+            with tempfile.TemporaryDirectory(prefix="robench-speed-") as folder:
+                command = [sys.executable, __file__, "--worker", name, folder, *about]
+                done = subprocess.run(
+                    command, check=True, stdout=subprocess.PIPE, text=True, env=alone
+                )
+            rounds.append(json.loads(done.stdout.splitlines()[-1]))
+            print(name, rounds[-1], file=sys.stderr, flush=True)
+    return found
+
+
+def speed_table(found: dict[str, list[dict[str, float]]]) -> str:
+    """Medians of the rounds, as Markdown."""
+    seconds = {name: _median(rounds, "seconds") for name, rounds in found.items()}
+    lines = [
+        "| way | start-up, s | then, s | least and most | beside | times as fast | overhead |",
+        "|---|---:|---:|---:|---|---:|---:|",
+    ]
+    for name, rounds in found.items():
+        other = TIMED[name][1]
+        ratio = seconds[other] / seconds[name]
+        each = [r["seconds"] for r in rounds]
+        lines.append(
+            f"| {name} | {_median(rounds, 'start-up'):.1f} | {seconds[name]:.1f} | {min(each):.1f} to "
+            f"{max(each):.1f} | {other} | {ratio:.2f} | {1 / ratio - 1:+.0%} |"
+        )
+    return "\n".join(lines)
+
+
+def _median(rounds: list[dict[str, float]], name: str) -> float:
+    return statistics.median(each[name] for each in rounds)
+
+
+def speed_page(text: str, options: argparse.Namespace) -> str:
+    """The file of these results."""
+    here = describe_environment([torch.device("cpu")], "", 0)
+    return f"""# How long it takes in one process, in two, and on Ray
+
+`python benchmarks/executors.py {_given(options)}`, {date.today()}
+
+`aa-standard` on {options.models[0]}, {options.n} digits, a thread for each process; medians of {options.rounds} rounds.
+What is timed is all of `robench run` but loading the libraries and a first, small evaluation, which are the start-up:
+preparing the model, which each process of Ray's does for itself, sending, joining and writing are in it.
+
+{text}
+
+{here.device_name}; Python {here.versions["python"]}, torch {here.versions["torch"]}.
+"""
+
+
 # --- what is written -----------------------------------------------------------------------
+
+
+def _given(options: argparse.Namespace) -> str:
+    words = [word for word in sys.argv[1:] if word not in ("--work", str(options.work), "--write")]
+    return shlex.join(words)
 
 
 def table(rows: list[Row]) -> str:
@@ -247,10 +356,9 @@ def write(rows: list[Row], options: argparse.Namespace) -> None:
     here = describe_environment([torch.device("cpu")], "", 0)
     losing = f" Where a machine is killed, suite `{options.losing_suite}` in eight parts, on three of them."
     losing = losing if LOSING in options.only else ""
-    given = [word for word in sys.argv[1:] if word not in ("--work", str(options.work), "--write")]
     text = f"""# One leaderboard, made in many ways
 
-`python benchmarks/executors.py {shlex.join(given)}`, {date.today()}
+`python benchmarks/executors.py {_given(options)}`, {date.today()}
 
 {", ".join(options.models)} on digits, suite `{options.suite}`, n = {options.n}, beside what one process makes of it:
 the leaderboard's CSV without {", ".join(LEFT_OUT)}, and every number of the records' tables but passes.{losing}

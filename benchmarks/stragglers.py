@@ -1,9 +1,10 @@
 """How busy 4 to 256 workers are kept, by simulation: slow machines, lost calls, the end of a job.
 
 What a sample takes is measured: passes of each sample in stored records of a model (``--results``), drawn
-again and again until there are ``--n``. Parts and their order are decided by :mod:`robench.execution.scheduling`, as ``--executor ray`` has it. Assumed, and said in the table: how many
-passes a second a worker makes; seconds before a call's first pass; one machine in twenty at half speed and
-one in a hundred at a fifth; one call in two hundred lost on its way and made again.
+again and again until there are ``--n``. Parts, their order, and which are given to a second worker are
+decided by :mod:`robench.execution.scheduling`, as ``--executor ray`` has it. Assumed, and said in the table:
+how many passes a second a worker makes; seconds before a call's first pass; one machine in twenty at half
+speed and one in a hundred at a fifth; one call in two hundred lost on its way and made again.
 
 Efficiency is the work, at each machine's own speed, over what all machines could have done until the last
 record was there. Of several seeds the mean. Takes a minute; run by hand::
@@ -18,6 +19,7 @@ import heapq
 import itertools
 import statistics
 import sys
+from collections import Counter
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -25,7 +27,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from robench.execution.scheduling import largest_first, parts_of
+from robench.execution.scheduling import Taken, largest_first, latest, parts_of
 from robench.results import Store
 
 RESULT = Path(__file__).parent / "results" / "stragglers.md"
@@ -43,13 +45,17 @@ class Rules:
     by_share: bool = True
     """The number of a job's parts"""
     sort: bool = True
+    twice: bool = False
+    """A late part is given to a second worker too"""
 
 
-BEFORE = Rules(
-    "four parts a worker of each job, of 64 samples at least", by_share=False, sort=False
+RULES = (
+    Rules("four parts a worker of each job, of 64 samples at least", by_share=False, sort=False),
+    Rules("by the job's share, largest first"),
+    Rules("and late parts twice, as it is", twice=True),
 )
-SORTED = Rules("and largest first", by_share=False)
-NOW = Rules("by the job's share, down to four a worker, largest first")
+_LOOK = 30.0
+"""Seconds between two looks for what is late"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,34 +97,74 @@ class Jobs:
         return largest_first(found, lambda call: call.estimate) if rules.sort else found
 
 
-def simulate(jobs: Jobs, workers: int, rules: Rules, seed: int) -> float:
-    """The efficiency of one run."""
-    draw = np.random.default_rng(seed)
-    dice, speeds = draw.random(workers), np.ones(workers)
-    for share, speed in sorted(SLOW, reverse=True):
-        speeds[dice < share] = speed
-    waiting = jobs.calls(workers, rules, draw)
-    total = sum(call.seconds for call in waiting)
-    number = itertools.count()
-    # When, who, with which call, and whether it is lost.
-    events: list[tuple[float, int, int, Call, bool]] = []
-    begun: set[int] = set()
-    left, idle, now = len(waiting), list(range(workers)), 0.0
-    while left:
-        while idle and waiting:
-            worker, call = idle.pop(0), waiting.pop(0)
-            start = jobs.again if worker in begun else jobs.start
-            begun.add(worker)
-            seconds, lost = (start + call.seconds) / speeds[worker], bool(draw.random() < LOST)
-            seconds *= draw.random() if lost else 1.0
-            heapq.heappush(events, (now + seconds, next(number), worker, call, lost))
-        now, _, worker, call, lost = heapq.heappop(events)
-        idle.append(worker)
+class Simulation:
+    """One run."""
+
+    def __init__(self, jobs: Jobs, workers: int, rules: Rules, seed: int) -> None:
+        self.draw = np.random.default_rng(seed)
+        dice, self.speeds = self.draw.random(workers), np.ones(workers)
+        for share, speed in sorted(SLOW, reverse=True):
+            self.speeds[dice < share] = speed
+        self.jobs, self.rules = jobs, rules
+        self.waiting = jobs.calls(workers, rules, self.draw)
+        self.total, self.left = sum(call.seconds for call in self.waiting), len(self.waiting)
+        self.idle, self.begun, self.now = list(range(workers)), set[int](), 0.0
+        self.number = itertools.count()
+        self.events: list[tuple[float, int, int | None]] = []
+        """When, in order, and which worker has ended; None: it is time to look"""
+        self.at_work: dict[int, tuple[Call, float, bool]] = {}
+        """By worker: which call, since when, and whether it is lost"""
+        self.done: list[Taken] = []
+
+    def efficiency(self) -> float:
+        """Of the machines, until the last call has ended."""
+        while self.left:
+            self._assign()
+            self.now, _, worker = heapq.heappop(self.events)
+            if worker in self.at_work:
+                self._end(worker)
+        return self.total / (self.now * float(self.speeds.sum()))
+
+    def _assign(self) -> None:
+        while self.idle and (call := self._next()) is not None:
+            worker = self.idle.pop(0)
+            start = self.jobs.again if worker in self.begun else self.jobs.start
+            self.begun.add(worker)
+            seconds = (start + call.seconds) / self.speeds[worker]
+            lost = bool(self.draw.random() < LOST)
+            seconds *= self.draw.random() if lost else 1.0
+            self.at_work[worker] = call, self.now, lost
+            heapq.heappush(self.events, (self.now + seconds, next(self.number), worker))
+        if self.idle and self.rules.twice and all(e[2] is not None for e in self.events):
+            heapq.heappush(self.events, (self.now + _LOOK, next(self.number), None))
+
+    def _next(self) -> Call | None:
+        if self.waiting or not self.rules.twice:
+            return self.waiting.pop(0) if self.waiting else None
+        held = Counter(id(call) for call, _, _ in self.at_work.values())
+        alone = [(c, since) for c, since, _ in self.at_work.values() if held[id(c)] == 1]
+        at = latest([Taken(self.now - since, c.estimate) for c, since in alone], self.done)
+        return None if at is None else alone[at][0]
+
+    def _end(self, worker: int) -> None:
+        call, since, lost = self.at_work[worker]
+        same = [w for w, (other, _, _) in self.at_work.items() if other is call]
         if lost:
-            waiting.insert(0, call)
-        else:
-            left -= 1
-    return total / (now * float(speeds.sum()))
+            self._free(worker)
+            if len(same) == 1:
+                self.waiting.insert(0, call)
+            return
+        self.left -= 1
+        self.done.append(Taken(self.now - since, call.estimate))
+        for one in same:
+            self._free(one)
+
+    def _free(self, worker: int) -> None:
+        """It is idle; what it was at does not end any more."""
+        del self.at_work[worker]
+        self.events = [event for event in self.events if event[2] != worker]
+        heapq.heapify(self.events)
+        self.idle.append(worker)
 
 
 def measured(results: Path, model: str) -> dict[str, NDArray[np.float64]]:
@@ -141,22 +187,23 @@ def main() -> int:
     parser.add_argument("--n", type=int, default=5000)
     parser.add_argument("--rates", type=float, nargs="+", default=[400.0, 40.0])
     parser.add_argument("--start", type=float, default=20.0)
-    parser.add_argument("--again", type=float, default=20.0)
+    parser.add_argument("--again", type=float, nargs="+", default=[20.0, 1.0])
     parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--write", action="store_true", help=f"write {RESULT.name}")
     options = parser.parse_args()
     passes = measured(options.results, options.model)
     sections = []
-    for rate in options.rates:
-        jobs = Jobs(passes, options.n, rate, options.start, options.again)
+    for rate, again in itertools.product(options.rates, options.again):
+        jobs = Jobs(passes, options.n, rate, options.start, again)
         hours = sum(float(np.mean(p)) for p in passes.values()) * options.n / rate / 3600
         lines = [
-            f"{rate:g} passes a second: {hours:.0f} hours of one worker",
+            f"{rate:g} passes a second: {hours:.0f} hours of one worker; {again:g} s before the first pass of a "
+            "worker's later calls",
             "",
             "| " + " | ".join(["scheduler", *(f"{count} workers" for count in WORKERS)]) + " |",
             "|---" + "|---:" * len(WORKERS) + "|",
         ]
-        for rules in (BEFORE, SORTED, NOW):
+        for rules in RULES:
             cells = [_cell(jobs, workers, rules, options.seeds) for workers in WORKERS]
             lines.append(f"| {rules.name} | " + " | ".join(cells) + " |")
         sections.append("\n".join(lines))
@@ -168,7 +215,7 @@ def main() -> int:
 
 
 def _cell(jobs: Jobs, workers: int, rules: Rules, seeds: int) -> str:
-    found = [simulate(jobs, workers, rules, seed) for seed in range(seeds)]
+    found = [Simulation(jobs, workers, rules, seed).efficiency() for seed in range(seeds)]
     return f"{statistics.mean(found):.2f} (worst {min(found):.2f})"
 
 
@@ -180,13 +227,14 @@ def _page(text: str, options: argparse.Namespace) -> str:
 A simulation of {options.n:,} samples against the attacks of `standard`, with the passes that each sample of
 `{options.model}` took ([`results`](../../results)). Efficiency, 1 being all machines at work at their own speed all
 the time: the mean of {options.seeds} seeds, and the worst. {options.start:g} s pass before the first pass of a
-worker's first call and {options.again:g} s before that of a later one (on GPUs each call is a process of its own), one
-machine in twenty has half the speed and one in a hundred a fifth, one call in two hundred is lost.
+worker's first call, and as long before that of a later one on GPUs, where each call is a process of its own; processes
+of CPUs are used again. One machine in twenty has half the speed and one in a hundred a fifth, one call in two hundred
+is lost.
 
 {text}
 
-What is below 0.9 are slow machines that hold a part to the end, as no part is given to a second worker, and starts:
-fourteen hours are 200 s for each of 256 workers, of which several starts take a good share.
+What is below 0.9 are starts: fourteen hours are 200 s for each of 256 workers, of which several starts take a good
+share.
 """
 
 

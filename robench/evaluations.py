@@ -242,8 +242,8 @@ class Evaluation(Sequence[StoredRecord]):
             home, key = Store(stored.folder), stored.record.key
             kept = _rows(home, key) if home.has_adversarial(key) else None
             arrays = home.read_arrays(key)
-            store.write(stored.record, stored.samples, adversarial=kept, arrays=arrays)
-        return publish(store, list(store.records()), cards=zoo_cards())
+            store.write(stored.record, stored.rows, adversarial=kept, arrays=arrays)
+        return publish(store, cards=zoo_cards()).files
 
     def __repr__(self) -> str:
         return self.to_frame().to_string(index=False, float_format="{:.1f}".format)

@@ -5,10 +5,6 @@ from collections.abc import Iterable, Sequence
 from decimal import ROUND_HALF_UP, Context, Decimal
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
-
 from robench.text import visible
 
 _ROUNDING = Context(prec=400, rounding=ROUND_HALF_UP)
@@ -89,6 +85,11 @@ def format_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
     The same text whatever it is printed on: nothing is wrapped, coloured or cut.
     """
+    # Rich takes a moment to load, which numbers alone do without.
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
     body = [list(row) for row in rows]
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="")
     for column, title in enumerate(header):

@@ -18,7 +18,8 @@ from robench.models.drafting import draft_card
 from robench.models.given import check_models
 from robench.models.loading import as_it_is_now, load_model
 from robench.models.wrapper import RobenchModel
-from robench.models.zoo import LocatedCard, find_card, list_cards, zoo_folders
+from robench.models.zoo import LocatedCard, find_card, list_cards
+from robench.models.zoo_folders import zoo_folders
 from robench.records import (
     LIBRARIES,
     ArchitectureSpec,

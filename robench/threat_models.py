@@ -13,13 +13,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from fractions import Fraction
-from typing import Any, Literal, get_args
-
-from pydantic import GetCoreSchemaHandler
-from pydantic_core import CoreSchema, core_schema
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from robench.errors import UsageError
 from robench.registry import unknown_name
+
+if TYPE_CHECKING:
+    from pydantic import GetCoreSchemaHandler
+    from pydantic_core import CoreSchema
 
 Norm = Literal["Linf", "L2", "L1"]
 NORMS: tuple[Norm, ...] = get_args(Norm)
@@ -251,6 +252,9 @@ class ThreatModel:
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        # Only pydantic asks for it, which takes a moment to load.
+        from pydantic_core import core_schema
+
         def validate(value: Any) -> ThreatModel:
             if not isinstance(value, ThreatModel | str):
                 raise ValueError("is no text such as Linf-8/255")

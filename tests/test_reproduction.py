@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 from invoke_cli import invoke
 from record_factory import make_record, make_samples, make_stored
 
 from robench import reproduction
+from robench.attacks.suites import load_suite
 from robench.errors import UsageError
+from robench.records import AttackSpec, Flag, Outcome
 from robench.reproduction import compare_records, exit_code
 from robench.request import Request
-from robench.results import Store
+from robench.results import Store, StoredRecord
 from robench.statistics import PairedCounts, tango_interval
 
 
@@ -122,6 +126,19 @@ def test_a_folder_is_not_held_against_itself(tmp_path):
     assert "Name a results folder" in done.err
 
 
+PGD = AttackSpec(name="a", attack="pgd", params={"steps": 3})
+
+
+def turned(stored):
+    """The record with another verdict on one of its samples."""
+    samples, other = list(stored.samples), {"broken": "survived", "survived": "broken"}
+    place = next(i for i, row in enumerate(samples) if row.outcome.value in other)
+    outcome = Outcome(other[samples[place].outcome.value])
+    samples[place] = samples[place].model_copy(update={"outcome": outcome})
+    counts = dict(Counter(row.outcome for row in samples))
+    return StoredRecord.of(stored.record.model_copy(update={"counts": counts}), samples)
+
+
 def test_a_cards_figures_are_held_against_a_run(tmp_path):
     done = invoke(
         *("reproduce", "digits/Linf-0.2/standard", "--suite", "quick", "-n", 8),
@@ -137,3 +154,65 @@ def test_a_cards_figures_are_held_against_a_run(tmp_path):
     )
     assert again.code == 0
     assert {item["verdict"] for item in again.json} == {"same"}
+    assert {(item["n"], item["of"]) for item in again.json} == {(8, 8)}
+    # Five of the eight are attacked alone, and have the very verdicts that they have among eight.
+    some = ("reproduce", tmp_path, "--results", tmp_path / "some", "-n", 5)
+    fewer = invoke(*some, "--device", "cpu", "--json")
+    assert fewer.code == 0
+    assert {(item["n"], item["of"], item["verdict"]) for item in fewer.json} == {(5, 8, "same")}
+    assert "the same 5 of 8 samples" in fewer.json[0]["under"]
+    assert invoke(*some, "--stored", "--json").json == fewer.json
+    assert invoke(*some, "--stored").out.endswith("of the other 3 they say nothing.\n")
+    claimed = list(Store(tmp_path).records())
+    measured = [turned(stored) for stored in Store(tmp_path / "some").records()]
+    found = compare_records(claimed, measured, Request(n=5))
+    assert {item.quantity: item.samples for item in found}["fgsm_acc"] == 1
+
+
+@pytest.mark.parametrize(
+    ("about", "words"),
+    [
+        ({"spec": PGD}, "digits here has other samples"),
+        ({"attack": "a", "dataset": "elsewhere"}, "unknown data set 'elsewhere'"),
+        ({"attack": "a", "kind": "evil.module:Attack"}, "names code, evil.module:Attack"),
+        (
+            {"spec": load_suite("fast").attacks[0]},
+            "3 of 4 samples say nothing, as fast has an audit",
+        ),
+        (
+            {"spec": PGD, "flags": [Flag(name="randomised", severity="warning", evidence="")]},
+            "the model is randomised",
+        ),
+    ],
+)
+def test_some_samples_are_not_held_against_what_depends_on_others(about, words):
+    claimed = [make_stored("SSBC", **about)]
+    found = compare_records(claimed, [make_stored("SSB", **about)], Request(n=3))
+    assert {item.verdict for item in found} == {"cannot tell"}
+    assert words in found[0].why
+
+
+def test_more_samples_than_were_claimed_of_are_refused():
+    claimed = [make_stored("SSBC", attack="a")]
+    with pytest.raises(UsageError, match="n = 5, but the claims are of 4 samples at most"):
+        compare_records(claimed, claimed, Request(n=5))
+    assert exit_code(compare_records(claimed, claimed, Request(n=4))) == 0
+
+
+@pytest.mark.parametrize(
+    ("claim", "options", "words"),
+    [
+        ("ancra", ("--n", 5), "--n says nothing here: of a paper nothing is run"),
+        ("aerp", ("--suite", "quick"), "--suite says nothing here: of a paper nothing is run"),
+        ("claimed", ("--eps", "0.1"), "--eps says nothing here: data, attacks, eps and seed are"),
+        ("claimed", ("--set", "pgd-20.steps=3"), "--set says nothing here"),
+        ("claimed", ("--stored", "--workers", 2), "--workers says nothing here: with --stored"),
+    ],
+)
+def test_options_that_say_nothing_are_refused(tmp_path, claim, options, words):
+    write(tmp_path / "claimed", "SB")
+    write(tmp_path / "mine", "SB")
+    place = tmp_path / claim if claim == "claimed" else claim
+    done = invoke("reproduce", place, "--results", tmp_path / "mine", *options)
+    assert (done.code, done.out, len(done.err.splitlines())) == (2, "", 1)
+    assert words in done.err

@@ -18,7 +18,7 @@ def attacks(
     # Also pydantic takes its time: none of this is for --help.
     from robench.attacks import ADAPTERS, ATTACKS
     from robench.attacks.suites import list_suites, load_suite
-    from robench.cli.output import print_result
+    from robench.cli.printing import print_result
     from robench.formatting import format_table
     from robench.stand_ins.catalogue import STAND_INS
 

@@ -70,7 +70,7 @@ def attention(
     a CSV with a row for each sample, and overlays of some samples.
     """
     # Everything below loads torch, which --help does without.
-    from robench.cli.output import print_result
+    from robench.cli.printing import print_result
     from robench.cli.run_display import RunDisplay
     from robench.files import ensure_writable
     from robench.inspection.attention_report import reports_of, write_reports

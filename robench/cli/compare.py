@@ -51,7 +51,7 @@ def compare(
     Prints each difference with its interval, the p-value corrected over the models, and what n
     allows to say.
     """
-    from robench.cli.output import print_result
+    from robench.cli.printing import print_result
     from robench.errors import UsageError
     from robench.files import atomic_write
     from robench.reporting.compare import compare_models, comparison_csv, comparison_markdown

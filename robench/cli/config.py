@@ -15,7 +15,7 @@ _VARIABLES = ("ROBENCH_CACHE", "ROBENCH_DATA", "ROBENCH_ZOO")
 def config(context: typer.Context, as_json: JsonFlag = False) -> None:
     """Show the defaults that robench.toml in this folder sets, and where robench keeps things."""
     from robench.cli.defaults import FILE_NAME, for_command, options_of, read_defaults
-    from robench.cli.output import print_result
+    from robench.cli.printing import print_result
     from robench.files import cache_folder, config_folder, data_folder
     from robench.formatting import format_table
 

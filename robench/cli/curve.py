@@ -58,7 +58,7 @@ def curve(
     curve.svg.
     """
     # Everything below loads torch, which --help does without.
-    from robench.cli.output import print_result
+    from robench.cli.printing import print_result
     from robench.cli.run_display import RunDisplay
     from robench.files import ensure_writable
     from robench.inspection.minimum_norm_runs import minimum_norm_runs

@@ -62,7 +62,7 @@ def demo(
     typer.echo(_picture(usual, samples.batch(range(len(samples))), store))
     typer.echo(_numbers(usual, trained))
     typer.echo(_answer(usual, trained))
-    files = publish(store, list(store.records()), plots=plots, cards=zoo_cards())
+    files = publish(store, plots=plots, cards=zoo_cards()).files
     shown = files[1] if plots else files[0]
     typer.echo(
         f"5. All of it is kept in {results}: open {shown}.\n"

@@ -38,7 +38,8 @@ def doctor(
     Exit code 0: nothing but notes, 1: something to mend, 2: an error.
     """
     # Everything below loads torch, which --help does without.
-    from robench.cli.output import findings_text, print_result
+    from robench.cli.output import findings_text
+    from robench.cli.printing import print_result
     from robench.devices import resolve_device
     from robench.doctor import examine
     from robench.request_loading import load_requested
@@ -73,7 +74,7 @@ def doctor(
 
 def _examine_installation(*, as_json: bool) -> None:
     from robench.cli.installation import examine_installation
-    from robench.cli.output import print_result
+    from robench.cli.printing import print_result
     from robench.formatting import format_table
 
     parts = examine_installation()

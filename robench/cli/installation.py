@@ -17,7 +17,8 @@ import robench
 from robench.devices import resolve_device, total_memory
 from robench.errors import CardError, RobenchError
 from robench.files import cache_folder, config_folder, data_folder, ensure_writable
-from robench.models.zoo import list_cards, zoo_folders
+from robench.models.zoo import list_cards
+from robench.models.zoo_folders import zoo_folders
 from robench.registry import installed_versions
 
 _NEEDED = ("torch", "torchvision", "numpy", "pandas", "pyarrow", "scipy", "pydantic", "matplotlib")

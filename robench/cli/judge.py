@@ -52,7 +52,8 @@ def judge(
     record has a column of its own, and lowers the best known accuracy, not the robust accuracy.
     """
     # Everything below loads torch, which --help does without.
-    from robench.cli.output import print_result, record_line, record_text
+    from robench.cli.output import record_line, record_text
+    from robench.cli.printing import print_result
     from robench.inspection import judging
 
     record = judging.judge(replace(request, models=(model,)), file).record

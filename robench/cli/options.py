@@ -17,16 +17,15 @@ from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import MISSING, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+from typing import Annotated, Any, get_type_hints
 
 import typer
 
 from robench.errors import UsageError
 from robench.files import expanded
 from robench.request import EXECUTORS, GOALS, PRECISIONS, Request
-
-if TYPE_CHECKING:
-    from robench.results import RecordFilter
+from robench.results import RecordFilter
+from robench.threat_models import parse_radii
 
 
 def option(metavar: str, text: str, *names: str, min: int | None = None) -> Any:
@@ -287,13 +286,7 @@ def filter_options(command: Command) -> Command:
     """The command's parameter ``wanted`` becomes the options of a filter of stored records."""
     hints = get_type_hints(_FilterOptions, include_extras=True)
     declared = [_parameter(name, option, None) for name, option in hints.items()]
-    return _options("wanted", _filter, declared)(command)
-
-
-def _filter(**given: Any) -> RecordFilter:
-    from robench.results import RecordFilter
-
-    return RecordFilter(**given)
+    return _options("wanted", RecordFilter, declared)(command)
 
 
 def _parameter(name: str, option: Any, default: Any) -> inspect.Parameter:
@@ -308,7 +301,7 @@ def _options(
     """Options in place of a parameter that is made from them."""
 
     def decorate(command: Command) -> Command:
-        # RecordFilter is imported for the type checker only: it loads pydantic.
+        # Commands import RecordFilter for the type checker only.
         hints = get_type_hints(command, localns={"RecordFilter": Any}, include_extras=True)
         listed: list[inspect.Parameter] = []
         for own in inspect.signature(command).parameters.values():
@@ -370,8 +363,6 @@ def check_one_radius(request: Request) -> None:
     Raises:
         UsageError: ``--eps`` holds several.
     """
-    from robench.threat_models import parse_radii  # pydantic
-
     if request.eps is not None and len(radii := parse_radii(request.eps)) > 1:
         raise UsageError(f"--eps holds {len(radii)} radii, and one is needed", hint="Choose one")
 
@@ -382,7 +373,8 @@ def record_name(model: str) -> str:
     Raises:
         CardError: the card breaks the schema.
     """
-    from robench.models.cards import CARD_NAME, read_card  # pydantic
+    from robench.models.cards import read_card  # pydantic
+    from robench.models.zoo_folders import CARD_NAME
 
     path = expanded(model)
     if os.path.isdir(path):

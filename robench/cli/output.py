@@ -1,37 +1,21 @@
-"""What people and machines see of a command: tables, numbers, JSON, findings.
+"""What people and machines see of records and findings.
 
 Loads pydantic, so the commands import it when they run.
 """
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import typer
-
-from robench.formatting import format_table, is_undefined, number, plain
+from robench.formatting import format_table, number
 from robench.records import EvaluationRecord, JudgedInputs, Outcome
+from robench.results import RecordFilter
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
-    import pandas as pd
-
     from robench.doctor import Finding
-
-_HIDDEN = ("worst_class_robust_acc", "robust_acc", "best_known_acc", "verified_acc", "clean_acc")
-"""Accuracies that are no attack's, or are shown elsewhere."""
-
-
-def print_result(content: Any, text: str, *, as_json: bool) -> None:
-    """Print what a command has to say on stdout: ``content`` as JSON, whose undefined numbers are
-    null, or else ``text``."""
-    if as_json:
-        text = json.dumps(plain(content), indent=1, allow_nan=False, ensure_ascii=False)
-    typer.echo(text)
+    from robench.results import StoredRecord
 
 
 def findings_text(examined: str, findings: Sequence[Finding]) -> str:
@@ -44,11 +28,23 @@ def findings_text(examined: str, findings: Sequence[Finding]) -> str:
     return "\n\n".join([f"{examined}: {count}", *parts])
 
 
+def survived(record: EvaluationRecord) -> float:
+    """Percent of the samples that survived the attack, or were right under each corruption."""
+    return 100 * record.count(Outcome.SURVIVED) / record.n if record.n else math.nan
+
+
 def robust_acc(record: EvaluationRecord) -> float:
-    """Percent of the samples that survived the attack; NaN where it was after targets."""
-    if record.n == 0 or record.threat_model.targets is not None:
-        return math.nan
-    return 100 * record.count(Outcome.SURVIVED) / record.n
+    """Percent of the samples that survived the attack; NaN where it was after targets, or there was none."""
+    return survived(record) if record.threat_model.goal == "untargeted" else math.nan
+
+
+def corruptions_acc(stored: StoredRecord) -> float:
+    """As the table of corruptions has it; NaN of attacks, and where a corruption is lacking."""
+    from robench.reporting import corruptions  # pandas
+    from robench.reporting.model_results import collect
+
+    found = collect([stored], RecordFilter(goal="corrupted"))
+    return corruptions.corruptions_acc(found[0]).estimate if found else math.nan
 
 
 def targeted_success(record: EvaluationRecord) -> float:
@@ -98,9 +94,7 @@ def record_text(record: EvaluationRecord) -> str:
         ("attack", f"{record.attack.name} ({record.attack.attack})"),
         ("seed", str(record.seed)),
         ("outcomes", ", ".join(f"{record.count(k)} {k.value}" for k in _outcomes(record))),
-        ("targeted_success", f"{number(targeted_success(record), 2)} %")
-        if record.threat_model.targets is not None
-        else ("robust_acc", f"{number(robust_acc(record), 2)} %"),
+        _share(record),
         ("passes", f"{cost.forwards} forwards, {cost.backwards} backwards"),
         ("seconds", number(cost.seconds, 1)),
         ("device", f"{environment.device_name} ({environment.device}), {environment.precision}"),
@@ -135,6 +129,16 @@ def record_text(record: EvaluationRecord) -> str:
     return "\n\n".join(parts)
 
 
+def _share(record: EvaluationRecord) -> tuple[str, str]:
+    """What came of all samples, under the name that it has."""
+    match record.threat_model.goal:
+        case "targeted":
+            return "targeted_success", f"{number(targeted_success(record), 2)} %"
+        case "corrupted":
+            return "right under all", f"{number(survived(record), 2)} %"
+    return "robust_acc", f"{number(robust_acc(record), 2)} %"
+
+
 def _judged_facts(judged: JudgedInputs) -> list[tuple[str, str]]:
     """What became of inputs that were made elsewhere, a line a reason."""
     by = {"outside the ball": judged.outside_ball_by, "outside the box": judged.outside_box_by}
@@ -151,144 +155,3 @@ def _judged_facts(judged: JudgedInputs) -> list[tuple[str, str]]:
         ("in 8 bits", f"{judged.finds_in_8_bits} of {judged.finds} finds survive rounding")
     )
     return facts
-
-
-def show_board(
-    frame: pd.DataFrame,
-    files: list[Path],
-    targeted: pd.DataFrame | None = None,
-    corrupted: pd.DataFrame | None = None,
-    *,
-    as_json: bool,
-    radii: bool = False,
-) -> None:
-    """Print a leaderboard, of several ``radii`` in one table, the tables of what was attacked with
-    targets and of what was corrupted, and which files were written; as JSON with all of their columns."""
-    from robench.reporting.leaderboard import as_written  # pandas
-
-    content: dict[str, Any] = {"leaderboard": rows_of(as_written(frame))}
-    parts = [board_text(frame, radii=radii)]
-    if targeted is not None and len(targeted):
-        content["targeted"] = rows_of(targeted)
-        parts = [*(parts if len(frame) else []), targeted_text(targeted)]
-    if corrupted is not None and len(corrupted):
-        content["corruptions"] = rows_of(corrupted)
-        parts = [*(parts if len(content) > 2 or len(frame) else []), corruptions_text(corrupted)]
-    content["files"] = [str(path) for path in files]
-    print_result(content, "\n\n".join(parts), as_json=as_json)
-    if files and not as_json:
-        more = f" and {len(files) - 1} more" if len(files) > 1 else ""
-        typer.echo(f"\nWritten: {files[0]}{more}", err=True)
-
-
-def board_text(frame: pd.DataFrame, *, radii: bool = False) -> str:
-    """The leaderboard for a terminal: a table for each group of comparable rows, or, of several
-    ``radii``, for each of groups that differ by theirs alone."""
-    if frame.empty:
-        return "No results."
-    groups: dict[str, list[dict[str, Any]]] = {}
-    for row in rows_of(frame):
-        threat = row["norm"] if radii else f"{row['norm']} eps {row['eps']}"
-        title = (
-            f"{row['dataset']} {threat}, n = {number(row['n'])}, "
-            f"seed {number(row['seed'])} (data {str(row['data_sha256'])[:8]})"
-        )
-        groups.setdefault(title, []).append(row)
-    tables = ((title, _group_table(rows, radii)) for title, rows in groups.items())
-    return "\n\n".join(f"{title}\n{table}" for title, table in tables)
-
-
-def targeted_text(frame: pd.DataFrame) -> str:
-    """How often targets were reached, for a terminal: a table for each group of comparable rows."""
-    header = ["model", "attack", "reached", "attacked", "success %", "95 % interval", "pairs %"]
-    header += ["targeted robust %", "clean %", "validity"]
-
-    def cells(row: dict[str, Any]) -> list[str]:
-        return [
-            *(str(row[name]) for name in ("model", "attack", "reached", "attacked")),
-            number(row["targeted_success"]),
-            f"{number(row['targeted_success_low'])} – {number(row['targeted_success_high'])}",
-            *(number(row[n]) for n in ("pair_success", "targeted_robust_acc", "clean_acc")),
-            str(row["validity"]),
-        ]
-
-    return _by_group(frame, header, cells)
-
-
-def corruptions_text(frame: pd.DataFrame) -> str:
-    """Accuracy on corrupted samples, for a terminal: a table for each group of comparable rows."""
-    severities = [name for name in frame.columns if name.startswith("severity_")]
-    mce = ["mce"] if "mce" in frame else []
-    header = ["model", "corruptions_acc", "95 % interval", *(["mCE"] if mce else [])]
-    header += ["clean_acc", *(name.removesuffix("_acc") for name in severities), "validity"]
-
-    def cells(row: dict[str, Any]) -> list[str]:
-        return [
-            str(row["model"]),
-            number(row["corruptions_acc"]),
-            f"{number(row['corruptions_acc_low'])} – {number(row['corruptions_acc_high'])}",
-            *(number(row[name]) for name in (*mce, "clean_acc", *severities)),
-            str(row["validity"]),
-        ]
-
-    return _by_group(frame, header, cells)
-
-
-def _by_group(
-    frame: pd.DataFrame, header: list[str], cells: Callable[[dict[str, Any]], list[str]]
-) -> str:
-    tables = (
-        f"{title}\n{format_table(header, [cells(row) for row in rows_of(block)])}"
-        for title, block in frame.groupby("group", sort=False)
-    )
-    return "\n\n".join(tables)
-
-
-def rows_of(frame: pd.DataFrame) -> list[dict[str, Any]]:
-    """A table's rows, by column."""
-    return [{str(k): v for k, v in row.items()} for row in frame.to_dict("records")]
-
-
-def _group_table(rows: list[dict[str, Any]], radii: bool) -> str:
-    attacks = [
-        name
-        for name in rows[0]
-        if name.endswith("_acc")
-        and name not in _HIDDEN
-        and any(number(row[name]) != "–" for row in rows)
-    ]
-    header = ["eps"] * radii + ["rank", "model", "robust_acc", "95 % interval", "best known"]
-    verified = any(number(row.get("verified_acc")) != "–" for row in rows)
-    header += [*(["verified"] if verified else []), "clean_acc"]
-    header += [name.removesuffix("_acc").replace("_", "-") for name in attacks]
-    audited = any(number(row.get("audit_missed")) != "–" for row in rows)
-    validated = any(not is_undefined(row.get("validated")) for row in rows)
-    header += [*(["audit missed ≤"] if audited else []), "worst class"]
-    header += [*(["validated"] if validated else []), "validity"]
-    body = []
-    for row in rows:
-        interval = f"{number(row['robust_acc_low'])} – {number(row['robust_acc_high'])}"
-        worst = number(row["worst_class_robust_acc"])
-        worst += "" if is_undefined(row["worst_class"]) else f" ({row['worst_class']})"
-        body.append(
-            [
-                *[str(row["eps"])] * radii,
-                number(row["rank"]),
-                str(row["model"]),
-                number(row["robust_acc"]),
-                interval,
-                number(row["best_known_acc"]),
-                *([number(row["verified_acc"])] if verified else []),
-                number(row["clean_acc"]),
-                *(number(row[name]) for name in attacks),
-                *([number(row["audit_missed"])] if audited else []),
-                worst,
-                *([_text(row["validated"])] if validated else []),
-                str(row["validity"]),
-            ]
-        )
-    return format_table(header, body)
-
-
-def _text(value: Any) -> str:
-    return "–" if is_undefined(value) else str(value)

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from robench.api import Prepared
-from robench.cli.output import print_result
+from robench.cli.printing import print_result
 from robench.formatting import format_table, number
 
 if TYPE_CHECKING:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     )
 )
 def reproduce(
+    context: typer.Context,
     claimed: Annotated[
         str,
         typer.Argument(
@@ -53,18 +54,20 @@ def reproduce(
     """Run again what a results folder or a model's card claims, and say what is the same, what agrees
     within its interval, and what differs by how much.
 
-    Of a folder data, attacks, eps, n and seed are those of its records; of a card --suite and the like
-    say what is run. Of a paper nothing is run: its table stands beside what was measured of the recipe's
-    models, with the reasons for which the two differ; the models of those names are given by their ids.
-    Exit code 0: all found again; 1: something differs; 2: nobody can tell of
-    something, or an error.
+    Of a folder data, attacks, eps and seed are those of its records; with --n only the first samples of
+    each are attacked, which have to have the very verdicts that are recorded of them. Of a card --suite
+    and the like say what is run. Of a paper nothing is run: its table stands beside what was measured of
+    the recipe's models, with the reasons for which the two differ; the models of those names are given by
+    their ids. Exit code 0: all found again; 1: something differs; 2: nobody can tell of something, or an
+    error.
     """
-    from robench.cli.output import print_result
+    from robench.cli.printing import print_result
     from robench.reproduction import PAPERS, exit_code, reproduce_paper
     from robench.results import Store
 
     is_folder = os.path.isdir(Path(claimed) / "records")
     if claimed in PAPERS and not is_folder and not stored:
+        _refuse(context, (), "of a paper nothing is run")
         table = reproduce_paper(claimed, results or "results")
         found = list(table.findings())
         print_result([asdict(item) for item in found], paper_text(table), as_json=as_json)
@@ -80,11 +83,17 @@ def reproduce(
         raise UsageError(
             "--stored compares two folders", where=claimed, hint="Name a results folder"
         )
+    if is_folder:
+        _refuse(
+            context, _OF_A_FOLDER, "data, attacks, eps and seed are those of the folder's records"
+        )
+    if stored:
+        _refuse(context, (*_SAMPLES, "n"), "with --stored nothing is run")
     from robench import reproduction  # torch
 
     if stored:
         records, measured = Store.existing(claimed).records(), Store.existing(results).records()
-        found = reproduction.compare_records(list(records), list(measured))
+        found = reproduction.compare_records(list(records), list(measured), request)
     else:
         from robench.cli.run_display import RunDisplay
 
@@ -97,6 +106,19 @@ def reproduce(
                 found = reproduction.reproduce_card(claimed, request, listener=display)
     print_result([asdict(finding) for finding in found], findings_text(found), as_json=as_json)
     raise typer.Exit(exit_code(found))
+
+
+_SAMPLES = ("dataset", "data_root", "dataset_options", "download", "trust_code")
+_OF_A_FOLDER = (*_SAMPLES, "n", "trust_pickle", "device", "batch_size", "workers")
+
+
+def _refuse(context: typer.Context, taken: Collection[str], why: str) -> None:
+    """Refuse options of a run that were typed and say nothing here."""
+    for given in context.command.params:
+        source = context.get_parameter_source(given.name or "")
+        about_run = given.name not in ("claimed", "results", "stored", "as_json", *taken)
+        if about_run and source is not None and source.name == "COMMANDLINE":
+            raise UsageError(f"{given.opts[0]} says nothing here: {why}", hint="Leave it out")
 
 
 def findings_text(found: Sequence[Finding]) -> str:
@@ -116,7 +138,16 @@ def findings_text(found: Sequence[Finding]) -> str:
     header = ("model", "under", "number", "claimed", "measured", "95 %", "samples", "verdict", "")
     counts = Counter(item.verdict for item in found)
     said = ", ".join(f"{verdict}: {count}" for verdict, count in sorted(counts.items()))
-    return f"{format_table(header, rows)}\n\n{len(found)} numbers: {said}"
+    lines = [format_table(header, rows), "", f"{len(found)} numbers: {said}"]
+    for n, of in dict.fromkeys(
+        (item.n, item.of) for item in found if item.verdict != "cannot tell"
+    ):
+        if n is not None and of is not None and n < of:
+            lines.append(
+                f"They are of the same {n} of {of} samples, each held against what is recorded of that "
+                f"very sample; of the other {of - n} they say nothing."
+            )
+    return "\n".join(lines)
 
 
 def paper_text(table: PaperTable) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -35,7 +36,8 @@ def list_records(
 ) -> None:
     """List the records, one line each, and the jobs that only some parts are there of. Exit code 2 if
     one is damaged."""
-    from robench.cli.output import print_result, record_line, robust_acc, targeted_success
+    from robench.cli.output import corruptions_acc, record_line, robust_acc, targeted_success
+    from robench.cli.printing import print_result
     from robench.formatting import format_table, number
     from robench.results import Store
     from robench.results.parts import divisions, missing_parts
@@ -48,6 +50,9 @@ def list_records(
     header = ["key", "model", "under", "data", "attack", "n", "seed", "robust_acc", "created"]
     targeted = any(stored.record.threat_model.targets for stored in found)
     header += ["targeted_success"] if targeted else []
+    corrupted = any(stored.record.threat_model.corrupted for stored in found)
+    header += ["corruptions_acc"] if corrupted else []
+    shares = [corruptions_acc(stored) if corrupted else math.nan for stored in found]
     rows = [
         (
             record.key[:12],
@@ -60,11 +65,15 @@ def list_records(
             number(robust_acc(record)),
             record.created,
             *([number(targeted_success(record))] if targeted else []),
+            *([number(share)] if corrupted else []),
         )
-        for record in (stored.record for stored in found)
+        for record, share in zip((stored.record for stored in found), shares, strict=True)
     ]
     content = {
-        "records": [record_line(stored.record) for stored in found],
+        "records": [
+            record_line(stored.record) | {"corruptions_acc": share}
+            for stored, share in zip(found, shares, strict=True)
+        ],
         "problems": [{"key": p.key, "problem": str(p.error)} for p in scan.problems],
         "parts": [
             {
@@ -93,7 +102,8 @@ def show(
     as_json: JsonFlag = False,
 ) -> None:
     """Print one record."""
-    from robench.cli.output import print_result, record_text
+    from robench.cli.output import record_text
+    from robench.cli.printing import print_result
     from robench.results import Store
 
     record = _read_by_prefix(Store.existing(results), key).record
@@ -112,7 +122,7 @@ def verify(request: Request, as_json: JsonFlag = False) -> None:
     """
     from dataclasses import asdict
 
-    from robench.cli.output import print_result
+    from robench.cli.printing import print_result
     from robench.formatting import format_table
     from robench.inspection.verification import verify_store  # torch
     from robench.results import Store
@@ -141,7 +151,7 @@ def check(
     """
     from dataclasses import asdict
 
-    from robench.cli.output import print_result
+    from robench.cli.printing import print_result
     from robench.formatting import format_table
     from robench.reporting.contradictions import contradictions
     from robench.reporting.traces import record_failures
@@ -193,7 +203,8 @@ def merge(
     What is whole is joined, whatever else is not: of the first job that is not, the command says why,
     and its exit code is 2.
     """
-    from robench.cli.output import print_result, record_line
+    from robench.cli.output import record_line
+    from robench.cli.printing import print_result
     from robench.evaluation.merging import merge_all  # torch
     from robench.results import Store
 
@@ -219,7 +230,7 @@ def prune(
     as_json: JsonFlag = False,
 ) -> None:
     """Delete what interrupted runs left behind. Records are never touched."""
-    from robench.cli.output import print_result
+    from robench.cli.printing import print_result
     from robench.results import Store
     from robench.results.parts import part_stores
 

@@ -21,9 +21,8 @@ from robench.errors import UsageError
 from robench.request import Part, Request
 
 if TYPE_CHECKING:
-    from pandas import DataFrame
-
     from robench.records import Validation
+    from robench.reporting.board import Board
     from robench.results import Store, StoredRecord
 
 
@@ -66,14 +65,13 @@ def run(
     """
     # Everything below loads torch, which --help does without.
     from robench.api import prepare
-    from robench.cli.output import show_board
+    from robench.cli.printing import show_board
     from robench.cli.run_display import RunDisplay
     from robench.cli.validate import validations_text
     from robench.exports.trackers import log_records, trackers
     from robench.models.zoo import zoo_cards
     from robench.reporting.publish import publish
     from robench.results import Store
-    from robench.threat_models import parse_radii
     from robench.validity.validation import validate as validate_prepared
 
     _check(request, validate=validate, log=bool(log))
@@ -94,49 +92,43 @@ def run(
         with RunDisplay(prepared.jobs + len(prepared.planned)) as display:
             found = validate_prepared(prepared, display)
     store = Store(request.folder)
-    stored = list(store.records())
-    files = publish(store, stored, plots=plots, cards=zoo_cards())
-    board = _board(records, stored, store, request)
+    files = publish(store, plots=plots, cards=zoo_cards()).files
     if found and not as_json:
         typer.echo(f"{validations_text(found)}\n")
-    radii = request.eps is not None and len(parse_radii(request.eps)) > 1
-    show_board(board, files, *_other_boards(records), as_json=as_json, radii=radii)
+    show_board(_board(records, store, request), files, as_json=as_json)
     for sentence in log_records(told, records):
         if not is_quiet():
             typer.echo(f"robench: note: {sentence}", err=True)
 
 
-def _other_boards(records: Sequence[StoredRecord]) -> tuple[DataFrame, DataFrame]:
-    """What was reached of targets, and what was right of what was corrupted."""
+def _board(records: Sequence[StoredRecord], store: Store, request: Request) -> Board:
+    """What was run as it is shown: the leaderboard, with the clean samples as eps 0 where that was asked
+    for, what was reached of targets, and what was right of what was corrupted."""
+    from robench.reporting.board import shown_board
     from robench.reporting.corruptions import corruption_table
+    from robench.reporting.leaderboard import build_leaderboard, with_clean_points
     from robench.reporting.model_results import collect
     from robench.reporting.targeted import targeted_table
     from robench.results import RecordFilter
-
-    return (
-        targeted_table(collect(records, RecordFilter(goal="targeted"))),
-        corruption_table(collect(records, RecordFilter(goal="corrupted"))),
-    )
-
-
-def _board(
-    records: Sequence[StoredRecord],
-    stored: list[StoredRecord],
-    store: Store,
-    request: Request,
-) -> DataFrame:
-    """The leaderboard of what was run, with the clean samples as eps 0 where that was asked for."""
-    from robench.reporting.leaderboard import build_leaderboard, with_clean_points
     from robench.results.bounds import known_bounds
     from robench.results.validations import Validations
     from robench.threat_models import parse_eps, parse_radii
 
-    board = build_leaderboard(
-        records, known=stored, bounds=known_bounds(store), validations=Validations(store).all()
+    frame = build_leaderboard(
+        records,
+        known=store.records(),
+        bounds=known_bounds(store),
+        validations=Validations(store).all(),
     )
-    if len(board) and request.eps is not None and parse_eps(parse_radii(request.eps)[0])[0] == 0:
-        board = with_clean_points(board, records)
-    return board
+    radii = [] if request.eps is None else parse_radii(request.eps)
+    if len(frame) and radii and parse_eps(radii[0])[0] == 0:
+        frame = with_clean_points(frame, records)
+    return shown_board(
+        frame,
+        targeted_table(collect(records, RecordFilter(goal="targeted"))),
+        corruption_table(collect(records, RecordFilter(goal="corrupted"))),
+        radii=len(radii) > 1,
+    )
 
 
 def _check(request: Request, *, validate: bool, log: bool) -> None:
@@ -165,7 +157,8 @@ def _check(request: Request, *, validate: bool, log: bool) -> None:
 
 def _show_parts(records: Sequence[StoredRecord], part: Part, *, as_json: bool) -> None:
     """Print what a shard has come to: a line for each job."""
-    from robench.cli.output import print_result, record_line
+    from robench.cli.output import record_line
+    from robench.cli.printing import print_result
     from robench.formatting import format_table
 
     rows = [

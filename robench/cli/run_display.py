@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from robench.cli.options import is_quiet
-from robench.cli.output import robust_acc, rows_of, targeted_success
+from robench.cli.output import survived, targeted_success
 from robench.formatting import number
 from robench.progress import ProgressBars
 from robench.records import EvaluationRecord, Outcome
+from robench.reporting.board import rows_of
 
 if TYPE_CHECKING:
     from robench.results import StoredRecord
@@ -97,11 +98,11 @@ class RunDisplay(ProgressBars):
 
 def _job_line(record: EvaluationRecord, cached: bool) -> str:
     errored = record.count(Outcome.ERRORED)
-    said = f"{number(robust_acc(record))} % survive"
+    said = f"{number(survived(record))} % survive"
     if record.threat_model.targets is not None:
         said = f"{number(targeted_success(record))} % reach their target under"
     if record.threat_model.corrupted is not None:
-        said = f"{number(robust_acc(record))} % are classified correctly under each of"
+        said = f"{number(survived(record))} % are classified correctly under each of"
     parts = [f"{record.model.name} · {record.attack.name}: {said} {record.threat_model}"]
     parts += [f"{errored} errored"] if errored else []
     parts += [f"part {p.index} of {p.count}"] if (p := record.part) is not None else []

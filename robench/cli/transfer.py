@@ -68,11 +68,12 @@ def transfer(
     validate` looks for models that others' inputs break more often than their own.
     """
     # Everything below loads torch, which --help does without.
-    from robench.cli.output import print_result, rows_of
+    from robench.cli.printing import print_result
     from robench.cli.run_display import RunDisplay
     from robench.files import atomic_write
     from robench.inspection.transfer import attack_suite, prepare_transfer
     from robench.models.zoo import zoo_cards
+    from robench.reporting.board import rows_of
     from robench.reporting.export import csv_bytes
     from robench.reporting.publish import publish
     from robench.reporting.transfers import transfer_matrix
@@ -88,7 +89,7 @@ def transfer(
         found = prepared.run(display)
     table, matrices = found.to_frame(), transfer_matrix(found.results)
     store = Store(request.folder)
-    files = publish(store, list(store.records()), plots=plots, cards=zoo_cards())
+    files = publish(store, plots=plots, cards=zoo_cards()).files
     if csv is not None:
         atomic_write(csv, csv_bytes(matrices))
         files.append(csv)
@@ -104,8 +105,8 @@ def transfer(
 
 def matrices_text(matrices: DataFrame) -> str:
     """For a terminal: a matrix for each attack."""
-    from robench.cli.output import rows_of
     from robench.formatting import format_table, number
+    from robench.reporting.board import rows_of
 
     parts = []
     for (group, attack), block in matrices.groupby(["group", "attack"], sort=False):

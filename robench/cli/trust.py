@@ -22,7 +22,7 @@ def trust(
     Trust is kept in your own configuration, and ends when a file in the folder changes.
     """
     from robench import trust as kept
-    from robench.cli.output import print_result
+    from robench.cli.printing import print_result
     from robench.formatting import format_table
 
     if path is not None and listed:

@@ -58,7 +58,7 @@ def validate(
     """
     # Everything below loads torch, which --help does without.
     from robench.api import prepare
-    from robench.cli.output import print_result
+    from robench.cli.printing import print_result
     from robench.cli.run_display import RunDisplay
     from robench.errors import RobenchError
     from robench.models.zoo import zoo_cards
@@ -83,7 +83,7 @@ def validate(
             left_out.append(f"{name}: {error}")
             typer.echo(f"robench: warning: left out {name}: {error}", err=True)
     store = Store(request.folder)
-    files = publish(store, list(store.records()), plots=plots, cards=zoo_cards()) if found else []
+    files = publish(store, plots=plots, cards=zoo_cards()).files if found else []
     content = {
         "validations": [validation.model_dump(mode="json") for validation in found],
         "left_out": left_out,

@@ -60,7 +60,7 @@ def verify_bounds(
     import pandas as pd
     import torch
 
-    from robench.cli.output import print_result
+    from robench.cli.printing import print_result
     from robench.evaluation.recognition import check_recognised
     from robench.files import atomic_write, ensure_writable
     from robench.formatting import format_table, number

@@ -39,10 +39,11 @@ _DatasetFilter = Annotated[
 @zoo_app.command("list")
 def list_models(dataset: _DatasetFilter = None, as_json: JsonFlag = False) -> None:
     """List the models of all zoo folders."""
-    from robench.cli.output import print_result
+    from robench.cli.printing import print_result
     from robench.errors import CardError
     from robench.formatting import format_table
-    from robench.models.zoo import list_cards, zoo_folders
+    from robench.models.zoo import list_cards
+    from robench.models.zoo_folders import zoo_folders
 
     problems: list[CardError] = []
     cards = list_cards(dataset, problems=problems)
@@ -72,7 +73,7 @@ def show(
     as_json: JsonFlag = False,
 ) -> None:
     """Print a model's card."""
-    from robench.cli.output import print_result
+    from robench.cli.printing import print_result
     from robench.models.cards import format_card
     from robench.models.zoo import find_card
 
@@ -104,7 +105,8 @@ def add(
     """
     about = parse_name_values(provenance or [], "--about")
     # Loads torch, which --help does without.
-    from robench.cli.output import findings_text, print_result
+    from robench.cli.output import findings_text
+    from robench.cli.printing import print_result
     from robench.formatting import number
     from robench.inspection.zoo_models import add_model
 
@@ -138,7 +140,7 @@ def verify(
 ) -> None:
     """Load every model: card, hash and weights must agree. Exit code 2 if one does not."""
     # Loads torch, which --help does without.
-    from robench.cli.output import print_result
+    from robench.cli.printing import print_result
     from robench.errors import CardError
     from robench.formatting import format_table
     from robench.inspection.zoo_models import Rechecked, recheck  # torch

@@ -12,7 +12,8 @@ from robench.defenses.training_state import Best
 from robench.errors import UsageError
 from robench.files import atomic_write
 from robench.formatting import rounded
-from robench.models.cards import CARD_NAME, write_card
+from robench.models.cards import write_card
+from robench.models.zoo_folders import CARD_NAME
 from robench.records import AttentionSpec, InputSpec, ModelCard, Provenance, WeightsSpec, parse
 from robench.registry import installed_versions
 from robench.trust import trust

@@ -32,7 +32,7 @@ from robench.defenses.training_state import STATE_FILE, Best, TrainingState, Wei
 from robench.errors import TrainingError, UsageError
 from robench.files import ensure_writable
 from robench.formatting import number
-from robench.models.cards import CARD_NAME
+from robench.models.zoo_folders import CARD_NAME
 from robench.probes import eval_mode
 from robench.records import ModelCard
 from robench.threat_models import ThreatModel

@@ -119,8 +119,12 @@ class Distribution:
         steps = sum(job.steps for job in todo)
         for job in todo:
             job.count = self._count(job, job.steps / steps if steps else 1.0)
-        tasks = [Task((job, part)) for job in todo for part in self._missing(job)]
-        tasks = largest_first(tasks, lambda task: task.about[0].steps / (task.about[0].count or 1))
+        tasks = [
+            Task((job, part), size=max(job.steps, 1) / (job.count or 1))
+            for job in todo
+            for part in self._missing(job)
+        ]
+        tasks = largest_first(tasks, lambda task: task.size)
         for task in tasks:
             task.about[0].left += 1
         for job in todo:
@@ -265,6 +269,8 @@ class Distribution:
         arguments = (order, *self._sent[id(job.model)], *self._sent[id(job.dataset)])
         told = f"{job}, {part or 'all samples'}"
         files: Mapping[str, bytes] = self.cluster.call(work, arguments, progress, save, told)
+        if self._kept(job, part) is not None:
+            return  # a second worker, or another process, was quicker
         store, key = self._place(job, part)
         own = [name for name in files if name.startswith(f"{key}.")]
         # The JSON last: it makes a record of the rest.

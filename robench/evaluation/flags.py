@@ -13,7 +13,8 @@ from collections import Counter
 from collections.abc import Sequence
 
 from robench.formatting import fixed
-from robench.records import AttackSpec, Flag, Outcome, RunCounts, SampleOutcome
+from robench.records import AttackSpec, Flag, Outcome, RunCounts
+from robench.results.tables import SampleRows
 from robench.statistics import RESOLUTION, exact, is_resolved
 
 FLAGS_OF_ATTACKS = (
@@ -123,11 +124,11 @@ def stalled_flags(count: int) -> list[Flag]:
     ]
 
 
-def errored_flags(samples: Sequence[SampleOutcome]) -> list[Flag]:
+def errored_flags(samples: SampleRows) -> list[Flag]:
     """What is said of samples on which the model failed under attack: whether they are robust, nobody
     knows, though they count as not robust. ``samples`` are all of the record."""
-    attacked = [one for one in samples if one.clean_prediction is not None]
-    failed = [one for one in attacked if one.outcome is Outcome.ERRORED]
+    errored = samples.of_outcome(Outcome.ERRORED)
+    failed = [one for one in errored if one.clean_prediction is not None]
     if not failed:
         return []
     return [

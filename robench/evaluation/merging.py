@@ -10,8 +10,11 @@ from __future__ import annotations
 from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -30,7 +33,6 @@ from robench.records import (
     Flag,
     Outcome,
     RunCounts,
-    SampleOutcome,
     StageResult,
 )
 from robench.request import Part
@@ -39,6 +41,8 @@ from robench.results.arrays import Array, ArrayRows, Rows
 from robench.results.bounds import check_bounds, known_bounds
 from robench.results.consistency import check_consistency, class_accuracies, metric_means
 from robench.results.parts import Division, KeptPart, difference, divisions
+from robench.results.tables import SampleRows
+from robench.results.tables import joined as joined_tables
 from robench.text import visible
 
 _AFTER_ATTACKS = ("buffers_changed", "errored_samples", "no_attention", "no_features", "no_metrics")
@@ -147,8 +151,8 @@ class _LoadedPart:
         """
         arrays = part.store.read_arrays(part.of.key)
         positions, of = arrays.get(POSITIONS), part.of
-        ids = part.stored.table["sample_id"]
-        if positions is None or positions.shape != (len(ids),) or positions.dtype != np.int64:
+        shape = (len(part.stored.arrow),)
+        if positions is None or positions.shape != shape or positions.dtype != np.int64:
             raise StoreError(
                 f"part {of.index} of {of.count} does not say which samples it holds",
                 where=part.store.folder,
@@ -167,23 +171,21 @@ class _Joined:
     def __init__(self, parts: Sequence[_LoadedPart]) -> None:
         first = parts[0].stored.record
         # The same job may have been asked for by other names.
-        named = (part.stored.shown_as(first.attack.name, first.model) for part in parts)
-        rows = [(p.positions, stored.samples) for p, stored in zip(parts, named, strict=True)]
+        named = [part.stored.shown_as(first.attack.name, first.model).arrow for part in parts]
         self.parts, self.first = parts, first
         self.of = parts[0].part.of
-        together = np.concatenate([positions for positions, _ in rows])
-        self.order = np.argsort(together, kind="stable")
-        if not np.array_equal(together[self.order], np.arange(self.of.dataset.n)):
+        together = np.concatenate([part.positions for part in parts])
+        order = np.argsort(together, kind="stable")
+        if not np.array_equal(together[order], np.arange(self.of.dataset.n)):
             raise StoreError(
                 f"the parts hold {len(together)} samples, and not each of {self.of.dataset.n} once",
                 where=parts[0].part.store.folder.parent,
             )
-        listed = [sample for _, samples in rows for sample in samples]
-        self.rows = [listed[at] for at in self.order]
+        self.table: Any = joined_tables(named).take(pa.array(order))
         self._check_own()
 
     def _check_own(self) -> None:
-        ids = [sample.sample_id for sample in self.rows]
+        ids = self.table["sample_id"].to_pylist()
         for part in self.parts:
             of = part.part.of
             own = part_rows(ids, Part(of.index, of.count))
@@ -197,26 +199,33 @@ class _Joined:
     # --- samples ---------------------------------------------------------------------------
 
     @cached_property
-    def attacked(self) -> list[int]:
+    def attacked(self) -> NDArray[np.int64]:
         """The rows that were classified correctly, and had something to be attacked for."""
-        return [
-            at
-            for at, row in enumerate(self.rows)
-            if row.outcome is not Outcome.AT_TARGET and row.clean_prediction == row.label
-        ]
+        right = pc.equal(self.table["clean_prediction"], self.table["label"]).fill_null(False)
+        due = pc.not_equal(self.table["outcome"], Outcome.AT_TARGET.value)
+        found: NDArray[np.int64] = np.flatnonzero(pc.and_(right, due).to_numpy())
+        return found
 
     @cached_property
-    def samples(self) -> list[SampleOutcome]:
+    def samples(self) -> SampleRows:
         """One row for every sample, in the data set's order."""
-        rows = list(self.rows)
         if not self.metrics:
-            return [_without(row, METRICS) for row in rows]
-        for name, column in self._of_features().items():
-            for at, value in zip(self.attacked, column.tolist(), strict=True):
-                if rows[at].outcome is not Outcome.ERRORED:
-                    values = {**rows[at].values, name: value}
-                    rows[at] = rows[at].model_copy(update={"values": values})
-        return rows
+            return SampleRows(self._without(METRICS))
+        columns = self._of_features()
+        table = self._without(columns)
+        judged = pc.not_equal(table["outcome"], Outcome.ERRORED.value).to_numpy()
+        defined = np.zeros(len(table), bool)
+        defined[self.attacked] = judged[self.attacked]
+        for name, column in columns.items() if defined.any() else ():
+            values = np.zeros(len(table))
+            values[self.attacked] = column.numpy()
+            # What is undefined is NaN; only what was not looked at is absent.
+            known = pa.array(values, mask=~defined, from_pandas=False)
+            table = table.append_column(name, known)
+        return SampleRows(joined_tables([table]))
+
+    def _without(self, names: Container[str]) -> Any:
+        return self.table.select([name for name in self.table.column_names if name not in names])
 
     @cached_property
     def metrics(self) -> list[str]:
@@ -237,10 +246,9 @@ class _Joined:
             torch.from_numpy(np.concatenate([part.arrays[name] for part in parts])[order])
             for name in (FEATURES, ADV_FEATURES)
         )
-        chosen = [self.rows[at] for at in self.attacked]
-        labels = torch.tensor([row.label for row in chosen])
-        missing = torch.tensor([row.adv_prediction is None for row in chosen])
-        return of_features(clean, adv, labels, missing)
+        labels = torch.from_numpy(self.table["label"].to_numpy()[self.attacked])
+        lacking = self.table["adv_prediction"].is_null().to_numpy()[self.attacked]
+        return of_features(clean, adv, labels, torch.from_numpy(lacking))
 
     def _attacked_places(self, part: _LoadedPart) -> NDArray[np.int64]:
         return part.positions[np.isin(part.positions, self.attacked)]
@@ -256,7 +264,7 @@ class _Joined:
     def record(self) -> EvaluationRecord:
         """The record under the whole's key."""
         first, records = self.first, [part.stored.record for part in self.parts]
-        outcomes = [row.outcome for row in self.samples]
+        counts, n = self.samples.counts(), len(self.samples)
         stages = tuple(run.result for run in self.runs if run.listed)
         seconds = sum(record.cost.seconds for record in records)
         memory = [r.cost.peak_memory_mib for r in records if r.cost.peak_memory_mib is not None]
@@ -266,20 +274,20 @@ class _Joined:
                 "dataset": self.of.dataset,
                 "part": None,
                 "counts": {
-                    outcome: outcomes.count(outcome)
+                    outcome: counts.get(outcome, 0)
                     for outcome in Outcome
-                    if outcome is not Outcome.AT_TARGET or outcome in outcomes
+                    if outcome is not Outcome.AT_TARGET or outcome in counts
                 },
                 "stages": stages if len(stages) > 1 or first.attack.through else (),
                 "flags": tuple(self._flags(records)),
                 "metrics": {},
                 "class_robust_acc": {},
-                "slopes": joined([r.slopes for r in records], [s.sample_id for s in self.samples]),
+                "slopes": joined([r.slopes for r in records], self.table["sample_id"].to_pylist()),
                 "cost": Cost(
                     forwards=sum(stage.forwards for stage in stages),
                     backwards=sum(stage.backwards for stage in stages),
                     seconds=seconds,
-                    samples_per_second=len(outcomes) / seconds if seconds > 0 else None,
+                    samples_per_second=n / seconds if seconds > 0 else None,
                     peak_memory_mib=max(memory, default=None),
                 ),
                 "environment": _together([record.environment for record in records]),
@@ -307,7 +315,9 @@ class _Joined:
         )
         stalled = (flag.count or 0 for flag in flags if flag.name == "workers_stalled")
         yield from stalled_flags(sum(stalled))
-        after = [flag for flag in others if flag.name in _AFTER_ATTACKS] + errored_flags(self.rows)
+        after = [flag for flag in others if flag.name in _AFTER_ATTACKS] + errored_flags(
+            SampleRows(self.table)
+        )
         yield from sorted(after, key=lambda flag: _AFTER_ATTACKS.index(flag.name))
 
     # --- arrays ----------------------------------------------------------------------------
@@ -338,16 +348,12 @@ class _Joined:
         if not shown:
             return {}
         ids = {name for panel in shown for name in panel.sample_ids}
-        offered = [row for row in self.samples if row.sample_id in ids]
+        shown_ids = pc.is_in(self.table["sample_id"], pa.array(sorted(ids), pa.string()))
+        offered = list(SampleRows(self.table.filter(shown_ids)))
         outcomes = [row.outcome for row in offered]
         broken = torch.tensor([outcome is Outcome.BROKEN for outcome in outcomes])
         chosen = half_broken(broken, ~broken, PANEL_SAMPLES)
         return SamplePanel.joined(shown, [offered[at].sample_id for at in chosen]).to_arrays()
-
-
-def _without(row: SampleOutcome, names: Container[str]) -> SampleOutcome:
-    values = {name: value for name, value in row.values.items() if name not in names}
-    return row.model_copy(update={"values": values})
 
 
 def _added(runs: Sequence[RunCounts]) -> RunCounts:

@@ -57,21 +57,24 @@ def check_divisible(spec: AttackSpec, threat_model: ThreatModel, count: int, par
         raise UsageError(
             f"{count} samples make no {part.count} parts", where=where, hint="Choose fewer parts"
         )
+    if (why := needs_all_samples(spec, threat_model)) is not None:
+        raise UsageError(why, where=where, hint=f"{how}, or choose another suite, as standard")
+
+
+def needs_all_samples(spec: AttackSpec, threat_model: ThreatModel) -> str | None:
+    """Why what an attack finds of a sample depends on the others; None: it does not."""
     if spec.audit is not None:
-        raise UsageError(
+        return (
             f"{spec.name} has an audit: which samples it draws, and what it sends to the others, "
-            "depends on all samples",
-            where=where,
-            hint=f"{how}, or choose a suite without audits, as standard",
+            "depends on all samples"
         )
     for stage in spec.stages or (spec,):
         if isinstance(build_attack(stage, threat_model), BatchAttack):
-            raise UsageError(
+            return (
                 f"{stage.name} is another library's attack on whole batches: what it finds of a "
-                "sample may depend on those beside it",
-                where=where,
-                hint=how,
+                "sample may depend on those beside it"
             )
+    return None
 
 
 def part_of(prepared: PreparedModel, part: Part) -> PreparedModel:

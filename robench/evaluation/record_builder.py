@@ -32,6 +32,7 @@ from robench.records import (
 from robench.records.corruptions import CORRECT
 from robench.results import SamplePanel
 from robench.results.arrays import Rows
+from robench.results.tables import SampleRows
 
 PANEL_SAMPLES = 8
 """Samples that a record shows"""
@@ -77,21 +78,22 @@ class RecordBuilder:
         return placed
 
     @cached_property
-    def samples(self) -> list[SampleOutcome]:
+    def samples(self) -> SampleRows:
         """One row for every sample, in the data set's order."""
+        return SampleRows.of(self._rows())
+
+    def _rows(self) -> Iterator[SampleOutcome]:
         prepared, data = self.prepared, self.dataset
         place = {row: i for i, row in enumerate(prepared.rows.tolist())}
         clean = zip(prepared.predictions.tolist(), prepared.margins.tolist(), strict=True)
-        return [
-            SampleOutcome(
+        for row, (prediction, margin) in enumerate(clean):
+            yield SampleOutcome(
                 sample_id=data.sample_ids[row],
                 label=int(data.labels[row]),
                 clean_prediction=None if row in prepared.errors else prediction,
                 clean_margin=None if row in prepared.errors else margin,
                 **(self._not_attacked(row) if row not in place else self._found(place[row])),
             )
-            for row, (prediction, margin) in enumerate(clean)
-        ]
 
     def _not_attacked(self, row: int) -> dict[str, Any]:
         if str(int(self.dataset.labels[row])) == self.targets:
@@ -151,8 +153,8 @@ class RecordBuilder:
     ) -> EvaluationRecord:
         """The record under its key."""
         attacked, prepared = self.attacked, self.prepared
-        outcomes = [sample.outcome for sample in self.samples]
-        possible = [o for o in Outcome if o is not Outcome.AT_TARGET or o in outcomes]
+        counts = self.samples.counts()
+        possible = [o for o in Outcome if o is not Outcome.AT_TARGET or o in counts]
         return EvaluationRecord(
             key=key,
             model=prepared.model.summary,
@@ -162,7 +164,7 @@ class RecordBuilder:
             seed=prepared.settings.seed,
             precision=prepared.settings.precision,
             foreign=foreign,
-            counts={outcome: outcomes.count(outcome) for outcome in possible},
+            counts={outcome: counts.get(outcome, 0) for outcome in possible},
             stages=attacked.stages if len(attacked.stages) > 1 or self.attack.through else (),
             audit=attacked.audit,
             flags=(*flags, *errored_flags(self.samples), *prepared.metrics.methods.flags),

@@ -343,7 +343,7 @@ class _ModelJob:
             if earlier.same_outcomes(samples):
                 slopes = earlier.record.slopes or record.slopes
                 record = earlier.record.model_copy(update={"slopes": slopes})
-                samples = earlier.samples
+                samples = earlier.rows
         stored = store.write(
             record,
             samples,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import multiprocessing.connection
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Generator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from functools import partial
 from math import inf
 from typing import Any, Generic, TypeVar
 
+from robench.execution.scheduling import Taken
 from robench.execution.worker import Call, Progress, Worker
 
 _PATIENCE = 60.0
@@ -35,6 +37,8 @@ class Task(Generic[AboutT]):
     """What it is for, as which samples"""
     state: dict[str, Any] | None = None
     """A snapshot of what has been done of it, where there is one"""
+    size: float = 1.0
+    """How much it is beside the others, as far as that is known"""
 
 
 Results = Generator[tuple[Task[AboutT], dict[str, Any]], None, None]
@@ -102,6 +106,11 @@ class Workers(Executor):
     def start(self, number: int, call: Call) -> Worker:
         """Have worker ``number``, from 0, make a call."""
 
+    def twice(self, running: Sequence[Taken], done: Sequence[Taken]) -> int | None:
+        """Which of the tasks that one worker is at, to give to an idle one too: what ends first counts.
+        It is asked where none is left to be begun."""
+        return None
+
     def _results(self, run: _Run[AboutT]) -> Results[AboutT]:
         if min(self.size, len(run.tasks)) > 1:
             yield from run.by_workers(self)
@@ -125,6 +134,7 @@ class _Run(Generic[AboutT]):
         self.save = save
         self.stalled = stalled
         self.workers: dict[int, tuple[Task[AboutT], Worker]] = {}
+        self.done: list[Taken] = []
 
     def at_home(self) -> Results[AboutT]:
         """Do what is left in this process."""
@@ -161,9 +171,33 @@ class _Run(Generic[AboutT]):
         return [task for task in self.tasks if task.state is not None]
 
     def _hear(self, task: Task[AboutT], worker: Worker) -> None:
-        self._report(worker.hear())
+        before = self._steps(task)
+        worker.steps += worker.hear()
+        self._report(self._steps(task) - before)
         if worker.state is not None:
             task.state, worker.state = worker.state, None
+
+    def _steps(self, task: Task[AboutT]) -> int:
+        """Of whoever has come farthest."""
+        return max(worker.steps for other, worker in self.workers.values() if other is task)
+
+    def _next(self, waiting: list[Task[AboutT]], executor: Workers) -> Task[AboutT] | None:
+        """What an idle worker is to do."""
+        if waiting or not self.workers:
+            return waiting.pop(0) if waiting else None
+        held = Counter(id(task) for task, _ in self.workers.values())
+        alone = [pair for pair in self.workers.values() if held[id(pair[0])] == 1]
+        running = [Taken(worker.seconds, task.size) for task, worker in alone]
+        at = executor.twice(running, self.done)
+        return None if at is None else alone[at][0]
+
+    def _end_others(self, task: Task[AboutT], worker: Worker) -> None:
+        """One worker has done the task: whoever else is at it stops before anything is made of it."""
+        self.done.append(Taken(worker.seconds, task.size))
+        for number, (other, too) in list(self.workers.items()):
+            if other is task and too is not worker:
+                too.end()
+                del self.workers[number]
 
     def by_workers(self, executor: Workers) -> Results[AboutT]:
         """Have workers do the tasks; what one left undone by its death is left."""
@@ -171,14 +205,16 @@ class _Run(Generic[AboutT]):
         look = min(_LOOK, executor.patience / 10)
         try:
             while waiting or self.workers:
-                for number in range(executor.size):
-                    if waiting and number not in self.workers:
-                        task = waiting.pop(0)
-                        started = executor.start(number, self.prepare(task, number))
-                        self.workers[number] = task, started
+                for number in [n for n in range(executor.size) if n not in self.workers]:
+                    if (next_one := self._next(waiting, executor)) is None:
+                        break
+                    started = executor.start(number, self.prepare(next_one, number))
+                    self.workers[number] = next_one, started
                 pipes = [worker.pipe for _, worker in self.workers.values()]
                 ready = multiprocessing.connection.wait(pipes, look)
                 for number, (task, worker) in list(self.workers.items()):
+                    if number not in self.workers:
+                        continue  # somebody else was quicker at the same
                     if worker.pipe in ready:
                         self._hear(task, worker)
                     elif worker.silent() > executor.patience:
@@ -186,6 +222,7 @@ class _Run(Generic[AboutT]):
                         waiting = []
                         worker.over = True
                     if worker.result is not None:
+                        self._end_others(task, worker)
                         yield task, worker.result
                         self._forget(task)
                     if worker.over:

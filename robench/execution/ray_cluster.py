@@ -5,7 +5,8 @@ workers as there are calls at a time. No process forks here once Ray runs: its t
 
 Ray is told to do little: nothing is uploaded, nothing is reported, and it never tries again by itself,
 which it does without end where memory is short. A call whose process or machine is lost is made again,
-three times in all.
+three times in all. Where no part is left to be begun, one that is late is given to a second worker too:
+its machine may be slow.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from types import TracebackType
 from typing import Any
 
 from robench.errors import ExecutionError, MissingDependencyError, one_line
-from robench.execution.scheduling import parts_of
+from robench.execution.scheduling import Taken, latest, parts_of
 from robench.execution.threads import Threads
 from robench.execution.worker import Progress, Save
 from robench.registry import installed_versions
@@ -66,6 +67,7 @@ class RayCluster(Threads):
     _meter: Any = None
     _ours: bool = True
     """Whether this connected the process, and disconnects it at its end"""
+    _machines: int = 1
 
     @classmethod
     def connect(cls, wanted: Wanted) -> RayCluster:
@@ -103,7 +105,8 @@ class RayCluster(Threads):
             raise
         size = min(room, wanted.at_once or room)
         resources = {"num_cpus": wanted.cpus, "num_gpus": gpus}
-        return cls(size, "cuda" if gpus else "cpu", resources, meter, ours)
+        machines = sum(bool(node["Alive"]) for node in ray.nodes())
+        return cls(size, "cuda" if gpus else "cpu", resources, meter, ours, machines)
 
     def __enter__(self) -> RayCluster:
         return self
@@ -120,6 +123,10 @@ class RayCluster(Threads):
     def parts(self, n: int, share: float, least: int) -> int:
         """Into how many parts to divide a job; see :func:`robench.execution.scheduling.parts_of`."""
         return parts_of(n, share, self.size, least)
+
+    def twice(self, running: Sequence[Taken], done: Sequence[Taken]) -> int | None:
+        """As :func:`robench.execution.scheduling.latest` says, where another machine may be faster."""
+        return latest(running, done) if self._machines > 1 else None
 
     def put(self, value: Any) -> Any:
         """What stands for a value in calls, which is sent to every machine once.

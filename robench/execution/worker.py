@@ -41,8 +41,15 @@ class Worker:
         self.over = False
         self.asked = False
         self.died = False
+        self.steps = 0
+        """That it reported"""
         self._hearing = False
-        self._heard = time.monotonic()
+        self._heard = self._begun = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """Since it was started."""
+        return time.monotonic() - self._begun
 
     def silent(self) -> float:
         """Seconds since its last word."""

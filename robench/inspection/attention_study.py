@@ -7,12 +7,13 @@ the record's own numbers.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from robench.attention.catalogue import ATTENTION_METHODS, AttentionExtractor
 from robench.datasets import Dataset
@@ -25,11 +26,12 @@ from robench.inspection.verification import check_sources, positions, prediction
 from robench.metric_catalogue import METRICS
 from robench.models.wrapper import RobenchModel
 from robench.preparation import Planned, Prepared, prepare
-from robench.records import AttentionSpec, Outcome
+from robench.records import AttentionSpec, Outcome, SampleOutcome
 from robench.registry import unknown_name
 from robench.request import PRECISIONS, Request
 from robench.results import SamplePanel, Store, StoredRecord
 from robench.results.arrays import Array, ArrayRows
+from robench.results.tables import SampleRows
 
 Display = Callable[[int], AbstractContextManager[Listener | None]]
 
@@ -174,13 +176,22 @@ def study_attention(
         clean_predictions,
         adv_predictions,
     )
-    table = list(stored.samples)
-    for place in (broken | survived).nonzero().flatten().tolist():
-        row = table[kept[place]]
+    judged = (broken | survived).nonzero().flatten().tolist()
+    table = _seen_so(stored, {int(kept[place]): place for place in judged}, values)
+    return AttentionStudy(StoredRecord.of(changed, SampleRows.of(table)), panel, source)
+
+
+def _seen_so(
+    stored: StoredRecord, places: Mapping[int, int], values: Mapping[str, Tensor]
+) -> Iterator[SampleOutcome]:
+    """The record's rows, those at ``places`` with these values (m,) of metrics in place of their own."""
+    for at, row in enumerate(stored.rows):
+        if (place := places.get(at)) is None:
+            yield row
+            continue
         others = {name: value for name, value in row.values.items() if name not in METRICS}
         own = {name: float(column[place]) for name, column in values.items()}
-        table[kept[place]] = row.model_copy(update={"values": {**own, **others}})
-    return AttentionStudy(StoredRecord.of(changed, table), panel, source)
+        yield row.model_copy(update={"values": {**own, **others}})
 
 
 def _try_map(

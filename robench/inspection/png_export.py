@@ -108,7 +108,7 @@ def write_pngs(
     check_sources(stored, adversarial, model, dataset)
     mode = _mode(stored.record.model.id, dataset.input_shape[0])
     judge = judge_of(stored, model, batch_size=256)
-    names = picture_names([sample.sample_id for sample in stored.samples])
+    names = picture_names(list(stored.table["sample_id"]))
     rows = []
     for part in kept_parts(stored, adversarial, dataset, device, batch_size=256):
         pictures, verdicts = in_eight_bits(part.points, part.inputs, part.classes, judge)

@@ -263,7 +263,7 @@ def kept_parts(
     for part in torch.split(torch.arange(len(rows)), batch_size):
         picked = indices[rows[part]]
         yield KeptPart(
-            [stored.samples[row] for row in rows[part].tolist()],
+            stored.rows.at(rows[part].tolist()),
             adv_inputs[part].to(device),
             dataset.batch(picked).to(device),
             classes[rows[part]].to(device),
@@ -282,16 +282,16 @@ def check_sources(
         UsageError: model or data are not those of the record.
         StoreError: as many adversarial inputs as samples are needed, and are not there.
     """
-    record, samples = stored.record, stored.samples
+    record, count = stored.record, len(stored.arrow)
     if model.summary.fingerprint != record.model.fingerprint:
         raise UsageError(
             "the model is not the one that was evaluated: weights or card differ",
             where=record.model.id,
         )
     check_samples(dataset, record.dataset)
-    if len(adversarial) != len(samples):
+    if len(adversarial) != count:
         raise StoreError(
-            f"{len(adversarial)} adversarial inputs for {len(samples)} samples", where=stored.path
+            f"{len(adversarial)} adversarial inputs for {count} samples", where=stored.path
         )
 
 

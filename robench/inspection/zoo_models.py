@@ -17,10 +17,11 @@ from robench.errors import CardError, RobenchError, StoreError, UsageError
 from robench.evaluation.adjudicate import Adjudicator
 from robench.files import ensure_writable
 from robench.formatting import fixed, rounded
-from robench.models.cards import CARD_NAME, write_card
+from robench.models.cards import write_card
 from robench.models.loading import load_model
 from robench.models.wrapper import RobenchModel
 from robench.models.zoo import LocatedCard
+from robench.models.zoo_folders import CARD_NAME
 from robench.records import Examination, Provenance, parse
 from robench.request import Request
 from robench.request_loading import draft_requested, load_samples

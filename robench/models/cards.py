@@ -14,9 +14,8 @@ import tomli_w
 
 from robench.errors import CardError
 from robench.files import atomic_write, read_text
+from robench.models.zoo_folders import CARD_NAME
 from robench.records import ModelCard, parse
-
-CARD_NAME = "card.toml"
 
 
 def read_card(path: str | os.PathLike[str]) -> ModelCard:

@@ -20,7 +20,6 @@ from robench.models.architectures.build import (
     build_architecture,
     foreign_builder,
 )
-from robench.models.cards import CARD_NAME
 from robench.models.catalogue import SOURCES
 from robench.models.checkpoints import read_checkpoint, verify_sha256
 from robench.models.code_identity import code_identity
@@ -33,6 +32,7 @@ from robench.models.touched import Touched
 from robench.models.weights_files import locate_weights
 from robench.models.wrapper import RobenchModel, buffer_fingerprint, unwrapped
 from robench.models.zoo import LocatedCard, find_card
+from robench.models.zoo_folders import CARD_NAME
 from robench.records import (
     PROGRAM,
     ArchitectureSpec,

@@ -8,14 +8,12 @@ from pathlib import Path
 
 from robench.errors import CardError, UsageError
 from robench.files import expanded
-from robench.models.cards import CARD_NAME, read_card
+from robench.models.cards import read_card
+from robench.models.zoo_folders import CARD_NAME, card_files, packaged_zoo
 from robench.records import ModelCard
 from robench.registry import unknown_name
 from robench.threat_models import ThreatModel
 from robench.trust import is_trusted
-
-ZOO_VARIABLE = "ROBENCH_ZOO"
-"""Environment variable with further zoo folders, separated as in PATH."""
 
 
 @dataclass(frozen=True)
@@ -45,30 +43,7 @@ class LocatedCard:
     @property
     def trusted(self) -> bool:
         """Whether it may name code: it came with robench, or the user has trusted it."""
-        return self.path.resolve().is_relative_to(_packaged_zoo()) or is_trusted(self.path)
-
-
-def _packaged_zoo() -> Path:
-    package = Path(__file__).parents[1]
-    # A wheel carries the zoo inside the package; a checkout has it beside the package.
-    inside = package / "_model_zoo"
-    return (inside if inside.is_dir() else package.parent / "model_zoo").resolve()
-
-
-def zoo_folders() -> tuple[Path, ...]:
-    """Existing zoo folders, most specific first: ``ROBENCH_ZOO``, ``./model_zoo``, the packaged.
-
-    Raises:
-        UsageError: ``ROBENCH_ZOO`` names a folder that does not exist.
-    """
-    named = [expanded(p) for p in os.environ.get(ZOO_VARIABLE, "").split(os.pathsep) if p]
-    for folder in named:
-        if not os.path.isdir(folder):
-            raise UsageError(
-                "there is no such folder", where=folder, hint=f"Correct or unset {ZOO_VARIABLE}"
-            )
-    usual = (Path.cwd() / "model_zoo", _packaged_zoo())
-    return tuple(dict.fromkeys(f.resolve() for f in (*named, *usual) if f.is_dir()))
+        return self.path.resolve().is_relative_to(packaged_zoo()) or is_trusted(self.path)
 
 
 def list_cards(
@@ -85,32 +60,33 @@ def list_cards(
         CardError: a card breaks the schema, or lies in a folder other than its id says.
     """
     located: dict[str, LocatedCard] = {}
-    for zoo in zoo_folders():
-        for path in sorted(zoo.glob(f"*/*/*/{CARD_NAME}")):
-            try:
-                card = read_card(path)
-                if card.id != (place := path.parent.relative_to(zoo).as_posix()):
-                    raise CardError(
-                        f"the card's id is {card.id!r} but its folder is {place!r}",
-                        where=path,
-                        hint="Move it, or correct dataset, threat_model or name",
-                    )
-            except CardError as error:
-                if problems is None:
-                    raise
-                problems.append(error)
-                continue
-            if dataset is None or card.dataset == dataset:
-                located.setdefault(card.id, LocatedCard(card, path))
+    for path, zoo in card_files().items():
+        try:
+            card = read_card(path)
+            if card.id != (place := path.parent.relative_to(zoo).as_posix()):
+                raise CardError(
+                    f"the card's id is {card.id!r} but its folder is {place!r}",
+                    where=path,
+                    hint="Move it, or correct dataset, threat_model or name",
+                )
+        except CardError as error:
+            if problems is None:
+                raise
+            problems.append(error)
+            continue
+        if dataset is None or card.dataset == dataset:
+            located.setdefault(card.id, LocatedCard(card, path))
     return [located[identifier] for identifier in sorted(located)]
 
 
-def zoo_cards() -> list[ModelCard]:
-    """The cards of the zoo that can be read, for what shows them where they are there."""
+def zoo_cards() -> dict[Path, ModelCard | None]:
+    """By file the cards of the zoo, for what shows them where they are there; None: one that cannot be
+    read, or is hidden."""
     try:
-        return [located.card for located in list_cards(problems=[])]
+        found: dict[Path, ModelCard | None] = dict.fromkeys(card_files())
+        return found | {located.path: located.card for located in list_cards(problems=[])}
     except UsageError:  # ROBENCH_ZOO names no folder
-        return []
+        return {}
 
 
 def find_card(

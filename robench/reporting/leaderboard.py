@@ -42,6 +42,7 @@ from robench.reporting.best_known import BestKnown
 from robench.reporting.export import csv_bytes
 from robench.reporting.model_results import ModelResult, by_group, class_name, collect
 from robench.results import RecordFilter, Store, StoredRecord
+from robench.results.validations import ERRORED
 from robench.text import uncell
 
 NO_FLAG = "no_flag_raised"
@@ -295,10 +296,12 @@ def _doubts(result: ModelResult) -> list[str]:
     predictions = [result.column(name, "clean_prediction") for name in result.attacks]
     # These pass over NaN, and NaN is not larger than itself.
     unstable = int((np.fmax.reduce(predictions) > np.fmin.reduce(predictions)).sum())
+    errored = result.errored.any()
     flags = {
         f"{flag.name}({flag.severity})"
         for stored in result.attacks.values()
         for flag in stored.record.flags
+        if flag.name != ERRORED or not errored  # which says how many
     }
     return ([f"unstable_clean:{unstable}"] if unstable else []) + sorted(flags)
 

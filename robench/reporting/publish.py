@@ -1,11 +1,13 @@
 """What people read of a results folder: CSV, figures, page. Needs no torch."""
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 
 from robench.files import atomic_write
 from robench.records import ModelCard
+from robench.reporting.board import shown_board
 from robench.reporting.catalogue import reports
 from robench.reporting.drawing import attempt
 from robench.reporting.explorer.pictures import explorer_pictures
@@ -13,10 +15,10 @@ from robench.reporting.export import write_tables
 from robench.reporting.leaderboard import build_leaderboard, leaderboard_csv
 from robench.reporting.model_results import ModelResult, collect
 from robench.reporting.page import build_page
-from robench.reporting.published import Published
+from robench.reporting.published import Publication, Published
 from robench.request import GOALS
-from robench.results import RecordFilter, Store, StoredRecord
-from robench.results.bounds import known_bounds
+from robench.results import RecordFilter, Store
+from robench.results.bounds import bounds_files, known_bounds
 from robench.results.validations import Validations
 
 CSV_NAME = "leaderboard.csv"
@@ -25,28 +27,29 @@ PAGE_NAME = "index.html"
 
 def publish(
     store: Store,
-    records: list[StoredRecord],
     *,
     plots: bool = True,
-    cards: Iterable[ModelCard] = (),
-) -> list[Path]:
-    """Write the leaderboard of all ``records`` into the store's folder, and what shows it.
+    cards: Mapping[Path, ModelCard | None] = MappingProxyType({}),
+) -> Publication:
+    """Write the leaderboard of all records of a store into its folder, and what shows it.
 
     Beside it go the tables of :data:`robench.reporting.catalogue.REPORTS` and, with ``plots``, the
-    figures and the page that shows them. ``records`` are all of the store's, read once; the page shows
-    those of ``cards`` that are of their models. With ``plots``, what would come out the same is left.
+    figures and the page that shows them, with those of ``cards`` (by file, as
+    :func:`robench.models.zoo.zoo_cards` gives them) that are of its models. What would come out the same
+    is left, and then no record is read.
 
     Returns:
-        The files, the CSV first.
+        The files, the CSV first, and the leaderboard as it is shown.
 
     Raises:
         StoreError: a file cannot be written.
         ContradictionError: a sample is verified and broken at once; nothing is written.
     """
-    validations, bounds, cards = list(Validations(store).all()), known_bounds(store), list(cards)
-    published = Published(store, records, [*validations, *bounds, *cards])
-    if plots and (files := published.files()) is not None:
-        return files
+    published = Published(store.folder, cards)
+    if (found := published.find(plots=plots)) is not None:
+        return found
+    records = list(store.records())
+    validations, bounds = list(Validations(store).all()), known_bounds(store)
     frame = build_leaderboard(records, bounds=bounds, validations=validations)
     csv = store.folder / CSV_NAME
     atomic_write(csv, leaderboard_csv(frame))
@@ -63,8 +66,9 @@ def publish(
         if not report.if_any or len(frame) or _is_there(store, name)
     }
     written = write_tables(store.folder, **tables)
+    board = shown_board(frame, tables.get("targeted"), tables.get("corruptions"))
     if not plots:
-        return [csv, *written]
+        return Publication([csv, *written], board)
     shown_results = [result for part in results.values() for result in part]
     drawn = attempt(partial(_figures, shown_results, store))
     figures = drawn or []
@@ -75,14 +79,17 @@ def publish(
         tables=tables,
         validations=validations,
         results=results["untargeted"],
-        cards=cards,
+        cards=[card for card in cards.values() if card is not None],
         pictures=explorer_pictures(results["untargeted"], store),
     )
     atomic_write(page, content.encode())
-    files = [csv, page, *written, *figures]
-    if drawn is not None:
-        published.remember(files)
-    return files
+    publication = Publication([csv, page, *written, *figures], board)
+    read = (len(records), len(validations), len(bounds))
+    there = (len(store.keys()), len(Validations(store).paths()), len(bounds_files(store)))
+    # What is damaged, or could not be drawn, is told of every time.
+    if drawn is not None and read == there:
+        published.remember(publication)
+    return publication
 
 
 def _is_of_a_model(figure: Path) -> bool:

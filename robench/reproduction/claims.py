@@ -24,6 +24,7 @@ from robench.registry import names_code, unknown_name
 from robench.reporting.leaderboard import attack_column
 from robench.reporting.model_results import Bools, ModelResult, collect
 from robench.reproduction.findings import Finding
+from robench.reproduction.first_samples import FirstSamples, first_samples
 from robench.request import GOALS, Request
 from robench.results import RecordFilter, Store, StoredRecord
 from robench.statistics import PairedCounts, tango_interval, wilson
@@ -40,42 +41,62 @@ def reproduce_records(
 
     Args:
         records: what is claimed.
-        request: where to measure and keep it; ``models``, ``dataset``, ``suite``, ``n``, ``norm``,
-            ``eps``, ``seed`` and ``goal`` are taken from the records.
+        request: where to measure and keep it; ``models``, ``dataset``, ``suite``, ``norm``, ``eps``,
+            ``seed`` and ``goal`` are taken from the records, and so is ``n`` where it is None. Of fewer
+            samples, the first of those that were claimed of, each has to have its verdict again.
         listener: of the runs.
 
     Raises:
-        UsageError: there is nothing to reproduce.
+        UsageError: there is nothing to reproduce, or no claim is of as many samples as ``n``.
         StoreError: the folder cannot be written.
     """
-    claims = _results(records)
-    if not claims:
-        raise UsageError("there are no records to reproduce")
+    claims = _claims(records, request.n)
     problems: dict[int, str] = {}
+    first: dict[int, FirstSamples] = {}
     for place, claim in enumerate(claims):
         try:
-            prepare(_again(claim, request)).run(listener)
+            again = _again(claim, request)
+            if (n := _fewer(claim, request.n)) is not None:
+                first[place] = first_samples(claim, again, n)
+                again = replace(again, n=n)
+            prepare(again).run(listener)
         except RobenchError as error:
             problems[place] = str(error)
     measured = _results(Store(request.folder).records())
     found: list[Finding] = []
     for place, claim in enumerate(claims):
-        found += _against(claim, measured, problems.get(place, ""))
+        found += _against(claim, measured, problems.get(place, ""), first.get(place))
     return found
 
 
 def compare_records(
-    records: Sequence[StoredRecord], measured: Sequence[StoredRecord]
+    records: Sequence[StoredRecord],
+    measured: Sequence[StoredRecord],
+    request: Request | None = None,
 ) -> list[Finding]:
     """Hold records against others, as :func:`reproduce_records` does; nothing is run.
 
+    Args:
+        records: what is claimed.
+        measured: what there is.
+        request: where the samples are, and ``n``: how many of those that were claimed of ``measured`` is
+            of. None: all.
+
     Raises:
-        UsageError: there is nothing to reproduce.
+        UsageError: there is nothing to reproduce, or no claim is of as many samples as ``n``.
     """
-    claims, there = _results(records), _results(measured)
-    if not claims:
-        raise UsageError("there are no records to reproduce")
-    return [finding for claim in claims for finding in _against(claim, there, "")]
+    request = request or Request()
+    claims, there = _claims(records, request.n), _results(measured)
+    found: list[Finding] = []
+    for claim in claims:
+        first, problem = None, ""
+        if (n := _fewer(claim, request.n)) is not None:
+            try:
+                first = first_samples(claim, _of_its_samples(claim, request), n)
+            except RobenchError as error:
+                problem = str(error)
+        found += _against(claim, there, problem, first)
+    return found
 
 
 def reproduce_card(
@@ -139,6 +160,21 @@ def _results(records: Iterable[StoredRecord]) -> list[ModelResult]:
     return [result for result in found if result.n]  # all may be of the class that is aimed at
 
 
+def _claims(records: Iterable[StoredRecord], n: int | None) -> list[ModelResult]:
+    claims = _results(records)
+    if not claims:
+        raise UsageError("there are no records to reproduce")
+    most = max(claim.group.n for claim in claims)
+    if n is not None and n > most:
+        raise UsageError(f"n = {n}, but the claims are of {most} samples at most")
+    return claims
+
+
+def _fewer(claim: ModelResult, n: int | None) -> int | None:
+    """How many samples there are to be, where they are fewer than a claim's."""
+    return n if n is not None and n < claim.group.n else None
+
+
 def _figures(located: LocatedCard) -> Iterator[tuple[str, str, float]]:
     """Source, name and percent of every accuracy that a card gives; means and deviations are of
     several runs."""
@@ -153,14 +189,14 @@ def _survived(result: ModelResult, attack: str) -> Callable[[], Bools]:
     return lambda: result.outcome_is(attack, Outcome.SURVIVED)
 
 
-def _again(claim: ModelResult, request: Request) -> Request:
-    """What was asked for when the claim was made.
+def _of_its_samples(claim: ModelResult, request: Request) -> Request:
+    """The request for all samples that a claim is of.
 
     Raises:
         UnknownNameError: the data set is none that is registered here.
-        UsageError: an attack is code that the record names, or only a part of the data was judged.
+        UsageError: an attack is code that the record names.
     """
-    threat, data = claim.threat_model, claim.dataset
+    data = claim.dataset
     if data.name not in DATASETS and request.dataset is None:
         raise unknown_name("data set", data.name, list(DATASETS))
     specs = [stored.record.attack for stored in claim.attacks.values()]
@@ -170,27 +206,47 @@ def _again(claim: ModelResult, request: Request) -> Request:
                 raise UsageError(f"the record names code, {name}, which no record may lead to")
     return replace(
         request,
-        models=(find_card(claim.model.id),),
         dataset=data.name if request.dataset is None else request.dataset,
         split=data.split,
         n=data.n,
+    )
+
+
+def _again(claim: ModelResult, request: Request) -> Request:
+    """What was asked for when the claim was made; errors as of :func:`_of_its_samples`."""
+    threat = claim.threat_model
+    return replace(
+        _of_its_samples(claim, request),
+        models=(find_card(claim.model.id),),
         norm=None if threat.corrupted else threat.norm,
         eps=None if threat.corrupted else threat.written,
         goal=threat.goal,
         targets=threat.targets,
         seed=claim.group.seed,
-        suite=Suite(name="claimed", attacks=tuple(specs)),
+        suite=Suite(
+            name="claimed", attacks=tuple(item.record.attack for item in claim.attacks.values())
+        ),
     )
 
 
 def _against(
-    claim: ModelResult, measured: Sequence[ModelResult], problem: str
+    claim: ModelResult,
+    measured: Sequence[ModelResult],
+    problem: str,
+    first: FirstSamples | None,
 ) -> Iterator[Finding]:
-    """A finding for each number of a claim."""
-    name, under = claim.model.name, str(claim.group)
+    """A finding for each number of a claim, or of what it says of its ``first`` samples."""
+    group = claim.group if first is None else first.group
+    chosen = np.array([first is None or name in first.ids for name in claim.sample_ids])
+    under = str(group)
+    if first is not None:
+        under = under.replace(
+            f", n = {group.n},", f", the same {group.n} of {claim.group.n} samples,"
+        )
+    of = Finding(claim.model.name, under, "", None, n=int(chosen.sum()), of=claim.n)
     columns = ["clean_acc", "robust_acc", *map(attack_column, claim.attacks)]
     attacks = dict(zip(columns[2:], claim.attacks, strict=True))
-    there = [r for r in measured if r.group == claim.group and r.model.id == claim.model.id]
+    there = [r for r in measured if r.group == group and r.model.id == claim.model.id]
     same = [r for r in there if r.model.fingerprint == claim.model.fingerprint]
     other = same[0] if same else None
     why = problem or (
@@ -200,12 +256,15 @@ def _against(
     )
     for column in columns:
         attack = attacks.get(column)
-        before = _hits(claim, column, attack)
-        base = Finding(name, under, column, 100 * float(before.mean()))
+        before = _hits(claim, column, attack)[chosen]
+        claimed = 100 * float(before.mean()) if len(before) else None
+        base = replace(of, quantity=column, claimed=claimed)
         if other is None:
             yield replace(base, why=why)
         elif (lacking := _lacking(claim, other, attack, column)) is not None:
             yield replace(base, why=problem or lacking)
+        elif claimed is None:
+            yield replace(base, why="all of these samples are of the class that is aimed at")
         else:
             yield _held(base, before, _hits(other, column, attack))
 

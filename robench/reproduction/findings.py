@@ -20,6 +20,7 @@ class Finding:
         low, high: 95 %; of records the interval of ``measured`` − ``claimed`` in points, of a card's
             figure that of ``measured`` in percent.
         samples: how many have another verdict than was recorded; None: not known.
+        n, of: how many samples it is of, and how many were claimed of; None: not known.
         verdict, why: what it comes to; why nobody can tell.
     """
 
@@ -31,6 +32,8 @@ class Finding:
     low: float | None = None
     high: float | None = None
     samples: int | None = None
+    n: int | None = None
+    of: int | None = None
     verdict: Verdict = "cannot tell"
     why: str = ""
 

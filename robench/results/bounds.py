@@ -35,10 +35,15 @@ def write_bounds(store: Store, bounds: Bounds) -> Path:
     return write_document(_folder(store), "bounds", bounds)
 
 
+def bounds_files(store: Store) -> list[Path]:
+    """The files, in order of keys."""
+    return sorted(_folder(store).glob("*.json"))
+
+
 def known_bounds(store: Store) -> list[Bounds]:
     """All of a results folder, in order of keys; damaged ones are logged as warnings, by name."""
     found = []
-    for path in sorted(_folder(store).glob("*.json")):
+    for path in bounds_files(store):
         try:
             found.append(read_document_of(Bounds, path, "bounds"))
         except StoreError as error:

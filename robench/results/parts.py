@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -154,7 +154,8 @@ def _kept(stores: Iterable[Store]) -> Iterator[KeptPart]:
                 seen.add(place)
                 for stored in home.records():
                     if (of := stored.record.part) is not None:
-                        yield KeptPart(home, stored, of)
+                        # Without what reading made of it, which is as large as it is itself.
+                        yield KeptPart(home, replace(stored), of)
 
 
 def missing_parts(division: Division) -> str:

@@ -27,7 +27,7 @@ import logging
 import os
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -126,7 +126,7 @@ class Store:
     def write(
         self,
         record: EvaluationRecord,
-        samples: Sequence[SampleOutcome],
+        samples: Collection[SampleOutcome],
         *,
         adversarial: npz.Array | npz.Rows | None = None,
         arrays: Mapping[str, npz.Array] | None = None,

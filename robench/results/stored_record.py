@@ -1,4 +1,4 @@
-"""A record together with its per-sample table, and its JSON; which records are wanted.
+"""A record together with its per-sample table, and its JSON.
 
 The JSON holds the record, the names and checksums of its files, and its own checksum.
 """
@@ -8,17 +8,15 @@ from __future__ import annotations
 import functools
 import json
 import os
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from fractions import Fraction
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import pandas as pd
 import pyarrow as pa
 
-from robench.errors import CorruptRecordError, StoreError, UsageError, one_line
+from robench.errors import CorruptRecordError, StoreError, one_line
 from robench.files import atomic_write, file_error, file_errors, file_sha256, read_bytes
 from robench.formatting import plain
 from robench.records import (
@@ -31,10 +29,7 @@ from robench.records import (
     canonical_hash,
     parse,
 )
-from robench.registry import unknown_name
-from robench.request import GOALS
-from robench.results.tables import samples_to_table, table_to_frame, table_to_samples
-from robench.threat_models import class_number, parse_eps, parse_norm, parse_radii
+from robench.results.tables import SampleRows, samples_to_table, table_to_frame
 
 _FORMAT = "robench-record"
 
@@ -54,19 +49,20 @@ class StoredRecord:
     """The trace's place, if one was kept: :func:`robench.results.traces.read_trace`."""
 
     @classmethod
-    def of(cls, record: EvaluationRecord, samples: Sequence[SampleOutcome]) -> StoredRecord:
+    def of(cls, record: EvaluationRecord, samples: Collection[SampleOutcome]) -> StoredRecord:
         """Record and rows that were just computed.
 
         Raises:
             StoreError: the rows contradict the record's counts, or do not make a table.
         """
-        counts = Counter(sample.outcome for sample in samples)
-        if {k: v for k, v in record.counts.items() if v} != dict(counts):
+        rows = SampleRows.of(samples)
+        counts = rows.counts()
+        if {k: v for k, v in record.counts.items() if v} != counts:
             raise StoreError(
-                f"record counts {dict(record.counts)} but its samples are {dict(counts)}",
+                f"record counts {dict(record.counts)} but its samples are {counts}",
                 where=record.key,
             )
-        return cls(_normalised(record), samples_to_table(samples))
+        return cls(_normalised(record), rows.table)
 
     @property
     def folder(self) -> Path:
@@ -104,14 +100,12 @@ class StoredRecord:
             arrow = arrow.set_column(place, arrow.field(place), column)
         return StoredRecord(changed, arrow, self.path, self.arrays_path, self.trace_path)
 
-    def same_outcomes(self, samples: Sequence[SampleOutcome]) -> bool:
+    def same_outcomes(self, samples: Collection[SampleOutcome]) -> bool:
         """Whether rows say the same as these of every sample: all but names, passes, messages."""
-        told = {"broken_by": None, "forwards": 0, "backwards": 0, "message": None}
-        one, two = (
-            samples_to_table([row.model_copy(update=told) for row in rows])
-            for rows in (self.samples, samples)
-        )
-        return table_to_frame(one).equals(table_to_frame(two))
+        told = ["broken_by", "forwards", "backwards", "message"]
+        tables = (self.arrow, samples_to_table(samples))
+        one, two = (table_to_frame(table.drop_columns(told)) for table in tables)
+        return one.equals(two)
 
     @functools.cached_property
     def table(self) -> pd.DataFrame:
@@ -126,68 +120,12 @@ class StoredRecord:
     @functools.cached_property
     def samples(self) -> list[SampleOutcome]:
         """The rows as :class:`SampleOutcome`, exactly as they were written."""
-        return table_to_samples(self.arrow)
+        return list(self.rows)
 
-
-@dataclass(frozen=True)
-class RecordFilter:
-    """Records on a data set, under a norm and an ε as it is written ("8/255", or several, "1/255,8/255"),
-    of n samples, a seed, a goal, and targets, a rule or a class; what is None lets all through.
-
-    Raises:
-        UsageError: norm or ε make no sense, or targets are named without their goal.
-        UnknownNameError: there is no such goal.
-    """
-
-    dataset: str | None = None
-    norm: str | None = None
-    eps: str | None = None
-    n: int | None = None
-    seed: int | None = None
-    goal: str | None = None
-    targets: str | int | None = None
-
-    def __post_init__(self) -> None:
-        if self.goal not in (None, *GOALS):
-            raise unknown_name("goal", str(self.goal), list(GOALS))
-        if self.targets is not None and self.goal != "targeted":
-            raise UsageError(
-                "targets are named without their goal", hint="Write --goal targeted too"
-            )
-        if self.norm is not None:
-            parse_norm(self.norm)
-        if self.eps is not None:
-            parse_radii(self.eps)
-
-    def matches_part(self, record: EvaluationRecord) -> bool:
-        """Whether the whole that ``record`` is a part of is one of them."""
-        n = None if record.part is None else record.part.dataset.n
-        return self.n in (None, n) and replace(self, n=None).matches(record)
-
-    def matches(self, record: EvaluationRecord) -> bool:
-        """Whether ``record`` is one of them."""
-        threat = record.threat_model
-        return (
-            self.dataset in (None, record.dataset.name)
-            and (self.norm is None or parse_norm(self.norm) == threat.family)
-            and (self.eps is None or threat.eps in _values(self.eps))
-            and self.n in (None, record.n)
-            and self.seed in (None, record.seed)
-            and self.goal in (None, threat.goal)
-            and (self.targets is None or str(self.targets) in _names_of_targets(record))
-        )
-
-
-@functools.cache
-def _values(eps: str) -> frozenset[Fraction]:
-    return frozenset(parse_eps(radius)[0] for radius in parse_radii(eps))
-
-
-def _names_of_targets(record: EvaluationRecord) -> set[str]:
-    """What one may call a record's targets: their rule, or the class by number and name."""
-    rule, names = str(record.threat_model.targets), record.dataset.class_names
-    number = class_number(rule)
-    return {rule} if number is None else {rule, *names[number : number + 1]}
+    @property
+    def rows(self) -> SampleRows:
+        """The same, each made when it is asked for."""
+        return SampleRows(self.arrow)
 
 
 def _normalised(record: EvaluationRecord) -> EvaluationRecord:

@@ -16,7 +16,7 @@ import pytest
 from robench.errors import ExecutionError, ModelError
 from robench.execution import ray_cluster
 from robench.execution.ray_cluster import RayCluster, Wanted, _check_versions
-from robench.execution.scheduling import largest_first, parts_of
+from robench.execution.scheduling import Taken, largest_first, latest, parts_of
 
 SUPPORT = Path(__file__).parents[1] / "support"
 needs_ray = pytest.mark.skipif(
@@ -183,3 +183,24 @@ def test_parts_keep_workers_busy(n: int, share: float, workers: int, parts: int)
 
 def test_the_largest_are_begun_first() -> None:
     assert largest_first(["a", "bbb", "c", "ddd"], len) == ["bbb", "ddd", "a", "c"]
+
+
+@pytest.mark.parametrize(
+    "running, done, which",
+    [
+        ([(9, 1), (16, 1), (15, 1)], [(10, 1)] * 3, 1),
+        ([(16, 2), (16, 1)], [(10, 1)], 1),  # the other is twice as large
+        ([(16, 1)], [(10, 1), (20, 1), (20, 1)], None),  # half of them took as long
+        ([(15, 1)], [(10, 1)], None),
+        ([(99, 1)], [], None),
+        ([], [(1, 1)], None),
+    ],
+)
+def test_a_late_part_is_given_to_a_second_worker(running: Any, done: Any, which: Any) -> None:
+    assert latest(*([Taken(*each) for each in given] for given in (running, done))) == which
+
+
+def test_where_all_is_one_machine_nothing_is_late() -> None:
+    late = [Taken(99, 1)], [Taken(1, 1)]
+    assert RayCluster(2).twice(*late) is None
+    assert RayCluster(2, _machines=2).twice(*late) == 0

@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache
 from multiprocessing.connection import Connection
@@ -38,6 +38,7 @@ from robench.execution import (
     Threads,
     worker_count,
 )
+from robench.execution.scheduling import Taken
 from robench.models import wrap_module
 from robench.models.wrapper import RobenchModel
 from robench.records import AttackSpec, Suite
@@ -185,6 +186,45 @@ def test_what_a_task_left_behind_is_forgotten_with_it(executor: Executor) -> Non
     assert sorted(found["sum"] for _, found in results) == [3, 12]
     assert [task.state for task in tasks] == [None, None]
     assert left[-1] == 0
+
+
+class Impatient(Threads):
+    """Gives to an idle worker whatever another is at."""
+
+    def twice(self, running: Sequence[Taken], done: Sequence[Taken]) -> int | None:
+        return 0 if done and running else None
+
+
+def test_what_a_second_worker_ends_first_counts_once() -> None:
+    """The one that is late is stopped before anything is made of the other's result."""
+    tries: list[str] = []
+    ended = threading.Event()
+
+    def prepare(task: Task, number: int) -> Call:
+        tries.append(task.about)
+        late = tries == ["first", "late"]
+
+        def call(progress: Progress, save: Save) -> dict[str, Any]:
+            progress(1)
+            try:
+                while late:
+                    save(dict)
+                    time.sleep(0.01)
+            finally:
+                if late:
+                    ended.set()
+            progress(1)
+            return {"number": number}
+
+        return call
+
+    steps: list[int] = []
+    tasks = [Task("first"), Task("late")]
+    for task, found in Impatient(2).run(tasks, prepare, steps.append, lambda unfinished: None):
+        assert task.about == "first" or (ended.is_set() and found == {"number": 0})
+        tasks.remove(task)
+    assert tries == ["first", "late", "late"]
+    assert (tasks, sum(steps)) == ([], 4)
 
 
 class _InterruptedError(Exception):

@@ -9,9 +9,10 @@ import pytest
 from test_cards import MINIMAL
 
 from robench.errors import CardError, UnknownNameError, UsageError
-from robench.models import zoo
+from robench.models import zoo_folders as folders
 from robench.models.cards import parse_card, write_card
-from robench.models.zoo import find_card, list_cards, zoo_folders
+from robench.models.zoo import find_card, list_cards
+from robench.models.zoo_folders import zoo_folders
 from robench.threat_models import ThreatModel
 
 
@@ -30,8 +31,8 @@ def put(root: Path, dataset: str, threat: str, name: str, num_classes: int = 10)
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An otherwise empty world with one zoo: the current folder's."""
-    monkeypatch.delenv(zoo.ZOO_VARIABLE, raising=False)
-    monkeypatch.setattr(zoo, "_packaged_zoo", lambda: tmp_path / "packaged")
+    monkeypatch.delenv(folders.ZOO_VARIABLE, raising=False)
+    monkeypatch.setattr(folders, "packaged_zoo", lambda: tmp_path / "packaged")
     monkeypatch.chdir(tmp_path)
     root = tmp_path / "model_zoo"
     put(root, "digits", "Linf-0.2", "pgd-at")
@@ -109,10 +110,10 @@ def test_earlier_folders_hide_later_ones(
     put(tmp_path / "mine", "digits", "Linf-0.2", "trades", num_classes=3)
     put(tmp_path / "packaged", "digits", "Linf-0.2", "trades", num_classes=7)
     assert find_card("digits/Linf-0.2/trades").card.num_classes == 10
-    monkeypatch.setenv(zoo.ZOO_VARIABLE, os.pathsep.join(["mine", "", "model_zoo"]))
+    monkeypatch.setenv(folders.ZOO_VARIABLE, os.pathsep.join(["mine", "", "model_zoo"]))
     assert zoo_folders() == (tmp_path / "mine", folder, tmp_path / "packaged")
     assert find_card("digits/Linf-0.2/trades").card.num_classes == 3
-    monkeypatch.setenv(zoo.ZOO_VARIABLE, "absent")
+    monkeypatch.setenv(folders.ZOO_VARIABLE, "absent")
     with pytest.raises(UsageError, match=r"no such folder.*ROBENCH_ZOO"):
         zoo_folders()
 

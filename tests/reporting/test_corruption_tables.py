@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from invoke_cli import invoke
 from record_factory import make_stored
 
 from robench.records.corruptions import (
@@ -20,7 +21,7 @@ from robench.reporting.corruptions import corruption_shares, corruption_table
 from robench.reporting.leaderboard import build_leaderboard
 from robench.reporting.model_results import collect
 from robench.reporting.plots.corruptions import corruption_map
-from robench.results import RecordFilter
+from robench.results import RecordFilter, Store
 
 CORRUPTED = RecordFilter(goal="corrupted")
 
@@ -130,6 +131,23 @@ def test_what_the_model_failed_on_is_not_correct():
     stored = made(lambda name, s: [1, 0], letters="SE")
     assert corruption_shares(one(stored), "corruptions")["fog_acc"].tolist() == [100, 0]
     assert "errored:1" in row_of(stored)["validity"]
+
+
+def test_records_are_listed_with_the_mean_over_corruptions(tmp_path):
+    stored, attacked = made(lambda name, s: [1, s < 3]), make_stored("SB", attack="fgsm")
+    for item in (stored, attacked):
+        Store(tmp_path).write(item.record, item.samples)
+    lines = invoke("results", "list", "--results", tmp_path).out.splitlines()
+    by_attack = {line.split()[4]: line.split()[-3:] for line in lines[1:]}
+    assert by_attack["corruptions"][0::2] == ["–", "70.0"]
+    assert by_attack["fgsm"][0::2] == ["50.0", "–"]
+    listed = invoke("results", "list", "--results", tmp_path, "--goal", "corrupted", "--json")
+    (item,) = listed.json["records"]
+    assert (item["robust_acc"], item["corruptions_acc"]) == (None, 70.0)
+    assert (
+        "right under all  50.00 %"
+        in invoke("results", "show", stored.record.key[:8], "--results", tmp_path).out
+    )
 
 
 def test_the_map_shows_every_model():

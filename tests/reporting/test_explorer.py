@@ -152,7 +152,11 @@ def test_damaged_clean_samples_are_left_out_and_named(
 def test_a_card_is_shown_with_the_very_model_alone() -> None:
     from robench.models.zoo import zoo_cards
 
-    card = next(card for card in zoo_cards() if card.name == "ancra" and card.dataset == "digits")
+    card = next(
+        card
+        for card in zoo_cards().values()
+        if card and card.name == "ancra" and card.dataset == "digits"
+    )
     results = collect(page_records(["one"], ("0.1",)))
     (row,) = explorer_contents(results, cards=[card])["rows"]
     assert row["card"] == []

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from pandas.testing import assert_frame_equal
 from record_factory import make_record, make_samples, make_stored
 
-from robench.cli.output import board_text
 from robench.errors import StoreError, UsageError
 from robench.records import AttackSpec, AuditResult, Flag, MetricSummary, Suite
+from robench.reporting.board import board_text
 from robench.reporting.leaderboard import (
     NO_FLAG,
     as_written,
@@ -71,6 +71,9 @@ def test_errored_is_not_robust_and_blocks_the_rank() -> None:
     assert pd.isna(frame.loc["a", "rank"])
     assert frame.loc["a", "robust_acc"] == 75
     assert frame.loc["a", "validity"] == "errored:1"
+    said = Flag(name="errored_samples", severity="warning", evidence="1 of 4")
+    flagged = build_leaderboard([make_stored("SSSE", flags=[said])])
+    assert flagged["validity"].tolist() == ["errored:1"]
     assert frame.loc["b", "rank"] == 1
 
 

@@ -231,12 +231,16 @@ def test_a_target_that_is_no_class() -> None:
 def test_a_folder_shows_what_was_attacked_with_targets(tmp_path: Path) -> None:
     store = Store(tmp_path)
     plain = make_stored("BBSC")
-    publish(store, [plain], plots=False)
+    store.write(plain.record, plain.samples)
+    publish(store, plots=False)
     assert not (tmp_path / "targeted.csv").exists()
     board = (tmp_path / "leaderboard.csv").read_bytes()
-    publish(store, [plain, next_target("BBSCSS")], plots=False)
+    aimed = next_target("BBSCSS")
+    store.write(aimed.record, aimed.samples)
+    publish(store, plots=False)
     assert (tmp_path / "leaderboard.csv").read_bytes() == board
-    files = publish(store, [next_target("BBSCSS")], plots=True)
+    store.delete(plain.record.key)
+    files = publish(store, plots=True).files
     table = pd.read_csv(tmp_path / "targeted.csv")
     assert table["reached"].tolist() == [2, 2]
     assert len(pd.read_csv(tmp_path / "target_matrix.csv")) == 9

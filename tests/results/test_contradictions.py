@@ -333,7 +333,7 @@ def of(item: StoredRecord, marks: str) -> bool:
 
 
 def test_a_name_is_text_in_tables_and_pages(named: Store, tmp_path: Path) -> None:
-    files = publish(named, list(named.records()), plots=False)
+    files = publish(named, plots=False).files
     assert all(path.resolve().is_relative_to(named.folder) for path in files)
     for path in files:
         if path.suffix == ".csv":

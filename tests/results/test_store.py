@@ -14,6 +14,7 @@ from multiprocessing.synchronize import Event
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from fresh_process import PROCESSES, in_a_fresh_process
 from hypothesis import given, settings
@@ -24,7 +25,7 @@ from robench import files
 from robench.errors import CorruptRecordError, StoreError, UsageError
 from robench.records import MetricSummary, Outcome, SampleOutcome
 from robench.results import Store, samples_to_table, table_to_samples
-from robench.results.tables import parquet_bytes, table_from_parquet
+from robench.results.tables import SampleRows, parquet_bytes, table_from_parquet
 
 KEY = "ab" * 32
 INT64 = st.integers(-(2**63), 2**63 - 1)
@@ -111,6 +112,30 @@ def test_any_record_comes_back_from_disk_as_it_was(samples: list[SampleOutcome])
         read = Store(folder).read(record.key)
     assert read.record == record
     assert plain(read.samples) == plain(samples)
+
+
+def test_large_tables_are_made_and_read_some_rows_at_a_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As if they were made at once; what a part of the rows lacks, only these lack."""
+    values = {"attention_shift": [0.1, math.nan, 0.3, 0.4, 0.5]}
+    samples = make_samples("CBSSE", values=values)
+    samples[2] = samples[2].model_copy(update={"values": {"deviation": 2.0}})
+    whole = samples_to_table(samples)
+    monkeypatch.setattr("robench.results.tables._AT_A_TIME", 2)
+    rows = SampleRows.of(iter(samples))
+    assert parquet_bytes(rows.table) == parquet_bytes(whole)
+    assert plain(list(rows)) == plain(samples)
+    assert plain(rows.at([4, 1])) == plain([samples[4], samples[1]])
+    assert plain(list(rows.of_outcome(Outcome.SURVIVED))) == plain(samples[2:4])
+    assert rows.counts() == {"clean_error": 1, "broken": 1, "survived": 2, "errored": 1}
+    assert (len(rows), samples_to_table(rows) is rows.table) == (5, True)
+    with pytest.raises(StoreError, match="occurs twice"):
+        SampleRows.of([*samples, samples[0]])
+    label = rows.table.column_names.index("label")
+    lacking = rows.table.set_column(label, "label", pa.array([0, 0, 0, None, 0]))
+    with pytest.raises(CorruptRecordError, match="row 3 of the table"):
+        list(SampleRows(lacking))
 
 
 def test_same_content_gives_same_bytes(tmp_path: Path) -> None:

@@ -11,11 +11,11 @@ from invoke_cli import invoke
 from torch import nn
 
 from robench.api import evaluate, judge
-from robench.cli.output import board_text
 from robench.datasets import ArrayDataset
 from robench.errors import ContradictionError
 from robench.models import wrap_module
 from robench.records import AttackSpec, Bounds, Flag, Suite
+from robench.reporting.board import board_text
 from robench.reporting.leaderboard import build_leaderboard
 from robench.reporting.page import build_page
 from robench.results import Store

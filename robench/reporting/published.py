@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from robench.files import atomic_write, file_sha256, read_bytes, read_text
-from robench.metric_catalogue import METRICS
+from robench.metric_catalogue import METRICS, Metric
 from robench.registry import identity_of, installed_versions
 from robench.reporting.board import Board
-from robench.reporting.catalogue import reports
+from robench.reporting.catalogue import Report, reports
 from robench.text import visible
 
 NAME = "published.json"
@@ -137,8 +137,11 @@ def _state(path: Path) -> bytes:
 
 def _from_outside() -> list[str]:
     """What reports and metrics from outside robench are, by their source."""
-    shown = [*reports("table").items(), *reports("figure").items()]
-    made = [(name, report.make, report) for name, report in shown]
+    made: list[tuple[str, object, Report | Metric]] = [
+        (name, report.make, report)
+        for kind in ("table", "figure")
+        for name, report in reports(kind).items()
+    ]
     made += [(name, metric.compute, metric) for name, metric in METRICS.metrics.items()]
     return [
         f"{name} {identity_of(item.function)}"

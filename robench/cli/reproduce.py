@@ -122,23 +122,26 @@ def _refuse(context: typer.Context, taken: Collection[str], why: str) -> None:
 
 
 def findings_text(found: Sequence[Finding]) -> str:
-    """A line for each number, and how many there are of each verdict."""
+    """A table for each data set and threat model with a line for each number, and how many there are of
+    each verdict."""
     from robench.formatting import fixed, format_table, number
 
-    rows = []
+    tables: dict[str, list[tuple[str, ...]]] = {}
     for item in found:
         limits = (
             ""
             if item.low is None or item.high is None
-            else (f"{fixed(item.low, 1)} … {fixed(item.high, 1)}")
+            else f"{fixed(item.low, 1)} … {fixed(item.high, 1)}"
         )
         changed = "" if item.samples is None else str(item.samples)
         values = (number(item.claimed, 2), number(item.measured, 2), limits, changed)
-        rows.append((item.model, item.under, item.quantity, *values, item.verdict, item.why))
-    header = ("model", "under", "number", "claimed", "measured", "95 %", "samples", "verdict", "")
+        rows = tables.setdefault(item.under, [])
+        rows.append((item.model, item.quantity, *values, item.verdict, item.why))
+    header = ("model", "number", "claimed", "measured", "95 %", "changed", "verdict", "")
+    parts = [f"{under}\n{format_table(header, rows)}" for under, rows in tables.items()]
     counts = Counter(item.verdict for item in found)
     said = ", ".join(f"{verdict}: {count}" for verdict, count in sorted(counts.items()))
-    lines = [format_table(header, rows), "", f"{len(found)} numbers: {said}"]
+    lines = [f"{len(found)} numbers: {said}"]
     for n, of in dict.fromkeys(
         (item.n, item.of) for item in found if item.verdict != "cannot tell"
     ):
@@ -147,7 +150,7 @@ def findings_text(found: Sequence[Finding]) -> str:
                 f"They are of the same {n} of {of} samples, each held against what is recorded of that "
                 f"very sample; of the other {of - n} they say nothing."
             )
-    return "\n".join(lines)
+    return "\n\n".join([*parts, "\n".join(lines)])
 
 
 def paper_text(table: PaperTable) -> str:

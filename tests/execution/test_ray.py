@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from forks import in_a_fork
 
 from robench.errors import ExecutionError, ModelError
 from robench.execution import ray_cluster
@@ -25,18 +24,18 @@ needs_ray = pytest.mark.skipif(
 
 
 def scenarios(folder: Path, *names: str) -> dict[str, Any]:
-    """What these came to, by name."""
-    path = os.pathsep.join([str(SUPPORT), *sys.path])
-    done = subprocess.run(
-        [sys.executable, str(SUPPORT / "ray_scenarios.py"), str(folder), *names],
-        env={**os.environ, "PYTHONPATH": path},
-        capture_output=True,
-        text=True,
-        timeout=500,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    found: dict[str, Any] = json.loads((folder / "told.json").read_text())
+    """What these came to, by name, in a process whose program they are: after Ray has begun, none may fork."""
+
+    def run() -> dict[str, Any]:
+        import ray_scenarios
+
+        sys.modules["__main__"] = ray_scenarios
+        # Ray's processes import what is sent by name.
+        os.environ["PYTHONPATH"] = os.pathsep.join([str(SUPPORT), *sys.path])
+        os.environ |= {"RAY_prestart_worker_first_driver": "0"}
+        return ray_scenarios.main(folder, names)
+
+    found: dict[str, Any] = in_a_fork(run)
     return found
 
 

@@ -1,17 +1,11 @@
-"""What happens on a Ray cluster, in a process of its own: after Ray has begun, none may fork.
-
-``python ray_scenarios.py FOLDER NAME…`` runs scenarios on one cluster and writes FOLDER/told.json; where a
-NAME is a number, there are three machines, one of which is lost at a moment of that seed's.
-"""
+"""What happens on a Ray cluster, for a process of its own whose program this is."""
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import random
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -40,7 +34,9 @@ SETTINGS = Settings(precision="fp32", batch_size=16, workers=1, save_adversarial
 
 
 class FromHere(ExactNetwork):
-    """Of the module that is run, which no other process can import."""
+    """Of the program that is run, so that no other process can import it."""
+
+    __module__ = "__main__"
 
 
 class Dying(ExactNetwork):
@@ -107,9 +103,13 @@ class Scenarios:
         return {"contents": [content(stored) for stored in found]}
 
 
-def main(folder: Path, names: Sequence[str]) -> None:
-    """Run these."""
-    told: dict[str, Any] = {}
+def main(folder: Path, names: Sequence[str]) -> dict[str, Any]:
+    """What these came to, one after the other on one cluster, by name.
+
+    Where a name is a number, there are three machines, one of which is lost at a moment of that seed's.
+    """
+    if names[0].isdigit():
+        return lose_a_machine(folder, int(names[0]))
     with RayCluster.connect(Wanted(at_once=1)) as cluster:
         scenarios = Scenarios(folder, cluster)
         runs: dict[str, Callable[[], dict[str, Any]]] = {
@@ -118,9 +118,7 @@ def main(folder: Path, names: Sequence[str]) -> None:
             "dies_once": lambda: scenarios.run("once", Dying(folder / "once.txt", 1)),
             "dies": lambda: scenarios.run("dies", Dying(folder / "dies.txt", 99), shards=1),
         }
-        for name in names:
-            told[name] = runs[name]()
-    (folder / "told.json").write_text(json.dumps(told))
+        return {name: runs[name]() for name in names}
 
 
 class Slow(ExactNetwork):
@@ -131,7 +129,7 @@ class Slow(ExactNetwork):
         return super().forward(inputs)
 
 
-def lose_a_machine(folder: Path, seed: int) -> None:
+def lose_a_machine(folder: Path, seed: int) -> dict[str, Any]:
     """Of three that Ray takes for machines, one is lost while they work."""
     from ray.cluster_utils import Cluster
 
@@ -153,12 +151,4 @@ def lose_a_machine(folder: Path, seed: int) -> None:
             timer.join()
     finally:
         machines.shutdown()
-    (folder / "told.json").write_text(json.dumps(told))
-
-
-if __name__ == "__main__":
-    given = sys.argv[2:]
-    if given[0].isdigit():
-        lose_a_machine(Path(sys.argv[1]), int(given[0]))
-    else:
-        main(Path(sys.argv[1]), given)
+    return told

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from attack_models import TinyCNN, images, predictions
 
 import robench
 from robench.errors import StoreError
@@ -20,6 +21,8 @@ from robench.results.progress import RowFile
 
 pytestmark = pytest.mark.usefixtures("unexamined")
 
+INPUTS = images(12, seed=1)
+LABELS = predictions(TinyCNN(), INPUTS)
 SUITE = Suite(
     name="two",
     attacks=(
@@ -36,10 +39,12 @@ SUITE = Suite(
 
 def evaluate(results: Path, **options: Any) -> Any:
     return robench.evaluate(
-        "digits/Linf-0.2/pgd-at",
-        "digits",
+        TinyCNN(),
+        (INPUTS, LABELS),
         SUITE,
-        n=20,
+        num_classes=6,
+        input={"channels": 1},
+        threat_model="Linf-0.02",
         device="cpu",
         precision="fp32",
         results=results,

@@ -28,14 +28,14 @@ INPUTS = images(N, seed=3)
 SUITE = Suite(
     name="small",
     attacks=(
-        AttackSpec(name="pgd", attack="pgd", params={"steps": 4}),
+        AttackSpec(name="pgd", attack="pgd", params={"steps": 3}),
         AttackSpec(
             name="both",
             stages=(
                 AttackSpec(
-                    name="apgd-t", attack="apgd", params={"steps": 6, "loss": "dlr-targeted"}
+                    name="apgd-t", attack="apgd", params={"steps": 4, "loss": "dlr-targeted"}
                 ),
-                AttackSpec(name="square", attack="square", params={"queries": 20}),
+                AttackSpec(name="square", attack="square", params={"queries": 10}),
             ),
         ),
     ),
@@ -125,7 +125,7 @@ def test_a_broken_sample_is_predicted_as_its_target_and_nothing_else(every: list
 
 
 def test_all_targets_in_one_run_are_the_fixed_targets_one_by_one(every: list[Any]) -> None:
-    for target in (0, 3, CLASSES - 1):
+    for target in (0, CLASSES - 1):
         for whole, alone in zip(every, evaluate(target), strict=True):
             tried = whole.table[f"reached_{target}"]
             outcome = alone.table["outcome"]

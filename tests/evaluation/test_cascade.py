@@ -474,7 +474,7 @@ def test_what_a_stage_finds_when_it_is_searched_again_is_the_stage_s() -> None:
 
 
 @pytest.mark.parametrize(
-    "every", [pytest.param(9, id="some"), pytest.param(1, id="each", marks=pytest.mark.slow)]
+    "every", [pytest.param(14, id="some"), pytest.param(1, id="each", marks=pytest.mark.slow)]
 )
 @pytest.mark.parametrize(
     ("minimum", "more"),

@@ -29,7 +29,7 @@ from robench.results import Store, StoredRecord
 from robench.results.parts import divisions
 from robench.threat_models import ThreatModel
 
-N = 30
+N = 16
 THREAT = ThreatModel.of("Linf", "0.02")
 PGD = AttackSpec(name="pgd", attack="pgd", params={"steps": 3})
 SUITE = Suite(
@@ -38,7 +38,7 @@ SUITE = Suite(
         PGD,
         AttackSpec(
             name="both",
-            stages=(PGD, AttackSpec(name="sq", attack="square", params={"queries": 20})),
+            stages=(PGD, AttackSpec(name="sq", attack="square", params={"queries": 8})),
         ),
     ),
 )
@@ -150,7 +150,7 @@ def test_one_record_comes_of_any_number_of_parts(
     found = jobs.run([(model(), THREAT, data)])
     assert [content(stored) for stored in found] == [content(stored) for stored in whole]
     assert len(cluster.calls) == 2 * (shards or 3)
-    assert len(cluster.sent) == 2 + 5  # the model, the samples' names, and five blocks of pixels
+    assert len(cluster.sent) == 2 + 3  # the model, the samples' names, and three blocks of pixels
     assert told.said[-1] == ("model", 2)
     assert ("both", False) in told.said
     assert told.steps > 0

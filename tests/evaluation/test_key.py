@@ -7,15 +7,16 @@ from typing import Any
 
 import pytest
 import torch
+from attack_models import TinyCNN, images, predictions
 from torch import Tensor, nn
 
 import robench
 from robench.attacks import catalogue
-from robench.datasets import ArrayDataset, Dataset, load_dataset
+from robench.datasets import ArrayDataset, Dataset
 from robench.evaluation import prepared_model
 from robench.evaluation.prepared_model import Settings
 from robench.evaluation.runner import code_from_outside, key_of
-from robench.models import load_model
+from robench.models import wrap_module
 from robench.records import AttackSpec, Suite, job_key
 from robench.reporting.leaderboard import attack_column, build_leaderboard
 from robench.reporting.model_results import collect
@@ -24,7 +25,10 @@ from robench.threat_models import ThreatModel
 
 pytestmark = pytest.mark.usefixtures("unexamined")
 
-MODEL = "digits/Linf-0.2/pgd-at"
+THREAT = ThreatModel.of("Linf", "0.05")
+MODEL = wrap_module(TinyCNN(), num_classes=6, input={"channels": 1}, threat_model=THREAT)
+INPUTS = images(150, seed=1)
+DATA = ArrayDataset(INPUTS, predictions(TinyCNN(), INPUTS), num_classes=6)
 
 
 def suite(name: str, *columns: str, **params: Any) -> Suite:
@@ -36,7 +40,8 @@ def suite(name: str, *columns: str, **params: Any) -> Suite:
 
 
 def evaluate(results: Path, chosen: Suite, **options: Any) -> Any:
-    return robench.evaluate(MODEL, "digits", chosen, n=24, results=results, device="cpu", **options)
+    options = {"n": 12, "device": "cpu", **options}
+    return robench.evaluate(MODEL, DATA, chosen, results=results, **options)
 
 
 def outcomes(stored: Any) -> Any:
@@ -102,9 +107,8 @@ def test_the_key_follows_from_what_the_record_says(tmp_path: Path) -> None:
 
 
 def _key(attack: str, dataset: Dataset | None = None) -> str:
-    dataset = dataset or load_dataset("digits", n=5)
     spec = AttackSpec(name="a", attack=attack)
-    return key_of(load_model(MODEL), dataset.spec(), ThreatModel.of("L2", "1"), spec, Settings())
+    return key_of(MODEL, (dataset or DATA).spec(), ThreatModel.of("L2", "1"), spec, Settings())
 
 
 @pytest.mark.parametrize("attack", ["art:CarliniL2Method", "pyautoattack:standard"])
@@ -159,12 +163,10 @@ def test_workers_do_not_decide_how_many_samples_a_foreign_attack_sees(
     monkeypatch.setattr(prepared_model, "_SHARD_VALUES", 0)  # 64 samples at a time
     spec = AttackSpec(name="batches", attack=f"{__name__}:Batches")
     chosen = Suite(name="foreign", attacks=(spec,))
-    assert list(code_from_outside(spec, load_model(MODEL))) == [spec.attack]
+    assert list(code_from_outside(spec, MODEL)) == [spec.attack]
     tables = []
     for workers in (1, 3):
         results = tmp_path / str(workers)
-        (stored,) = robench.evaluate(
-            MODEL, "digits", chosen, n=150, results=results, device="cpu", workers=workers
-        )
+        (stored,) = evaluate(results, chosen, n=150, workers=workers)
         tables.append(stored.table)
     assert tables[0].equals(tables[1])

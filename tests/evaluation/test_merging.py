@@ -27,6 +27,7 @@ from robench.evaluation.prepared_model import Examination, Settings
 from robench.evaluation.runner import evaluate_model
 from robench.models import wrap_module
 from robench.models.loading import make_unique
+from robench.models.wrapper import RobenchModel
 from robench.records import AttackSpec, Suite
 from robench.reporting.leaderboard import build_leaderboard, leaderboard_csv
 from robench.request import Part
@@ -66,8 +67,8 @@ PGD = Suite(
 class WithFeatures(ExactNetwork):
     """The same, with a layer whose input are features: whole numbers of exact arithmetic."""
 
-    def __init__(self, seed: int) -> None:
-        super().__init__(seed=seed)
+    def __init__(self) -> None:
+        super().__init__()
         self.last = nn.Linear(24, 6, bias=False, dtype=torch.float64)
         self.last.weight = nn.Parameter(self.second.T.clone(), requires_grad=False)
 
@@ -77,41 +78,37 @@ class WithFeatures(ExactNetwork):
         return out.float()
 
 
+def wrapped(network: nn.Module) -> RobenchModel:
+    return wrap_module(
+        network, num_classes=6, input={"channels": 1}, threat_model=THREAT, name="net"
+    )
+
+
 class Problem:
-    """Two networks on one data set, and what the doctor saw of each."""
+    """A network on a data set, and what the doctor saw of it."""
 
     def __init__(self) -> None:
         inputs = images(N, seed=1)
         labels = predictions(ExactNetwork(), inputs)
         labels[::9] = 0  # some are misclassified
         self.data = ArrayDataset(inputs, labels, num_classes=6)
-        self.models = [
-            wrap_module(
-                WithFeatures(seed),
-                num_classes=6,
-                input={"channels": 1},
-                threat_model=THREAT,
-                name=f"net-{seed}",
-            )
-            for seed in (0, 1)
-        ]
-        self.seen = [Examination() for _ in self.models]
+        self.model = wrapped(WithFeatures())
+        self.seen = Examination()
 
     def run(self, folder: Path, part: Part | None = None, **given: Any) -> Store:
         options: dict[str, Any] = {"precision": "fp32", "batch_size": 64, "workers": 1}
         settings = Settings(**(options | given.pop("settings", {})))
         suite = given.pop("suite", SUITE)
-        for number in given.pop("models", (0, 1)):
-            evaluate_model(
-                self.models[number],
-                self.data,
-                suite,
-                store=Store(folder),
-                settings=settings,
-                examination=self.seen[number],
-                part=part,
-                **given,
-            )
+        evaluate_model(
+            self.model,
+            self.data,
+            suite,
+            store=Store(folder),
+            settings=settings,
+            examination=self.seen,
+            part=part,
+            **given,
+        )
         return Store(folder)
 
 
@@ -128,10 +125,9 @@ def whole(problem: Problem, tmp_path_factory: pytest.TempPathFactory) -> Store:
 
 @pytest.fixture(scope="module")
 def halves(problem: Problem, tmp_path_factory: pytest.TempPathFactory) -> list[Store]:
-    """Two short jobs of one network, each of two parts in a folder of its own."""
+    """Two short jobs, each of two parts in a folder of its own."""
     return [
-        problem.run(tmp_path_factory.mktemp("half"), Part(index, 2), suite=PGD, models=(0,))
-        for index in (1, 2)
+        problem.run(tmp_path_factory.mktemp("half"), Part(index, 2), suite=PGD) for index in (1, 2)
     ]
 
 
@@ -160,17 +156,16 @@ def told(store: Store, key: str) -> dict[str, Any]:
     return record
 
 
-def assert_same(one: Store, other: Store, *, models: int = 2) -> None:
-    """The records of the first network, or of both and then their leaderboard."""
-    assert len(other.keys()) == models * len(SUITE.attacks)
+def assert_same(one: Store, other: Store) -> None:
+    """The records, and then their leaderboard."""
+    assert len(other.keys()) == len(SUITE.attacks)
     spent = ["forwards", "backwards"]
     for key in other.keys():  # noqa: SIM118
         assert told(one, key) == told(other, key)
         mine, theirs = (store.read(key).table.drop(columns=spent) for store in (one, other))
         pd.testing.assert_frame_equal(mine, theirs, check_exact=True)
         assert_same_arrays(one, other, key)
-    if models == 2:
-        assert board(one) == board(other)
+    assert board(one) == board(other)
 
 
 def assert_same_arrays(one: Store, other: Store, key: str) -> None:
@@ -189,8 +184,8 @@ def merged(stores: Sequence[Store], folder: Path) -> Store:
 
 @pytest.mark.slow
 def test_two_forks_make_the_same_leaderboard(problem, whole, tmp_path):
-    forked = problem.run(tmp_path, settings={"workers": 2}, models=(0,))
-    assert_same(whole, forked, models=1)
+    forked = problem.run(tmp_path, settings={"workers": 2})
+    assert_same(whole, forked)
 
 
 @pytest.mark.parametrize("count", [1, pytest.param(8, marks=pytest.mark.slow)])
@@ -198,8 +193,8 @@ def test_parts_in_any_order_make_the_same_leaderboard(problem, whole, tmp_path, 
     order = list(range(1, count + 1))
     random.Random(count).shuffle(order)
     for index in order:
-        problem.run(tmp_path, Part(index, count), models=(0,))
-    assert_same(whole, merged([Store(tmp_path)], tmp_path), models=1)
+        problem.run(tmp_path, Part(index, count))
+    assert_same(whole, merged([Store(tmp_path)], tmp_path))
 
 
 def test_parts_of_several_folders_keep_their_adversarial_inputs(whole, thirds, tmp_path):
@@ -212,7 +207,7 @@ def test_parts_of_several_folders_keep_their_adversarial_inputs(whole, thirds, t
 
 @pytest.mark.parametrize("rule", ["all", "3", pytest.param("next", marks=pytest.mark.slow)])
 def test_parts_of_targeted_attacks(problem, tmp_path, rule):
-    given = {"models": (0,), "suite": PGD, "threat_model": THREAT.aimed_at(rule)}
+    given = {"suite": PGD, "threat_model": THREAT.aimed_at(rule)}
     whole = problem.run(tmp_path / "whole", **given)
     for index in (2, 1):
         problem.run(tmp_path / "parts", Part(index, 2), **given)
@@ -232,12 +227,8 @@ class Refuses(WithFeatures):
 
 def test_parts_of_a_model_that_fails_say_so_as_the_whole_does(tmp_path):
     given = Problem()
-    given.models = [
-        wrap_module(
-            Refuses(0), num_classes=6, input={"channels": 1}, threat_model=THREAT, name="net-0"
-        )
-    ]
-    asked = {"suite": PGD, "models": (0,)}
+    given.model = wrapped(Refuses())
+    asked = {"suite": PGD}
     one = given.run(tmp_path / "one", **asked)
     parts = [given.run(tmp_path / str(k), Part(k, 2), **asked) for k in (1, 2)]
     joined = merged(parts, tmp_path / "joined")
@@ -293,7 +284,7 @@ def test_a_part_that_is_there_twice_is_named(halves, tmp_path):
 
 def test_parts_of_another_seed_are_named(problem, halves, tmp_path):
     settings = {"seed": 5}
-    other = problem.run(tmp_path / "seed", Part(2, 2), suite=PGD, models=(0,), settings=settings)
+    other = problem.run(tmp_path / "seed", Part(2, 2), suite=PGD, settings=settings)
     joined, problems = merge_all([halves[0], other], Store(tmp_path / "out"))
     assert joined == []
     assert Store(tmp_path / "out").keys() == []
@@ -363,7 +354,7 @@ def test_a_model_that_draws_at_random_is_refused(problem, tmp_path):
 
 
 def test_a_model_that_is_never_found_again_is_refused(problem, tmp_path):
-    model = wrap_module(WithFeatures(0), num_classes=6, input={"channels": 1}, threat_model=THREAT)
+    model = wrap_module(WithFeatures(), num_classes=6, input={"channels": 1}, threat_model=THREAT)
     make_unique(model, ["an attribute is a handle"])
     with pytest.raises(ModelError, match="not be joined"):
         evaluate_model(model, problem.data, PGD, store=Store(tmp_path), part=Part(1, 2))

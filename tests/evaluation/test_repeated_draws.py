@@ -25,9 +25,9 @@ def attack(name: str, **params: float | str) -> AttackSpec:
 SUITE = Suite(
     name="mine",
     attacks=(
-        attack("pgd", steps=5),
-        attack("apgd-rand", steps=4, eot=3),
-        attack("square", queries=20),
+        attack("pgd", steps=2),
+        attack("apgd-rand", steps=2, eot=2),
+        attack("square", queries=6),
     ),
 )
 

@@ -96,11 +96,8 @@ def test_batch_order_and_shards_change_nothing(name: str) -> None:
     whole = run_search(ATTACKS[name](), model, inputs, labels, batch_size=500).found
     assert bool(whole.broken.any())
     assert not bool(whole.broken.all())
-    few = torch.arange(1)
-    alone = run_search(ATTACKS[name](), model, inputs, labels, batch_size=1, order=few).found
-    _assert_same(whole, alone, few)
     order = torch.randperm(N, generator=torch.Generator().manual_seed(3))
-    for shard, batch_size in zip(order.split(11), (7, 9), strict=True):
+    for shard, batch_size in zip(order.split(N - 1), (11, 1), strict=True):
         run = run_search(ATTACKS[name](), model, inputs, labels, order=shard, batch_size=batch_size)
         _assert_same(whole, run.found, shard)
 
@@ -238,11 +235,11 @@ def test_an_ordinary_network_in_float32_gives_the_same_verdicts(name: str) -> No
     """Verdicts agree and adversarial inputs agree to 1e-5 where the network's kernels differ
     with the batch in the last bits only."""
     model = TinyCNN(seed=4)
-    inputs = images(24, seed=6)
+    inputs = images(16, seed=6)
     labels = predictions(model, inputs)
     one, two = (
         run_search(ATTACKS[name](), model, inputs, labels, batch_size=size).found
-        for size in (24, 7)
+        for size in (16, 7)
     )
     assert torch.equal(one.broken, two.broken)
     close = (one.adv_inputs - two.adv_inputs).flatten(1).abs().amax(dim=1) <= 1e-5

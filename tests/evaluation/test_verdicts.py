@@ -61,7 +61,7 @@ def evaluate(module: nn.Module, data: ArrayDataset, attack: str, **options: Any)
 def test_survivors_of_carlini_wagner_show_the_nearest_point_in_the_ball() -> None:
     """For two linear classes it is x − ε·w/‖w‖, with the margin lead·(1 − ε / distance)."""
     model, inputs, labels, distance, threat_model = linear_problem("L2", 2, count=24)
-    attack = CarliniWagnerL2(threat_model, rounds=8, steps=120, learning_rate=0.004)
+    attack = CarliniWagnerL2(threat_model, rounds=7, steps=60, learning_rate=0.008)
     found = run_search(attack, model, inputs, labels).found
     survived = ~found.broken
     assert 4 < int(survived.sum()) < 20
@@ -223,7 +223,7 @@ class BatchDependent(Brightness):
 def test_outcome_and_prediction_never_contradict_each_other(attack: str, batch_size: int) -> None:
     """At the best point of the ball the lead is 20·(above − 0.1) + 0.002·batch: either sign."""
     data = bright(*(0.0935 + 0.0004 * i for i in range(15)))
-    budget = {"square": {"queries": 40}}.get(attack, {"steps": 4})
+    budget = {"square": {"queries": 12}}.get(attack, {"steps": 4})
     stored = evaluate(BatchDependent(), data, attack, params=budget, batch_size=batch_size)
     rows = [row for row in stored.samples if row.adv_prediction is not None]
     assert stored.record.count(Outcome.ERRORED) == 0

@@ -7,7 +7,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from attack_models import TinyCNN, digits_data, digits_network, images, predictions, run_search
+from attack_models import (
+    TinyCNN,
+    digits_data,
+    images,
+    predictions,
+    robust_digits_network,
+    run_search,
+)
 from torch import Tensor, nn
 
 from robench.attacks import ADAPTERS, ATTACKS, build_attack
@@ -40,7 +47,7 @@ def _robust_digits(network: str, n: int) -> tuple[nn.Module, Tensor, Tensor]:
 
         model = load_model("digits/Linf-0.2/pgd-at").requires_grad_(False)
     else:
-        model = digits_network(epochs=6, eps=0.15)
+        model = robust_digits_network()
     _, _, inputs, labels = digits_data()
     right = predictions(model, inputs) == labels
     return model, inputs[right][:n], labels[right][:n]

@@ -57,7 +57,7 @@ CASES = [
 def test_attacks_break_exactly_what_can_be_broken(
     kind: type[Any], arguments: dict[str, Any], norm: Norm, classes: int
 ) -> None:
-    model, inputs, labels, distance, threat_model = linear_problem(norm, classes)
+    model, inputs, labels, distance, threat_model = linear_problem(norm, classes, count=16)
     attack = kind(threat_model, **arguments)
     found = run_search(attack, model, inputs, labels).found
     breakable = distance < threat_model.radius
@@ -71,7 +71,7 @@ def test_attacks_break_exactly_what_can_be_broken(
 @pytest.mark.parametrize(("loss", "classes"), [("ce", 2), ("dlr-targeted", 4)])
 def test_apgd_for_l1_breaks_nearly_all(loss: Any, classes: int) -> None:
     """Its sparse steps have a least length, so that it stops a little short of the corner."""
-    model, inputs, labels, distance, threat_model = linear_problem("L1", classes)
+    model, inputs, labels, distance, threat_model = linear_problem("L1", classes, count=21)
     attack = APGD(threat_model, steps=100, loss=loss, shrinking_eps=True)
     found = run_search(attack, model, inputs, labels).found
     breakable = distance < threat_model.radius
@@ -100,9 +100,9 @@ def test_square_breaks_what_its_windows_can_express(norm: Norm, share: float) ->
     weight = torch.zeros(2, 5, 5)
     weight[1, :4, :4] = blocks.repeat_interleave(2, 0).repeat_interleave(2, 1)
     model, inputs, labels, distance, threat_model = linear_problem(
-        norm, 2, side=5, weight=weight.flatten(1)
+        norm, 2, count=24, side=5, weight=weight.flatten(1)
     )
-    found = run_search(Square(threat_model, queries=600), model, inputs, labels).found
+    found = run_search(Square(threat_model, queries=300), model, inputs, labels).found
     breakable = distance < threat_model.radius
     assert not bool((found.broken & ~breakable).any())
     assert float(found.broken.sum() / breakable.sum()) >= share
@@ -136,7 +136,7 @@ def test_minimum_norm_attacks_reach_the_least_perturbation(
 
 def test_carlini_wagner_reaches_the_least_perturbation() -> None:
     model, inputs, labels, distance, threat_model = linear_problem("L2", 2, count=24)
-    attack = CarliniWagnerL2(threat_model, rounds=8, steps=120, learning_rate=0.004)
+    attack = CarliniWagnerL2(threat_model, rounds=8, steps=80, learning_rate=0.006)
     found = run_search(attack, model, inputs, labels).found
     size = found.found_size.double()
     assert bool((size >= distance - 1e-6).all())

@@ -9,9 +9,9 @@ import torch
 from attack_models import (
     LinearModel,
     digits_data,
-    digits_network,
     linear_problem,
     predictions,
+    robust_digits_network,
     run_search,
 )
 from torch import Tensor
@@ -29,20 +29,21 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # it imports from where SciPy moved things away
     foolbox = pytest.importorskip("foolbox", exc_type=ImportError)
 
+STEPS = 50
 EPS: dict[Norm, str] = {"Linf": "0.1", "L2": "0.5", "L1": "1.5"}
 
 
 @cache
 def _samples() -> tuple[torch.nn.Module, Tensor, Tensor]:
-    model = digits_network(eps=0.1)
+    model = robust_digits_network()
     _, _, inputs, labels = digits_data()
     right = predictions(model, inputs) == labels
-    return model, inputs[right][:25], labels[right][:25]
+    return model, inputs[right][:16], labels[right][:16]
 
 
 @cache
 def _found(kind: Any, norm: Norm, **parameters: Any) -> SearchResult:
-    attack = kind(ThreatModel.of(norm, EPS[norm]), **parameters)
+    attack = kind(ThreatModel.of(norm, EPS[norm]), steps=STEPS, **parameters)
     return run_search(attack, *_samples()).found
 
 
@@ -58,7 +59,7 @@ def _found(kind: Any, norm: Norm, **parameters: Any) -> SearchResult:
 def test_no_worse_than_foolboxs(kind: Any, norm: Norm, theirs: Any) -> None:
     model, inputs, labels = _samples()
     network = foolbox.PyTorchModel(model, bounds=(0, 1), device="cpu")
-    points, _, succeeded = theirs(steps=100)(network, inputs, labels, epsilons=None)
+    points, _, succeeded = theirs(steps=STEPS)(network, inputs, labels, epsilons=None)
     reference = torch.where(succeeded, norm_of(points - inputs, norm), torch.inf)
     mine = _found(kind, norm).found_size
     assert bool(mine.isfinite().all())
@@ -67,7 +68,7 @@ def test_no_worse_than_foolboxs(kind: Any, norm: Norm, theirs: Any) -> None:
 
 
 def test_a_fifth_of_carlini_wagners_passes_is_enough() -> None:
-    slow = _found(CarliniWagnerL2, "L2", rounds=5, steps=100)
+    slow = _found(CarliniWagnerL2, "L2", rounds=5)
     for kind in (DDN, FMN):
         found = _found(kind, "L2")
         assert int(found.broken.sum()) >= int(slow.broken.sum())

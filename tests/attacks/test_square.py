@@ -63,7 +63,7 @@ def _weak_model() -> tuple[nn.Module, Tensor, Tensor]:
 def test_every_proposal_is_allowed(norm: Norm) -> None:
     model, inputs, labels = _weak_model()
     eps = {"Linf": 0.1, "L2": 0.5, "L1": 2.0}[norm]
-    attack = Square(ThreatModel.of(norm, eps), queries=100)
+    attack = Square(ThreatModel.of(norm, eps), queries=60)
     query = PlainQuery(model)
     state = attack.start(query, slots_for(model, inputs, labels))
     best = state.best_margin

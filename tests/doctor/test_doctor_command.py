@@ -16,6 +16,7 @@ import robench
 from robench.datasets import load_dataset
 from robench.doctor import examine
 from robench.models import RobenchModel, find_card, load_model, wrap_module
+from robench.records import AttackSpec, Suite
 
 SOURCE = "digits/Linf-0.2/standard"
 CIFAR = "ROBENCH_TEST_CIFAR10_FOLDER"
@@ -105,7 +106,8 @@ def test_a_run_keeps_what_the_doctor_finds():
     data = load_dataset("digits").subset(20)
     inputs, labels = data.batch(range(20)), data.labels
     network = nn.Sequential(load_model(SOURCE).network, nn.Softmax(dim=1))
-    records = robench.evaluate(network, (inputs, labels), "quick", threat_model="Linf-0.1")
+    suite = Suite(name="one", attacks=(AttackSpec(name="fgsm", attack="pgd", params={"steps": 1}),))
+    records = robench.evaluate(network, (inputs, labels), suite, threat_model="Linf-0.1")
     flags = {flag.name: flag for flag in records[0].record.flags}
     assert flags["softmax_outputs"].severity == "severe"
     assert "Take the softmax out" in flags["softmax_outputs"].evidence

@@ -5,6 +5,7 @@ With one thread there is one search worker too, so that networks in tests may co
 
 from __future__ import annotations
 
+import atexit
 import gc
 import itertools
 import os
@@ -44,14 +45,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """Leave what all test files imported out of every later garbage collection, and of forks."""
+    """Leave what all test files imported out of every later garbage collection, and of forks.
+
+    At the very end, after pytest's own collections, all is let go: libraries report what they believe to be
+    leaked.
+    """
     gc.collect()
     gc.freeze()
-
-
-def pytest_sessionfinish() -> None:
-    """At the end everything is let go: libraries report what they believe to be leaked."""
-    gc.unfreeze()
+    atexit.register(gc.unfreeze)
 
 
 @pytest.fixture(scope="session")
@@ -76,13 +77,14 @@ def coarse_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def unexamined() -> Iterator[None]:
-    """The doctor finds nothing: for tests of evaluations that say nothing of it.
+    """The doctor finds nothing: for tests of evaluations, and of cards that are made, that say nothing of it.
 
     Its look at a model takes longer than a short attack. It stays in the tests of the doctor, of flags,
     of the pages of the documentation, and wherever this is not asked for.
     """
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("robench.evaluation.prepared_model.examine", lambda *_, **__: [])
+        for asked in ("evaluation.prepared_model", "inspection.zoo_models"):
+            patch.setattr(f"robench.{asked}.examine", lambda *_, **__: [])
         yield
 
 
@@ -104,4 +106,5 @@ def saved_unseen(monkeypatch: pytest.MonkeyPatch) -> None:
         return png, svg
 
     monkeypatch.setattr(style, "save", save)
+    monkeypatch.setattr("robench.inspection.comparison_pictures.save", save)
     monkeypatch.setattr(samples, "sample_panel", lambda *_: Figure())

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
 from record_factory import make_record, make_samples
 
 from robench.models.zoo import zoo_cards
@@ -111,15 +112,15 @@ def test_every_help_starts_light(tmp_path):
 
 
 def test_help_answers_at_once():
-    # Processor time, as other work on the machine is no fault of robench.
-    spent = []
+    # Processor time, as other work on the machine is no fault of robench; the best of three.
     for _ in range(3):
         before = os.times()
         subprocess.run([sys.executable, "-m", "robench", "--help"], capture_output=True, check=True)
         after = os.times()
         children = (after.children_user, after.children_system)
-        spent.append(sum(children) - before.children_user - before.children_system)
-    assert min(spent) < 0.5
+        if sum(children) - before.children_user - before.children_system < 0.5:
+            return
+    pytest.fail("help takes half a second of processor time")
 
 
 IMPORTS = (

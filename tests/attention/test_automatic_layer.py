@@ -57,7 +57,7 @@ def _hybrid() -> nn.Module:
     stem = nn.Sequential(nn.Conv2d(3, 8, 3, 4, 1), nn.ReLU(), nn.Conv2d(8, 12, 3, 2, 1), nn.ReLU())
     embed = partial(timm.layers.HybridEmbed, backbone=stem)
     return timm.models.VisionTransformer(
-        img_size=32, patch_size=1, depth=3, embed_layer=embed, **VIT
+        img_size=32, patch_size=1, depth=2, embed_layer=embed, **VIT
     )
 
 
@@ -85,19 +85,19 @@ FOUND: dict[str, tuple[Callable[[], nn.Module], str, tuple[int, int]]] = {
     ),
     "timm ViT with registers": (
         partial(
-            _timm, "vit_tiny_patch16_224", img_size=32, patch_size=8, depth=3, reg_tokens=4, **VIT
+            _timm, "vit_tiny_patch16_224", img_size=32, patch_size=8, depth=2, reg_tokens=4, **VIT
         ),
-        "blocks.1",
+        "blocks.0",
         (4, 4),
     ),
     "timm DeiT, distilled": (
         partial(
-            _timm, "deit_tiny_distilled_patch16_224", img_size=32, patch_size=8, depth=3, **VIT
+            _timm, "deit_tiny_distilled_patch16_224", img_size=32, patch_size=8, depth=2, **VIT
         ),
-        "blocks.1",
+        "blocks.0",
         (4, 4),
     ),
-    "hybrid": (_hybrid, "blocks.1", (4, 4)),
+    "hybrid": (_hybrid, "blocks.0", (4, 4)),
     "torchvision Swin": (_torchvisions_swin, "permute", (4, 4)),
     "timm Swin": (
         partial(

@@ -13,8 +13,8 @@ from robench.results import Store
 
 pytestmark = pytest.mark.usefixtures("unexamined")
 
-N = 8
-SUITE = '[[attacks]]\nname = "{name}"\nattack = "{attack}"\nparams = {{ steps = 20 }}\n'
+N = 5
+SUITE = '[[attacks]]\nname = "{name}"\nattack = "{attack}"\nparams = {{ steps = 10 }}\n'
 
 
 @pytest.fixture(scope="module")

@@ -93,7 +93,9 @@ def test_each_model_sees_its_own_samples(folder):
     assert "does not take pets's inputs (8, 3, 6, 6)" in told.err
 
 
-def test_pictures_show_the_samples_as_they_were_prepared(folder):
+@pytest.mark.usefixtures("saved_unseen")
+def test_pictures_show_the_samples_as_they_were_prepared(folder, monkeypatch):
+    monkeypatch.setattr("robench.inspection.comparison_pictures._MOST", 2)
     for name, threshold in (("sound", 0.5), ("weak", 0.75)):
         add(8, "size=8,8", name=name, threshold=threshold)
     ran = invoke(

@@ -229,7 +229,9 @@ def test_compare_prints_differences_and_writes_files(ran, tmp_path):
     assert {d["quantity"] for d in content["differences"]} == set(table.index)
 
 
-def test_compare_draws_what_only_one_resists(ran, tmp_path):
+@pytest.mark.usefixtures("saved_unseen")
+def test_compare_draws_what_only_one_resists(ran, tmp_path, monkeypatch):
+    monkeypatch.setattr("robench.inspection.comparison_pictures._MOST", 2)
     folder, _ = ran
     out = tmp_path / "pictures"
     done = invoke("compare", "pgd-at", "standard", "--results", folder, "--pictures", out)
@@ -239,6 +241,7 @@ def test_compare_draws_what_only_one_resists(ran, tmp_path):
     assert "resisted_by_standard_not_by_pgd-at.png" not in names
 
 
+@pytest.mark.usefixtures("saved_unseen")
 def test_compare_without_stored_inputs_says_what_it_could_not_draw(ran, tmp_path):
     folder, _ = ran
     store = Store(tmp_path / "r")
@@ -417,13 +420,13 @@ def test_ctrl_c_keeps_what_is_finished_and_another_run_goes_on(tmp_path):
     suite = tmp_path / "long.toml"
     suite.write_text(
         '[[attacks]]\nname = "short"\nattack = "pgd"\nparams = { steps = 1 }\n'
-        '[[attacks]]\nname = "long"\nattack = "square"\nparams = { queries = 200 }\n'
+        '[[attacks]]\nname = "long"\nattack = "square"\nparams = { queries = 80 }\n'
     )
 
     def command(results):
         return [
             *("run", "pgd-at", "--suite", str(suite)),
-            *("--results", str(tmp_path / results), "--device", "cpu", "--n", "6"),
+            *("--results", str(tmp_path / results), "--device", "cpu", "--n", "3"),
             *("--precision", "fp32", "--no-plots"),
         ]
 

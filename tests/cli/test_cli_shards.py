@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 from invoke_cli import invoke
 
+from robench.records import AttackSpec, Suite
 from robench.results import Store
 
 pytestmark = pytest.mark.usefixtures("unexamined")
@@ -27,7 +28,7 @@ def test_the_matrix_of_the_documentation(tmp_path, monkeypatch):
     shards = re.search(r"shard: \[(.*)\]", workflow)
     assert shards is not None
     for shard in shards[1].split(", "):
-        line = run.replace("${{ matrix.shard }}", shard).replace("--n 60", "--n 6")
+        line = run.replace("${{ matrix.shard }}", shard).replace("--n 60", "--n 3")
         done = invoke(*shlex.split(line.replace("--results part", f"--results parts/part-{shard}")))
         assert done.code == 0, done.err
         assert f"part {shard} of 3" in done.out
@@ -37,7 +38,7 @@ def test_the_matrix_of_the_documentation(tmp_path, monkeypatch):
     assert "2 records joined" in done.err
     assert invoke(*shlex.split(board), "--no-plots").code == 0
     found = pd.read_csv("results/leaderboard.csv")
-    assert (list(found["model"]), list(found["n"])) == (["pgd-at"], [6])
+    assert (list(found["model"]), list(found["n"])) == (["pgd-at"], [3])
 
 
 def test_what_is_missing_is_listed(tmp_path, monkeypatch):
@@ -107,6 +108,8 @@ def test_a_dry_run_writes_nothing(tmp_path, monkeypatch):
     for name in ("_SECONDS", "_STRETCHES_SECONDS"):
         monkeypatch.setattr(f"robench.evaluation.plan.{name}", 0.001)
     monkeypatch.setattr("robench.evaluation.plan._FEWEST_STEPS", 1)
+    short = Suite(name="short", attacks=(AttackSpec(name="one", attack="pgd"),))
+    monkeypatch.setattr("robench.evaluation.plan.load_suite", lambda _: short)
     folder = tmp_path / "results"
     done = invoke("run", *MODEL, "--n", 4, "--results", folder, "--dry-run", "--json")
     assert done.code == 0, done.err

@@ -54,12 +54,13 @@ def test_a_checkpoint_becomes_a_model(checkpoint, tmp_path):
     assert "digits/Linf-0.2/mine" in invoke("zoo", "list").out
 
 
-def test_the_card_keeps_what_the_doctor_found(checkpoint):
+def test_the_card_keeps_what_the_doctor_found(checkpoint, monkeypatch):
+    monkeypatch.setattr("robench.inspection.zoo_models._EXAMINED", 64)
     sound = add(checkpoint, "--name", "sound")
-    assert "doctor, on 200 of them: nothing found" in sound.out
+    assert "doctor, on 64 of them: nothing found" in sound.out
     examination = find_card("sound").card.provenance.examination
-    assert (examination.n, examination.findings) == (200, ())
-    assert load_dataset("digits", n=200).fingerprint in examination.data
+    assert (examination.n, examination.findings) == (64, ())
+    assert load_dataset("digits", n=64).fingerprint in examination.data
 
     # A wrong range is serious and stops nothing: the user may want just that.
     wrong = add(checkpoint, "--name", "wrong", "--input", "high=255")
@@ -68,13 +69,13 @@ def test_the_card_keeps_what_the_doctor_found(checkpoint):
     assert "mend: " in wrong.out
     findings = {f.name: f for f in find_card("wrong").card.provenance.examination.findings}
     assert findings["input_reading"].severity == "severe"
-    again = invoke("doctor", "wrong", "--json").json["findings"]
+    again = invoke("doctor", "wrong", "--n", 64, "--json").json["findings"]
     assert [f["name"] for f in again] == list(findings)
     assert all(f["evidence"] in findings[f["name"]].evidence for f in again)
     assert "input_reading" in invoke("zoo", "show", "wrong").out
 
 
-def test_the_recorded_accuracy_is_measured_again(checkpoint, tmp_path):
+def test_the_recorded_accuracy_is_measured_again(checkpoint, tmp_path, unexamined):
     added = add(checkpoint, "--name", "mine", "--json")
     recorded = added.json["card"]["provenance"]["measured"]
     (again,) = invoke("zoo", "verify", "mine", "--accuracy", "--json").json
@@ -105,7 +106,7 @@ def test_it_can_be_run_at_once(checkpoint, tmp_path, unexamined):
     assert [row["model"] for row in ran.json["leaderboard"]] == ["best"]
 
 
-def test_a_model_is_never_replaced(checkpoint):
+def test_a_model_is_never_replaced(checkpoint, unexamined):
     assert add(checkpoint).code == 0
     again = add(checkpoint)
     assert again.code == 2
@@ -131,14 +132,14 @@ def test_wrong_answers_write_nothing(checkpoint, tmp_path, more, word):
     assert not (tmp_path / "model_zoo").exists()
 
 
-def test_no_such_file_and_no_place(checkpoint, tmp_path):
+def test_no_such_file_and_no_place(checkpoint, tmp_path, unexamined):
     assert "nosuch.pt" in add(tmp_path / "nosuch.pt").err
     (tmp_path / "model_zoo").write_text("mine")
     assert add(checkpoint).code == 2
     assert (tmp_path / "model_zoo").read_text() == "mine"
 
 
-def test_shards_stay_where_they_are(tmp_path, monkeypatch):
+def test_shards_stay_where_they_are(tmp_path, monkeypatch, unexamined):
     import json
 
     from safetensors.torch import save_file

@@ -15,6 +15,9 @@ from robench.defenses.catalogue import RECIPES
 from robench.defenses.training_state import TrainingState
 from robench.errors import UsageError
 from robench.models import load_model, read_card
+from robench.records import ArchitectureSpec
+
+TINY = ArchitectureSpec(name="digits_resnet", arguments={"width": 4})
 
 RECIPE = '''
 from pydantic import Field
@@ -60,7 +63,9 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 def one_step(recipe: str, folder: Path) -> TrainingJob:
     settings = {"epochs": 1, "batch_size": 1000, "attack_steps": 1, "weight": 2}
-    return resolve(recipe, "digits", folder=folder, device="cpu", settings=settings)
+    return resolve(
+        recipe, "digits", architecture=TINY, folder=folder, device="cpu", settings=settings
+    )
 
 
 def test_a_step_on_digits(module: str, tmp_path: Path) -> None:
@@ -79,9 +84,12 @@ def test_a_step_on_digits(module: str, tmp_path: Path) -> None:
 
 
 def test_the_command_line_trains_it(module: str, tmp_path: Path) -> None:
-    settings = ("--set", "batch_size=1000", "--set", "attack_steps=1")
+    settings = ("--set", "batch_size=1000", "--set", "attack_steps=1", "--arch", TINY.name)
     folder = tmp_path / "model"
-    done = invoke("train", f"{module}:Paired", "--epochs", 1, *settings, "--quiet", "--out", folder)
+    done = invoke(
+        *("train", f"{module}:Paired", "--epochs", 1, *settings, "--arch-arg", "width=4"),
+        *("--quiet", "--out", folder),
+    )
     assert (done.code, done.out.strip()) == (0, str(folder / "card.toml"))
     assert read_card(folder / "card.toml").defense == "paired"
 

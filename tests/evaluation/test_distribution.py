@@ -118,6 +118,12 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sent_jobs, "_BLOCK_BYTES", 7 * 4 * 36)
 
 
+@pytest.fixture
+def sound(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The doctor is not asked: the network is known."""
+    monkeypatch.setattr("robench.evaluation.prepared_model.examine", lambda *_, **__: [])
+
+
 @pytest.fixture(scope="module")
 def whole(data: ArrayDataset, tmp_path_factory: pytest.TempPathFactory) -> list[StoredRecord]:
     store = Store(tmp_path_factory.mktemp("whole"))
@@ -143,7 +149,7 @@ def adversarial(stored: StoredRecord) -> Any:
 
 @pytest.mark.parametrize("shards", [None, 1, pytest.param(8, marks=pytest.mark.slow)])
 def test_one_record_comes_of_any_number_of_parts(
-    shards: int | None, data: Any, whole: list[StoredRecord], tmp_path: Path
+    shards: int | None, data: Any, whole: list[StoredRecord], tmp_path: Path, sound: None
 ) -> None:
     cluster, told = Cluster(), Told()
     jobs = distribution(tmp_path, cluster, listener=told, shards=shards)
@@ -166,7 +172,7 @@ def test_one_record_comes_of_any_number_of_parts(
 
 
 def test_an_interrupted_run_goes_on_with_what_is_missing(
-    data: Any, whole: list[StoredRecord], tmp_path: Path
+    data: Any, whole: list[StoredRecord], tmp_path: Path, sound: None
 ) -> None:
     def interrupt(calls: list[str]) -> None:
         if len(calls) == 5:
@@ -181,7 +187,7 @@ def test_an_interrupted_run_goes_on_with_what_is_missing(
     assert [content(stored) for stored in found] == [content(stored) for stored in whole]
 
 
-def test_a_job_that_fails_leaves_the_others_alone(data: Any, tmp_path: Path) -> None:
+def test_a_job_that_fails_leaves_the_others_alone(data: Any, tmp_path: Path, sound: None) -> None:
     def fail(calls: list[str]) -> None:
         if "pgd on" in calls[-1] and "part 2" in calls[-1]:
             raise ExecutionError(f"{calls[-1]} died 3 times")

@@ -21,6 +21,7 @@ from robench.datasets import ArrayDataset
 from robench.evaluation.adjudicate import Adjudicator
 from robench.evaluation.cascade import Cascade
 from robench.evaluation.prepared_model import PreparedModel, Settings, prepare_model
+from robench.evaluation.search import Search
 from robench.models import wrap_module
 from robench.records import AttackSpec, AuditSpec
 from robench.threat_models import ThreatModel
@@ -191,21 +192,32 @@ def test_the_audit_goes_as_far_as_it_has_to_and_no_further() -> None:
 
 
 @pytest.mark.parametrize(
-    "points",
-    [pytest.param(1, id="some"), pytest.param(None, id="every", marks=pytest.mark.slow)],
+    "every",
+    [pytest.param(False, id="some"), pytest.param(True, id="every", marks=pytest.mark.slow)],
 )
 @pytest.mark.parametrize("name", CASES)
-def test_an_interruption_in_any_pass_changes_nothing(name: str, points: int | None) -> None:
-    """In the last pass, and in some drawn from all before it or in each."""
+def test_an_interruption_in_any_pass_changes_nothing(
+    name: str, every: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In each, or in the last, and in one where searches have left the queue and are in no snapshot yet."""
     spec, threat = CASES[name]
     counted = Countdown(at=-1)
-    unbroken = run(spec, threat, counted, None)
+    starts: list[int] = []
+    start = Search._start
+
+    def noted(self: Any, *searches: Tensor) -> None:
+        starts.append(counted.passes + 1)
+        start(self, *searches)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Search, "_start", noted)
+        unbroken = run(spec, threat, counted, None)
     assert -1 in unbroken["stage"]
     assert max(unbroken["stage"]) >= 0
     assert counted.passes > 8
     last = counted.passes
-    drawn = random.Random(0).sample(range(1, last), min(points or last, last - 1))
-    for at in sorted({*drawn, last}):
+    chosen = range(1, last + 1) if every else {starts[len(starts) // 2], last}
+    for at in chosen:
         kept = LatestSnapshot()
         with pytest.raises(KeyboardInterrupt):
             run(spec, threat, Countdown(at), None, kept)

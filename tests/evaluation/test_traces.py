@@ -39,7 +39,7 @@ ATTACKS: dict[str, Callable[[], Attack[Any]]] = {
     "apgd-t": lambda: APGD(LINF, steps=5, loss="dlr-targeted", targets=3),
     "fab": lambda: FAB(LINF, steps=2, targets=2),
     "fmn": lambda: FMN(LINF, steps=4),
-    "square": lambda: Square(LINF, queries=40),
+    "square": lambda: Square(LINF, queries=25),
     "hop-skip-jump": lambda: HopSkipJump(LINF, steps=2, draws=6),
 }
 
@@ -54,15 +54,14 @@ def traced(parts: TraceParts, **how: Any) -> np.ndarray[Any, Any]:
 @pytest.mark.parametrize("name", ATTACKS)
 def test_batch_and_order_change_no_row(name: str, tmp_path: Path) -> None:
     order = torch.randperm(N, generator=torch.Generator().manual_seed(3))
-    ways: list[dict[str, Any]] = [{}, {"batch_size": 7}, {"batch_size": 4, "order": order}]
+    ways: list[dict[str, Any]] = [{}, {"batch_size": 5, "order": order}]
     rows = [
         traced(TraceParts(tmp_path / f"{i}.bin"), attack=ATTACKS[name](), **way)
         for i, way in enumerate(ways)
     ]
     assert len(rows[0])
     assert len(np.unique(rows[0]["sample"])) > N / 2 or name == "square"
-    for other in rows[1:]:
-        assert rows[0].tobytes() == other.tobytes()
+    assert rows[0].tobytes() == rows[1].tobytes()
 
 
 @pytest.mark.parametrize("name", ["pgd", "apgd-t", "square"])
@@ -157,8 +156,8 @@ SUITE = Suite(
         AttackSpec(
             name="both",
             stages=(
-                AttackSpec(name="apgd", attack="apgd", params={"loss": "ce", "steps": 6}),
-                AttackSpec(name="square", attack="square", params={"queries": 30}),
+                AttackSpec(name="apgd", attack="apgd", params={"loss": "ce", "steps": 4}),
+                AttackSpec(name="square", attack="square", params={"queries": 12}),
             ),
         ),
     ),

@@ -40,8 +40,8 @@ def ground(eps: float = EPS) -> Ground:
 
 @cache
 def digits() -> tuple[Tensor, Tensor]:
-    data = load_dataset("digits").subset(40)
-    return data.batch(range(40)), data.labels
+    data = load_dataset("digits").subset(24)
+    return data.batch(range(24)), data.labels
 
 
 @cache

@@ -134,15 +134,18 @@ def robench(job: Job, precision: str) -> Result:
         "backwards": backwards,
         "forwards_per_survivor": float(attacked.forwards[alive].double().mean()),
         "backwards_per_survivor": float(attacked.backwards[alive].double().mean()),
-        "stages": {
-            f"{s.name}{f' in {s.search}' if s.search else ''}": [
-                s.attempted,
-                s.broken,
-                round(s.seconds, 2),
-            ]
+        "stages": [
+            {
+                "name": f"{s.name}{f' in {s.search}' if s.search else ''}",
+                "attempted": s.attempted,
+                "broken": s.broken,
+                "seconds": round(s.seconds, 2),
+                "passes": s.forwards + s.backwards,
+            }
             for s in attacked.stages
-        },
+        ],
         "workers": cascade.workers,
+        "flags": [flag.name for flag in clean.flags],
         "share": bare_passes(job.inputs, job.labels, clean, cascade, attacked.stages)
         / seconds["processor_seconds" if job.device.type == "cpu" else "seconds"],
         "audit": attacked.audit.model_dump() if attacked.audit else None,

@@ -204,7 +204,7 @@ def render(table: Table, runs: dict[str, list[dict[str, Any]]], timed: bool) -> 
     for peer in table.peers:
         stages = runs[peer][0].get("stages")
         if stages and len(stages) > 1:
-            parts = [f"{k}: {a} → {a - b} in {s:.1f} s" for k, (a, b, s) in stages.items()]
+            parts = [_stage(stage) for stage in stages]
             first = runs[peer][0]
             passes = "no survivors"
             if not math.isnan(first["forwards_per_survivor"]):
@@ -214,6 +214,12 @@ def render(table: Table, runs: dict[str, list[dict[str, Any]]], timed: bool) -> 
                 )
             lines += ["", f"{peer}, first run: {'; '.join(parts)}; {passes}."]
     return [*lines, ""]
+
+
+def _stage(stage: dict[str, Any]) -> str:
+    """Of an attack: who were there, who was left, and how long it took."""
+    attempted, left = stage["attempted"], stage["attempted"] - stage["broken"]
+    return f"{stage['name']}: {attempted} → {left} in {stage['seconds']:.1f} s"
 
 
 def machine(device: str, note: str = "") -> list[str]:

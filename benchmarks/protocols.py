@@ -31,8 +31,9 @@ _EPS = {"Linf": {"digits": "0.2"}, "L2": {"digits": "0.5"}}
 _OWN_EPS = {"Linf": "8/255", "L2": "0.5"}
 _REFERENCE, _PEER = "aa-standard", "pyautoattack"
 _SUITES = (_REFERENCE, "fast", "strong")
+_AS_THEY_ARE = "as they are"
 _FORMS: dict[str, tuple[float, float]] = {
-    "as they are": (1.0, 0.0),
+    _AS_THEY_ARE: (1.0, 0.0),
     "× 10³": (1e3, 0.0),
     "× 10⁶": (1e6, 0.0),
     "+ 10⁶": (1.0, 1e6),
@@ -70,14 +71,14 @@ class Subject:
         self.file.write_text(json.dumps({**vars(self), "runs": runs}))
 
     def run(
-        self, protocol: str, seed: int, device: str, form: str = "as they are"
+        self, protocol: str, seed: int, device: str, form: str = _AS_THEY_ARE
     ) -> dict[str, Any]:
         """One measurement."""
         task = _REFERENCE if protocol == _PEER else protocol
         table = Table(task, (), self.model, self.norm, self.eps, self.n)
         peer = _PEER if protocol == _PEER else "robench"
         print(f"{table.title}, seed {seed}, logits {form}", flush=True)
-        logits = None if form == "as they are" else _FORMS[form]
+        logits = None if form == _AS_THEY_ARE else _FORMS[form]
         return measure(table, peer, seed, device, _HERE.parent / "build" / "peers", logits)
 
 
@@ -97,7 +98,7 @@ def vary_logits(subject: Subject, device: str, again: bool) -> None:
     """``strong`` on logits that are multiplied, or shifted."""
     runs = subject.kept()
     for form in _FORMS:
-        name = _logits_run(form)
+        name = _run_of(form)
         if again or name not in runs:
             runs[name] = [subject.run("strong", 0, device, form)]
             subject.keep(runs)
@@ -114,8 +115,8 @@ def everything_kept() -> list[tuple[Subject, dict[str, list[dict[str, Any]]]]]:
 
 def render_protocols(kept: Sequence[tuple[Subject, dict[str, list[dict[str, Any]]]]]) -> list[str]:
     """A row for each model, norm and protocol, then the exceptions."""
-    columns = ["model", "norm, ε", "n", "protocol", "robust accuracy %", "processor s", "s"]
-    columns += ["aa-standard ÷ this, processors", "wall", "audit"]
+    columns = ["model", "norm, ε", "n", "protocol", "robust accuracy %", "passes, thousands"]
+    columns += ["processor s", "s", "aa-standard ÷ this, passes", "processors", "wall", "audit"]
     lines, exceptions = [_row(columns), _row(["---"] * len(columns))], list[str]()
     for subject, runs in kept:
         if not runs.get(_REFERENCE):
@@ -130,12 +131,39 @@ def render_protocols(kept: Sequence[tuple[Subject, dict[str, list[dict[str, Any]
     return [*lines, *(exceptions or ["- none"]), ""]
 
 
+def render_passes(kept: Sequence[tuple[Subject, dict[str, list[dict[str, Any]]]]]) -> list[str]:
+    """Where the passes of each protocol's first run went: a row for each, attack by attack."""
+    head = ["model", "norm, ε", "n", "protocol", "attacks"]
+    rows = [
+        _row([s.model, f"{s.norm} {s.eps}", str(s.n), protocol, _by_attack(runs[protocol][0])])
+        for s, runs in kept
+        for protocol in _SUITES
+        if runs.get(protocol)
+    ]
+    title = [
+        "## Passes by attack",
+        "",
+        "In the order that they ran: samples → those left, thousands of passes, forward and backward alike. "
+        "An attack that is there twice ran on the audit, and then on the other survivors.",
+        "",
+    ]
+    return [*title, _row(head), _row(["---"] * len(head)), *rows, ""] if rows else []
+
+
+def _by_attack(run: dict[str, Any]) -> str:
+    return ", ".join(
+        f"{stage['name']} {stage['attempted']} → {stage['attempted'] - stage['broken']}: "
+        f"{stage['passes'] / 1000:.1f}"
+        for stage in run["stages"]
+    )
+
+
 def render_logits(kept: Sequence[tuple[Subject, dict[str, list[dict[str, Any]]]]]) -> list[str]:
     """Robust accuracy under ``strong``, in percent, for each form of the logits."""
     rows = [
         _row([s.model, f"{s.norm} {s.eps}", str(s.n), *(_form(runs, form) for form in _FORMS)])
         for s, runs in kept
-        if _logits_run(next(iter(_FORMS))) in runs
+        if sum(_run_of(form) in runs for form in _FORMS) > 1
     ]
     if not rows:
         return []
@@ -143,31 +171,41 @@ def render_logits(kept: Sequence[tuple[Subject, dict[str, list[dict[str, Any]]]]
     title = [
         "## Logits multiplied and shifted",
         "",
-        "Robust accuracy under `strong`, percent, and how many samples fare otherwise than as they are.",
+        "Robust accuracy under `strong`, percent, how many samples are broken on one side only beside the logits "
+        "as they are, and what the doctor says of these logits alone.",
         "",
     ]
     return [*title, _row(head), _row(["---"] * len(head)), *rows, ""]
 
 
-def _logits_run(form: str) -> str:
+def _run_of(form: str) -> str:
     """What the runs of a form are kept under."""
-    return f"logits {form}"
+    return "strong" if form == _AS_THEY_ARE else f"logits {form}"
 
 
 def _form(runs: dict[str, list[dict[str, Any]]], form: str) -> str:
-    if (name := _logits_run(form)) not in runs:
+    """Robust accuracy, who fares otherwise than on the model's own logits, and the doctor's doubts."""
+    if (name := _run_of(form)) not in runs:
         return "–"
-    plain = set(runs[_logits_run(next(iter(_FORMS)))][0]["broken"])
-    others = len(plain ^ set(runs[name][0]["broken"]))
-    return f"{runs[name][0]['robust_acc']:.1f} ({others})"
+    run, plain = runs[name][0], runs[_run_of(_AS_THEY_ARE)][0]
+    others = len(set(plain["broken"]) ^ set(run["broken"]))
+    doubts = sorted(set(run.get("flags", [])) - set(plain.get("flags", [])))
+    return ", ".join([f"{run['robust_acc']:.1f} ({others})", *doubts])
 
 
 def _cells(runs: list[dict[str, Any]], reference: list[dict[str, Any]]) -> list[str]:
     """Median accuracy and times, how many times as fast as the reference, and the audits' answer."""
-    processors, wall = (_median(runs, of) for of in _TIMES)
-    ratios = [_median(reference, of) / _median(runs, of) for of in _TIMES]
-    cells = [f"{_median(runs, 'robust_acc'):.1f}", f"{processors:.1f}", f"{wall:.1f}"]
-    return [*cells, *(f"{ratio:.2f}×" for ratio in ratios), _audits(runs)]
+    spent = [(_passes(runs), _passes(reference)) if "forwards" in runs[0] else None]
+    spent += [(_median(runs, of), _median(reference, of)) for of in _TIMES]
+    cells = [f"{_median(runs, 'robust_acc'):.1f}"]
+    cells += ["" if pair is None else f"{pair[0]:.1f}" for pair in spent]
+    cells += ["" if pair is None else f"{pair[1] / pair[0]:.2f}×" for pair in spent]
+    return [*cells, _audits(runs)]
+
+
+def _passes(runs: list[dict[str, Any]]) -> float:
+    """Thousands, forward and backward alike; peers do not count theirs."""
+    return float(statistics.median(run["forwards"] + run["backwards"] for run in runs)) / 1000
 
 
 def _audits(runs: list[dict[str, Any]]) -> str:
@@ -209,7 +247,7 @@ def _row(cells: Sequence[str]) -> str:
 
 
 _LEGEND = (
-    "Medians over the seeds. Processor seconds are what the process took, seconds are the clock's, in "
+    "Medians over the seeds. Passes are forward and backward ones. Processor seconds are what the process took, seconds are the clock's, in "
     "which others' work on the machine is too. Of audited protocols: the stage that the survivors outside "
     "the audit were sent through to, where it found any, and the 95 % bound on the share of survivors "
     "that were missed."
@@ -248,7 +286,7 @@ def main() -> None:
                 _LEGEND,
                 "",
             ]
-            page = [*head, *render_protocols(kept), *render_logits(kept)]
+            page = [*head, *render_protocols(kept), *render_passes(kept), *render_logits(kept)]
             arguments.out.parent.mkdir(parents=True, exist_ok=True)
             arguments.out.write_text("\n".join(page))
 

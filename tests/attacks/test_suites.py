@@ -94,30 +94,31 @@ def test_aa_core_audits_and_carries_another_name() -> None:
 def test_fast_audits_its_attacks_with_all_of_autoattack(norm: Norm) -> None:
     (fast,) = load_suite("fast").for_norm(norm)
     assert fast.audit is not None
-    on_all = {"Linf": ["pma"], "L2": ["pma", "fmn", "apgd-ce"]}[norm]
-    first = len(on_all) + 2
+    on_all = {"Linf": ["pma"], "L2": ["apgd-ce", "fmn", "fab-nearest"]}[norm]
+    first = {"Linf": 3, "L2": 4}[norm]
     assert (fast.audit.fraction, fast.audit.minimum, fast.audit.first_stage) == (0.1, 40, first)
     (standard,) = load_suite("aa-standard").for_norm(norm)
     assert [stage.name for stage in fast.stages[:first] if stage.within is None] == on_all
-    late = [stage for stage in fast.stages if stage in standard.stages]
-    assert late == list(standard.stages)
+    assert tuple(stage for stage in fast.stages if stage in standard.stages) == standard.stages
     assert fast.stages[-3:] == standard.stages[-3:]
     assert "autoattack" not in fast.name
 
 
-@pytest.mark.parametrize("norm", ["Linf", "L2"])
-def test_strong_contains_the_gradient_attacks_of_autoattack(norm: Norm) -> None:
-    """By name, so by their draws, and by budget: on few classes it makes the very same searches."""
+@pytest.mark.parametrize(("norm", "targets"), [("Linf", 9), ("L2", 6)])
+def test_strong_makes_the_searches_of_autoattack(norm: Norm, targets: int) -> None:
+    """By name, so by their draws, and by steps; under L2 those for the nearest classes."""
     (strong,) = load_suite("strong").for_norm(norm)
     (standard,) = load_suite("aa-standard").for_norm(norm)
     stages = {stage.name: stage for stage in strong.stages}
     for stage in standard.stages:
         params = dict(stages[stage.name].params)
-        params.pop("target_order", None)
+        if "targets" in stage.params:
+            assert (params.pop("target_order"), params["targets"]) == ("malt", targets)
+            params["targets"] = 9
         assert stages[stage.name].model_copy(update={"params": params}) == stage
-    assert strong.audit is not None
-    audited = {"Linf": ["fab-t"], "L2": ["square"]}[norm]
-    assert [stage.name for stage in strong.stages[strong.audit.first_stage :]] == audited
+    first = len(strong.stages) if strong.audit is None else strong.audit.first_stage
+    audited = {"Linf": ["fab-t"], "L2": []}[norm]
+    assert [stage.name for stage in strong.stages[first:]] == audited
     assert "autoattack" not in strong.name
 
 

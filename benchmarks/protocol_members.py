@@ -46,9 +46,9 @@ class Member:
     """A sample"""
 
 
-def members(norm: str) -> list[AttackSpec]:
+def members(threat_model: ThreatModel) -> list[AttackSpec]:
     """The stages of ``strong``, aiming at all classes."""
-    (spec,) = load_suite("strong").for_norm(norm)
+    (spec,) = load_suite("strong").for_norm(threat_model.norm)
     return [
         stage.model_copy(update={"params": {**stage.params, "targets": _FAR}})
         if "targets" in stage.params
@@ -82,12 +82,12 @@ def kept(subject: Subject) -> Path:
 def measure(subject: Subject) -> None:
     """All members that are not kept yet."""
     done: dict[str, dict[str, Any]] = torch.load(kept(subject)) if kept(subject).exists() else {}
-    stages = [stage for stage in members(subject.norm) if stage.name not in done]
+    threat_model = ThreatModel.of(subject.norm, subject.eps)
+    stages = [stage for stage in members(threat_model) if stage.name not in done]
     if not stages:
         return
     data = load_dataset(subject.model.partition("/")[0]).subset(subject.n)
-    threat_model = ThreatModel.of(subject.norm, subject.eps)
-    whole = load_suite("strong").for_norm(subject.norm)
+    whole = load_suite("strong").for_norm(threat_model.norm)
     prepared = prepare_model(
         load_model(subject.model), data, threat_model, Settings(workers=1), whole
     )

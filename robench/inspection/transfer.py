@@ -123,7 +123,9 @@ class PreparedTransfer:
     ) -> Iterator[StoredRecord]:
         members = {
             item.model.summary.fingerprint: tuple(
-                member.summary.fingerprint for member in item.model.network.members
+                member.summary.fingerprint
+                for member in item.model.network.members
+                if isinstance(member, RobenchModel)
             )
             for item in self.sources.planned
             if isinstance(item.model.network, Mean)

@@ -158,7 +158,7 @@ def transfer_matrix(results: Sequence[ModelResult]) -> pd.DataFrame:
         others = block[block["relation"] == OTHER].groupby("target")["robust_acc"].min()
         matrix.loc[LOWEST] = others.add_suffix("_acc")
         part = matrix.rename_axis(index="source", columns=None).reset_index()
-        parts.append(part.assign(group=group, attack=attack))
+        parts.append(part.assign(group=str(group), attack=str(attack)))
     if not parts:
         return pd.DataFrame(columns=["group", "attack", "source"])
     whole = pd.concat(parts, ignore_index=True)

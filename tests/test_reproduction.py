@@ -169,6 +169,39 @@ def test_a_cards_figures_are_held_against_a_run(tmp_path):
     assert {item.quantity: item.samples for item in found}["fgsm_acc"] == 1
 
 
+def test_the_worst_case_is_over_what_was_claimed_of():
+    claimed = [make_stored("SSBC", attack="a")]
+    more = [*claimed, make_stored("BBBC", attack="b")]
+    found = by_quantity(claimed, more)
+    assert {item.verdict for item in found.values()} == {"same"}
+    # The other way round an attack lacks, and with it the worst case.
+    found = by_quantity(more, claimed)
+    assert found["a_acc"].verdict == "same"
+    assert found["robust_acc"].why == found["b_acc"].why == "there is no record of b"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("claimd",), "unknown results folder, model or paper 'claimd'. Did you mean 'claimed'"),
+        (("ancr",), "Did you mean 'ancra'?"),
+        (("claimed", "-n", 0), "n = 0, but the claims are of 2 samples at most. Choose n from 1"),
+        (("claimed", "--results", "file"), "file: cannot be written"),
+        (("ancra", "--results", "nowhere"), "nowhere: there is no such results folder"),
+        (("empty", "--stored"), "empty: there are no records to reproduce"),
+        (("pgd-at", "--eps", "0.1,0.2"), "--eps holds 2 radii"),
+    ],
+)
+def test_wrong_claims_are_one_line(tmp_path, monkeypatch, arguments, words):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "claimed", "SB")
+    (tmp_path / "empty/records").mkdir(parents=True)
+    (tmp_path / "file").write_text("")
+    done = invoke("reproduce", *arguments)
+    assert (done.code, done.out, len(done.err.splitlines())) == (2, "", 1)
+    assert words in done.err
+
+
 @pytest.mark.parametrize(
     ("about", "words"),
     [

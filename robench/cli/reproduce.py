@@ -11,8 +11,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from robench.cli.options import JsonFlag, flag, model_names, option, request_options
-from robench.errors import UsageError
+from robench.cli.options import (
+    JsonFlag,
+    check_one_radius,
+    flag,
+    model_names,
+    option,
+    request_options,
+)
+from robench.errors import UnknownNameError, UsageError
+from robench.registry import unknown_name
 from robench.request import Request
 
 if TYPE_CHECKING:
@@ -68,17 +76,11 @@ def reproduce(
     is_folder = os.path.isdir(Path(claimed) / "records")
     if claimed in PAPERS and not is_folder and not stored:
         _refuse(context, (), "of a paper nothing is run")
-        table = reproduce_paper(claimed, results or "results")
+        table = reproduce_paper(claimed, Store.existing(results).folder if results else "results")
         found = list(table.findings())
         print_result([asdict(item) for item in found], paper_text(table), as_json=as_json)
         raise typer.Exit(exit_code(found))
     results = results or Path("reproduced")
-    request = replace(request, results=results)
-    if is_folder and results.resolve() == Path(claimed).resolve():
-        raise UsageError(
-            f"{claimed} is what is claimed and cannot be what is measured",
-            hint="Name another folder with --results",
-        )
     if stored and not is_folder:
         raise UsageError(
             "--stored compares two folders", where=claimed, hint="Name a results folder"
@@ -89,23 +91,47 @@ def reproduce(
         )
     if stored:
         _refuse(context, (*_SAMPLES, "n"), "with --stored nothing is run")
-    from robench import reproduction  # torch
-
-    if stored:
-        records, measured = Store.existing(claimed).records(), Store.existing(results).records()
-        found = reproduction.compare_records(list(records), list(measured), request)
-    else:
-        from robench.cli.run_display import RunDisplay
-
-        if is_folder:
-            claims = list(Store.existing(claimed).records())
-            with RunDisplay(len(claims)) as display:
-                found = reproduction.reproduce_records(claims, request, listener=display)
-        else:
-            with RunDisplay(0) as display:
-                found = reproduction.reproduce_card(claimed, request, listener=display)
+    of = _of_a_folder if is_folder else _of_a_model
+    found = of(claimed, replace(request, results=results), stored)
     print_result([asdict(finding) for finding in found], findings_text(found), as_json=as_json)
     raise typer.Exit(exit_code(found))
+
+
+def _of_a_folder(claimed: str, request: Request, stored: bool) -> list[Finding]:
+    from robench import reproduction  # torch
+    from robench.cli.run_display import RunDisplay
+    from robench.results import Store
+
+    if request.folder.resolve() == Path(claimed).resolve():
+        raise UsageError(
+            f"{claimed} is what is claimed and cannot be what is measured",
+            hint="Name another folder with --results",
+        )
+    claims = list(Store.existing(claimed).records())
+    if not claims:
+        raise UsageError("there are no records to reproduce", where=claimed)
+    if stored:
+        measured = list(Store.existing(request.folder).records())
+        return reproduction.compare_records(claims, measured, request)
+    with RunDisplay(len(claims)) as display:
+        return reproduction.reproduce_records(claims, request, listener=display)
+
+
+def _of_a_model(claimed: str, request: Request, _: bool) -> list[Finding]:
+    from robench import reproduction  # torch
+    from robench.cli.run_display import RunDisplay
+    from robench.models.zoo import find_card, list_cards
+
+    check_one_radius(request)
+    try:
+        find_card(claimed)
+    except UnknownNameError as error:
+        names = {found.card.name for found in list_cards(problems=[])}
+        folders = {path.parent.name for path in Path().glob("*/records")}
+        known = sorted({*names, *folders, *reproduction.PAPERS})
+        raise unknown_name("results folder, model or paper", claimed, known) from error
+    with RunDisplay(0) as display:
+        return reproduction.reproduce_card(claimed, request, listener=display)
 
 
 _SAMPLES = ("dataset", "data_root", "dataset_options", "download", "trust_code")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,6 +66,10 @@ class Format:
         if self.kind == "folder":
             ensure_writable(out, "--out")
             return list(make(material, out))
+        if os.path.isdir(out):
+            raise UsageError(
+                "is a folder, and this format is one file", where=out, hint="Name a file"
+            )
         made = make(material)
         atomic_write(out, made.encode() if self.kind == "text" else made)
         return [out]

@@ -60,7 +60,8 @@ class Policy(Frozen):
         try:
             text = read_text(Path(path))
         except (OSError, ValueError) as error:
-            raise UsageError(f"cannot read the policy: {error}", where=path) from error
+            reason = getattr(error, "strerror", None) or error
+            raise UsageError(f"cannot read the policy: {reason}", where=path) from error
         try:
             content = tomllib.loads(text)
         except (ValueError, RecursionError) as error:

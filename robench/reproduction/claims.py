@@ -11,12 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 
 from robench.datasets import DATASETS
 from robench.errors import RobenchError, UsageError
 from robench.evaluation.runner import Listener
+from robench.files import ensure_writable
 from robench.models.zoo import LocatedCard, find_card
 from robench.preparation import prepare
 from robench.records import Outcome, Suite
@@ -51,6 +53,7 @@ def reproduce_records(
         StoreError: the folder cannot be written.
     """
     claims = _claims(records, request.n)
+    ensure_writable(Path(request.folder), "--results")
     problems: dict[int, str] = {}
     first: dict[int, FirstSamples] = {}
     for place, claim in enumerate(claims):
@@ -165,8 +168,11 @@ def _claims(records: Iterable[StoredRecord], n: int | None) -> list[ModelResult]
     if not claims:
         raise UsageError("there are no records to reproduce")
     most = max(claim.group.n for claim in claims)
-    if n is not None and n > most:
-        raise UsageError(f"n = {n}, but the claims are of {most} samples at most")
+    if n is not None and not 1 <= n <= most:
+        raise UsageError(
+            f"n = {n}, but the claims are of {most} samples at most",
+            hint=f"Choose n from 1 to {most}",
+        )
     return claims
 
 
@@ -248,7 +254,9 @@ def _against(
     attacks = dict(zip(columns[2:], claim.attacks, strict=True))
     there = [r for r in measured if r.group == group and r.model.id == claim.model.id]
     same = [r for r in there if r.model.fingerprint == claim.model.fingerprint]
-    other = same[0] if same else None
+    # Whatever else was measured: the worst case is over what was claimed of.
+    shared = [name for r in same[:1] for name in claim.attacks if name in r.attacks]
+    other = next((r.restricted(shared) if shared else r for r in same), None)
     why = problem or (
         "the model here is another network or has other weights"
         if there

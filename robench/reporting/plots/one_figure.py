@@ -110,6 +110,13 @@ def draw(
     return figure
 
 
+_OF = {
+    "targeted": ", which is of what was attacked with targets (--goal targeted)",
+    "corrupted": ", which is of what was corrupted (--suite corruptions)",
+}
+"""Goal of a report → what to run for it"""
+
+
 def _chosen(
     records: Iterable[StoredRecord],
     models: Sequence[str],
@@ -121,7 +128,8 @@ def _chosen(
     results = collect(records, wanted)
     if not results:
         raise UsageError(
-            f"there are no records for {name}", hint="Check the folder and the filters"
+            f"there are no records for {name}{_OF.get(report.goal, '')}",
+            hint="Check the folder and the filters",
         )
     if models:
         found = [result for query in models for result in results_of(results, query)]

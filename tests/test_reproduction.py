@@ -184,7 +184,7 @@ def test_the_worst_case_is_over_what_was_claimed_of():
     ("arguments", "words"),
     [
         (("claimd",), "unknown results folder, model or paper 'claimd'. Did you mean 'claimed'"),
-        (("ancr",), "Did you mean 'ancra'?"),
+        (("ancr",), "Did you mean 'ancra'"),
         (("claimed", "-n", 0), "n = 0, but the claims are of 2 samples at most. Choose n from 1"),
         (("claimed", "--results", "file"), "file: cannot be written"),
         (("ancra", "--results", "nowhere"), "nowhere: there is no such results folder"),

@@ -87,7 +87,7 @@ class Jobs:
         total = sum(float(passes.max()) for passes in self.passes.values())
         for passes in self.passes.values():
             share = float(passes.max()) / total
-            count = parts_of(self.n, share, workers, 64)
+            count = parts_of(self.n, share, workers, 32)
             if not rules.by_share:  # as it was once
                 count = max(1, min(self.n // 64, 4 * workers))
             taken = draw.choice(passes, self.n)
@@ -233,10 +233,9 @@ is lost.
 
 {text}
 
-What keeps it below 0.9: parts have 64 samples where there are enough, which are a poor batch otherwise, so for 16
-workers one is a fifth of a worker's whole time, and a machine of half the speed that begins one near the end is
-waited for, or the part is made a second time from its beginning. And starts: fourteen hours are 200 s for each of 256
-workers, of which four starts of 20 s take a good share.
+What keeps it below 0.9 with 64 workers and more: a machine of half the speed that begins a part near the end is waited
+for, or the part is made a second time from its beginning. And starts: fourteen hours are 200 s for each of 256
+workers, of which six starts of 20 s take a good share.
 """
 
 

@@ -46,7 +46,7 @@ from robench.results.store import Store
 from robench.results.stored_record import StoredRecord
 from robench.threat_models import ThreatModel
 
-_LEAST = 64
+_LEAST = 32
 """Samples in a part, where nobody says how many parts there are"""
 
 

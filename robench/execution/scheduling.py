@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-_MOST_A_WORKER, _FEWEST_A_WORKER = 8, 4
+_MOST_A_WORKER, _FEWEST_A_WORKER = 12, 6
 """Parts of all jobs together, where nobody says how many"""
 _LATE = 1.5
 """How many times as long as others a part takes that is late"""

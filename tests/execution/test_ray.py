@@ -168,16 +168,16 @@ def test_a_machine_that_is_lost_costs_its_parts_only(seed: int, tmp_path: Path) 
 @pytest.mark.parametrize(
     "n, share, workers, parts",
     [
-        (5000, 1.0, 4, 32),  # eight a worker
-        (5000, 1.0, 16, 78),  # of 64 samples
-        (5000, 1.0, 256, 1024),  # four a worker, of fewer
-        (5000, 0.01, 256, 21),  # of a small job, at most its share of eight a worker
+        (5000, 1.0, 4, 48),  # twelve a worker
+        (5000, 1.0, 16, 156),  # of 32 samples
+        (5000, 1.0, 256, 1536),  # six a worker, of fewer
+        (5000, 0.01, 256, 31),  # of a small job, at most its share of twelve a worker
         (10, 1.0, 256, 10),
         (10, 0.0, 4, 1),
     ],
 )
 def test_parts_keep_workers_busy(n: int, share: float, workers: int, parts: int) -> None:
-    assert parts_of(n, share, workers, 64) == parts
+    assert parts_of(n, share, workers, 32) == parts
 
 
 def test_the_largest_are_begun_first() -> None:

@@ -88,7 +88,7 @@ for _name, _target in (
     ("per_class", "metric_tables:class_table"),
 ):
     REPORTS.add(_name, Report("table", f"robench.reporting.{_target}"))
-for _name, _target in (("transfers", "transfer_table"), ("transfer_matrix", "transfer_matrix")):
+for _name, _target in (("transfer_matrix", "transfer_matrix"), ("transfers", "transfer_table")):
     REPORTS.add(_name, Report("table", f"robench.reporting.transfers:{_target}", if_any=True))
 for _name in ("targeted_table", "target_matrix"):
     _report = Report("table", f"robench.reporting.targeted:{_name}", goal="targeted")

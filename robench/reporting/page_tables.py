@@ -177,6 +177,11 @@ _TRIALS = {
     "message": _Sentence("", "what is to be said about it", text=True),
 }
 
+_TRANSFERS = {
+    "transfer_matrix": "Robust accuracy on inputs made for others, sources by targets",
+    "transfers": "Robust accuracy on inputs made for others, pair by pair",
+}
+
 _ANSWERS: dict[str, tuple[str, Callable[[pd.DataFrame], list[str]]]] = {
     "findings": ("Attention of broken samples", attention_sentences),
     "associations": ("Features and robust accuracy over models", association_sentences),
@@ -236,20 +241,33 @@ def report_section(name: str, frame: pd.DataFrame) -> Section:
             for group, block in worst.groupby("group")
         ]
         return Section("Classes that come off worst", tables)
+    if name in ("transfers", "transfer_matrix"):
+        tables = [
+            _plain_table(
+                f"{group}; {name}.csv", block.drop(columns="group").dropna(axis=1, how="all")
+            )
+            for group, block in frame.groupby("group", sort=False)
+        ]
+        return Section(_TRANSFERS[name], tables)
     if name == "target_matrix":
         # The figure has all of them.
         caption, frame = "led across most often; target_matrix.csv has all", easiest_pairs(frame)
         heading = "Pairs of classes"
     else:
         caption, heading = f"{name}.csv", name.replace("_", " ").capitalize()
-    shown = {str(column): _plain_column(frame[column], f"{name}.csv") for column in frame.columns}
-    return Section(heading, [_table(caption, frame, shown)])
+    return Section(heading, [_plain_table(caption, frame)])
 
 
-def _plain_column(values: pd.Series, meaning: str) -> Column:
+def _plain_table(caption: str, frame: pd.DataFrame) -> Table:
+    """A table as it is."""
+    return _table(caption, frame, {str(name): _plain_column(frame[name]) for name in frame.columns})
+
+
+def _plain_column(values: pd.Series) -> Column:
     """A column as it is, with as many digits as its table has."""
-    label, text = str(values.name).replace("_", " "), not pd.api.types.is_numeric_dtype(values)
-    return Column(label, meaning, text, 4 if text or not values.round(2).equals(values) else 2)
+    name, text = str(values.name), not pd.api.types.is_numeric_dtype(values)
+    digits = 4 if text or not values.round(2).equals(values) else 2
+    return Column(name.replace("_", " "), name, text, digits)
 
 
 def validation_section(validation: Validation) -> Section:

@@ -21,6 +21,7 @@ from robench.reporting.contradictions import contradictions
 from robench.reporting.explorer.contents import explorer_contents
 from robench.reporting.leaderboard import build_leaderboard, read_leaderboard
 from robench.reporting.model_results import collect
+from robench.reporting.page_tables import report_section
 from robench.reporting.transfers import transfer_matrix
 from robench.results import Store
 from robench.validity.free_diagnoses import free_diagnoses
@@ -166,6 +167,10 @@ def test_the_page_has_what_others_inputs_left(found: Transfer) -> None:
     assert set(told) == {"both", "sure", TOGETHER}
     assert told["both"] == (21, 17, 0)
     assert told[TOGETHER][2] == 2
+    section = report_section("transfer_matrix", transfer_matrix(found.results))
+    (table,) = section.tables
+    assert table.names == ["attack", "source", "both_acc", "first_acc", "sure_acc"]
+    assert [cell.shown for cell in table.rows[0]][:3] == ["fgsm", "both", "57.50"]
 
 
 def test_neither_order_nor_batches_matter() -> None:

@@ -27,6 +27,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import date
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -162,7 +163,7 @@ def attention(n: int, folder: Path) -> None:
 STEPS: dict[str, Callable[[int, Path], None]] = {
     "run": lambda n, folder: run(n, folder / "plain"),
     "save": lambda n, folder: run(n, folder / "saved", save_adversarial=True),
-    **{f"shard {i}": lambda n, folder, i=i: shard(n, folder, i) for i in range(1, SHARDS + 1)},
+    **{f"shard {i}": partial(shard, index=i) for i in range(1, SHARDS + 1)},
     "merge": merge,
     "verify": verify,
     "attention": attention,

@@ -84,6 +84,7 @@ class Prepared:
             device=self.device,
             further_devices=self.further_devices,
             precision=self.request.precision,
+            draws=self.request.draws,
             batch_size=self.request.batch_size,
             workers=self.request.workers,
             save_adversarial=self.request.save_adversarial,

@@ -171,6 +171,7 @@ class Request:
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:1`` or ``mps``; a search on each of several:
             ``cuda:0,cuda:1``, ``cuda:all``, or ``cpu:2``.
         precision: of the search, one of :data:`PRECISIONS`.
+        draws: of one verdict on a model with random outputs; None: as its card says, else 32.
         batch_size: inputs at a time; None: chosen by measurement.
         workers: searches side by side; None: on a CPU one for each thread of torch's.
         results: folder of records, read and written; None: nothing is kept.
@@ -215,6 +216,7 @@ class Request:
     trust_code: bool = False
     device: str | torch.device = "auto"
     precision: str = "auto"
+    draws: int | None = None
     batch_size: int | None = None
     workers: int | None = None
     results: str | Path | None = None
@@ -267,6 +269,11 @@ class Request:
             number = getattr(self, name)
             if number is not None and number < 1:
                 raise UsageError(f"{name} is {number}, it must be 1 or more")
+        if self.draws is not None and self.draws < 2:
+            raise UsageError(
+                f"draws is {self.draws}, it must be 2 or more",
+                hint="A sample is wrong if more than half of its draws are: 32 tell much, 100 more",
+            )
         if self.part is not None and self.results is None:
             raise UsageError(
                 "a shard is kept in a results folder, and none is named",

@@ -96,16 +96,21 @@ def own_stream(seed: int, device: torch.device) -> Iterator[None]:
     python, arrays = random.getstate(), np.random.get_state()
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
-        if device.type == "cpu":
-            # Not torch.manual_seed: it notes the seed for each kind of device that is not in use
-            # yet, with the stack, which takes longer than a small model's pass and is kept for good.
-            torch.default_generator.manual_seed(seed)
-        else:
-            torch.manual_seed(seed)
-        np.random.seed(seed % 2**32)
-        random.seed(seed)
+        begin_stream(seed, device)
         try:
             yield
         finally:
             random.setstate(python)
             np.random.set_state(arrays)
+
+
+def begin_stream(seed: int, device: torch.device) -> None:
+    """Have the generators of torch, NumPy and Python begin at ``seed``, 64 bits."""
+    if device.type == "cpu":
+        # Not torch.manual_seed: it notes the seed for each kind of device that is not in use
+        # yet, with the stack, which takes longer than a small model's pass and is kept for good.
+        torch.default_generator.manual_seed(seed)
+    else:
+        torch.manual_seed(seed)
+    np.random.seed(seed % 2**32)
+    random.seed(seed)

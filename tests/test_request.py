@@ -54,6 +54,7 @@ TYPED: dict[str, tuple[list[str], Any]] = {
     "trust_code": (["--trust-code"], True),
     "device": (["--device", "cpu"], "cpu"),
     "precision": (["--precision", "bf16"], "bf16"),
+    "draws": (["--draws", "100"], 100),
     "batch_size": (["--batch-size", "5"], 5),
     "workers": (["--workers", "2"], 2),
     "results": (["--results", "out"], Path("out")),
@@ -171,6 +172,7 @@ REFUSED: dict[str, tuple[list[str], dict[str, Any]]] = {
     "n": ([MODEL, "--n", "501"], {"models": [MODEL], "n": 501}),
     "seed": ([MODEL, "--seed=-1"], {"models": [MODEL], "seed": -1}),
     "large seed": ([MODEL, f"--seed={2**63}"], {"models": [MODEL], "seed": 2**63}),
+    "draws": ([MODEL, "--draws", "1"], {"models": [MODEL], "draws": 1}),
     "batch_size": ([MODEL, "--batch-size=0"], {"models": [MODEL], "batch_size": 0}),
     "workers": ([MODEL, "--workers=0"], {"models": [MODEL], "workers": 0}),
     "devices": (

@@ -47,6 +47,8 @@ class SearchModel:
     say nothing certain about it, so that every step of a search has to be judged"""
     passes: int = 1
     """Passes forward and backward that one gradient takes"""
+    logit_passes: int = 1
+    """Passes forward that logits alone take"""
 
     def logits(self, points: Tensor) -> Tensor:
         """(B, C, H, W) → float32 (B, K)."""

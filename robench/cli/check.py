@@ -35,7 +35,7 @@ _FILTERS = ("dataset", "norm", "eps", "n", "seed", "goal", "targets")
     only=(
         *SAMPLES,
         *_FILTERS,
-        *("suite", "settings", "trust_pickle", "trust_code", "device", "results"),
+        *("suite", "settings", "draws", "trust_pickle", "trust_code", "device", "results"),
         *CLUSTER,
     )
 )

@@ -19,7 +19,7 @@ from robench.request import Request
 @request_options(
     only=(
         *SAMPLES,
-        *("n", "norm", "eps", "seed"),
+        *("n", "norm", "eps", "seed", "draws"),
         *WEIGHTS,
         *("trust_code", "device", "batch_size", "results"),
     )

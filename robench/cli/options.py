@@ -152,6 +152,10 @@ class RequestOptions:
     precision: Annotated[
         str, option(f"[{'|'.join(PRECISIONS)}]", "Of the search; verdicts are always in float32.")
     ]
+    draws: Annotated[
+        int | None,
+        option("K", "Of a verdict, where outputs are random; default: the card's, or 32."),
+    ]
     batch_size: Annotated[int | None, option("N", "Default: measured. Changes no result.")]
     workers: Annotated[
         int | None,

@@ -2,7 +2,7 @@
 
 That outputs are random, that they are probabilities and that forward calls autograd are
 AutoAttack's own flags (fra31/auto-attack, ``checks.py`` and ``flags_doc.md``), with its
-thresholds.
+thresholds; but what differs in the length of the logits alone is random here, too.
 """
 
 import sys
@@ -84,8 +84,8 @@ def _never_tracked(module: nn.Module) -> bool:
 def randomised(subject: Subject) -> Iterator[Finding]:
     """Whether passes over one batch differ."""
     outputs = [subject.call(subject.inputs) for _ in range(_REPEATS)]
-    units = [z / (z.norm(dim=1, keepdim=True) + 1e-10) for z in outputs]
-    gap = max(float((a - b).norm(dim=1).max()) for a, b in combinations(units, 2))
+    length = outputs[0].norm(dim=1) + 1e-10
+    gap = max(float(((a - b).norm(dim=1) / length).max()) for a, b in combinations(outputs, 2))
     correct = {int((z.argmax(dim=1) == subject.labels).sum()) for z in outputs}
     if len(correct) == 1 and gap <= _RANDOM_ALPHA:
         return
@@ -93,8 +93,9 @@ def randomised(subject: Subject) -> Iterator[Finding]:
         name="randomised",
         severity="severe",
         evidence=f"{_REPEATS} passes over one batch differ: {sorted(correct)} of "
-        f"{len(subject.labels)} correct, normalised logits up to {gap:.2g} apart",
-        mend="Switch dropout and noise off; if randomness is the defense, use the suite aa-rand",
+        f"{len(subject.labels)} correct, logits up to {gap:.2g} of their length apart",
+        mend="Switch dropout and noise off; if randomness is the defense, say by how many draws it is "
+        "judged: --draws 100, or draws = 100 in its card",
     )
 
 

@@ -65,11 +65,13 @@ class Adjudicator:
         self._width: int | None = None
 
     @torch.no_grad()
-    def logits(self, points: Tensor, forgiving: bool = False) -> Tensor:
+    def logits(
+        self, points: Tensor, forgiving: bool = False, samples: Tensor | None = None
+    ) -> Tensor:
         """Float32 logits (N, K) of the original model for points (N, C, H, W).
 
         Out of memory halves the batch and goes on. ``forgiving``: NaN for single inputs on which the
-        model raises, if K is known.
+        model raises, if K is known. A model that draws by samples is given ``samples``, of the same shape.
 
         Raises:
             ModelError: the model does not return a tensor (N, K).
@@ -77,8 +79,9 @@ class Adjudicator:
         """
 
         def call(part: slice) -> tuple[int, Any]:
-            asked = points[filled(part, points.device, self.parts.size)]
-            count, out = part.stop - part.start, self.model(asked)
+            rows = filled(part, points.device, self.parts.size)
+            asked, of = points[rows], () if samples is None else (samples[rows],)
+            count, out = part.stop - part.start, self.model(asked, *of)
             if isinstance(out, Tensor) and out.dim() == 2:
                 self._width = out.shape[1]
                 out = out[:count] if len(out) == len(asked) else out
@@ -99,13 +102,17 @@ class Adjudicator:
                 )
         return torch.cat([out.float() for _, out in done])
 
+    def judged(self, points: Tensor, inputs: Tensor, classes: Tensor) -> Tensor:
+        """What a verdict on points is read off, float32 (N, K)."""
+        return self.logits(points, forgiving=True)
+
     def judge(self, points: Tensor, inputs: Tensor, classes: Tensor) -> Verdicts:
         """Judge proposals, points (N, C, H, W), for inputs in [0, 1].
 
         ``classes`` (N,) are their labels, or the targets if the threat model has any.
         """
         goal = Goal.of(self.threat_model)
-        logits = self.logits(points, forgiving=True)
+        logits = self.judged(points, inputs, classes)
         delta = (points - inputs).double()
         size = norm_of(delta, self.threat_model.norm)
         slack = norm_tolerance(self.threat_model.norm, delta.shape[1:].numel())

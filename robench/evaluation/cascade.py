@@ -25,10 +25,12 @@ from robench.errors import AttackError
 from robench.evaluation.adjudicate import Adjudicator
 from robench.evaluation.adversarial_inputs import Inputs
 from robench.evaluation.audit import audit_result, draw_audit, escalates_to
+from robench.evaluation.averaged_model import without_draws_of_its_own
 from robench.evaluation.batch_attacks import run_batch_attack
 from robench.evaluation.cascade_state import CascadeState, PhaseCounts, StageRun, Subset
+from robench.evaluation.expected_passes import steps_a_sample
 from robench.evaluation.flags import attack_flags, stalled_flags
-from robench.evaluation.prepared_model import PreparedModel, steps_a_sample
+from robench.evaluation.prepared_model import PreparedModel
 from robench.evaluation.queries import Queries
 from robench.evaluation.samples import Samples, SearchResult
 from robench.evaluation.search import Search
@@ -325,6 +327,7 @@ class Cascade:
         classes = samples.clean_logits.shape[1]
         near = self._near(run, rows).to(samples.inputs.device) if run.recheck else None
         assert isinstance(attack, Attack)
+        attack, search_model = without_draws_of_its_own(attack, search_model)
         return Search(
             attack,
             Queries(search_model, classes, self.batch_size),
@@ -389,7 +392,7 @@ class Cascade:
         """The model to search on, and the samples with the logits of what is under attack."""
         if stage.output is not None:
             other = prepared.model.with_output(stage.output)
-            search_model = SearchModel(other, own_logits=False)
+            search_model = prepared.averaged(SearchModel(other, own_logits=False))
         if search_model.own_logits:
             return search_model, samples
         judge = Adjudicator(search_model.module, prepared.threat_model, self.batch_size)

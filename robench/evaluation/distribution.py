@@ -19,12 +19,10 @@ from robench.attacks import build_attack
 from robench.attacks.base import BatchAttack
 from robench.datasets import Dataset
 from robench.errors import ModelError, RobenchError, StoreError, UsageError, one_line
+from robench.evaluation.expected_passes import steps_a_sample
 from robench.evaluation.merging import merge
 from robench.evaluation.parts import IndivisibleError, check_divisible
-from robench.evaluation.prepared_model import (
-    Settings,
-    steps_a_sample,
-)
+from robench.evaluation.prepared_model import Settings
 from robench.evaluation.runner import (
     Listener,
     Silent,

@@ -27,8 +27,9 @@ from robench.errors import AttackError
 from robench.evaluation.cascade import Cascade
 from robench.evaluation.cascade_state import StageRun
 from robench.evaluation.environment import PeakMemory
+from robench.evaluation.expected_passes import steps_a_sample
 from robench.evaluation.parts import part_rows, some_of
-from robench.evaluation.prepared_model import PreparedModel, steps_a_sample
+from robench.evaluation.prepared_model import PreparedModel
 from robench.evaluation.search import Search
 from robench.records import AttackSpec
 from robench.request import Part

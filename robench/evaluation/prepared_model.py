@@ -7,28 +7,25 @@ import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from robench import seeding
 from robench.acceleration.model_choice import SearchChoice, choose_search_model
 from robench.acceleration.search_models import SearchModel, SearchModels
-from robench.attacks import build_attack
-from robench.attacks.base import Attack, Others
+from robench.attacks.base import Others
 from robench.attacks.goals import Goal
 from robench.attacks.losses import LOSSES, Loss, margin
-from robench.attacks.trials import Trials
 from robench.datasets import Dataset
 from robench.doctor import examine
-from robench.errors import AttackError
 from robench.evaluation.adjudicate import Adjudicator
 from robench.evaluation.aims import Aims, choose_aims
 from robench.evaluation.as_given import as_given, as_given_flag
 from robench.evaluation.clean_pass import answered, classify
+from robench.evaluation.expected_passes import planned_passes
 from robench.evaluation.given import Given, few_rows
-from robench.evaluation.repeated_draws import MostOfDraws, drawn_flag
+from robench.evaluation.randomised import Randomised
 from robench.evaluation.replicas import Replica, replicas
 from robench.evaluation.sample_metrics import SampleMetrics
 from robench.evaluation.samples import Samples
@@ -68,6 +65,8 @@ class Settings:
     """Others of its kind: a search runs on each"""
     precision: str = "auto"
     """Of the search, ``auto`` or a name of :mod:`robench.acceleration.model_choice`"""
+    draws: int | None = None
+    """Of one verdict on a model with random outputs; None: as its card says"""
     batch_size: int | None = None
     """Inputs at a time; None: chosen by measurement"""
     workers: int | None = None
@@ -118,6 +117,8 @@ class PreparedModel:
     """The model on further devices"""
     original: PreparedModel | None = field(default=None, repr=False)
     """On a further device: what this is a copy of"""
+    randomised: Randomised | None = field(default=None, repr=False)
+    """None: outputs are not random"""
 
     def __len__(self) -> int:
         return len(self.aims)
@@ -203,6 +204,10 @@ class PreparedModel:
         inputs, labels = self.dataset.batch(chosen), self.dataset.labels[chosen]
         return Others(inputs.to(device), labels.to(device))
 
+    def averaged(self, model: SearchModel) -> SearchModel:
+        """Another output of the network: of a model with random outputs, means of it."""
+        return model if self.randomised is None else self.randomised.averaged(model)
+
     def stand_in(self, through: str) -> SearchModel:
         """What is searched in the model's place, built when it is first asked for.
 
@@ -284,7 +289,7 @@ def prepare_model(
         ModelError: logits of another width than the card says, or none that are finite.
         UsageError: the precision that was asked for does not agree with the original.
     """
-    device = settings.device
+    device, asked = settings.device, settings
     model = model.to(device)
     first = model.first or FirstState.of(model.network)
     batch_size = min(settings.batch_size or _BATCH, _BATCH)
@@ -297,14 +302,12 @@ def prepare_model(
         labels = dataset.labels[answered(errors, len(logits))]
         flags.append(as_given_flag())
     labels = labels.to(device)
-    judge: nn.Module = model
-    precision, size = settings.precision, settings.batch_size
-    if is_randomised := any(flag.name == "randomised" for flag in flags):
-        judge = MostOfDraws(model, settings.seed)
-        logits, errors, _ = classify(judge, model, dataset, device, batch_size)
-        flags.append(drawn_flag())
+    randomised = Randomised.seen(flags, model, (probe, labels), settings.draws, settings.seed)
+    if randomised is not None:
+        flags = randomised.flags(flags)
+        logits, errors = randomised.classified(dataset, device, batch_size)
         # What is chosen by time would draw in another order the next time.
-        precision, size = "fp32", batch_size
+        asked = replace(settings, precision="fp32", batch_size=batch_size)
     correct = logits.argmax(dim=1) == dataset.labels
     due = _due(threat_model, correct, errors)
     rows, aims = choose_aims(threat_model.targets, dataset, logits, due, settings.seed)
@@ -318,16 +321,17 @@ def prepare_model(
         model,
         probe,
         labels,
-        precision=precision,
+        precision=asked.precision,
         threat_model=threat_model,
-        batch_size=size,
+        batch_size=asked.batch_size,
         workers=max(workers, sharing),
         alone=not further,
-        planned_passes=_planned_passes(planned, threat_model, model, len(aims)),
+        planned_passes=planned_passes(planned, threat_model, model, len(aims)),
     )
-    if is_randomised:
-        choice = replace(choice, reason="outputs are random")
-    adjudicator = Adjudicator(judge, threat_model, batch_size)
+    adjudicator = Adjudicator(model, threat_model, batch_size)
+    if randomised is not None:
+        choice = randomised.searched(choice)
+        adjudicator = randomised.adjudicator(threat_model, batch_size)
     every_pass = partial(_every_pass, adjudicator, choice.models, probe[:2], labels[:2])
     pays = settings.workers is not None or not choice.is_short
     return PreparedModel(
@@ -345,6 +349,7 @@ def prepare_model(
         shard_size=max(64, _SHARD_VALUES // (_STATE_COPIES * math.prod(dataset.input_shape))),
         metrics=SampleMetrics(model, dataset, rows[correct[rows]], device, _BATCH),
         replicas=replicas(model, adjudicator, choice.models, further, probe[:2]),
+        randomised=randomised,
     )
 
 
@@ -371,30 +376,3 @@ def _every_pass(
     for searched_on in models.different():
         searched_on.logits(inputs)
         searched_on.gradient(inputs, loss)
-
-
-def steps_a_sample(attack: Attack[Any] | Trials, num_classes: int) -> int:
-    """Steps of all searches of a sample that survives; 0 where the attack will be skipped."""
-    if isinstance(attack, Trials):
-        return len(attack.names)
-    try:
-        return attack.searches(num_classes) * attack.most_steps()
-    except AttackError:  # not defined for so few classes
-        return 0
-
-
-def _planned_passes(
-    planned: Sequence[AttackSpec], threat_model: ThreatModel, model: RobenchModel, count: int
-) -> int:
-    """Search steps for ``count`` samples that survive everything."""
-    passes = 0
-    for spec in planned:
-        for index, stage in enumerate(spec.for_outputs(model.outputs)):
-            attack = build_attack(stage, threat_model)
-            if not isinstance(attack, Attack):
-                continue
-            samples = count
-            if spec.audit is not None and index >= spec.audit.first_stage:
-                samples = spec.audit.sample_size(count)
-            passes += samples * steps_a_sample(attack, model.num_classes)
-    return passes

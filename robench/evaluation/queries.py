@@ -132,7 +132,7 @@ class Queries:
     def _spend(self, points: Tensor, rows: Tensor | None, backwards: int) -> Tensor:
         """Count a forward and some backward passes, as often as the model makes them; int64 (B,), the
         slots that they are for."""
-        forwards = self.model.passes if backwards else 1
+        forwards = self.model.passes if backwards else self.model.logit_passes
         backwards *= self.model.passes
         if rows is None:
             self.forwards += forwards

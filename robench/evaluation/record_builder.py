@@ -19,6 +19,7 @@ from robench.evaluation.cascade_state import CascadeState
 from robench.evaluation.environment import describe_environment
 from robench.evaluation.flags import errored_flags
 from robench.evaluation.prepared_model import PreparedModel
+from robench.evaluation.randomised import asked_draws, error_rates
 from robench.evaluation.sample_metrics import SampleMetrics, summarise
 from robench.records import (
     REACHED,
@@ -92,8 +93,23 @@ class RecordBuilder:
                 label=int(data.labels[row]),
                 clean_prediction=None if row in prepared.errors else prediction,
                 clean_margin=None if row in prepared.errors else margin,
-                **(self._not_attacked(row) if row not in place else self._found(place[row])),
+                **self._with_rates(
+                    row, self._not_attacked(row) if row not in place else self._found(place[row])
+                ),
             )
+
+    def _with_rates(self, row: int, found: dict[str, Any]) -> dict[str, Any]:
+        """What is known of a sample, and, of random outputs, the shares of its draws that are wrong."""
+        repeated = self.prepared.randomised
+        if repeated is None:
+            return found
+        values = dict(found.get("values", {}))
+        if row not in self.prepared.errors:
+            values |= error_rates("clean", float(self.prepared.margins[row]), repeated.verdict)
+        if (margin := found.get("adv_margin")) is not None:
+            towards = self.targets is not None
+            values |= error_rates("adv", margin, repeated.verdict, towards)
+        return {**found, "values": values}
 
     def _not_attacked(self, row: int) -> dict[str, Any]:
         if str(int(self.dataset.labels[row])) == self.targets:
@@ -163,6 +179,8 @@ class RecordBuilder:
             attack=self.attack,
             seed=prepared.settings.seed,
             precision=prepared.settings.precision,
+            draws=asked_draws(prepared.model, prepared.settings.draws),
+            repeated_draws=prepared.randomised.record() if prepared.randomised else None,
             foreign=foreign,
             counts={outcome: counts.get(outcome, 0) for outcome in possible},
             stages=attacked.stages if len(attacked.stages) > 1 or self.attack.through else (),

@@ -24,6 +24,7 @@ from robench.evaluation.prepared_model import (
     Settings,
     prepare_model,
 )
+from robench.evaluation.randomised import asked_draws, is_judged_by_draws
 from robench.evaluation.recognition import may_go_on, told_margins
 from robench.evaluation.record_builder import RecordBuilder
 from robench.evaluation.snapshots import Saver, load_snapshot
@@ -194,6 +195,7 @@ def key_of(
         attack=attack,
         seed=settings.seed,
         precision=settings.precision,
+        draws=asked_draws(model, settings.draws),
         foreign=code_from_outside(attack, model) if foreign is None else foreign,
     )
 
@@ -202,13 +204,15 @@ def kept_record(
     store: Store, key: str, *, adversarial: bool, trace: bool = False
 ) -> StoredRecord | None:
     """The store's record of a job, if it answers what is asked for: where ``adversarial`` inputs or a
-    ``trace`` are wanted, one that has them; and one that says by which slopes its model is known. A
-    damaged one is set aside."""
+    ``trace`` are wanted, one that has them; one that says by which slopes its model is known, and, of
+    random outputs, of how many draws its verdicts are. A damaged one is set aside."""
     if not store.has(key):
         return None
     try:
         stored = store.read(key)
-        wanting = stored.record.slopes is None
+        record = stored.record
+        wanting = record.slopes is None
+        wanting = wanting or (record.repeated_draws is None and is_judged_by_draws(record.flags))
         wanting = wanting or (adversarial and not store.has_adversarial(key))
         wanting = wanting or (trace and not store.has_trace(key))
         return None if wanting else stored
@@ -342,7 +346,8 @@ class _ModelJob:
             earlier = store.read(key)
             if earlier.same_outcomes(samples):
                 slopes = earlier.record.slopes or record.slopes
-                record = earlier.record.model_copy(update={"slopes": slopes})
+                now = {"slopes": slopes, "repeated_draws": record.repeated_draws}
+                record = earlier.record.model_copy(update=now)
                 samples = earlier.rows
         stored = store.write(
             record,

@@ -107,7 +107,7 @@ def write_pngs(
     adversarial = store.adversarial_rows(stored.record.key)
     check_sources(stored, adversarial, model, dataset)
     mode = _mode(stored.record.model.id, dataset.input_shape[0])
-    judge = judge_of(stored, model, batch_size=256)
+    judge = judge_of(stored, model, dataset.input_shape, batch_size=256)
     names = picture_names(list(stored.table["sample_id"]))
     rows = []
     for part in kept_parts(stored, adversarial, dataset, device, batch_size=256):

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from robench.datasets import DATASETS, Dataset
 from robench.datasets.base import Subset
@@ -20,7 +20,7 @@ from robench.errors import RobenchError, StoreError, UsageError
 from robench.evaluation.adjudicate import Adjudicator
 from robench.evaluation.adversarial_inputs import KeptInputs
 from robench.evaluation.parts import part_rows
-from robench.evaluation.repeated_draws import MostOfDraws, drawn_flag
+from robench.evaluation.randomised import adjudicator_of, is_judged_by_draws
 from robench.inspection.eight_bits import in_eight_bits
 from robench.models.loading import load_model
 from robench.models.wrapper import RobenchModel
@@ -177,7 +177,7 @@ def reverify(
         StoreError: as many adversarial inputs as samples are needed, and are not there.
     """
     check_sources(stored, adversarial, model, dataset)
-    judge = judge_of(stored, model.to(device), batch_size)
+    judge = judge_of(stored, model.to(device), dataset.input_shape, batch_size)
     targeted = stored.record.threat_model.targets is not None
     disagreements: dict[str, str] = {}
     judged = 0
@@ -211,19 +211,22 @@ def finds_in_8_bits(
 ) -> int:
     """How many of a record's finds are finds still, once they are rounded to 256 grey levels; the
     arguments are those of :func:`reverify`, which has approved of them."""
-    judge = judge_of(stored, model.to(device), batch_size)
+    judge = judge_of(stored, model.to(device), dataset.input_shape, batch_size)
     return sum(
         int(in_eight_bits(part.points, part.inputs, part.classes, judge)[1].broken.sum())
         for part in kept_parts(stored, adversarial, dataset, device, batch_size, Outcome.BROKEN)
     )
 
 
-def judge_of(stored: StoredRecord, model: RobenchModel, batch_size: int) -> Adjudicator:
-    """Who judged a record, with its model."""
-    network: nn.Module = model
-    if any(flag.name == drawn_flag().name for flag in stored.record.flags):
-        network = MostOfDraws(network, stored.record.seed)
-    return Adjudicator(network, stored.record.threat_model, batch_size)
+def judge_of(
+    stored: StoredRecord, model: RobenchModel, shape: Sequence[int], batch_size: int
+) -> Adjudicator:
+    """Who judged a record, with its model, on inputs of a ``shape`` (C, H, W)."""
+    record = stored.record
+    if is_judged_by_draws(record.flags):
+        about = record.repeated_draws, record.seed, record.threat_model
+        return adjudicator_of(model, shape, *about, batch_size)
+    return Adjudicator(model, record.threat_model, batch_size)
 
 
 class KeptPart(NamedTuple):

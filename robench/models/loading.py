@@ -67,8 +67,7 @@ def load_model(
         model: see :func:`robench.models.find_card`; or an address in another collection,
             ``hf:OWNER/NAME`` or ``robustbench:DATASET/THREAT/NAME``. A bare card's relative
             weights are looked for in the current folder.
-        dataset: narrows a short name.
-        threat_model: narrows a short name.
+        dataset, threat_model: narrow a short name.
         device: where to put it.
         trust_pickle: execute the code that the weights file carries.
         trust_code: import the callable that the card names, wherever the card is from. Without it
@@ -128,6 +127,7 @@ def load_model(
         forward_spec=card.forward,
         attention=card.attention,
         preprocessing=card.preprocessing,
+        draws=card.draws,
         remarks=remarks,
         identity=None if identity is None else identity.sha256,
         fingerprint_by=fingerprint_by,

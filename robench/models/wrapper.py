@@ -46,6 +46,7 @@ class RobenchModel(nn.Module):
         forward_spec: arguments of its ``forward`` and the paths to its outputs.
         attention: how to look at its attention and features.
         preprocessing: how images of other sizes are prepared for it; None: as their data set does.
+        draws: of one verdict, where its outputs are random; None: not said.
         summary: what records and leaderboards say about it.
         remarks: what every record of it says beside that.
         identity: of the network as ``summary`` was made (see
@@ -68,6 +69,7 @@ class RobenchModel(nn.Module):
         forward_spec: ForwardSpec | None = None,
         attention: AttentionSpec | None = None,
         preprocessing: PreprocessingSpec | None = None,
+        draws: int | None = None,
         remarks: Sequence[Flag] = (),
         identity: str | None = None,
         fingerprint_by: Callable[[str], str] | None = None,
@@ -80,6 +82,7 @@ class RobenchModel(nn.Module):
         self.forward_spec = forward_spec or ForwardSpec()
         self.attention = attention or AttentionSpec()
         self.preprocessing = preprocessing
+        self.draws = draws
         self.remarks = tuple(remarks)
         self.identity = identity
         self.fingerprint_by = fingerprint_by

@@ -21,6 +21,7 @@ from robench.records.cards import (
     Provenance,
     WeightsSpec,
 )
+from robench.records.draws import ERROR_RATES, RepeatedDraws
 from robench.records.evaluations import (
     REACHED,
     RECORD_SCHEMA_VERSION,
@@ -52,6 +53,7 @@ from robench.records.validations import (
 )
 
 __all__ = [
+    "ERROR_RATES",
     "JUDGED",
     "LIBRARIES",
     "PROGRAM",
@@ -84,6 +86,7 @@ __all__ = [
     "PartOf",
     "PreprocessingSpec",
     "Provenance",
+    "RepeatedDraws",
     "RunCounts",
     "SampleOutcome",
     "Slopes",

@@ -220,6 +220,8 @@ class ModelCard(Frozen):
     """How images of other sizes are prepared for it; None: as the data set does."""
     forward: ForwardSpec = Field(default_factory=lambda: ForwardSpec())
     attention: AttentionSpec = Field(default_factory=lambda: AttentionSpec())
+    draws: Whole | None = Field(None, ge=2)
+    """Of one verdict, of a network that is meant to have random outputs; None: it has none"""
     provenance: Provenance = Field(default_factory=lambda: Provenance())
 
     @field_validator("threat_model")

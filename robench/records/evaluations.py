@@ -10,6 +10,7 @@ from pydantic import Field
 
 from robench.records.base import Flag, Frozen, Sha256, Shown, canonical_hash
 from robench.records.cards import PreprocessingSpec
+from robench.records.draws import RepeatedDraws
 from robench.records.slopes import Slopes
 from robench.records.suites import AttackSpec
 from robench.threat_models import ThreatModel
@@ -272,6 +273,10 @@ class EvaluationRecord(Frozen):
     seed: int
     precision: str | None = None
     """Of the search, as asked for; None: not recorded then."""
+    draws: int | None = None
+    """Of one verdict, as asked for; None: nobody said how many"""
+    repeated_draws: RepeatedDraws | None = None
+    """What verdicts are made of; None: outputs are not random, or not recorded then"""
     foreign: dict[str, str] = Field(default_factory=dict)
     """Code from outside robench that was run: attack or metric → version or hash."""
     counts: dict[Outcome, int]
@@ -310,6 +315,7 @@ class EvaluationRecord(Frozen):
                 attack=self.attack,
                 seed=self.seed,
                 precision=self.precision,
+                draws=self.draws,
                 foreign=self.foreign,
                 revision=revision,
             )
@@ -343,12 +349,14 @@ def job_key(
     seed: int,
     precision: str | None,
     foreign: Mapping[str, str],
+    draws: int | None = None,
     revision: int = RESULTS_REVISION,
 ) -> str:
     """The content address of a record: a hash of exactly what determines its numbers.
 
     ``model`` is its fingerprint, ``precision`` the search's as asked for (what ``auto`` chooses is
-    not known beforehand), ``foreign`` the code from outside robench that attacks or metrics run.
+    not known beforehand), ``foreign`` the code from outside robench that attacks or metrics run,
+    ``draws`` those of one verdict, if anybody says how many.
     Up to revision 5 precision was None, and keys held neither these nor the masks.
     """
     if revision == _AUDITS_ALONE and attack.audit is None:
@@ -363,6 +371,8 @@ def job_key(
     }
     if precision is not None:
         content |= {"masks": dataset.masks, "precision": precision, "foreign": dict(foreign)}
+    if draws is not None:
+        content["draws"] = draws
     return canonical_hash(content)
 
 

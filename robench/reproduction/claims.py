@@ -229,6 +229,7 @@ def _again(claim: ModelResult, request: Request) -> Request:
         goal=threat.goal,
         targets=threat.targets,
         seed=claim.group.seed,
+        draws=next((s.record.draws for s in claim.attacks.values()), request.draws),
         suite=Suite(
             name="claimed", attacks=tuple(item.record.attack for item in claim.attacks.values())
         ),

@@ -13,14 +13,21 @@ import numpy as np
 import pandas as pd
 
 from robench.errors import CorruptRecordError, RobenchError, one_line
-from robench.records import REACHED, AuditResult, EvaluationRecord, MetricSummary, Outcome
+from robench.records import (
+    ERROR_RATES,
+    REACHED,
+    AuditResult,
+    EvaluationRecord,
+    MetricSummary,
+    Outcome,
+)
 from robench.records.corruptions import CORRECT
 from robench.results.stored_record import StoredRecord
 from robench.results.tables import metric_columns
 from robench.text import visible
 from robench.threat_models import class_number
 
-_NO_MEAN = {"minimum_size", "target"}
+_NO_MEAN = {"minimum_size", "target", *ERROR_RATES}
 """Columns beside the fixed ones that are no metrics, and those that start with ``REACHED``
 or ``CORRECT``."""
 

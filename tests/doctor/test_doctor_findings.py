@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 from robench.datasets import load_dataset
 from robench.doctor import Finding, examine
+from robench.doctor.behaviour import randomised
+from robench.doctor.subject import Subject
 from robench.models import RobenchModel, list_cards, load_model, wrap_module
 
 N = 100
@@ -285,7 +287,7 @@ FAULTS = {
         lambda: Remembering(trained()), "history_dependent", "after an input like it"
     ),
     "dropout": Fault(
-        lambda: around(after=nn.functional.dropout, inner=robust), "randomised", "aa-rand"
+        lambda: around(after=nn.functional.dropout, inner=robust), "randomised", "--draws"
     ),
     "noise": Fault(
         lambda: around(before=lambda x: x + 0.1 * torch.randn_like(x)), "randomised", "passes"
@@ -441,6 +443,17 @@ def test_refusals_are_counted() -> None:
     found = by_name(examine(model, inputs[:8], labels[:8]))
     assert found["raises"].count in (3, 4)
     assert "16 passes over the same inputs raise: RuntimeError: busy" in found["raises"].evidence
+
+
+def test_noise_that_changes_the_length_of_logits_alone_is_seen() -> None:
+    class Unsteady(nn.Module):
+        def forward(self, inputs: Tensor) -> Tensor:
+            height = inputs.flatten(1).sum(dim=1) + 0.1 * torch.rand(len(inputs))
+            return torch.stack((height, -height), dim=1)
+
+    model = wrap_module(Unsteady(), num_classes=2, input={"channels": 1})
+    subject = Subject(model, torch.ones(8, 1, 2, 2), torch.zeros(8, dtype=torch.int64))
+    assert [finding.name for finding in randomised(subject)] == ["randomised"]
 
 
 # One of each architecture; before a run, pgd-at below.

@@ -14,6 +14,8 @@ from torch import Tensor
 from robench.datasets import Preprocessing
 from robench.errors import CardError, CheckpointError, RobenchError, UnknownNameError
 from robench.models import load_checkpoint, load_model
+from robench.models.architectures.transformers_library import _as_it_was
+from robench.models.code_identity import code_identity
 from robench.models.sources import hub_card
 from robench.models.transformers_repositories import described, is_classifier
 from robench.records import PreprocessingSpec
@@ -65,7 +67,8 @@ def saved(kind: str, folder: Path) -> Any:
 
     configuration = getattr(transformers, f"{kind}Config")(num_labels=5, **KINDS[kind])
     torch.manual_seed(0)
-    network = transformers.AutoModelForImageClassification.from_config(configuration).eval()
+    with _as_it_was(torch.nn.Module):
+        network = transformers.AutoModelForImageClassification.from_config(configuration).eval()
     with torch.no_grad():
         for parameter in network.parameters():  # scales that start at next to nothing
             parameter.add_(0.05 * torch.randn_like(parameter))
@@ -90,7 +93,9 @@ def test_a_saved_folder_becomes_a_model_with_a_map(kind: str, tmp_path: Path) ->
     from robench.attention import AttentionExtractor
 
     network = saved(kind, tmp_path / "tiny")
+    other = code_identity(torch.nn.ReLU())
     model = load_model(f"hf:{tmp_path / 'tiny'}")
+    assert code_identity(torch.nn.ReLU()) == other
     torch.testing.assert_close(model(INPUTS), by_hand(network))
     assert model.num_classes == 5
     assert model.summary.name == "tiny"

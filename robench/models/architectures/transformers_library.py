@@ -92,7 +92,8 @@ def _build(model_type: str, configuration: Any, /, **arguments: Any) -> nn.Modul
             hint=f"Did you mean {close[0]!r}?" if close else "See its configuration's fields",
         )
     classifiers: Any = AutoModelForImageClassification  # which has no types
-    network: nn.Module = classifiers.from_config(configuration(**arguments))
+    with _as_it_was(nn.Module):
+        network: nn.Module = classifiers.from_config(configuration(**arguments))
     return network.eval()
 
 
@@ -113,7 +114,7 @@ def in_own_names(
         return dict(tensors)
     inner = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
     kind: Any = type(network)
-    with _quiet():
+    with _quiet(), _as_it_was(nn.Module):
         loaded, seen = kind.from_pretrained(
             None,
             config=network.config,
@@ -128,6 +129,17 @@ def in_own_names(
     known = {n: t for n, t in loaded.state_dict().items() if n not in seen["missing_keys"]}
     others = {n: t for n, t in tensors.items() if not n.startswith(prefix)}
     return others | {prefix + name: tensor for name, tensor in {**known, **unknown}.items()}
+
+
+@contextmanager
+def _as_it_was(kind: type) -> Iterator[None]:
+    """Takes away what is put on a class of torch's inside: no other network's code should hold it."""
+    before = set(vars(kind))
+    try:
+        yield
+    finally:
+        for name in set(vars(kind)) - before:
+            delattr(kind, name)
 
 
 @contextmanager

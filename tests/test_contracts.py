@@ -133,6 +133,7 @@ IMPORTS = (
     # Most of what figures cost is to write them, so only the first is written; and .importlinter
     # knows that no report of robench's imports torch, so that some of them are enough.
     "import robench.reporting.plots.style as style\n"
+    "style._DPI = 40\n"
     "written = style.save\n"
     "def save(figure, stem):\n"
     "    style.save = lambda _, stem: [\n"

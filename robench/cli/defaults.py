@@ -62,7 +62,7 @@ def _inside(value: Any) -> str | None:
 _name = _text(_WORD, "plain name")
 
 CHECKS: Mapping[str, Callable[[Any], str | None]] = {
-    **dict.fromkeys(("n", "seed", "batch_size", "workers", "digits"), _whole),
+    **dict.fromkeys(("n", "seed", "draws", "batch_size", "workers", "digits"), _whole),
     **dict.fromkeys(("margin", "level"), _number),
     **dict.fromkeys(("save_adversarial", "trace", "plots", "intervals", "validate"), _answer),
     **dict.fromkeys(("norm", "goal", "targets", "precision", "split", "form"), _name),

@@ -29,6 +29,12 @@ from robench.threat_models import ThreatModel
 
 log = logging.getLogger("robench.evaluation")
 
+HOW_RANDOM = (
+    "%s: outputs are random, and nobody says by how many draws they are to be judged; %d are taken "
+    "(--draws K, draws=K in Python, or draws = K in its card)"
+)
+"""What is said of a model without a number of draws"""
+
 _FOUND, _JUDGED = "randomised", "judged_by_draws"
 _PROBED = 8
 
@@ -67,12 +73,7 @@ class Randomised:
         if all(flag.name != _FOUND for flag in flags):
             return None
         if (verdict := asked_draws(model, verdict)) is None:
-            log.warning(
-                "%s: outputs are random, and nobody says by how many draws they are to be judged; "
-                "%d are taken (--draws K, draws=K in Python, or draws = K in its card)",
-                model.summary.id,
-                DEFAULT_DRAWS,
-            )
+            log.warning(HOW_RANDOM, model.summary.id, DEFAULT_DRAWS)
         inputs, labels = probe
         draws = Draws.of(model, inputs[:_PROBED], seed)
         search = averaged(model, draws, inputs, labels)

@@ -225,7 +225,7 @@ def test_records_of_an_earlier_revision_are_read(tmp_path: Path) -> None:
     samples = make_samples(LETTERS)
     with pytest.MonkeyPatch.context() as patch:
         # The default was bound when the function was made.
-        patch.setattr(evaluations.job_key, "__kwdefaults__", {"revision": 2})
+        patch.setattr(evaluations.job_key, "__kwdefaults__", {"draws": None, "revision": 2})
         record = make_record(samples, precision=None)
     Store(tmp_path).write(record, samples)
     assert Store(tmp_path).read(record.key).record == record

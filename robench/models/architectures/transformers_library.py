@@ -61,16 +61,20 @@ def _configuration(model_type: str) -> Any:
     """The class of a type's configurations."""
     try:
         # Optional, and slow to import.
-        from transformers import CONFIG_MAPPING, MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING
+        from transformers import CONFIG_MAPPING
+
+        # The mapping itself would import the configurations of all types.
+        from transformers.models.auto.modeling_auto import (
+            MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES as KNOWN,
+        )
     except ImportError as error:
         raise MissingDependencyError(
             f"transformers cannot be imported: {one_line(error)}",
             where=f"transformers:{model_type}",
             hint="pip install transformers",
         ) from error
-    known = sorted(kind.model_type for kind in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING)
-    if model_type not in known:
-        raise unknown_name("image classifier of transformers", model_type, known)
+    if model_type not in KNOWN:
+        raise unknown_name("image classifier of transformers", model_type, sorted(KNOWN))
     return CONFIG_MAPPING[model_type]
 
 

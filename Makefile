@@ -8,7 +8,7 @@ VENV ?= .venv-run
 DEV_VENV ?= .venv-dev
 RESULTS ?= build/leaderboard
 SUITE ?= standard
-N ?= 200
+N ?= 150
 
 bin := $(VENV)/bin
 dev := $(abspath $(DEV_VENV))/bin

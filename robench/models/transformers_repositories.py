@@ -76,7 +76,6 @@ def _preprocessing(processor: Mapping[str, Any]) -> PreprocessingSpec:
     kind = str(
         processor.get("image_processor_type") or processor.get("feature_extractor_type") or ""
     )
-    # What is said of a square is its side, of whichever name.
     resize, size = _asked(processor.get("size") if processor.get("do_resize", True) else None, kind)
     crop: int | None = None
     if odd := [name for name in _OTHER_STEPS if processor.get(name)]:
